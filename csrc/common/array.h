@@ -1,0 +1,49 @@
+// A typed run of memory, and its conversion to the type a kernel computes in. Free of torch.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace sigeo_ext {
+
+enum class DType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+// `numel` values of `dtype`, one after another. A null `data` stands for all zeros: the gradient
+// of a parameter that the loss did not reach.
+struct Array {
+  void* data;
+  DType dtype;
+  int64_t numel;
+};
+
+// For the arithmetic that CPU and GPU kernels share. Forced inline, so that it is compiled anew
+// inside each clone of a SIGEO_MULTIVERSION function.
+#if defined(__CUDACC__)
+#define SIGEO_INLINE __host__ __device__ __forceinline__
+#else
+#define SIGEO_INLINE inline __attribute__((always_inline))
+#endif
+
+template <class To, class From>
+SIGEO_INLINE To bit_cast(From from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
+
+SIGEO_INLINE float bfloat16_to_float(uint16_t bits) {
+  return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
+}
+
+// Branch-free, so that loops over it vectorise without F16C. The exponent is rebased by an exact
+// multiplication, which also normalises subnormals; 2^112 moves infinities and NaNs to the top.
+SIGEO_INLINE float float16_to_float(uint16_t bits) {
+  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
+  const float rebased = bit_cast<float>(magnitude) * 0x1p112f;
+  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
+  return bit_cast<float>(bit_cast<uint32_t>(rebased) | special | sign);
+}
+
+}  // namespace sigeo_ext

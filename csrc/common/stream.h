@@ -1,0 +1,22 @@
+// The current CUDA stream, through a function that only a CUDA build of torch has. Declared weak,
+// so that one library with CPU and CUDA kernels also loads beside a CPU-only torch.
+#pragma once
+
+#include <cstdint>
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/headeronly/util/Exception.h>
+
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
+
+namespace sigeo_ext {
+
+inline void* current_stream(int32_t device_index) {
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+                  "sigeo_ext: CUDA tensors need a torch built with CUDA");
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
+  return stream;
+}
+
+}  // namespace sigeo_ext

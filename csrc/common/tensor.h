@@ -1,0 +1,63 @@
+// Checks on lists of tensors, and their way into torch-free arrays, through torch's stable ABI.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include "common/array.h"
+#include "common/parallel.h"
+
+namespace sigeo_ext {
+
+using torch::stable::Tensor;
+using Tensors = std::vector<Tensor>;
+using OptionalTensors = std::vector<std::optional<Tensor>>;
+
+// Gathers the arguments of one call. Each list holds one tensor a layer; the first list added sets
+// the layers' shapes, memory order and device, and what differs from it is refused or, where only
+// the order differs, copied. Messages name the op, the argument and its place in the list.
+class Lists {
+ public:
+  explicit Lists(const char* op) : op_(op) {}
+
+  // A list that is written: its memory must be one run a layer, in float32 or float64, and one of
+  // the two for all such lists.
+  std::vector<Array> state(const char* name, const Tensors& tensors);
+
+  // A list that is read, of any of the four dtypes. An absent tensor stands for zeros.
+  std::vector<Array> inputs(const char* name, const Tensors& tensors);
+  std::vector<Array> inputs(const char* name, const OptionalTensors& tensors);
+
+  // Several lists end to end, all with the layers of the first `layers` tensors.
+  std::vector<Array> rows(const char* name, const OptionalTensors& tensors, size_t layers);
+
+  // A float64 tensor on the layers' device, for results and workspace.
+  Tensor new_float64(std::initializer_list<int64_t> sizes) const;
+
+  int32_t device_index() const;
+
+ private:
+  struct Place {
+    const char* name;
+    size_t index;
+  };
+  Array array(const Place& place, const Tensor& tensor, size_t layer);
+  void check_length(const char* name, size_t length);
+  void check_like(const Place& place, const Tensor& tensor, const Tensor& like) const;
+  std::string text(const Place& place) const;
+
+  const char* op_;
+  OptionalTensors layers_;  // what each layer looks like; absent until a tensor of it was seen
+  std::optional<torch::headeronly::ScalarType> state_dtype_;
+  Tensors copies_;  // keeps copies alive until the call ends
+};
+
+// at::parallel_for over chunks, for the torch-free cores.
+void torch_parallel(int64_t n, const Range& body);
+
+}  // namespace sigeo_ext

@@ -1,0 +1,1 @@
+"""The NAS toolkit: proxies, search spaces, supernets, ranking."""

@@ -1,0 +1,11 @@
+"""Kernels for neural architecture search: gradient statistics, Fisher geometry, weight sharing.
+
+Tensors in, tensors out. Every op is ``torch.ops.sigeo_ext.<name>``, has a pure-PyTorch reference
+that is its fallback and its judge, and compiled kernels where the package was built with them.
+"""
+
+from sigeo_ext import moments
+from sigeo_ext._load import implementations
+
+__all__ = ["__version__", "implementations", "moments"]
+__version__ = "0.1.0"

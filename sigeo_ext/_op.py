@@ -1,0 +1,69 @@
+"""One helper that registers an op: the only place in the package that touches ``torch.library``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import register_flop_formula
+
+NAMESPACE = "sigeo_ext"
+_library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+_names: list[str] = []
+
+
+def define(
+    schema: str,
+    reference: Callable[..., Any],
+    *,
+    fake: Callable[..., Any],
+    setup_context: Callable[..., None] | None = None,
+    backward: Callable[..., Any] | None = None,
+    vmap: Callable[..., Any] | None = None,
+    flops: Callable[..., int] | None = None,
+) -> Any:
+    """Register an op and return it.
+
+    The reference is the op's meaning on every device; a compiled kernel for one device, once
+    loaded, goes before it there.
+
+    Args:
+        schema: The op's schema, for example ``"moments_dot(Tensor[] a, Tensor[] b) -> Tensor"``.
+        reference: Plain torch, with the schema's arguments.
+        fake: Shapes and dtypes of the results from fake tensors.
+        setup_context: Saves what ``backward`` needs.
+        backward: The gradient, itself made of ops. An op without one is not differentiable.
+        vmap: The batching rule, ``(info, in_dims, *args) -> (outputs, out_dims)``.
+        flops: Floating-point operations from the arguments' shapes (tensors come as shapes).
+
+    Returns:
+        The default overload of the op.
+    """
+    name = schema.split("(", 1)[0]
+    _library.define(schema)  # type: ignore[no-untyped-call]
+    _library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    qualified = f"{NAMESPACE}::{name}"
+    torch.library.register_fake(qualified, fake, lib=_library)
+    if backward is not None:
+        torch.library.register_autograd(
+            qualified, backward, setup_context=setup_context, lib=_library
+        )
+    if vmap is not None:
+        torch.library.register_vmap(qualified, vmap, lib=_library)
+    op = getattr(torch.ops.sigeo_ext, name)
+    if flops is not None:
+        register_flop_formula(op)(flops)
+    _names.append(name)
+    return op.default
+
+
+def names() -> list[str]:
+    """The names of all defined ops, in order of definition."""
+    return list(_names)
+
+
+def has_kernel(name: str, dispatch_key: str) -> bool:
+    """Whether a compiled kernel serves op ``name`` for ``dispatch_key`` ("CPU" or "CUDA")."""
+    qualified = f"{NAMESPACE}::{name}"
+    return torch._C._dispatch_has_kernel_for_dispatch_key(qualified, dispatch_key)

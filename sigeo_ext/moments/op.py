@@ -1,0 +1,178 @@
+"""Registration of the moments ops; `sigeo_ext.moments` documents them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigeo_ext._op import define
+from sigeo_ext.moments import reference
+from sigeo_ext.moments.reference import COLUMNS, OptionalTensorList
+
+# Floating-point operations a coordinate, by count of instructions in the kernels.
+_UPDATE_FLOPS = 8
+_SUMMARY_FLOPS = 11
+_ROW_FLOPS = 8
+
+
+def _numel(shapes: Sequence[Sequence[int]]) -> int:
+    return sum(math.prod(shape) for shape in shapes)
+
+
+def _update_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, mean, _, grads, ctx.count = inputs
+    ctx.whole = all(g is not None for g in grads)
+    # torch takes a list that holds None for a constant: a gradient through it would be lost.
+    if not ctx.whole and any(g is not None and g.requires_grad for g in grads):
+        raise RuntimeError(
+            "moments_update: grads that require gradients must all be there, got None among them"
+        )
+    ctx.layers = len(mean)
+    ctx.save_for_backward(*mean, *(grads if ctx.whole else ()))
+
+
+def _update_backward(
+    ctx: Any, d_abs: list[Tensor], d_mean: list[Tensor], d_m2: list[Tensor]
+) -> tuple[Any, ...]:
+    n = ctx.count + 1
+    means, grads = ctx.saved_tensors[: ctx.layers], ctx.saved_tensors[ctx.layers :]
+    into_abs, into_mean, into_m2, into_grads = [], [], [], []
+    for layer, mean in enumerate(means):
+        value = grads[layer].to(mean.dtype) if ctx.whole else torch.zeros_like(mean)
+        # M2 gains (g - mean)^2 (n-1)/n, and the mean moves by (g - mean)/n.
+        through_m2 = d_m2[layer] * 2 * (value - mean) * (ctx.count / n)
+        through_mean = d_mean[layer] * (ctx.count / n) - through_m2
+        unread = torch.zeros_like(mean)
+        into_abs.append(d_abs[layer] if ctx.count > 1 else unread)
+        into_m2.append(d_m2[layer] if ctx.count > 1 else unread)
+        if ctx.count == 1:  # A1 is read off the mean
+            through_mean = through_mean + d_abs[layer] * mean.sign()
+        into_mean.append(through_mean if ctx.count else unread)
+        into_grad = d_abs[layer] * value.sign() + d_mean[layer] / n + through_m2
+        into_grads.append(into_grad.to(grads[layer].dtype) if ctx.whole else None)
+    return into_abs, into_mean, into_m2, into_grads if ctx.whole else None, None
+
+
+def _batched(tensors: OptionalTensorList, dims: Any, batch: int) -> list[Tensor | None]:
+    """Each tensor with the batch as its first dimension."""
+    if not isinstance(dims, (list, tuple)):
+        dims = [dims] * len(tensors)
+    return [
+        None if t is None else t.movedim(d, 0) if d is not None else t.expand(batch, *t.shape)
+        for t, d in zip(tensors, dims, strict=True)
+    ]
+
+
+def _update_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+    lists = [_batched(a, d, info.batch_size) for a, d in zip(args[:4], in_dims[:4], strict=True)]
+    dims = [0] * len(lists[0])
+    return moments_update(*lists, args[4]), (dims, dims, dims)
+
+
+_STATE = "Tensor[] abs_sum, Tensor[] mean, Tensor[] m2"
+moments_update = define(
+    f"moments_update({_STATE}, Tensor?[] grads, SymInt count) -> (Tensor[], Tensor[], Tensor[])",
+    reference.update,
+    fake=lambda abs_sum, mean, m2, grads, count: tuple(
+        [torch.empty_like(t) for t in state] for state in (abs_sum, mean, m2)
+    ),
+    setup_context=_update_context,
+    backward=_update_backward,
+    vmap=_update_vmap,
+    flops=lambda abs_sum, *_, **__: _UPDATE_FLOPS * _numel(abs_sum),
+)
+moments_update_ = define(
+    "moments_update_(Tensor(a!)[] abs_sum, Tensor(b!)[] mean, Tensor(c!)[] m2, "
+    "Tensor?[] grads, SymInt count) -> ()",
+    reference.update_,
+    fake=lambda abs_sum, mean, m2, grads, count: None,
+    flops=lambda abs_sum, *_, **__: _UPDATE_FLOPS * _numel(abs_sum),
+)
+moments_fold_rows_ = define(
+    "moments_fold_rows_(Tensor(a!)[] first, Tensor(b!)[] second, Tensor(c!)[] third) -> ()",
+    reference.fold_rows_,
+    fake=lambda first, second, third: None,
+    flops=lambda first, *_, **__: 3 * _ROW_FLOPS * _numel(first),
+)
+
+
+def _per_member(name: str, stacked: Sequence[bool]) -> Callable[..., tuple[Any, int]]:
+    """The batching rule of the op ``name``, which maps lists to one row a layer.
+
+    Each member of the batch becomes further layers of one call: still one launch for all.
+    ``stacked[i]`` says whether argument i holds lists end to end, as many as argument 2 says.
+    """
+
+    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Any, int]:
+        batch = info.batch_size
+        flat: list[Any] = []
+        for argument, dims, is_stacked in zip(args, in_dims, stacked, strict=True):
+            if not isinstance(argument, (list, tuple)):
+                flat.append(argument)
+                continue
+            tensors = _batched(argument, dims, batch)
+            layers = len(tensors) // (args[2] if is_stacked else 1)
+            members: list[Tensor | None] = []
+            for begin in range(0, len(tensors), layers or 1):
+                unit = tensors[begin : begin + layers]
+                members += [None if t is None else t[b] for b in range(batch) for t in unit]
+            flat.append(members)
+        out = getattr(torch.ops.sigeo_ext, name)(*flat)
+        return out.view(batch, -1, *out.shape[1:]), 0
+
+    return rule
+
+
+def _new_summary(tensors: OptionalTensorList, layers: int) -> Tensor:
+    device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
+    return torch.empty(layers, len(COLUMNS), dtype=torch.float64, device=device)
+
+
+moments_summary = define(
+    f"moments_summary({_STATE}, Tensor?[] grads, Tensor[] weights, "
+    "SymInt count, SymInt ddof) -> Tensor",
+    reference.summary,
+    fake=lambda abs_sum, mean, m2, grads, weights, count, ddof: _new_summary(mean, len(mean)),
+    vmap=_per_member("moments_summary", [False] * 7),
+    flops=lambda abs_sum, *_, **__: _SUMMARY_FLOPS * _numel(abs_sum),
+)
+moments_rows_summary = define(
+    "moments_rows_summary(Tensor?[] rows, Tensor[] weights, int count, SymInt ddof) -> Tensor",
+    reference.rows_summary,
+    fake=lambda rows, weights, count, ddof: _new_summary([*rows, *weights], len(rows) // count),
+    vmap=_per_member("moments_rows_summary", [True, False, False, False]),
+    flops=lambda rows, weights, count, *_, **__: (
+        (_ROW_FLOPS + _SUMMARY_FLOPS // count) * _numel([row for row in rows if row is not None])
+    ),
+)
+
+
+def _dot_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    a, b = inputs
+    ctx.layers = len(a)
+    ctx.save_for_backward(*a, *b)
+
+
+def _dot_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    a, b = ctx.saved_tensors[: ctx.layers], ctx.saved_tensors[ctx.layers :]
+    rows = grad.unbind()
+    into_a = [(g * y.double()).to(x.dtype) for g, x, y in zip(rows, a, b, strict=True)]
+    into_b = [(g * x.double()).to(y.dtype) for g, x, y in zip(rows, a, b, strict=True)]
+    return into_a, into_b
+
+
+moments_dot = define(
+    "moments_dot(Tensor[] a, Tensor[] b) -> Tensor",
+    reference.dot,
+    fake=lambda a, b: torch.empty(
+        len(a), dtype=torch.float64, device=a[0].device if a else torch.device("cpu")
+    ),
+    setup_context=_dot_context,
+    backward=_dot_backward,
+    vmap=_per_member("moments_dot", [False, False]),
+    flops=lambda a, *_, **__: 2 * _numel(a),
+)

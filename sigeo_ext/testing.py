@@ -1,0 +1,106 @@
+"""Helpers to test kernels with: one table of tolerances, error norms, poisoned memory.
+
+Public, so that users can hold their own layers and ops to the same standard.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["TOLERANCE", "assert_close", "error_ratio", "poison_empty", "threads"]
+
+TOLERANCE = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 2e-3,
+    torch.bfloat16: 2e-2,
+}
+"""Largest error ratio that `assert_close` accepts, by the less precise of the two dtypes."""
+
+
+def error_ratio(actual: Tensor, expected: Tensor) -> float:
+    """``||actual - expected|| / ||expected||`` in float64; 0 if both are empty or zero.
+
+    Equal infinities and NaNs in the same place count as no error, a NaN elsewhere as infinite.
+
+    Raises:
+        ValueError: The shapes differ.
+    """
+    a, e = actual.detach().double().cpu(), expected.detach().double().cpu()
+    if a.shape != e.shape:
+        raise ValueError(
+            f"error_ratio: shapes must be equal, got {list(a.shape)} and {list(e.shape)}"
+        )
+    same = (a == e) | (a.isnan() & e.isnan())
+    difference = torch.where(same, 0.0, a - e).norm()
+    scale = torch.where(same & ~e.isfinite(), 0.0, e).norm()
+    if difference == 0:
+        return 0.0
+    return float("inf") if difference.isnan() else float(difference / scale)
+
+
+def assert_close(
+    actual: Tensor | Sequence[Tensor],
+    expected: Tensor | Sequence[Tensor],
+    *,
+    tolerance: float | None = None,
+) -> None:
+    """Assert that tensors, or two lists of them, agree in shape and by their error ratio.
+
+    Args:
+        actual: What came out.
+        expected: What should have.
+        tolerance: The largest error ratio; from `TOLERANCE` if not given.
+
+    Raises:
+        AssertionError: They do not; the message names the first that differs and its error.
+    """
+    pairs = (
+        [(actual, expected)]
+        if isinstance(actual, Tensor) and isinstance(expected, Tensor)
+        else list(zip(actual, expected, strict=True))
+    )
+    for index, (a, e) in enumerate(pairs):
+        if a.shape != e.shape:
+            raise AssertionError(f"[{index}] shape {list(a.shape)}, expected {list(e.shape)}")
+        limit = tolerance
+        if limit is None:
+            limit = max(TOLERANCE.get(a.dtype, 0.0), TOLERANCE.get(e.dtype, 0.0))
+        ratio = error_ratio(a, e)
+        if not ratio <= limit:
+            raise AssertionError(f"[{index}] error ratio {ratio:.3g}, at most {limit:.3g} allowed")
+
+
+@contextlib.contextmanager
+def poison_empty() -> Iterator[None]:
+    """Fill uninitialised tensors with NaN (integers: the largest value), also those made in C++.
+
+    What an op leaves unwritten then shows in its result.
+    """
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic
+    fill = memory.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    memory.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        memory.fill_uninitialized_memory = fill
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with ``count`` intra-op threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

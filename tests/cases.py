@@ -1,0 +1,36 @@
+"""Shapes as data: the lists of layers that every test of a list op runs over."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LAYERS: dict[str, list[tuple[int, ...]]] = {
+    "none": [],
+    "scalar": [()],
+    "one": [(1,)],
+    "zero-size": [(0,), (3, 0, 2), (4,)],
+    "odd": [(2,), (129,), (151, 3), (372,), (1134,)],
+    "convs": [(16, 3, 3, 3), (32, 16, 1, 1), (8, 1, 5, 5), (10, 64)],
+    "one-chunk": [(16384,)],
+    "chunks": [(3, 16411), (5,), (2, 8192), (70001,)],
+    "long-list": [(7,)] * 700,
+}
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def tensors(
+    layers: list[tuple[int, ...]],
+    dtype: torch.dtype = torch.float32,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+) -> list[Tensor]:
+    """Random values of many magnitudes, one tensor a layer."""
+    generator = torch.Generator().manual_seed(seed)
+    values = []
+    for shape in layers:
+        value = torch.randn(shape, generator=generator, dtype=torch.float64)
+        value = value * torch.exp(torch.randn(shape, generator=generator, dtype=torch.float64))
+        values.append(value.to(dtype).to(device))
+    return values

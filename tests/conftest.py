@@ -1,0 +1,29 @@
+"""Fixtures and paths that all tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+
+
+@pytest.fixture(params=["cpu", "cuda"])
+def device(request: pytest.FixtureRequest) -> str:
+    """Each device that tests run on; skips the one that is not there."""
+    if request.param == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return str(request.param)
+
+
+def shared_file(name: str) -> Path:
+    """A file of the data folder beside the checkout, or a skip that says which is missing."""
+    path = SHARED / name
+    if not path.exists():
+        pytest.skip(f"needs {name} in the data folder beside the checkout (SIGEO_SHARED)")
+    return path
