@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from sigeo_ext import moments
 from sigeo_ext.moments.reference import OptionalTensorList, TensorList
 
 _ROWS = 3
+Keep = Literal["copy", "borrow", "own"]
 
 
 class Moments:
@@ -38,13 +41,14 @@ class Moments:
         self._owned = True
         self._state: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
-    def add(self, grads: OptionalTensorList, *, own: bool = False) -> None:
+    def add(self, grads: OptionalTensorList, *, keep: Keep = "copy") -> None:
         """Add a unit.
 
         Args:
             grads: One gradient a layer, None for zeros.
-            own: Whether the tensors are handed over: then they are kept without a copy and may be
-                overwritten. Otherwise they are copied, since their owner may zero them in place.
+            keep: What becomes of the tensors. "copy": they stay the caller's, who may change them
+                at once, even in place. "borrow": kept without a copy; neither side changes them.
+                "own": handed over; kept without a copy, and overwritten later.
 
         Raises:
             ValueError: Not one gradient a layer.
@@ -55,25 +59,15 @@ class Moments:
             )
         if self._state is None and len(self._rows) < _ROWS:
             row = [None if g is None else g.detach() for g in grads]
-            self._rows.append(row if own else [None if g is None else g.clone() for g in row])
+            if keep == "copy":
+                row = [None if g is None else g.clone() for g in row]
+            self._rows.append(row)
+            self._owned = self._owned and keep != "borrow"
         else:
             if self._state is None:
                 self._state = self._fold()
             moments.update_(*self._state, grads, count=self.count)
         self.count += 1
-
-    def share(self) -> Moments:
-        """A second state that begins with the same units and grows on its own.
-
-        Raises:
-            RuntimeError: The units are already folded into a state.
-        """
-        if self._state is not None:
-            raise RuntimeError(f"Moments: share needs at most {_ROWS} units, got {self.count}")
-        other = Moments(self._like, dtype=self._dtype)
-        other.count, other._rows = self.count, [list(row) for row in self._rows]
-        self._owned = other._owned = False
-        return other
 
     def summary(
         self, *, last: OptionalTensorList | None = None, weights: TensorList = (), ddof: int = 0

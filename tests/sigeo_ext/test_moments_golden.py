@@ -28,14 +28,14 @@ def check(ratio, inner, golden):
     assert fr == pytest.approx(golden["sigeo_cv_fr_term"], rel=1e-4)
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("keep", ["copy", "own"])
 @pytest.mark.parametrize("name", NAMES)
-def test_torch_path(name, own):
+def test_torch_path(name, keep):
     grads, theta, golden = load(name)
     weights = [torch.from_numpy(t) for t in theta]
     state = moments.Moments(weights)
     for m in range(len(grads[0]) - 1):
-        state.add([torch.from_numpy(g[m].copy()) for g in grads], own=own)
+        state.add([torch.from_numpy(g[m].copy()) for g in grads], keep=keep)
     last = [torch.from_numpy(g[-1]) for g in grads]
     summary = state.summary(last=last, weights=weights)
     check(summary.ratio, summary.inner, golden)

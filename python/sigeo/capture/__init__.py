@@ -1,0 +1,31 @@
+"""Gradient statistics of any ``nn.Module``; the model comes back as it was."""
+
+from sigeo.capture.batches import Batches, MemoryFormat
+from sigeo.capture.fisher_rao import sample_inner_products
+from sigeo.capture.layers import Selection, select
+from sigeo.capture.state import preserved
+from sigeo.capture.statistics import (
+    FirstGradient,
+    GradientStatistics,
+    LossFunction,
+    Request,
+    gradient_statistics,
+)
+from sigeo.capture.steps import SGD, ClippedAdagrad, Steps
+
+__all__ = [
+    "SGD",
+    "Batches",
+    "ClippedAdagrad",
+    "FirstGradient",
+    "GradientStatistics",
+    "LossFunction",
+    "MemoryFormat",
+    "Request",
+    "Selection",
+    "Steps",
+    "gradient_statistics",
+    "preserved",
+    "sample_inner_products",
+    "select",
+]

@@ -1,0 +1,65 @@
+"""<theta, g_b> of every sample, from one forward pass with a tangent.
+
+The derivative of the loss of sample b along theta is the inner product of theta with that sample's
+gradient, so one forward-mode pass with tangent theta gives all of a batch; no gradient is formed.
+With batch norm in batch mode the loss of a sample is taken as a function of the weights for this
+batch, the other samples included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import Tensor, nn
+
+from sigeo.capture.batches import call
+from sigeo.errors import InputError
+
+
+class _Called(nn.Module):
+    """A model that takes the inputs of a batch as one argument, for `functional_call`."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Any:
+        return call(self.model, inputs)
+
+
+def sample_inner_products(
+    model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Any, labels: Tensor | None
+) -> Tensor:
+    """Inner product of all trainable parameters with each sample's gradient.
+
+    Args:
+        model: Any module whose operations have forward derivatives.
+        loss_fn: (output, labels) to the mean loss; called for one sample at a time.
+        inputs: Of one batch.
+        labels: Of one batch [B, ...].
+
+    Returns:
+        float64 [B].
+
+    Raises:
+        InputError: There are no labels, or the model has an operation without forward derivative.
+    """
+    if labels is None:
+        raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
+    buffers = {f"model.{name}": b.clone() for name, b in model.named_buffers()}
+    with torch.no_grad(), forward_ad.dual_level():
+        duals = {
+            f"model.{name}": forward_ad.make_dual(p.detach(), p.detach())  # type: ignore[no-untyped-call]
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        }
+        try:
+            output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
+            losses = [loss_fn(output[b : b + 1], labels[b : b + 1]) for b in range(len(labels))]
+        except NotImplementedError as error:
+            raise InputError(f"model: {str(error).splitlines()[0]}") from error
+        tangent = forward_ad.unpack_dual(torch.stack(losses)).tangent  # type: ignore[no-untyped-call]
+        return torch.zeros(len(labels)) if tangent is None else tangent.double().clone()

@@ -1,0 +1,43 @@
+"""Which parameters of a model a statistic is about."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from sigeo.errors import InputError
+
+Selection = Literal["layers", "all"]
+"""``layers``: the weights of all convolution and linear modules, as the gradient proxies of the
+field mean it (no biases, no norms). ``all``: every trainable parameter."""
+
+
+def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
+    """The selected parameters by qualified name, each once however often the model uses it.
+
+    A weight that is computed, by a parametrization or by weight norm, is represented by the
+    parameters that it is computed from.
+
+    Raises:
+        InputError: There is none.
+    """
+    if selection == "all":
+        chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    else:
+        chosen = {}
+        names = {id(p): name for name, p in model.named_parameters()}
+        for module in model.modules():
+            if not isinstance(module, (_ConvNd, nn.Linear)):
+                continue
+            owned = list(module.named_parameters(recurse=False))
+            if "parametrizations" in module._modules:
+                owned += list(module.parametrizations.named_parameters())  # type: ignore[union-attr]
+            for name, parameter in owned:
+                if not name.startswith("bias"):
+                    chosen[names[id(parameter)]] = parameter
+    if not chosen:
+        what = "trainable parameter" if selection == "all" else "convolution or linear weight"
+        raise InputError(f"model: expected at least one {what}, found none")
+    return chosen

@@ -1,0 +1,95 @@
+"""Whatever is measured, the model comes back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+class RandomState:
+    """The state of the random number generators that a forward pass may draw from."""
+
+    def __init__(self, device: torch.device):
+        """Take the state of Python's, NumPy's, torch's and the device's generator."""
+        self._device = device
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+    def restore(self) -> None:
+        """Put it back."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state(self._cuda, self._device)
+
+
+class Snapshot:
+    """A copy of a model's buffers, its generators' state and, if asked, its parameters."""
+
+    def __init__(self, model: nn.Module, *, parameters: bool):
+        """Take the copy; `restore` may be called any number of times."""
+        self._buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = [
+            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+            for module in model.modules()
+            for name, buffer in module._buffers.items()
+        ]
+        self._parameters = (
+            [(p, p.detach().clone()) for p in model.parameters()] if parameters else []
+        )
+        self._random = RandomState(device_of(model))
+
+    def restore(self) -> None:
+        """Put everything back in place."""
+        with torch.no_grad():
+            for module, name, buffer, value in self._buffers:
+                if buffer is not None and value is not None:
+                    buffer.copy_(value)
+                module._buffers[name] = buffer
+            for parameter, value in self._parameters:
+                parameter.copy_(value)
+        self._random.restore()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter or buffer; the CPU if it has neither."""
+    tensors: Iterator[Any] = iter([*model.parameters(), *model.buffers()])
+    first = next(tensors, None)
+    return torch.device("cpu") if first is None else first.device
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
+    """Restore the model on exit, also after an exception.
+
+    Modes, gradients (set aside meanwhile), buffers and random states always; parameters if asked,
+    for the price of a copy.
+
+    Args:
+        model: Any module.
+        parameters: Whether the body changes parameters.
+
+    Yields:
+        The snapshot, to go back to in between.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    gradients = [(p, p.grad) for p in model.parameters()]
+    snapshot = Snapshot(model, parameters=parameters)
+    for parameter, _ in gradients:
+        parameter.grad = None
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,29 @@
+"""Scores for networks that nobody has trained. Importing the package registers them all."""
+
+from sigeo.proxies import gradient, sigeo, size, synflow, zico
+from sigeo.proxies.base import (
+    OnGradient,
+    OnModel,
+    OnStatistics,
+    Outcome,
+    Proxy,
+    Score,
+)
+from sigeo.proxies.registry import get, names, register
+
+__all__ = [
+    "OnGradient",
+    "OnModel",
+    "OnStatistics",
+    "Outcome",
+    "Proxy",
+    "Score",
+    "get",
+    "gradient",
+    "names",
+    "register",
+    "sigeo",
+    "size",
+    "synflow",
+    "zico",
+]

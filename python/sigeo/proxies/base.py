@@ -1,0 +1,106 @@
+"""What a proxy is: a function from one measurement to a score, and what it needs to be measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from sigeo.capture import FirstGradient, GradientStatistics, Request
+
+
+@dataclass(frozen=True)
+class Score:
+    """The result of one proxy on one network.
+
+    Attributes:
+        value: Higher is better; -inf if the proxy is not finite there.
+        terms: The parts that the value is made of, by name; not finite ones included.
+        finite: Whether the value is a number to rank by.
+        notes: What a reader should know, such as why the value is not finite.
+    """
+
+    value: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    finite: bool = True
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a proxy's function returns: its value before the sign, and what else it knows."""
+
+    value: float
+    terms: Mapping[str, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class OnModel:
+    """The function gets the model and the inputs of one batch: ``f(model, inputs) -> Outcome``.
+
+    The model is in the mode the user left it in and must be left as it was.
+    """
+
+    function: Callable[[nn.Module, Any], Outcome]
+
+
+@dataclass(frozen=True)
+class OnGradient:
+    """The function gets the first batch's gradient: ``f(gradient) -> 0-d tensor``."""
+
+    function: Callable[[FirstGradient], Tensor]
+
+
+@dataclass(frozen=True)
+class OnStatistics:
+    """The function gets the statistics of all batches: ``f(model, statistics) -> Outcome``."""
+
+    function: Callable[[nn.Module, GradientStatistics], Outcome]
+    request: Request
+    batches: int = 2
+
+
+Measurement = OnModel | OnGradient | OnStatistics
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """A score for networks that nobody has trained.
+
+    Attributes:
+        name: As on the command line and in tables.
+        measurement: What the function gets, and the function.
+        source: Paper and section that define it.
+        cost: "free" (no pass), "forward", "backward" (one pass), "batches" (one for each batch).
+        direction: 1 if the defining formula is better when higher, -1 if lower; `Score.value` is
+            better when higher in both cases.
+        labels: Whether it needs labels.
+        initial_weights: Whether it is defined for untrained weights only.
+        options: What the proxy was made with, as JSON can hold it; part of its identity.
+    """
+
+    name: str
+    measurement: Measurement
+    source: str
+    cost: Literal["free", "forward", "backward", "batches"]
+    direction: Literal[1, -1] = 1
+    labels: bool = False
+    initial_weights: bool = False
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def steps(self) -> bool:
+        """Whether the weights move while it is measured."""
+        measurement = self.measurement
+        return isinstance(measurement, OnStatistics) and measurement.request.steps is not None
+
+    def score(self, outcome: Outcome) -> Score:
+        """The score of an outcome: signed, and -inf where it is not a finite number."""
+        if math.isfinite(outcome.value):
+            return Score(self.direction * outcome.value, outcome.terms, True, outcome.notes)
+        reason = f"{self.name} is {outcome.value}"
+        return Score(-math.inf, outcome.terms, False, (*outcome.notes, reason))

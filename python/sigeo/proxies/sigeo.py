@@ -1,0 +1,189 @@
+"""SiGeo: the ZiCo term, the Fisher-Rao norm of the weights and the loss, after a short warm-up.
+
+"SiGeo: Sub-One-Shot NAS via Geometry of Loss Landscape" (arXiv 2311.13169):
+
+    SiGeo = lambda1 * sum_l log( sum_i mean|g_i| / std(g_i) )  +  lambda2 * fr  -  lambda3 * loss
+
+The published code has two versions that differ from each other and from the paper; each preset is
+one of them, and the three terms are always reported beside the score.
+
+=====================  =========================================================================
+sigeo_cv_official      gradient steps of lr 1 between the batches; population std; fr = 2 log(
+                       sum_l |<G_l, theta_l>| + 1e-5) with G the sum of the batches' gradients and
+                       theta the weights after the last step; layers without ratio count in neither
+sigeo_recsys_official  gradients of all parameters clipped to norm 5, Adagrad steps; unbiased std;
+                       fr = log(|sum_l <G_l, theta_l>| + 1e-10); over all coordinates, where the
+                       published index takes only the first
+sigeo_recsys_buggy     that code to the letter: first coordinate, and layers that print alike
+                       merged; only to compare with numbers it gave
+sigeo_paper            no steps; fr = log of the Fisher-Rao norm, sqrt(mean_b <theta, g_b>^2) over
+                       all parameters and samples; whether the paper squares it is not settled,
+                       which is a factor 2 in lambda2
+=====================  =========================================================================
+
+The loss is that of the last batch, before its step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.capture import SGD, ClippedAdagrad, GradientStatistics, Request
+from sigeo.errors import InputError
+from sigeo.proxies.base import OnStatistics, Outcome, Proxy
+from sigeo.proxies.registry import register
+from sigeo.proxies.zico import ratio_term
+
+LAMBDAS = (1.0, 1.0, 0.0)
+"""Of the published code for networks that have not been warmed up, and ours on a supernet."""
+
+LAMBDAS_WARMED = (1.0, 50.0, 1.0)
+"""Of the published code for networks each warmed up alone."""
+
+_SOURCE = "arXiv 2311.13169; published code"
+
+Terms = Callable[[nn.Module, GradientStatistics], tuple[float, float, tuple[str, ...]]]
+
+
+def _cv_terms(
+    model: nn.Module, statistics: GradientStatistics
+) -> tuple[float, float, tuple[str, ...]]:
+    zico, counted, notes = ratio_term(statistics)
+    inner = statistics.summary.inner[counted].abs().sum()
+    return zico, 2 * float((inner + 1e-5).log()), notes
+
+
+def _recsys_terms(
+    model: nn.Module, statistics: GradientStatistics
+) -> tuple[float, float, tuple[str, ...]]:
+    zico, _, notes = ratio_term(statistics)
+    return zico, float((statistics.summary.inner.sum().abs() + 1e-10).log()), notes
+
+
+def _paper_terms(
+    model: nn.Module, statistics: GradientStatistics
+) -> tuple[float, float, tuple[str, ...]]:
+    zico, _, notes = ratio_term(statistics)
+    assert statistics.sample_inner is not None
+    return zico, float(statistics.sample_inner.square().mean().sqrt().log()), notes
+
+
+def _buggy_terms(
+    model: nn.Module, statistics: GradientStatistics
+) -> tuple[float, float, tuple[str, ...]]:
+    assert statistics.weights is not None
+    gradients: dict[str, list[Tensor]] = {}
+    weights: dict[str, Tensor] = {}
+    for prefix, module in model.named_modules():
+        if any(True for _ in module.children()):
+            continue
+        for name, _ in module.named_parameters(recurse=False):
+            place = f"{prefix}.{name}" if prefix else name
+            for unit in statistics.rows:
+                gradient = unit.get(place)
+                if gradient is not None:
+                    flat = gradient.flatten()
+                    key = f"{module}{flat.shape}"
+                    gradients.setdefault(key, []).append(flat)
+                    weights[key] = statistics.weights[place].flatten()
+    zico, inner = first_coordinate_terms(gradients, weights)
+    return zico, math.log(abs(inner) + 1e-10), ()
+
+
+def first_coordinate_terms(
+    gradients: dict[str, list[Tensor]], weights: dict[str, Tensor]
+) -> tuple[float, float]:
+    """The ZiCo term of the first varying coordinate of each key, and <G, theta> of all.
+
+    Args:
+        gradients: Flat gradients of each key, one a batch.
+        weights: Flat weights of each key.
+
+    Returns:
+        The sum of logs, and the sum over keys of the inner products.
+
+    Raises:
+        InputError: A key has no coordinate that varies; the published code stops there too.
+    """
+    zico = inner = 0.0
+    for key, rows in gradients.items():
+        stacked = torch.stack(rows)
+        std = stacked.std(0)
+        varying = torch.nonzero(std)
+        if len(varying) == 0:
+            raise InputError(f"sigeo_recsys_buggy: no gradient of {key} varies")
+        first = int(varying[0])
+        zico += math.log(float(stacked[:, first].abs().mean() / std[first]))
+        inner += float((stacked.sum(0) * weights[key]).sum())
+    return zico, inner
+
+
+_PRESETS: dict[str, tuple[Terms, Request]] = {
+    "sigeo_cv_official": (_cv_terms, Request(steps=SGD(1.0))),
+    "sigeo_recsys_official": (
+        _recsys_terms,
+        Request(selection="all", steps=ClippedAdagrad(), ddof=1),
+    ),
+    "sigeo_recsys_buggy": (
+        _buggy_terms,
+        Request(selection="all", steps=ClippedAdagrad(), ddof=1, rows=True),
+    ),
+    "sigeo_paper": (_paper_terms, Request(samples=True)),
+}
+
+
+def _make(name: str, preset: str, lambdas: Sequence[float]) -> Proxy:
+    if len(lambdas) != 3 or not all(math.isfinite(value) for value in lambdas):
+        raise InputError(f"lambdas: expected three finite numbers, got {list(lambdas)}")
+    terms, request = _PRESETS[preset]
+    one, two, three = (float(value) for value in lambdas)
+
+    def function(model: nn.Module, statistics: GradientStatistics) -> Outcome:
+        zico, fr, notes = terms(model, statistics)
+        loss = float(statistics.losses[-1])
+        # A term with weight 0 is left out, so that its infinity does not become a NaN.
+        parts = [(one, zico), (two, fr), (-three, loss)]
+        value = sum(weight * term for weight, term in parts if weight != 0)
+        if not math.isfinite(loss):
+            value = math.nan
+            notes = (*notes, f"the loss of the last batch is {loss}")
+        return Outcome(value, {"zico": zico, "fr": fr, "loss": loss}, notes)
+
+    return Proxy(
+        name=name,
+        measurement=OnStatistics(function, request),
+        source=_SOURCE,
+        cost="batches",
+        labels=True,
+        options={"preset": preset, "lambdas": [one, two, three]},
+    )
+
+
+@register("sigeo")
+def sigeo(*, preset: str = "sigeo_cv_official", lambdas: Sequence[float] = LAMBDAS) -> Proxy:
+    """SiGeo by a named preset.
+
+    Args:
+        preset: See the module's table.
+        lambdas: Weights of the ZiCo term, of the Fisher-Rao term and of minus the loss.
+
+    Raises:
+        InputError: No preset of that name, or not three finite numbers.
+    """
+    if preset not in _PRESETS:
+        raise InputError(f"preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
+    return _make("sigeo", preset, lambdas)
+
+
+def _register_preset(preset: str) -> None:
+    @register(preset)
+    def factory(*, lambdas: Sequence[float] = LAMBDAS) -> Proxy:
+        return _make(preset, preset, lambdas)
+
+
+for _preset in _PRESETS:
+    _register_preset(_preset)

@@ -1,0 +1,65 @@
+"""The baselines that belong into every table: params, flops, l2_norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from sigeo.capture import preserved, select
+from sigeo.capture.batches import call
+from sigeo.proxies.base import OnModel, Outcome, Proxy
+from sigeo.proxies.registry import register
+from sigeo_ext import moments
+
+
+def _params(model: nn.Module, inputs: Any) -> Outcome:
+    return Outcome(float(sum(p.numel() for p in model.parameters() if p.requires_grad)))
+
+
+def _one(inputs: Any) -> Any:
+    """The first sample of a batch."""
+    if isinstance(inputs, Tensor):
+        return inputs[:1]
+    if isinstance(inputs, dict):
+        return {name: _one(value) for name, value in inputs.items()}
+    return tuple(_one(value) for value in inputs) if isinstance(inputs, tuple) else inputs
+
+
+def _flops(model: nn.Module, inputs: Any) -> Outcome:
+    with (
+        preserved(model, parameters=False),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        model.eval()
+        call(model, _one(inputs))
+    return Outcome(counter.get_total_flops() / 2)
+
+
+def _l2_norm(model: nn.Module, inputs: Any) -> Outcome:
+    weights = [w.detach() for w in select(model, "layers").values()]
+    return Outcome(float(moments.dot(weights, weights).sqrt().sum()))
+
+
+@register("params")
+def params() -> Proxy:
+    """Number of trainable scalars."""
+    return Proxy("params", OnModel(_params), source="baseline", cost="free")
+
+
+@register("flops")
+def flops() -> Proxy:
+    """Multiply-adds of convolutions and matrix products for one sample.
+
+    Where a search space ranks, it counts its published networks by its own published rule instead.
+    """
+    return Proxy("flops", OnModel(_flops), source="baseline", cost="forward")
+
+
+@register("l2_norm")
+def l2_norm() -> Proxy:
+    """Sum over layers of the norm of the layer's weights."""
+    return Proxy("l2_norm", OnModel(_l2_norm), source="Abdelfattah et al., ICLR 2021", cost="free")

@@ -1,0 +1,5 @@
+"""The pipeline behind `score` and `rank`: proxies on models, spaces, supernets and the store."""
+
+from sigeo.scoring.score import score
+
+__all__ = ["score"]

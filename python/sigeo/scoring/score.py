@@ -1,0 +1,126 @@
+"""`score`: several proxies on one model, in as few passes as they need."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor, nn
+
+from sigeo import proxies as registry
+from sigeo.capture import (
+    Batches,
+    FirstGradient,
+    LossFunction,
+    MemoryFormat,
+    gradient_statistics,
+)
+from sigeo.capture.state import device_of
+from sigeo.errors import InputError
+from sigeo.proxies import OnGradient, OnModel, OnStatistics, Outcome, Proxy, Score
+
+
+def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
+    """Proxies by name or as objects, each name once.
+
+    Raises:
+        InputError: An unknown name, none at all, or one twice.
+    """
+    resolved = [registry.get(p) if isinstance(p, str) else p for p in proxies]
+    if not resolved:
+        raise InputError("proxies: expected at least one, got none")
+    seen: set[str] = set()
+    for proxy in resolved:
+        if proxy.name in seen:
+            raise InputError(f"proxies: expected each once, got {proxy.name} twice")
+        seen.add(proxy.name)
+    return resolved
+
+
+def check_needs(proxies: Sequence[Proxy], *, batches: int, labelled: bool) -> None:
+    """Check that the data serve every proxy.
+
+    Raises:
+        InputError: They do not; the message names the proxy and what it needs.
+    """
+    for proxy in proxies:
+        if proxy.labels and not labelled:
+            raise InputError(f"{proxy.name} needs labels, got batches of inputs alone")
+        if isinstance(proxy.measurement, OnStatistics) and batches < proxy.measurement.batches:
+            raise InputError(
+                f"{proxy.name} needs at least {proxy.measurement.batches} batches, got {batches}"
+            )
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[object],
+    proxies: Sequence[str | Proxy] = ("sigeo", "zico"),
+    *,
+    loss_fn: LossFunction = nn.functional.cross_entropy,
+    memory_format: MemoryFormat = "auto",
+    max_bytes: int | None = None,
+) -> dict[str, Score]:
+    """Score a model by several proxies, which share one set of passes.
+
+    The model comes back as it was: parameters, gradients, buffers, modes and random states. A
+    parameter that the loss does not reach has a zero gradient. A network on which a proxy is not
+    finite gets -inf and a note; only input that could not be measured raises.
+
+    Args:
+        model: Any module, on any device.
+        batches: Pairs (inputs, labels); the first serves the proxies of one batch. Inputs are one
+            tensor, a tuple of positional or a dict of keyword arguments.
+        proxies: Names (`sigeo.proxies.names()`) or objects.
+        loss_fn: (output, labels) to the mean loss of a batch.
+        memory_format: Of images; "auto" is channels_last on a CPU for models with 2-d convolutions.
+        max_bytes: Bound on the memory of the gradient statistics, see
+            `sigeo.capture.gradient_statistics`.
+
+    Returns:
+        A `Score` for each proxy, in the order given.
+
+    Raises:
+        InputError: An unknown proxy, or one whose needs the batches do not meet.
+    """
+    wanted = resolve(proxies)
+    data = Batches(batches, model, device_of(model), memory_format)
+    check_needs(wanted, batches=len(data), labelled=data.labelled)
+    outcomes: dict[str, Outcome] = {}
+    for proxy in wanted:
+        if isinstance(proxy.measurement, OnModel):
+            outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
+    outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
+    return {proxy.name: proxy.score(outcomes[proxy.name]) for proxy in wanted}
+
+
+def _measure_gradients(
+    model: nn.Module,
+    data: Batches,
+    proxies: Sequence[Proxy],
+    loss_fn: LossFunction,
+    max_bytes: int | None,
+) -> dict[str, Outcome]:
+    """The outcomes of the proxies of gradients, from one call of `gradient_statistics`."""
+    on_gradient = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnGradient)}
+    on_statistics = {
+        p.name: p.measurement for p in proxies if isinstance(p.measurement, OnStatistics)
+    }
+    if not on_gradient and not on_statistics:
+        return {}
+    values: dict[str, Tensor] = {}
+
+    def observe(gradient: FirstGradient) -> None:
+        values.update({n: m.function(gradient) for n, m in on_gradient.items()})
+
+    requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
+    results = gradient_statistics(
+        model,
+        data,
+        loss_fn,
+        requests=requests,
+        observer=observe if on_gradient else None,
+        max_bytes=max_bytes,
+    )
+    measured = dict(zip(requests, results, strict=True))
+    outcomes = {n: m.function(model, measured[m.request]) for n, m in on_statistics.items()}
+    return outcomes | {n: Outcome(float(value)) for n, value in values.items()}

@@ -1,0 +1,142 @@
+"""What a search space offers to those who rank, search and train over it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+A = TypeVar("A", bound=Hashable)
+A_in = TypeVar("A_in", bound=Hashable, contravariant=True)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a network costs.
+
+    Attributes:
+        parameters: Number of trainable scalars.
+        flops: Multiply-adds for one input.
+    """
+
+    parameters: int
+    flops: int
+
+
+@dataclass(frozen=True)
+class InputShape:
+    """What the networks of a space take and give.
+
+    Attributes:
+        channels: Channels of the images.
+        size: Height and width of the images, in pixels.
+        classes: Number of classes.
+    """
+
+    channels: int
+    size: int
+    classes: int
+
+
+class Supernet(Protocol[A_in]):
+    """Weights that all architectures of a space share; an ``nn.Module`` as well."""
+
+    def __call__(self, x: Tensor, arch: A_in) -> Tensor:
+        """Run one architecture on a batch."""
+        ...
+
+    def subnet(self, arch: A_in, *, stepped: bool = True) -> nn.Module:
+        """A plain module of one architecture that uses the shared weights themselves.
+
+        Args:
+            arch: The architecture.
+            stepped: Whether the weights may move before or while it runs; if not, parts that only
+                then matter are left out.
+        """
+        ...
+
+
+class SearchSpace(Protocol[A]):
+    """A set of architectures; an architecture is plain hashable data, ``str`` writes it.
+
+    A space object also fixes the sizes around the searched part, so it knows every network.
+
+    Attributes:
+        name: As on the command line.
+        size: Number of architectures.
+    """
+
+    name: str
+    size: int
+
+    def parse(self, text: str) -> A:
+        """The architecture that ``str`` wrote; InputError says what is malformed."""
+        ...
+
+    def index(self, arch: A) -> int:
+        """The number of an architecture, 0 to ``size`` - 1."""
+        ...
+
+    def at(self, index: int) -> A:
+        """The architecture of a number; InputError beyond the ends."""
+        ...
+
+    def sample(self, rng: random.Random) -> A:
+        """An architecture, all equally likely."""
+        ...
+
+    def mutate(self, arch: A, rng: random.Random) -> A:
+        """A neighbour, all equally likely."""
+        ...
+
+    def crossover(self, first: A, second: A, rng: random.Random) -> A:
+        """Each choice from either parent."""
+        ...
+
+    def neighbours(self, arch: A) -> Iterator[A]:
+        """All architectures that differ in one choice."""
+        ...
+
+    def representative(self, arch: A, *, stepped: bool) -> A:
+        """The one that stands for all architectures of the same function.
+
+        Args:
+            arch: The architecture.
+            stepped: Whether the functions must stay equal after optimiser steps.
+        """
+        ...
+
+    def pruned(self, arch: A, *, stepped: bool) -> A:
+        """The same function of the same weights, without the choices that do nothing."""
+        ...
+
+    def cost(self, arch: A) -> Cost:
+        """What the published network of an architecture costs."""
+        ...
+
+    def build(self, arch: A, *, seed: int = 0) -> nn.Module:
+        """The published network of an architecture, with its own weights."""
+        ...
+
+    def supernet(self, *, seed: int = 0) -> Supernet[A]:
+        """Shared weights; every architecture starts as `build` with this seed starts it."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Name and sizes, as JSON can hold them; `spaces.get` makes the same space of them."""
+        ...
+
+
+def distinct(space: SearchSpace[A], count: int, rng: random.Random) -> list[A]:
+    """Sample ``count`` architectures, none twice, in the order drawn."""
+    chosen: dict[A, None] = {}
+    if count * 4 > space.size:  # rejection would be slow: shuffle them all
+        everything = [space.at(index) for index in range(space.size)]
+        rng.shuffle(everything)
+        return everything[:count]
+    while len(chosen) < count:
+        chosen.setdefault(space.sample(rng))
+    return list(chosen)

@@ -1,0 +1,17 @@
+"""NAS-Bench-201: cells, which of them are one function, networks, costs, shared weights."""
+
+from sigeo.spaces.nasbench201.canonical import Zeros, canonical_string, classes
+from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, Cell
+from sigeo.spaces.nasbench201.network import Skeleton
+from sigeo.spaces.nasbench201.space import NASBench201
+
+__all__ = [
+    "EDGES",
+    "OPERATIONS",
+    "Cell",
+    "NASBench201",
+    "Skeleton",
+    "Zeros",
+    "canonical_string",
+    "classes",
+]

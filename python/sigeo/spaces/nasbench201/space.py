@@ -1,0 +1,130 @@
+"""NAS-Bench-201 as a search space."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from sigeo.errors import InputError
+from sigeo.spaces.base import Cost, InputShape
+from sigeo.spaces.nasbench201.canonical import Zeros, pruned, representative
+from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, SIZE, Cell, all_cells, index_of
+from sigeo.spaces.nasbench201.cost import cost
+from sigeo.spaces.nasbench201.network import Network, Skeleton, standalone
+from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
+
+
+class NASBench201:
+    """The 15,625 cells of Dong and Yang (ICLR 2020) in networks of a chosen size."""
+
+    name = "nasbench201"
+    size = SIZE
+
+    def __init__(self, shape: InputShape, *, channels: int = 16, cells: int = 5):
+        """Fix the sizes around the cell.
+
+        Args:
+            shape: Of the images and classes.
+            channels: C, the width of the first stage (published: 16).
+            cells: N, cells of each stage (published: 5).
+
+        Raises:
+            InputError: Images smaller than 4 pixels, which the two reductions would use up, or a
+                size below 1.
+        """
+        if shape.size < 4:
+            raise InputError(f"{self.name}: images must be at least 4 x 4, got {shape.size}")
+        self.shape = shape
+        try:
+            self.skeleton = Skeleton(channels, cells, shape.classes, shape.channels)
+        except ValueError as error:
+            raise InputError(f"{self.name}: {error}") from None
+
+    def parse(self, text: str) -> Cell:
+        """The cell of an official architecture string.
+
+        Raises:
+            InputError: The string is malformed; the message says where.
+        """
+        try:
+            return Cell.parse(text)
+        except ValueError as error:
+            raise InputError(str(error)) from None
+
+    def index(self, arch: Cell) -> int:
+        """The official index, 0 to 15,624."""
+        return index_of(arch)
+
+    def at(self, index: int) -> Cell:
+        """The cell of an official index.
+
+        Raises:
+            InputError: There is none.
+        """
+        if not 0 <= index < SIZE:
+            raise InputError(f"{self.name}: index must be from 0 to {SIZE - 1}, got {index}")
+        return all_cells()[index]
+
+    def sample(self, rng: random.Random) -> Cell:
+        """A cell, all equally likely."""
+        return all_cells()[rng.randrange(SIZE)]
+
+    def mutate(self, arch: Cell, rng: random.Random) -> Cell:
+        """Another operation on one edge, all 24 neighbours equally likely."""
+        edge = rng.randrange(len(EDGES))
+        other = rng.randrange(len(OPERATIONS) - 1)
+        return _with(arch, edge, other + (other >= arch.operations[edge]))
+
+    def crossover(self, first: Cell, second: Cell, rng: random.Random) -> Cell:
+        """Each edge from either parent."""
+        pairs = zip(first.operations, second.operations, strict=True)
+        return Cell(tuple(rng.choice(pair) for pair in pairs))
+
+    def neighbours(self, arch: Cell) -> Iterator[Cell]:
+        """The 24 cells that differ on one edge.
+
+        Yields:
+            Each once.
+        """
+        for edge, current in enumerate(arch.operations):
+            for operation in range(len(OPERATIONS)):
+                if operation != current:
+                    yield _with(arch, edge, operation)
+
+    def representative(self, arch: Cell, *, stepped: bool) -> Cell:
+        """The cell that stands for all of the same function (4,930 classes; stepped, 5,155)."""
+        return representative(arch, Zeros.STEPPED if stepped else Zeros.MERGED)
+
+    def pruned(self, arch: Cell, *, stepped: bool) -> Cell:
+        """The cell with ``none`` on every edge that does nothing."""
+        return pruned(arch, stepped=stepped)
+
+    def cost(self, arch: Cell) -> Cost:
+        """Parameters and FLOPs as the published tables count them."""
+        return cost(arch, self.skeleton, image_size=self.shape.size)
+
+    def build(self, arch: Cell, *, seed: int = 0) -> Network:
+        """The published network, with running statistics in its norms."""
+        return standalone(arch, self.skeleton, seed=seed)
+
+    def supernet(self, *, seed: int = 0) -> NASBench201Supernet:
+        """Single-path shared weights."""
+        return NASBench201Supernet(self.skeleton, seed=seed)
+
+    def describe(self) -> dict[str, Any]:
+        """Name and sizes."""
+        return {
+            "name": self.name,
+            "channels": self.skeleton.channels,
+            "cells": self.skeleton.cells,
+            "classes": self.skeleton.classes,
+            "in_channels": self.skeleton.in_channels,
+            "image_size": self.shape.size,
+        }
+
+
+def _with(arch: Cell, edge: int, operation: int) -> Cell:
+    operations = list(arch.operations)
+    operations[edge] = operation
+    return Cell(tuple(operations))

@@ -1,0 +1,102 @@
+"""Weight sharing on NAS-Bench-201: one convolution for each block, edge and operation."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from sigeo.spaces.nasbench201.canonical import pruned
+from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, Cell
+from sigeo.spaces.nasbench201.network import (
+    CellBlock,
+    ConvNorm,
+    Head,
+    Network,
+    Reduction,
+    Skeleton,
+    convolution,
+    draw_weights,
+    kernel_of,
+    plan_of,
+    run_cell,
+)
+
+
+class CellSlots(nn.Module):
+    """The convolutions of every edge of one cell, whichever of them an architecture uses."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.slots = nn.ModuleDict(
+            {
+                f"{edge}_{operation}": convolution(width, operation, track=False)
+                for edge in range(len(EDGES))
+                for operation in CONVOLUTIONS
+            }
+        )
+
+    def slot(self, edge: int, operation: int) -> ConvNorm:
+        """The module of one operation on one edge."""
+        return self.slots[f"{edge}_{operation}"]  # type: ignore[return-value]
+
+
+class NASBench201Supernet(nn.Module):
+    """All weights of the space.
+
+    Batch norm has scale and shift for each slot and no running statistics: it always uses the
+    batch's, as the paths that share a block have statistics of their own.
+    """
+
+    def __init__(self, skeleton: Skeleton, *, seed: int = 0):
+        """Make the weights.
+
+        Args:
+            skeleton: The sizes around the cell.
+            seed: Every subnet starts with the weights that `network.standalone` gives it.
+        """
+        super().__init__()
+        self.skeleton = skeleton
+        self.stem = ConvNorm(skeleton.in_channels, skeleton.channels, 3, track=False)
+        blocks: list[nn.Module] = []
+        inputs = skeleton.channels
+        for kind, width in skeleton.blocks():
+            is_cell = kind == "cell"
+            blocks.append(CellSlots(width) if is_cell else Reduction(inputs, width, track=False))
+            inputs = width
+        self.blocks = nn.ModuleList(blocks)
+        self.head = Head(inputs, skeleton.classes, track=False)
+        for name, module in self.named_modules():
+            draw_weights(module, f"{_standalone_name(name)}.{kernel_of(module)}", seed)
+
+    def forward(self, x: Tensor, arch: Cell) -> Tensor:
+        """Images [B, in_channels, H, W] through one architecture to logits [B, classes]."""
+        plan = plan_of(arch, True)
+        x = self.stem(x)
+        for block in self.blocks:
+            x = run_cell(plan, block.slot, x) if isinstance(block, CellSlots) else block(x)
+        y: Tensor = self.head(x)
+        return y
+
+    def subnet(self, arch: Cell, *, stepped: bool = True) -> Network:
+        """A network of one architecture on the shared weights, with only the edges that matter."""
+        live = pruned(arch, stepped=stepped)
+        blocks: list[nn.Module] = []
+        for block in self.blocks:
+            if isinstance(block, CellSlots):
+                modules = {
+                    edge: block.slot(edge, operation)
+                    for edge, operation in enumerate(live.operations)
+                    if operation in CONVOLUTIONS
+                }
+                blocks.append(CellBlock(live, modules, stepped=stepped))
+            else:
+                blocks.append(block)
+        return Network(self.stem, blocks, self.head)
+
+
+def _standalone_name(name: str) -> str:
+    """``blocks.3.slots.5_2.conv`` as `network.standalone` calls it: ``blocks.3.edges.5.conv``."""
+    before, found, after = name.partition(".slots.")
+    if not found:
+        return name
+    slot, _, rest = after.partition(".")
+    return f"{before}.edges.{slot.partition('_')[0]}.{rest}"
