@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
@@ -17,7 +18,11 @@ class Batches:
     """The batches of one measurement, on the model's device, gone through any number of times."""
 
     def __init__(
-        self, batches: Iterable[Any], model: nn.Module, device: torch.device, memory_format: str
+        self,
+        batches: Iterable[Any],
+        model: nn.Module,
+        device: torch.device,
+        memory_format: MemoryFormat = "auto",
     ):
         """Keep the batches; an iterator is read to its end first.
 
@@ -40,6 +45,15 @@ class Batches:
             memory_format == "auto" and device.type == "cpu" and convolves
         )
         self._device = device
+
+    @classmethod
+    def of(
+        cls, batches: Iterable[Any] | Batches, model: nn.Module, memory_format: MemoryFormat
+    ) -> Batches:
+        """``batches`` if they are `Batches` already, else made so for the model."""
+        if isinstance(batches, Batches):
+            return batches
+        return cls(batches, model, device_of(model), memory_format)
 
     def __len__(self) -> int:
         """The number of batches."""

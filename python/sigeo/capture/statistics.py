@@ -123,11 +123,7 @@ def gradient_statistics(
         InputError: No batch, no parameter, a loss that is not one number, or ``max_bytes`` below
             what the largest parameter needs.
     """
-    data = (
-        batches
-        if isinstance(batches, Batches)
-        else Batches(batches, model, device_of(model), memory_format)
-    )
+    data = Batches.of(batches, model, memory_format)
     selected = {r.selection: select(model, r.selection) for r in requests}
     groups = _groups(selected, max_bytes)
     moving = any(request.steps is not None for request in requests)

@@ -80,6 +80,8 @@ class Proxy:
             better when higher in both cases.
         labels: Whether it needs labels.
         initial_weights: Whether it is defined for untrained weights only.
+        whole_network: Whether it counts parts that cannot reach the output. Such a proxy is
+            measured on the published network, never on an equal one with less in it.
         options: What the proxy was made with, as JSON can hold it; part of its identity.
     """
 
@@ -90,6 +92,7 @@ class Proxy:
     direction: Literal[1, -1] = 1
     labels: bool = False
     initial_weights: bool = False
+    whole_network: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -47,7 +47,7 @@ def _l2_norm(model: nn.Module, inputs: Any) -> Outcome:
 @register("params")
 def params() -> Proxy:
     """Number of trainable scalars."""
-    return Proxy("params", OnModel(_params), source="baseline", cost="free")
+    return Proxy("params", OnModel(_params), source="baseline", cost="free", whole_network=True)
 
 
 @register("flops")
@@ -56,10 +56,16 @@ def flops() -> Proxy:
 
     Where a search space ranks, it counts its published networks by its own published rule instead.
     """
-    return Proxy("flops", OnModel(_flops), source="baseline", cost="forward")
+    return Proxy("flops", OnModel(_flops), source="baseline", cost="forward", whole_network=True)
 
 
 @register("l2_norm")
 def l2_norm() -> Proxy:
     """Sum over layers of the norm of the layer's weights."""
-    return Proxy("l2_norm", OnModel(_l2_norm), source="Abdelfattah et al., ICLR 2021", cost="free")
+    return Proxy(
+        "l2_norm",
+        OnModel(_l2_norm),
+        source="Abdelfattah et al., ICLR 2021",
+        cost="free",
+        whole_network=True,
+    )

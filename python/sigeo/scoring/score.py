@@ -14,7 +14,6 @@ from sigeo.capture import (
     MemoryFormat,
     gradient_statistics,
 )
-from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 from sigeo.proxies import OnGradient, OnModel, OnStatistics, Outcome, Proxy, Score
 
@@ -53,7 +52,7 @@ def check_needs(proxies: Sequence[Proxy], *, batches: int, labelled: bool) -> No
 
 def score(
     model: nn.Module,
-    batches: Iterable[object],
+    batches: Iterable[object] | Batches,
     proxies: Sequence[str | Proxy] = ("sigeo", "zico"),
     *,
     loss_fn: LossFunction = nn.functional.cross_entropy,
@@ -83,7 +82,7 @@ def score(
         InputError: An unknown proxy, or one whose needs the batches do not meet.
     """
     wanted = resolve(proxies)
-    data = Batches(batches, model, device_of(model), memory_format)
+    data = Batches.of(batches, model, memory_format)
     check_needs(wanted, batches=len(data), labelled=data.labelled)
     outcomes: dict[str, Outcome] = {}
     for proxy in wanted:

@@ -48,13 +48,14 @@ class Supernet(Protocol[A_in]):
         """Run one architecture on a batch."""
         ...
 
-    def subnet(self, arch: A_in, *, stepped: bool = True) -> nn.Module:
+    def subnet(self, arch: A_in, *, stepped: bool = True, whole: bool = False) -> nn.Module:
         """A plain module of one architecture that uses the shared weights themselves.
 
         Args:
             arch: The architecture.
             stepped: Whether the weights may move before or while it runs; if not, parts that only
                 then matter are left out.
+            whole: Whether parts that do nothing are still among its modules; they never run.
         """
         ...
 
@@ -111,6 +112,10 @@ class SearchSpace(Protocol[A]):
 
     def pruned(self, arch: A, *, stepped: bool) -> A:
         """The same function of the same weights, without the choices that do nothing."""
+        ...
+
+    def connected(self, arch: A) -> bool:
+        """Whether the output depends on the input."""
         ...
 
     def cost(self, arch: A) -> Cost:

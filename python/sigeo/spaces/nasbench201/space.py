@@ -8,8 +8,8 @@ from typing import Any
 
 from sigeo.errors import InputError
 from sigeo.spaces.base import Cost, InputShape
-from sigeo.spaces.nasbench201.canonical import Zeros, pruned, representative
-from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, SIZE, Cell, all_cells, index_of
+from sigeo.spaces.nasbench201.canonical import Zeros, pruned, representative, zero_nodes
+from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, OUTPUT, SIZE, Cell, all_cells, index_of
 from sigeo.spaces.nasbench201.cost import cost
 from sigeo.spaces.nasbench201.network import Network, Skeleton, standalone
 from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
@@ -99,6 +99,10 @@ class NASBench201:
     def pruned(self, arch: Cell, *, stepped: bool) -> Cell:
         """The cell with ``none`` on every edge that does nothing."""
         return pruned(arch, stepped=stepped)
+
+    def connected(self, arch: Cell) -> bool:
+        """Whether a path without ``none`` leads to the output (all but 341 cells)."""
+        return OUTPUT not in zero_nodes(arch)
 
     def cost(self, arch: Cell) -> Cost:
         """Parameters and FLOPs as the published tables count them."""

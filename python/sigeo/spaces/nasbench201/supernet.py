@@ -76,18 +76,18 @@ class NASBench201Supernet(nn.Module):
         y: Tensor = self.head(x)
         return y
 
-    def subnet(self, arch: Cell, *, stepped: bool = True) -> Network:
-        """A network of one architecture on the shared weights, with only the edges that matter."""
-        live = pruned(arch, stepped=stepped)
+    def subnet(self, arch: Cell, *, stepped: bool = True, whole: bool = False) -> Network:
+        """A network of one architecture on the shared weights; see `Supernet.subnet`."""
+        kept = arch if whole else pruned(arch, stepped=stepped)
         blocks: list[nn.Module] = []
         for block in self.blocks:
             if isinstance(block, CellSlots):
                 modules = {
                     edge: block.slot(edge, operation)
-                    for edge, operation in enumerate(live.operations)
+                    for edge, operation in enumerate(kept.operations)
                     if operation in CONVOLUTIONS
                 }
-                blocks.append(CellBlock(live, modules, stepped=stepped))
+                blocks.append(CellBlock(kept, modules, stepped=stepped))
             else:
                 blocks.append(block)
         return Network(self.stem, blocks, self.head)

@@ -1,0 +1,7 @@
+"""``python -m sigeo``."""
+
+import sys
+
+from sigeo.cli import main
+
+sys.exit(main())

@@ -1,0 +1,189 @@
+"""Correlate scores with a benchmark table, always beside the baselines params and flops."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigeo.cli import console, options
+from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sigeo.tables import Correlation, Estimate
+
+HELP = "correlate scores with a benchmark table"
+
+_BASELINES = ("params", "flops")
+_NOT_SCORES = {"rank", "index", "seconds"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument(
+        "--scores",
+        required=True,
+        metavar="FILE",
+        help="scores.parquet or JSON of rank, or a table with an arch_str column and score columns",
+    )
+    parser.add_argument("--table", required=True, metavar="FILE", help="csv, csv.gz or parquet")
+    parser.add_argument("--metric", required=True, help="a column of it, such as cifar10.test")
+    parser.add_argument(
+        "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Correlate.
+
+    Raises:
+        InputError: Too few of the architectures are in the table.
+    """
+    import numpy as np
+
+    from sigeo.tables import correlate, read_table
+
+    archs, scores = read_any_scores(Path(args.scores))
+    table = read_table(args.table)
+    truth = table.lookup(args.metric)
+    known = [i for i, arch in enumerate(archs) if arch in truth]
+    if len(known) < 3:
+        raise InputError(
+            f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
+            f"found {len(known)}"
+        )
+    values = np.array([truth[archs[i]] for i in known])
+    results = {
+        proxy: correlate(column[known], values, resamples=args.bootstrap, seed=args.seed)
+        for proxy, column in scores.items()
+    }
+    column_name = table.column(args.metric)
+    if args.json:
+        print(json.dumps(_document(args, column_name, len(archs), results), allow_nan=False))
+    else:
+        _show(column_name, len(known), len(archs), results)
+    return 0
+
+
+def read_any_scores(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
+    """Architectures and a column a proxy, the baselines among them; NaN where not finite.
+
+    Raises:
+        InputError: The file is none of the three kinds.
+    """
+    import numpy as np
+
+    from sigeo.scoring.export import read_scores
+    from sigeo.tables import read_table
+
+    if path.suffix == ".json":
+        archs, columns = _from_json(path)
+    else:
+        table = read_table(path)
+        archs = list(table.archs)
+        names = [n for n in table.values if n not in _NOT_SCORES]
+        if path.suffix == ".parquet":
+            # Of another program's table, every numeric column is a score.
+            with contextlib.suppress(InputError):
+                names = read_scores(path)[0]["proxies"]
+        columns = {name: table.values[name] for name in names}
+    if not columns:
+        raise InputError(f"{path}: expected at least one column of scores, found none")
+    return archs, columns | _baselines(archs, columns, np)
+
+
+def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
+    import numpy as np
+
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        archs = [row["arch"] for row in rows]
+        names = list(rows[0]["scores"])
+        columns = {name: np.array([_or_nan(row["scores"][name]) for row in rows]) for name in names}
+    except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
+        raise InputError(f"{path}: expected the JSON of sigeo rank ({error!r})") from None
+    return archs, columns
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _baselines(archs: list[str], columns: dict[str, Any], np: Any) -> dict[str, Any]:
+    """The costs of the published networks, where the scores do not hold them."""
+    from sigeo import spaces
+
+    missing = [name for name in _BASELINES if name not in columns]
+    if not missing:
+        return {}
+    space = spaces.get("nasbench201", spaces.InputShape(channels=3, size=32, classes=10))
+    try:
+        costs = [space.cost(space.parse(arch)) for arch in archs]
+    except InputError:
+        return {}  # another space, whose costs only its own scores can hold
+    made = {
+        "params": np.array([float(cost.parameters) for cost in costs]),
+        "flops": np.array([float(cost.flops) for cost in costs]),
+    }
+    return {name: made[name] for name in missing}
+
+
+def _document(
+    args: argparse.Namespace, column: str, count: int, results: dict[str, Correlation]
+) -> dict[str, Any]:
+    from sigeo.scoring.export import SCHEMA, finite_or_none
+
+    def estimate(value: Estimate) -> dict[str, Any]:
+        return {
+            "value": finite_or_none(value.value),
+            "low": finite_or_none(value.low),
+            "high": finite_or_none(value.high),
+        }
+
+    return {
+        "schema": SCHEMA,
+        "scores": args.scores,
+        "table": args.table,
+        "metric": args.metric,
+        "column": column,
+        "architectures": count,
+        "confidence": 0.95,
+        "resamples": args.bootstrap,
+        "proxies": {
+            proxy: {
+                "spearman": estimate(c.spearman),
+                "kendall": estimate(c.kendall),
+                "count": c.count,
+                "not_finite": c.not_finite,
+            }
+            for proxy, c in results.items()
+        },
+    }
+
+
+def _show(column: str, known: int, count: int, results: dict[str, Correlation]) -> None:
+    def shown(estimate: Estimate) -> list[str]:
+        if estimate.value != estimate.value:
+            return ["undefined", ""]
+        return [f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}"]
+
+    ordered = sorted(results.items(), key=lambda item: -abs(item[1].spearman.value))
+    console.show_table(
+        f"rank correlation with {column}, {known} of {count} architectures",
+        [
+            ("proxy", False),
+            ("Spearman", True),
+            ("95 % interval", True),
+            ("Kendall", True),
+            ("95 % interval", True),
+            ("not finite", True),
+        ],
+        ([proxy, *shown(c.spearman), *shown(c.kendall), str(c.not_finite)] for proxy, c in ordered),
+    )

@@ -1,0 +1,115 @@
+"""Say what is installed and which implementation serves, and test the kernels on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+from typing import Any
+
+from sigeo.cli import console
+
+HELP = "check the installation"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check; 1 if a kernel disagrees with its reference."""
+    document = _document()
+    if args.json:
+        print(json.dumps(document, allow_nan=False))
+    else:
+        _show(document)
+    return 0 if all(test["ok"] for test in document["self_test"]) else 1
+
+
+def _document() -> dict[str, Any]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    import sigeo_ext
+
+    def found(name: str) -> str | None:
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            return None
+
+    packages = ("torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn", "triton")
+    gpu = torch.cuda.is_available()
+    return {
+        "schema": 1,
+        "versions": {
+            "sigeo": sigeo_ext.__version__,
+            "python": platform.python_version(),
+            **{name: found(name) for name in packages},
+        },
+        "build": _build(),
+        "devices": ["cpu", *([torch.cuda.get_device_name()] if gpu else [])],
+        "threads": {
+            "intra_op": torch.get_num_threads(),
+            "inter_op": torch.get_num_interop_threads(),
+        },
+        "implementations": sigeo_ext.implementations(),
+        "self_test": [_self_test(device) for device in (["cpu", "cuda"] if gpu else ["cpu"])],
+    }
+
+
+def _build() -> dict[str, Any]:
+    try:
+        from sigeo_ext import _host
+    except ImportError:
+        return {"compiled": False}
+    return {"compiled": True, **_host.build_info(), **_host.cpu_info()}
+
+
+def _self_test(device: str) -> dict[str, Any]:
+    """The largest error ratio of the moments ops against their float64 reference."""
+    import torch
+
+    from sigeo_ext import moments
+    from sigeo_ext.moments import reference
+    from sigeo_ext.testing import TOLERANCE, error_ratio
+
+    generator = torch.Generator().manual_seed(0)
+    units = [
+        [torch.randn(shape, generator=generator).to(device) for shape in ((64, 32, 3, 3), (70001,))]
+        for _ in range(4)
+    ]
+    weights = [g.clone() for g in units[0]]
+    state = [[torch.empty_like(w) for w in weights] for _ in range(3)]
+    judge = [[torch.empty_like(w).double() for w in weights] for _ in range(3)]
+    for count, grads in enumerate(units):
+        moments.update_(state[0], state[1], state[2], grads, count=count)
+        reference.update_(judge[0], judge[1], judge[2], grads, count)
+    errors = [
+        error_ratio(a, b)
+        for values, expected in zip(state, judge, strict=True)
+        for a, b in zip(values, expected, strict=True)
+    ]
+    table = torch.stack(moments.rows_summary(units, weights=weights), 1)
+    expected = reference.rows_summary([g for u in units for g in u], weights, 4, 0)
+    errors.append(error_ratio(table, expected))
+    worst = max(errors)
+    return {"device": device, "error": worst, "ok": worst <= TOLERANCE[torch.float32]}
+
+
+def _show(document: dict[str, Any]) -> None:
+    facts = [[name, value or "not installed"] for name, value in document["versions"].items()]
+    facts += [[name, str(value)] for name, value in document["build"].items()]
+    facts += [["devices", ", ".join(document["devices"])]]
+    facts += [["threads", str(document["threads"]["intra_op"])]]
+    for test in document["self_test"]:
+        verdict = "ok" if test["ok"] else "WRONG"
+        facts.append([f"self-test on {test['device']}", f"{verdict}, error {test['error']:.1e}"])
+    console.show_table("sigeo", [("what", False), ("found", False)], facts)
+    console.show_table(
+        "implementations",
+        [("op", False), ("cpu", False), ("cuda", False)],
+        ([op, row["cpu"], row["cuda"]] for op, row in document["implementations"].items()),
+    )

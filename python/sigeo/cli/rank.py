@@ -1,0 +1,179 @@
+"""Rank architectures of a space by proxies, after a warm-up if asked for.
+
+Leaves scores.parquet, report.html and run.sqlite in a folder; the same command again goes on where
+it was stopped and scores nothing twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigeo.cli import console, options
+from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    from sigeo.scoring.networks import Init, Networks, Protocol
+    from sigeo.scoring.rank import Row
+    from sigeo.spaces import SearchSpace
+
+HELP = "rank architectures of a space"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    options.add_space(parser)
+    which = parser.add_argument_group("architectures")
+    which.add_argument(
+        "--archs", type=options.positive, default=64, help="how many to draw (default: %(default)s)"
+    )
+    which.add_argument(
+        "--archs-file", metavar="FILE", help="one architecture string a line instead"
+    )
+    which.add_argument(
+        "--no-dedup", action="store_true", help="score architectures of the same function each"
+    )
+    options.add_proxies(parser)
+    options.add_warmup(parser, default=0.0)
+    parser.add_argument(
+        "--init",
+        metavar="scratch|candidate|supernet[:PATH]",
+        help="where weights come from: drawn; each network warmed up alone; shared weights warmed "
+        "up here, or loaded from PATH (default: supernet with --warmup, else scratch)",
+    )
+    parser.add_argument("--table", metavar="FILE", help="benchmark table for the report")
+    parser.add_argument(
+        "--metric", default="cifar10.test", help="its column (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Rank."""
+    from sigeo.cli.report import write_report
+    from sigeo.scoring import export
+    from sigeo.scoring.networks import Networks
+    from sigeo.scoring.rank import rank
+    from sigeo.store import RunStore
+
+    data, space = options.load_data_and_space(args)
+    protocol = _protocol(args, len(data.train))
+    archs = _architectures(args, space)
+    folder = options.run_folder(args)
+    if protocol.warmup is not None:
+        console.say(_warmup_line(protocol))
+    with console.progress("warming up") as report:
+        networks = Networks(space, data, protocol, folder=folder, progress=report)
+    with (
+        RunStore(folder / "run.sqlite", networks.settings()) as store,
+        console.progress("scoring") as report,
+    ):
+        rows = rank(networks, archs, store, progress=report)
+    names = [proxy.name for proxy in protocol.proxies]
+    document = export.as_json(networks, rows)
+    export.write_scores(folder / "scores.parquet", document, names)
+    write_report(folder / "scores.parquet", folder / "report.html", args.table, args.metric)
+    if args.json:
+        print(export.strict_dumps(document))
+    else:
+        _show(rows, names, args.top, networks)
+        console.say(f"scores: {folder / 'scores.parquet'}\nreport: {folder / 'report.html'}")
+    return 0
+
+
+def _protocol(args: argparse.Namespace, images: int) -> Protocol:
+    from sigeo.scoring.networks import Protocol
+
+    init, checkpoint = _init(args)
+    if checkpoint is not None and args.warmup > 0:
+        raise InputError("--warmup: cannot be given with --init supernet:PATH, which is warmed up")
+    if init == "candidate" and args.warmup == 0:
+        raise InputError("--init candidate: needs --warmup, got none")
+    if init == "scratch" and args.warmup > 0:
+        raise InputError("--init scratch: cannot be given with --warmup")
+    return Protocol(
+        proxies=options.proxies(args, init),
+        init=init,
+        warmup=options.warm_up(args, images, init),
+        checkpoint=checkpoint,
+        batches=args.batches,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=args.device,
+        deduplicate=not args.no_dedup,
+    )
+
+
+def _init(args: argparse.Namespace) -> tuple[Init, Path | None]:
+    if args.init is None:
+        return ("supernet", None) if args.warmup > 0 else ("scratch", None)
+    kind, colon, path = args.init.partition(":")
+    if kind == "supernet" and colon:
+        return "supernet", Path(path)
+    if args.init in ("scratch", "candidate", "supernet"):
+        return args.init, None
+    raise InputError(
+        f"--init: must be scratch, candidate, supernet or supernet:PATH, got {args.init!r}"
+    )
+
+
+def _architectures(args: argparse.Namespace, space: SearchSpace[Any]) -> list[Any]:
+    import random
+
+    from sigeo.spaces import distinct
+
+    if args.archs_file is None:
+        if args.archs > space.size:
+            raise InputError(f"--archs: the space has {space.size} architectures, got {args.archs}")
+        return distinct(space, args.archs, random.Random(args.seed))
+    path = Path(args.archs_file)
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    archs = []
+    for number, line in enumerate(lines, start=1):
+        if line:
+            try:
+                archs.append(space.parse(line))
+            except InputError as error:
+                raise InputError(f"{path}:{number}: {error}") from None
+    if not archs:
+        raise InputError(f"{path}: expected one architecture a line, got none")
+    return list(dict.fromkeys(archs))
+
+
+def _warmup_line(protocol: Protocol) -> str:
+    warmup = protocol.warmup
+    assert warmup is not None
+    what = "each network alone" if protocol.init == "candidate" else "shared weights"
+    return (
+        f"warm-up of {what}: {warmup.images} images, {warmup.epochs} pass(es), "
+        f"{warmup.steps} steps of {warmup.batch_size}"
+    )
+
+
+def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> None:
+    shown = rows[:top]
+    columns = [
+        ("#", True),
+        *((name, True) for name in names),
+        ("index", True),
+        ("architecture", False),
+    ]
+    console.show_table(
+        f"{networks.space.name} on {networks.data.name}: {len(shown)} best of {len(rows)}",
+        columns,
+        (
+            [
+                str(place),
+                *(console.number(row.scores[name]) for name in names),
+                str(row.index),
+                row.arch,
+            ]
+            for place, row in enumerate(shown, start=1)
+        ),
+    )
+    not_finite = sum(not row.finite for row in rows)
+    if not_finite:
+        console.say(f"{not_finite} architectures have a score that is not finite; they rank last")

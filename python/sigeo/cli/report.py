@@ -1,0 +1,72 @@
+"""Write one self-contained HTML page about a ranking."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sigeo.cli import console
+from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    from sigeo.report import Measured
+
+HELP = "write the HTML report of a ranking"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    parser.add_argument("run", help="a run's folder, or its scores.parquet")
+    parser.add_argument("--table", metavar="FILE", help="benchmark table to compare with")
+    parser.add_argument(
+        "--metric", default="cifar10.test", help="its column (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write."""
+    given = Path(args.run)
+    scores = given / "scores.parquet" if given.is_dir() else given
+    out = Path(args.out) if args.out is not None else scores.with_name("report.html")
+    write_report(scores, out, args.table, args.metric)
+    console.say(f"report: {out}")
+    return 0
+
+
+def write_report(scores: Path, out: Path, table: str | None, metric: str) -> None:
+    """Write the report of a scores file; ``table`` may be None."""
+    from sigeo.report import render
+    from sigeo.scoring.export import read_scores, write_whole
+
+    head, rows = read_scores(scores)
+    columns = {name: rows[name].to_pylist() for name in rows.column_names}
+    measured = None if table is None else _measured(head["proxies"], columns, table, metric)
+    text = render(head, columns, measured)
+    write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def _measured(
+    proxies: list[str], columns: dict[str, list[object]], table: str, metric: str
+) -> Measured:
+    import numpy as np
+
+    from sigeo.report import Measured
+    from sigeo.tables import correlate, read_table
+
+    benchmark = read_table(table)
+    truth = benchmark.lookup(metric)
+    archs = columns["arch_str"]
+    values = np.array([truth.get(str(arch), np.nan) for arch in archs])
+    known = np.isfinite(values)
+    if known.sum() < 3:
+        raise InputError(
+            f"--table: expected at least 3 of the {len(archs)} architectures in {benchmark.path}, "
+            f"found {known.sum()}"
+        )
+    correlations = {}
+    for proxy in proxies:
+        scores = np.array([np.nan if v is None else v for v in columns[proxy]], dtype=np.float64)
+        correlations[proxy] = correlate(scores[known], values[known])
+    return Measured(benchmark.column(metric), benchmark.path.name, values, correlations)

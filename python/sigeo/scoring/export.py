@@ -1,0 +1,136 @@
+"""A ranking as JSON and as parquet."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import torch
+
+import sigeo_ext
+from sigeo.errors import InputError
+from sigeo.scoring.networks import Networks
+from sigeo.scoring.rank import Row
+
+SCHEMA = 1
+
+
+def environment(device: str) -> dict[str, Any]:
+    """What the numbers were made with."""
+    table = sigeo_ext.implementations()
+    return {
+        "sigeo": sigeo_ext.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "threads": torch.get_num_threads(),
+        "implementation": sorted({row[torch.device(device).type] for row in table.values()}),
+    }
+
+
+def as_json(networks: Networks, rows: Sequence[Row]) -> dict[str, Any]:
+    """The document of ``sigeo rank --json``: only finite numbers and null."""
+    return {
+        "schema": SCHEMA,
+        "space": networks.space.name,
+        "data": networks.data.name,
+        "settings": networks.settings(),
+        "rows": [
+            {
+                "arch": row.arch,
+                "index": row.index,
+                "scores": row.scores,
+                "terms": row.terms,
+                "options": row.options,
+                "finite": row.finite,
+                "notes": list(row.notes),
+                "seconds": row.seconds,
+            }
+            for row in rows
+        ],
+        "env": environment(str(networks.device)),
+    }
+
+
+def strict_dumps(document: Any, *, indent: int | None = None) -> str:
+    """JSON text that any strict parser reads.
+
+    Raises:
+        ValueError: A number in it is not finite.
+    """
+    return json.dumps(document, allow_nan=False, indent=indent, ensure_ascii=False)
+
+
+def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]) -> None:
+    """Write the rows as parquet: a column a proxy, ``<proxy>.<term>`` a term.
+
+    The rest of the document is kept as JSON under the key "sigeo" of the file's metadata.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    rows = document["rows"]
+    columns: dict[str, Any] = {
+        "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
+        "index": pa.array([row["index"] for row in rows], pa.int64()),
+        "arch_str": pa.array([row["arch"] for row in rows], pa.string()),
+    }
+    for proxy in proxies:
+        columns[proxy] = pa.array([row["scores"][proxy] for row in rows], pa.float64())
+        terms = sorted({term for row in rows for term in row["terms"].get(proxy, {})})
+        for term in terms:
+            values = [row["terms"].get(proxy, {}).get(term) for row in rows]
+            columns[f"{proxy}.{term}"] = pa.array(values, pa.float64())
+    options = [strict_dumps(row["options"]) for row in rows]
+    columns["options"] = pa.array(options, pa.string())
+    columns["finite"] = pa.array([row["finite"] for row in rows], pa.bool_())
+    columns["notes"] = pa.array([row["notes"] for row in rows], pa.list_(pa.string()))
+    columns["seconds"] = pa.array([row["seconds"] for row in rows], pa.float64())
+    head = {k: v for k, v in document.items() if k != "rows"} | {"proxies": list(proxies)}
+    table = pa.table(columns).replace_schema_metadata({"sigeo": strict_dumps(head)})
+    write_whole(path, lambda partial: pa.parquet.write_table(table, partial))
+
+
+def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
+    """What `write_scores` wrote: the document's head, with "proxies", and the rows.
+
+    Raises:
+        InputError: There is no such file, or it is something else.
+    """
+    if not path.is_file():
+        raise InputError(f"scores: found no file {path}")
+    try:
+        table = pa.parquet.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+    metadata = table.schema.metadata or {}
+    if b"sigeo" not in metadata:
+        raise InputError(f"{path}: expected a ranking that sigeo rank wrote, found another table")
+    return json.loads(metadata[b"sigeo"]), table
+
+
+def write_whole(path: Path, write: Any) -> None:
+    """Call write(other path), then put that file in the place of ``path``.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def finite_or_none(value: float) -> float | None:
+    """A number that JSON has, or None."""
+    return value if math.isfinite(value) else None

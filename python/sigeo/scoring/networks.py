@@ -1,0 +1,244 @@
+"""Networks of a space ready to be scored: built once, weights in place, equal functions known."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.capture import Batches, preserved
+from sigeo.data import ImageData
+from sigeo.errors import InputError
+from sigeo.proxies import Proxy
+from sigeo.scoring.score import check_needs, score
+from sigeo.spaces import SearchSpace
+from sigeo.store import Record
+from sigeo.supernet import (
+    Source,
+    WarmUp,
+    load_checkpoint,
+    warm_up_alone,
+    warm_up_supernet,
+)
+from sigeo.supernet.warmup import Progress
+
+Init = Literal["scratch", "candidate", "supernet"]
+
+SCORES_VERSION = 1
+"""Raised when the same input would get another score; older scores are then not found again."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How networks are scored.
+
+    Attributes:
+        proxies: The proxies.
+        init: Where weights come from: "scratch", the seed alone; "candidate", each network warmed
+            up alone; "supernet", shared weights warmed up.
+        warmup: The warm-up; None for none, or where ``checkpoint`` holds warmed weights.
+        checkpoint: Shared weights to load.
+        batches: Number of scoring batches.
+        batch_size: Images of one.
+        seed: Of weights, order of images, sampled paths.
+        device: Where the networks run.
+        deduplicate: Whether equal functions share one score.
+    """
+
+    proxies: tuple[Proxy, ...]
+    init: Init = "scratch"
+    warmup: WarmUp | None = None
+    checkpoint: Path | None = None
+    batches: int = 4
+    batch_size: int = 64
+    seed: int = 0
+    device: str = "cpu"
+    deduplicate: bool = True
+
+    @property
+    def stepped(self) -> bool:
+        """Whether weights may have moved from their draw when a network runs."""
+        warmed = self.init != "scratch" and (
+            self.checkpoint is not None or (self.warmup is not None and self.warmup.steps > 0)
+        )
+        return warmed or any(proxy.steps for proxy in self.proxies)
+
+
+class Networks:
+    """All networks of a space under one protocol.
+
+    The weights of all of them lie in one supernet, drawn from the seed by place, so a network is
+    taken out of it without being built or drawn again; whatever moves them puts them back.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace[Any],
+        data: ImageData,
+        protocol: Protocol,
+        *,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ):
+        """Draw or load the weights, and warm them up.
+
+        Args:
+            space: The space, sized for the data.
+            data: Images to score and warm up on.
+            protocol: How.
+            folder: Where a warm-up of shared weights is kept, and goes on from.
+            progress: Called with (steps taken, steps in all) during that warm-up.
+
+        Raises:
+            InputError: Too few images, no such device, or a checkpoint that does not fit.
+        """
+        self.space, self.data, self.protocol = space, data, protocol
+        self.device = _device(protocol.device)
+        wanted = protocol.batches * protocol.batch_size
+        if len(data.train) < wanted:
+            raise InputError(
+                f"data: {protocol.batches} batches of {protocol.batch_size} need {wanted} training "
+                f"images, {data.name} has {len(data.train)}"
+            )
+        check_needs(protocol.proxies, batches=protocol.batches, labelled=True)
+        order = data.order(protocol.seed)
+        self._source = Source(order, self._batch, protocol.seed)
+        self._supernet = space.supernet(seed=protocol.seed)
+        self._module: nn.Module = self._supernet  # type: ignore[assignment]
+        self._module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if protocol.init == "supernet":
+            self._warm(folder, progress)
+        places = order[:wanted].view(protocol.batches, protocol.batch_size)
+        pairs = [self._batch(place) for place in places]
+        self._batches = Batches(pairs, self._module, self.device)
+
+    def settings(self) -> dict[str, Any]:
+        """All that a score depends on beside network and proxy."""
+        protocol = self.protocol
+        return {
+            "scores_version": SCORES_VERSION,
+            **self.weights_settings(),
+            "batches": protocol.batches,
+            "batch_size": protocol.batch_size,
+            "stepped": protocol.stepped,
+            "deduplicate": protocol.deduplicate,
+        }
+
+    def weights_settings(self) -> dict[str, Any]:
+        """All that the weights depend on."""
+        protocol = self.protocol
+        return {
+            "space": self.space.describe(),
+            "data": {
+                "name": self.data.name,
+                "fingerprint": self.data.fingerprint,
+                "images": len(self.data.train),
+            },
+            "seed": protocol.seed,
+            "device": self.device.type,
+            "init": protocol.init,
+            "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
+            "checkpoint": self._loaded,
+        }
+
+    _loaded: dict[str, Any] | None = None
+
+    def checkpoint_path(self, folder: Path) -> Path:
+        """Where a warm-up of these settings is kept in a folder."""
+        text = json.dumps(self.weights_settings(), sort_keys=True)
+        name = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+        return folder / f"supernet-{name}.safetensors"
+
+    def _warm(self, folder: Path | None, progress: Progress | None) -> None:
+        protocol = self.protocol
+        if protocol.checkpoint is not None:
+            state, settings = load_checkpoint(protocol.checkpoint)
+            space = settings.get("space")
+            if space != self.space.describe():
+                raise InputError(
+                    f"checkpoint {protocol.checkpoint}: made for {space}, "
+                    f"this ranking is for {self.space.describe()}"
+                )
+            self._module.load_state_dict(state.weights)
+            self._loaded = {"settings": settings, "step": state.step}
+        elif protocol.warmup is not None:
+            warm_up_supernet(
+                self._supernet,
+                self.space,
+                protocol.warmup,
+                self._source,
+                settings=self.weights_settings(),
+                checkpoint=None if folder is None else self.checkpoint_path(folder),
+                progress=progress,
+            )
+
+    def _batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        images, labels = self.data.batch(places)
+        layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
+        return images.to(self.device, memory_format=layout), labels.to(self.device)
+
+    def key(self, arch: Any) -> Any:
+        """The architecture that is scored in the place of ``arch``.
+
+        With weights of their own, all architectures of one function share the score of one; with
+        shared weights, those that use the same weights in the same way.
+        """
+        if not self.protocol.deduplicate:
+            return arch
+        stepped = self.protocol.stepped
+        if self.protocol.init == "supernet":
+            return self.space.pruned(arch, stepped=stepped)
+        return self.space.representative(arch, stepped=stepped)
+
+    def score(self, arch: Any, proxies: Sequence[Proxy]) -> dict[str, Record]:
+        """Score one network by proxies of one kind: all of the whole network, or none."""
+        began = time.perf_counter()
+        whole = any(proxy.whole_network for proxy in proxies)
+        costs = {"params": "parameters", "flops": "flops"}
+        counted = {
+            proxy.name: Record(float(getattr(self.space.cost(arch), costs[proxy.name])))
+            for proxy in proxies
+            if proxy.name in costs
+        }
+        measured = [proxy for proxy in proxies if proxy.name not in costs]
+        if not measured:
+            return counted
+        module = self._supernet.subnet(arch, stepped=self.protocol.stepped, whole=whole)
+        with self._warmed(module):
+            scores = score(module, self._batches, measured)
+        seconds = time.perf_counter() - began
+        return counted | {
+            name: Record(s.value if s.finite else None, s.terms, s.notes, seconds)
+            for name, s in scores.items()
+        }
+
+    @contextmanager
+    def _warmed(self, module: nn.Module) -> Iterator[None]:
+        """Warm the network up alone for the body, if the protocol says so."""
+        protocol = self.protocol
+        if protocol.init != "candidate" or protocol.warmup is None:
+            yield
+            return
+        with preserved(module, parameters=True):
+            warm_up_alone(module, protocol.warmup, self._source)
+            for parameter in module.parameters():
+                parameter.grad = None
+            yield
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"device must be cpu or cuda, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: cuda asked for, torch finds no CUDA device")
+    return device

@@ -1,0 +1,129 @@
+"""`rank`: many architectures of a space by several proxies, none scored twice."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sigeo.proxies import Proxy
+from sigeo.scoring.networks import Networks
+from sigeo.store import Record, RunStore
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One architecture of a ranking.
+
+    Attributes:
+        arch: Its string.
+        index: Its number in the space.
+        scores: Value of each proxy, None if not finite.
+        terms: Parts of the value of each proxy that has parts.
+        options: What each proxy was made with, if anything.
+        finite: Whether all values are.
+        notes: For the reader, each begun with the proxy's name where it is one proxy's.
+        seconds: What scoring it took; 0 if another architecture of the same function was scored.
+    """
+
+    arch: str
+    index: int
+    scores: dict[str, float | None]
+    terms: dict[str, dict[str, float | None]]
+    options: dict[str, dict[str, Any]]
+    finite: bool
+    notes: tuple[str, ...]
+    seconds: float
+
+
+def rank(
+    networks: Networks,
+    archs: Sequence[Any],
+    store: RunStore,
+    *,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Score architectures and sort them by the first proxy, best first, what is not finite last.
+
+    What the store holds is not scored again; each new score is kept at once.
+
+    Args:
+        networks: The networks and how to score them.
+        archs: The architectures.
+        store: Of this protocol's scores.
+        progress: Called with (architectures done, architectures in all).
+    """
+    proxies = networks.protocol.proxies
+    whole = [proxy for proxy in proxies if proxy.whole_network]
+    shared = [proxy for proxy in proxies if not proxy.whole_network]
+    first_of: dict[str, str] = {}
+    rows = []
+    for done, arch in enumerate(archs, start=1):
+        key = networks.key(arch)
+        records = _scored(networks, arch, whole, store)
+        functional = _scored(networks, key, shared, store)
+        original = first_of.setdefault(str(key), str(arch))
+        rows.append(_row(networks, arch, proxies, records | functional, functional, original))
+        if progress is not None:
+            progress(done, len(archs))
+    return sort_rows(rows, proxies[0].name)
+
+
+def sort_rows(rows: Iterable[Row], proxy: str) -> list[Row]:
+    """Best first; what is not finite last; equal values by architecture."""
+
+    def place(row: Row) -> tuple[float, str]:
+        value = row.scores[proxy]
+        return (math.inf if value is None else -value, row.arch)
+
+    return sorted(rows, key=place)
+
+
+def identity(proxy: Proxy) -> str:
+    """A proxy's name and options as the store knows it."""
+    return f"{proxy.name} {json.dumps(dict(proxy.options), sort_keys=True)}"
+
+
+def _scored(
+    networks: Networks, arch: Any, proxies: Sequence[Proxy], store: RunStore
+) -> dict[str, Record]:
+    """The scores of one network by proxy name, from the store or new."""
+    if not proxies:
+        return {}
+    kept = store.get(str(arch))
+    missing = [proxy for proxy in proxies if identity(proxy) not in kept]
+    if missing:
+        new = networks.score(arch, missing)
+        entries = {identity(proxy): new[proxy.name] for proxy in missing}
+        store.put(str(arch), entries)
+        kept |= store.get(str(arch))
+    return {proxy.name: kept[identity(proxy)] for proxy in proxies}
+
+
+def _row(
+    networks: Networks,
+    arch: Any,
+    proxies: Sequence[Proxy],
+    records: dict[str, Record],
+    functional: dict[str, Record],
+    original: str,
+) -> Row:
+    notes = [f"{name}: {note}" for name, record in records.items() for note in record.notes]
+    duplicate = bool(functional) and original != str(arch)
+    if duplicate:
+        notes.append(f"the same function as {original}, scored once")
+    seconds = 0.0 if duplicate else max((r.seconds for r in functional.values()), default=0.0)
+    return Row(
+        arch=str(arch),
+        index=networks.space.index(arch),
+        scores={proxy.name: records[proxy.name].value for proxy in proxies},
+        terms={n: dict(r.terms) for n, r in records.items() if r.terms},
+        options={proxy.name: dict(proxy.options) for proxy in proxies if proxy.options},
+        finite=all(record.value is not None for record in records.values()),
+        notes=tuple(notes),
+        seconds=seconds,
+    )

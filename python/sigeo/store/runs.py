@@ -1,0 +1,164 @@
+"""Scores in one SQLite file that survives a kill at any moment.
+
+Each score is one transaction in write-ahead mode. A run is known by the hash of all that its scores
+depend on, so the same command finds its own scores again, and another command does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sqlite3
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sigeo.errors import InputError
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL UNIQUE,
+    settings TEXT NOT NULL
+);
+CREATE TABLE scores (
+    run INTEGER NOT NULL REFERENCES runs (id),
+    network TEXT NOT NULL,
+    proxy TEXT NOT NULL,
+    value REAL,
+    terms TEXT NOT NULL,
+    notes TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    PRIMARY KEY (run, network, proxy)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True)
+class Record:
+    """One proxy's score of one network.
+
+    Attributes:
+        value: None if not finite.
+        terms: Parts of the value; None where not finite.
+        notes: For the reader.
+        seconds: What the network's scores cost together.
+    """
+
+    value: float | None
+    terms: Mapping[str, float | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+class RunStore:
+    """The scores of one run."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]):
+        """Open the file, made if it is not there, at the run of these settings.
+
+        Args:
+            path: Of the SQLite file; its folder must exist.
+            settings: All that a score depends on beside network and proxy, as JSON can hold it.
+
+        Raises:
+            InputError: The file is no store, is of another version, or cannot be written.
+        """
+        self.path = path
+        text = json.dumps(settings, sort_keys=True)
+        fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        try:
+            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._prepare()
+            self._run = self._enter(fingerprint, text)
+        except sqlite3.Error as error:
+            raise InputError(f"store {path}: {error}") from None
+
+    def _prepare(self) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("BEGIN IMMEDIATE")
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0:
+            if connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+                raise InputError(f"store {self.path}: the file is a database of something else")
+            for statement in _SCHEMA.split(";\n"):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {_VERSION}")
+        elif version != _VERSION:
+            raise InputError(
+                f"store {self.path}: expected version {_VERSION}, got {version}; "
+                "choose another --out, or use the release that wrote it"
+            )
+        connection.execute("COMMIT")
+
+    def _enter(self, fingerprint: str, settings: str) -> int:
+        self._connection.execute(
+            "INSERT OR IGNORE INTO runs (fingerprint, settings) VALUES (?, ?)",
+            (fingerprint, settings),
+        )
+        row = self._connection.execute(
+            "SELECT id FROM runs WHERE fingerprint = ?", (fingerprint,)
+        ).fetchone()
+        return int(row[0])
+
+    def get(self, network: str) -> dict[str, Record]:
+        """The scores of a network by proxy; empty if there are none."""
+        rows = self._connection.execute(
+            "SELECT proxy, value, terms, notes, seconds FROM scores WHERE run = ? AND network = ?",
+            (self._run, network),
+        )
+        return {
+            proxy: Record(value, json.loads(terms), tuple(json.loads(notes)), seconds)
+            for proxy, value, terms, notes, seconds in rows
+        }
+
+    def put(self, network: str, records: Mapping[str, Record]) -> None:
+        """Keep the scores of a network, all or none.
+
+        Raises:
+            InputError: The file cannot be written, because the disk is full, say.
+        """
+        rows: Iterable[tuple[Any, ...]] = [
+            (
+                self._run,
+                network,
+                proxy,
+                record.value,
+                json.dumps(_plain(record.terms)),
+                json.dumps(list(record.notes)),
+                record.seconds,
+            )
+            for proxy, record in records.items()
+        ]
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                self._connection.execute("ROLLBACK")
+            raise InputError(f"store {self.path}: {error}") from None
+
+    def close(self) -> None:
+        """Close the file."""
+        self._connection.close()
+
+    def __enter__(self) -> RunStore:
+        """The store itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self.close()
+
+
+def _plain(terms: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {
+        name: value if value is not None and math.isfinite(value) else None
+        for name, value in terms.items()
+    }

@@ -1,0 +1,83 @@
+"""Supernet weights on disk: one safetensors file, whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sigeo.errors import InputError
+
+_FORMAT = "sigeo-supernet-1"
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands.
+
+    Attributes:
+        step: Steps taken.
+        weights: The module's state.
+        momentum: The optimiser's buffers by parameter name.
+    """
+
+    step: int
+    weights: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+
+
+def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
+    """Write a checkpoint, by way of a second file, so that a kill leaves the old one.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    tensors = {f"weights/{name}": t for name, t in state.weights.items()}
+    tensors |= {f"momentum/{name}": t for name, t in state.momentum.items()}
+    metadata = {
+        "format": _FORMAT,
+        "step": str(state.step),
+        "settings": json.dumps(settings, sort_keys=True),
+    }
+    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise InputError(f"checkpoint {path}: {error.strerror}") from None
+
+
+def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
+    """Read a checkpoint: the state, and the settings it was made with.
+
+    Raises:
+        InputError: There is no such file, it is damaged, or it is something else.
+    """
+    if not path.is_file():
+        raise InputError(f"checkpoint: found no file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"checkpoint {path}: damaged or truncated ({error})") from None
+    if metadata.get("format") != _FORMAT:
+        raise InputError(
+            f"checkpoint {path}: expected format {_FORMAT}, got {metadata.get('format')}"
+        )
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+    state = TrainingState(int(metadata["step"]), part("weights/"), part("momentum/"))
+    return state, json.loads(metadata["settings"])

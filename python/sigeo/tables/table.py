@@ -1,0 +1,103 @@
+"""Benchmark tables: a row an architecture, a column a measured value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+from numpy.typing import NDArray
+
+from sigeo.errors import InputError
+
+ARCHITECTURE_COLUMNS = ("arch_str", "arch")
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A table in memory.
+
+    Attributes:
+        path: Where it came from.
+        archs: Architecture strings, one a row.
+        values: The numeric columns, float64, NaN where a cell is empty.
+    """
+
+    path: Path
+    archs: tuple[str, ...]
+    values: dict[str, NDArray[np.float64]]
+
+    def column(self, metric: str) -> str:
+        """The column that a metric's name means.
+
+        A column's own name, or the same with dots for underscores and without the number of epochs:
+        ``cifar10.test`` is ``cifar10_test_200``, the longest schedule, and ``cifar10.test.12`` is
+        ``cifar10_test_12``.
+
+        Raises:
+            InputError: No column fits.
+        """
+        name = metric.replace(".", "_")
+        if name in self.values:
+            return name
+        schedules = {
+            int(rest): column
+            for column in self.values
+            if (rest := column.removeprefix(f"{name}_")) != column and rest.isdecimal()
+        }
+        if not schedules:
+            raise InputError(
+                f"{self.path}: expected a column for metric {metric!r}, "
+                f"found {', '.join(self.values) or 'no numeric column'}"
+            )
+        return schedules[max(schedules)]
+
+    def lookup(self, metric: str) -> dict[str, float]:
+        """Architecture string to value, without empty cells; names as in `column`."""
+        pairs = zip(self.archs, self.values[self.column(metric)].tolist(), strict=True)
+        return {arch: value for arch, value in pairs if not np.isnan(value)}
+
+
+def read_table(path: str | Path) -> Table:
+    """Read ``.csv``, ``.csv.gz`` or ``.parquet`` with an ``arch_str`` (or ``arch``) column.
+
+    Raises:
+        InputError: No such file or column, or the file is damaged.
+    """
+    path = Path(path)
+    table = _read(path)
+    column = next((c for c in ARCHITECTURE_COLUMNS if c in table.column_names), None)
+    if column is None:
+        raise InputError(
+            f"{path}: expected a column arch_str, found {', '.join(table.column_names) or 'none'}"
+        )
+    values = {
+        name: table[name].to_numpy().astype(np.float64)
+        for name in table.column_names
+        if pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
+    }
+    return Table(path, tuple(str(arch) for arch in table[column].to_pylist()), values)
+
+
+def _read(path: Path) -> pa.Table:
+    if not path.is_file():
+        raise InputError(f"table: found no file {path}")
+    try:
+        if path.suffix == ".parquet":
+            return pa.parquet.read_table(path)
+        if path.name.endswith((".csv", ".csv.gz")):
+            return pa.csv.read_csv(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+    raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
+
+
+def write_parquet(table: Table, path: Path) -> None:
+    """Write a table as parquet, with the architectures as ``arch_str``."""
+    columns = {
+        "arch_str": pa.array(table.archs),
+        **{k: pa.array(v) for k, v in table.values.items()},
+    }
+    pa.parquet.write_table(pa.table(columns), path)
