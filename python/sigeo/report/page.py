@@ -103,8 +103,8 @@ def _facts(
     if warmup:
         share = 100 * warmup["images"] / settings["data"]["images"]
         text = (
-            f"{warmup['steps']} steps: {warmup['images']} images ({share:.3g} % of the training set), "
-            f"{warmup['epochs']} pass(es), batches of {warmup['batch_size']}, lr {warmup['lr']}"
+            f"{warmup['steps']} steps: {warmup['images']} images ({share:.3g} % of the training "
+            f"set), {warmup['epochs']} pass(es), batches of {warmup['batch_size']}, lr {warmup['lr']}"
         )
         facts.append(("warm-up", text))
     batches, size = settings["batches"], settings["batch_size"]

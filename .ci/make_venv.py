@@ -1,4 +1,4 @@
-"""Make .venv ready: `python3 .ci/venv.py [EXTRA ...]` installs the project and what it needs there.
+"""Make .venv ready: `python3 .ci/make_venv.py [EXTRA ...]` installs the project and what it needs there.
 
 An importable torch >= 2.10 is reused, with all that stands beside it; otherwise 2.13.0 is installed
 first, so that nothing pulls a larger build in. Packages that are there already are not asked for
