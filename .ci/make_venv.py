@@ -1,8 +1,9 @@
-"""Make .venv ready: `python3 .ci/make_venv.py [EXTRA ...]` installs the project and what it needs there.
+"""Make .venv ready: installs the project and what it needs there.
 
-An importable torch >= 2.10 is reused, with all that stands beside it; otherwise 2.13.0 is installed
-first, so that nothing pulls a larger build in. Packages that are there already are not asked for
-again, so with everything at hand no network is needed. Extras are those of pyproject.toml.
+`python3 .ci/make_venv.py [EXTRA ...]`. An importable torch >= 2.10 is reused, with all that stands
+beside it; otherwise 2.13.0 is installed first, so that nothing pulls a larger build in. Packages
+that are there already are not asked for again, so with everything at hand no network is needed.
+Extras are those of pyproject.toml.
 """
 
 from __future__ import annotations

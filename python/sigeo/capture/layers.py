@@ -37,6 +37,8 @@ def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
             for name, parameter in owned:
                 if not name.startswith("bias"):
                     chosen[names[id(parameter)]] = parameter
+        # In the model's own order, whatever the modules' is.
+        chosen = {name: chosen[name] for name in names.values() if name in chosen}
     if not chosen:
         what = "trainable parameter" if selection == "all" else "convolution or linear weight"
         raise InputError(f"model: expected at least one {what}, found none")

@@ -184,7 +184,7 @@ class _Run:
         """All batches with one way of moving; ``owned`` if no other course needs ``first``."""
         requests = [request for request in self.requests if request.steps == steps]
         selections = {request.selection for request in requests}
-        states = {s: Moments(list(self.group[s].values())) for s in selections}
+        states = {s: _new_state(list(self.group[s].values())) for s in selections}
         step = None if steps is None else steps.start(self.parameters.values())
         rows: list[Gradients] = []
         inner: list[Tensor] = []
@@ -262,6 +262,11 @@ class _Run:
             parameter.grad = None
 
 
+def _new_state(parameters: list[nn.Parameter]) -> Moments:
+    wide = any(p.dtype == torch.float64 for p in parameters)
+    return Moments(parameters, dtype=torch.float64 if wide else torch.float32)
+
+
 def _groups(
     selected: dict[Selection, dict[str, nn.Parameter]], max_bytes: int | None
 ) -> list[dict[Selection, dict[str, nn.Parameter]]]:
@@ -270,7 +275,9 @@ def _groups(
     Raises:
         InputError: One parameter alone does not.
     """
-    everything = {name: p for chosen in selected.values() for name, p in chosen.items()}
+    everything: dict[str, nn.Parameter] = {}
+    for chosen in sorted(selected.values(), key=len, reverse=True):  # all, then the layers in it
+        everything |= {name: p for name, p in chosen.items() if name not in everything}
     if max_bytes is None or not everything:
         return [selected]
     names: list[list[str]] = [[]]

@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> int:
         torch.manual_seed(args.seed)
         model = _made(args.model, args.model_args)
     batches = _batches(data, args)
+    _try(model, batches[0][0], data)
     scores = score(model.to(args.device), batches, proxies)
     if args.json:
         print(export.strict_dumps(_document(args, data, scores)))
@@ -63,6 +64,33 @@ def _batches(data: ImageData, args: argparse.Namespace) -> list[Any]:
         )
     places = data.order(args.seed)[:wanted].view(args.batches, args.batch_size)
     return [data.batch(p) for p in places]
+
+
+def _try(model: Any, images: Any, data: ImageData) -> None:
+    """Run the model once, on two images.
+
+    Raises:
+        InputError: It does not take such images, or has too few outputs for the classes.
+    """
+    import torch
+
+    from sigeo.capture import preserved
+
+    shape = list(images.shape[1:])
+    try:
+        with preserved(model, parameters=False), torch.no_grad():
+            output = model(images[:2])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--model: does not run on images {shape} of {data.name}: {first}"
+        ) from None
+    outputs = output.shape[-1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
+    if outputs is None or outputs < data.classes:
+        came = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise InputError(
+            f"--model: expected [images, {data.classes} or more] outputs for {data.name}, got {came}"
+        )
 
 
 def _made(target: str, arguments: str) -> Any:

@@ -91,7 +91,8 @@ def _buggy_terms(
                     gradients.setdefault(key, []).append(flat)
                     weights[key] = statistics.weights[place].flatten()
     zico, inner = first_coordinate_terms(gradients, weights)
-    return zico, math.log(abs(inner) + 1e-10), ()
+    notes = ("a layer has no gradient that varies",) if math.isnan(zico) else ()
+    return zico, math.log(abs(inner) + 1e-10), notes
 
 
 def first_coordinate_terms(
@@ -104,10 +105,8 @@ def first_coordinate_terms(
         weights: Flat weights of each key.
 
     Returns:
-        The sum of logs, and the sum over keys of the inner products.
-
-    Raises:
-        InputError: A key has no coordinate that varies; the published code stops there too.
+        The sum of logs, NaN if a key has no coordinate that varies (the published code stops there),
+        and the sum over keys of the inner products.
     """
     zico = inner = 0.0
     for key, rows in gradients.items():
@@ -115,9 +114,10 @@ def first_coordinate_terms(
         std = stacked.std(0)
         varying = torch.nonzero(std)
         if len(varying) == 0:
-            raise InputError(f"sigeo_recsys_buggy: no gradient of {key} varies")
-        first = int(varying[0])
-        zico += math.log(float(stacked[:, first].abs().mean() / std[first]))
+            zico = math.nan
+        else:
+            first = int(varying[0])
+            zico += math.log(float(stacked[:, first].abs().mean() / std[first]))
         inner += float((stacked.sum(0) * weights[key]).sum())
     return zico, inner
 

@@ -83,6 +83,8 @@ def _synflow(model: nn.Module, inputs: Any) -> Outcome:
     )
     value = math.log(total) if total > 0 else -math.inf
     notes = () if total > 0 else ("no weight carries flow to the output",)
+    if total == math.inf:
+        notes = ("the flow is beyond the largest float64",)
     return Outcome(value, {"log_synflow_sum": value}, notes)
 
 

@@ -104,7 +104,8 @@ def _facts(
         share = 100 * warmup["images"] / settings["data"]["images"]
         text = (
             f"{warmup['steps']} steps: {warmup['images']} images ({share:.3g} % of the training "
-            f"set), {warmup['epochs']} pass(es), batches of {warmup['batch_size']}, lr {warmup['lr']}"
+            f"set), {warmup['epochs']} pass(es), batches of {warmup['batch_size']}, "
+            f"lr {warmup['lr']}"
         )
         facts.append(("warm-up", text))
     batches, size = settings["batches"], settings["batch_size"]

@@ -93,9 +93,9 @@ class Reduction(nn.Module):
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, inputs, H, W] to [B, outputs, H/2, W/2]."""
+        """[B, inputs, H, W] to [B, outputs, H/2, W/2], halves rounded up."""
         main = self.second(F.relu(self.first(F.relu(x))))
-        y: Tensor = self.shortcut(F.avg_pool2d(x, 2, 2)) + main
+        y: Tensor = self.shortcut(F.avg_pool2d(x, 2, 2, ceil_mode=True)) + main
         return y
 
 

@@ -1,0 +1,274 @@
+"""Proxies: golden numbers, their formulas spelled out, degenerate networks, the registry."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sigeo
+from sigeo import InputError, proxies
+from sigeo.proxies import OnModel, Outcome, Proxy
+from sigeo.proxies.sigeo import first_coordinate_terms
+from tests.conftest import shared_file
+from tests.sigeo.models import Unreached, golden_net, image_batches, stored_rows
+
+
+def golden(name, batch):
+    file = np.load(shared_file(f"golden/{name}.npz"))
+    model = golden_net()
+    state = {k[6:]: torch.from_numpy(file[k]) for k in file.files if k.startswith("state.")}
+    model.load_state_dict(state)
+    images, labels = torch.from_numpy(file["x"]), torch.from_numpy(file["y"]).long()
+    expected = json.loads(shared_file("golden/scores.json").read_text())[name]
+    return model, list(zip(images.split(batch), labels.split(batch), strict=True)), expected
+
+
+def test_golden_zico_of_two_batches():
+    model, batches, expected = golden("net_m2_b16", 16)
+    score = sigeo.score(model, batches, ["zico"])["zico"]
+    assert score.value == pytest.approx(expected["zico"], rel=1e-4) and score.finite
+
+
+@pytest.mark.parametrize("memory_format", ["auto", "preserve", "channels_last"])
+def test_golden_zico_and_sigeo_of_four_batches(memory_format):
+    model, batches, expected = golden("net_m4_b64", 64)
+    scores = sigeo.score(model, batches, ["zico", "sigeo"], memory_format=memory_format)
+    assert scores["zico"].value == pytest.approx(expected["zico"], rel=1e-4)
+    assert scores["sigeo"].value == pytest.approx(expected["sigeo_cv"], rel=1e-4)
+    terms = scores["sigeo"].terms
+    assert scores["sigeo"].value == pytest.approx(terms["zico"] + terms["fr"])
+
+
+def rows_of(name):
+    file = np.load(shared_file(f"golden/{name}.npz"))
+    grads = {k[5:]: list(torch.from_numpy(file[k])) for k in file.files if k.startswith("grad.")}
+    theta = {k[6:]: torch.from_numpy(file[k]) for k in file.files if k.startswith("theta.")}
+    expected = json.loads(shared_file("golden/scores.json").read_text())[name]
+    return grads, theta, expected
+
+
+@pytest.mark.parametrize("name", ["rows_two_batches", "rows_four_batches"])
+def test_golden_first_coordinate_defect(name):
+    grads, theta, expected = rows_of(name)
+    zico, inner = first_coordinate_terms(grads, theta)
+    assert zico == pytest.approx(expected["sigeo_recsys_buggy_zico_term"], rel=1e-4)
+    assert math.log(abs(inner) + 1e-10) == pytest.approx(expected["sigeo_recsys_fr_term"], rel=1e-4)
+
+
+def test_golden_first_coordinate_defect_where_the_published_code_stops():
+    grads, theta, _ = rows_of("rows_eight_batches")
+    assert math.isnan(first_coordinate_terms(grads, theta)[0])
+
+
+def test_sigeo_cv_is_its_formula():
+    torch.manual_seed(0)
+    model, batches = golden_net().double(), image_batches(4, dtype=torch.float64)
+    proxy = proxies.get("sigeo", lambdas=(1, 50, 1))
+    score = sigeo.score(model, batches, [proxy], memory_format="preserve")["sigeo"]
+    rows, losses, weights = stored_rows(model, batches, lr=1.0)
+    zico = total = 0.0
+    for name in ("0.weight", "3.weight", "7.weight"):
+        g = torch.stack([row[name].flatten() for row in rows])
+        std = g.std(0, correction=0)
+        kept = std > 0
+        zico += math.log(float((g.abs().mean(0)[kept] / std[kept]).sum()))
+        total += abs(float((g.sum(0) * weights[name].flatten()).sum()))
+    fr = 2 * math.log(total + 1e-5)
+    assert score.terms["zico"] == pytest.approx(zico, rel=1e-12)
+    assert score.terms["fr"] == pytest.approx(fr, rel=1e-12)
+    assert score.terms["loss"] == pytest.approx(losses[-1], rel=1e-12)
+    assert score.value == pytest.approx(zico + 50 * fr - losses[-1], rel=1e-12)
+    assert proxy.options == {"preset": "sigeo_cv_official", "lambdas": [1.0, 50.0, 1.0]}
+
+
+def test_sigeo_paper_is_its_formula():
+    torch.manual_seed(0)
+    model, batches = golden_net().double(), image_batches(2, 5, torch.float64)
+    score = sigeo.score(model, batches, ["sigeo_paper"], memory_format="preserve")["sigeo_paper"]
+    squares = []
+    for images, labels in batches:
+        for b in range(5):
+            loss = F.cross_entropy(model(images)[b : b + 1], labels[b : b + 1])
+            grads = torch.autograd.grad(loss, list(model.parameters()))
+            pairs = zip(grads, model.parameters(), strict=True)
+            squares.append(float(sum((g * p).sum() for g, p in pairs)) ** 2)
+    assert score.terms["fr"] == pytest.approx(0.5 * math.log(np.mean(squares)), rel=1e-9)
+    zico = sigeo.score(model, batches, ["zico"], memory_format="preserve")["zico"]
+    assert score.terms["zico"] == zico.value
+
+
+def test_recsys_presets_differ_as_stated():
+    torch.manual_seed(0)
+    model, batches = (
+        nn.Sequential(
+            nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 1)
+        ),
+        [],
+    )
+    for _ in range(4):
+        x = torch.randn(32, 3)
+        batches.append((x, (x.sum(1) > 0).float()))
+
+    def bce(output, labels):
+        return F.binary_cross_entropy_with_logits(output.flatten(), labels)
+
+    names = ["sigeo_recsys_official", "sigeo_recsys_buggy"]
+    scores = sigeo.score(model, batches, names, loss_fn=bce)
+    official, buggy = (scores[name].terms for name in names)
+    assert official["loss"] == buggy["loss"]
+    assert official["zico"] > buggy["zico"]  # all coordinates against one a key
+    assert official["fr"] != buggy["fr"]  # layers that print alike are merged there
+    assert all(scores[name].finite for name in names)
+
+
+def test_gradient_proxies_are_their_formulas():
+    torch.manual_seed(0)
+    model, batches = golden_net().double(), image_batches(1, dtype=torch.float64)
+    scores = sigeo.score(
+        model, batches, ["grad_norm", "snip", "plain", "l2_norm"], memory_format="preserve"
+    )
+    rows, _, weights = stored_rows(model, batches)
+    layers = ["0.weight", "3.weight", "7.weight"]
+    expected = {
+        "grad_norm": sum(rows[0][n].norm() for n in layers),
+        "snip": sum((rows[0][n] * weights[n]).abs().sum() for n in layers),
+        "plain": sum((rows[0][n] * weights[n]).sum() for n in layers),
+        "l2_norm": sum(weights[n].norm() for n in layers),
+    }
+    for name, value in expected.items():
+        assert scores[name].value == pytest.approx(float(value), rel=1e-12)
+
+
+def test_gradient_proxies_see_the_weights_before_any_step():
+    torch.manual_seed(0)
+    model, batches = golden_net(), image_batches()
+    names = ["grad_norm", "snip", "plain"]
+    alone = sigeo.score(model, batches, names)
+    beside = sigeo.score(model, batches, ["sigeo", *names])
+    assert all(alone[name] == beside[name] for name in names)
+
+
+def test_synflow_is_its_formula():
+    torch.manual_seed(0)
+    model = golden_net()
+    got = sigeo.score(model, image_batches(1), ["synflow"])["synflow"].value
+    linear = nn.Sequential(*(m for m in golden_net() if not isinstance(m, nn.BatchNorm2d))).double()
+    state = {k: v.double().abs() for k, v in model.state_dict().items() if not k.startswith("1.")}
+    renamed = dict(zip(linear.state_dict(), state.values(), strict=True))
+    linear.load_state_dict(renamed)
+    linear(torch.ones(1, 3, 8, 8, dtype=torch.float64)).sum().backward()
+    weights = [m.weight for m in linear if hasattr(m, "weight")]
+    expected = math.log(sum(float((w * w.grad).abs().sum()) for w in weights))
+    assert got == pytest.approx(expected, rel=1e-12)
+
+
+def test_synflow_of_a_deep_network_does_not_overflow():
+    model = nn.Sequential(*(nn.Conv2d(64, 64, 3, padding=1) for _ in range(60)))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.fill_(1.0)
+    value = sigeo.score(model, [(torch.randn(1, 64, 8, 8), torch.zeros(1))], ["synflow"])[
+        "synflow"
+    ].value
+    assert 300 < value < 500  # e^300 is far above the largest float32
+
+
+def test_flops_and_params():
+    model = golden_net()
+    scores = sigeo.score(model, image_batches(1), ["params", "flops"])
+    assert scores["params"].value == sum(p.numel() for p in model.parameters())
+    assert scores["flops"].value == 8 * 27 * 64 + 12 * 18 * 16 + 12 * 5
+    assert model.training
+
+
+def test_unreached_layers_count_nothing_and_are_noted():
+    score = sigeo.score(Unreached(), image_batches(), ["sigeo", "zico", "snip"])
+    for name in ("sigeo", "zico"):
+        assert score[name].finite
+        assert score[name].notes == (
+            "1 of 3 layers have no gradient that varies and count nothing",
+        )
+
+
+class Poisoned(nn.Module):
+    def __init__(self, bad):
+        super().__init__()
+        self.net, self.bad = golden_net(), bad
+
+    def forward(self, x):
+        return self.net(x) * self.bad
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_model_that_produces_nan_scores_minus_infinity(bad):
+    names = ["sigeo", "zico", "sigeo_paper", "sigeo_recsys_official", "grad_norm", "snip", "plain"]
+    scores = sigeo.score(Poisoned(bad), image_batches(), names)
+    for name in names:
+        assert scores[name].value == -math.inf and not scores[name].finite
+        assert any(name in note for note in scores[name].notes), scores[name].notes
+    assert any("loss of the last batch is nan" in note for note in scores["sigeo"].notes)
+
+
+def test_a_step_that_diverges_scores_minus_infinity():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Linear(8, 5))
+    batches = [(1e20 * torch.randn(8, 3), torch.arange(8) % 5) for _ in range(4)]
+    score = sigeo.score(model, batches, ["sigeo"])["sigeo"]
+    assert score.value == -math.inf and not score.finite
+
+
+def test_an_unused_term_does_not_spoil_the_score():
+    """All gradients equal: no ratio, but lambda1 = 0 asks for none."""
+    model = nn.Linear(3, 5)
+    batch = (torch.randn(8, 3), torch.arange(8) % 5)
+    score = sigeo.score(
+        model, [batch] * 4, [proxies.get("sigeo_recsys_official", lambdas=(0, 1, 0))]
+    )
+    assert score["sigeo_recsys_official"].finite
+
+
+def test_needs_that_are_not_met():
+    model, batches = golden_net(), image_batches()
+    with pytest.raises(InputError, match="zico needs at least 2 batches, got 1"):
+        sigeo.score(model, batches[:1], ["zico"])
+    with pytest.raises(InputError, match="snip needs labels, got batches of inputs alone"):
+        sigeo.score(model, [x for x, _ in batches], ["snip"])
+    assert sigeo.score(model, [batches[0][0]], ["synflow"])["synflow"].finite
+    with pytest.raises(InputError, match="proxies: expected at least one, got none"):
+        sigeo.score(model, batches, [])
+    with pytest.raises(InputError, match="expected each once, got zico twice"):
+        sigeo.score(model, batches, ["zico", "zico"])
+    with pytest.raises(InputError, match="proxy must be one of flops, .* got 'ziko'"):
+        sigeo.score(model, batches, ["ziko"])
+    with pytest.raises(InputError, match="proxy zico: .*unexpected keyword argument 'lambdas'"):
+        proxies.get("zico", lambdas=(1, 1, 0))
+    with pytest.raises(InputError, match="preset must be one of sigeo_cv_official"):
+        proxies.get("sigeo", preset="best")
+    for bad in ((1, 2), (1, 2, math.nan)):
+        with pytest.raises(InputError, match="lambdas: expected three finite numbers"):
+            proxies.get("sigeo", lambdas=bad)
+
+
+def test_a_proxy_of_ones_own():
+    lower = Proxy(
+        "depth",
+        OnModel(lambda m, _: Outcome(float(len(list(m.children()))))),
+        source="here",
+        cost="free",
+        direction=-1,
+    )
+    assert sigeo.score(golden_net(), image_batches(1), [lower])["depth"].value == -8
+    with pytest.raises(ValueError, match="proxy name 'zico' is taken"):
+        proxies.register("zico")(lambda: lower)
+
+
+@pytest.mark.parametrize("name", proxies.names())
+def test_every_proxy_says_where_it_comes_from(name):
+    proxy = proxies.get(name)
+    assert proxy.name == name and proxy.source and proxy.direction in (1, -1)
