@@ -95,7 +95,7 @@ def test_official_classes_are_those_of_the_published_table():
 
 
 def evaluate(cell: Cell, *, shift: float) -> float:
-    """The cell on one number, with convolutions that give ``shift`` at zero and nothing in common."""
+    """The cell on one number; convolutions give ``shift`` at zero and have nothing in common."""
     functions = {
         SKIP: lambda x: x,
         2: lambda x: math.sin(1.3 * x) + 0.7 * x * x + shift,

@@ -24,7 +24,7 @@ def _parser() -> argparse.ArgumentParser:
         text = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         verb = verbs.add_parser(name, help=module.HELP, description=text)
         module.add_arguments(verb)
-        verb.set_defaults(run=module.run)
+        verb.set_defaults(execute=module.run)
     return parser
 
 
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parsed = _parser().parse_args(arguments)
     try:
-        code: int = parsed.run(parsed)
+        code: int = parsed.execute(parsed)
     except (InputError, OSError, sqlite3.Error) as error:
         print(f"sigeo {parsed.verb}: {_one_line(error)}", file=sys.stderr)
         return 2

@@ -82,14 +82,14 @@ def _try(model: Any, images: Any, data: ImageData) -> None:
             output = model(images[:2])
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         first = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--model: does not run on images {shape} of {data.name}: {first}"
-        ) from None
+        where = f"does not run on images {shape} of {data.name}"
+        raise InputError(f"--model: {where}: {first}") from None
     outputs = output.shape[-1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
     if outputs is None or outputs < data.classes:
         came = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputError(
-            f"--model: expected [images, {data.classes} or more] outputs for {data.name}, got {came}"
+            f"--model: expected [images, {data.classes} or more] outputs for {data.name}, "
+            f"got {came}"
         )
 
 

@@ -105,8 +105,8 @@ def first_coordinate_terms(
         weights: Flat weights of each key.
 
     Returns:
-        The sum of logs, NaN if a key has no coordinate that varies (the published code stops there),
-        and the sum over keys of the inner products.
+        The sum of logs, NaN if a key has no coordinate that varies (the published code stops
+        there), and the sum over keys of the inner products.
     """
     zico = inner = 0.0
     for key, rows in gradients.items():

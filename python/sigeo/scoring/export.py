@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet
 import torch
+from pyarrow import parquet
 
 import sigeo_ext
 from sigeo.errors import InputError
@@ -96,7 +96,7 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     columns["seconds"] = pa.array([row["seconds"] for row in rows], pa.float64())
     head = {k: v for k, v in document.items() if k != "rows"} | {"proxies": list(proxies)}
     table = pa.table(columns).replace_schema_metadata({"sigeo": strict_dumps(head)})
-    write_whole(path, lambda partial: pa.parquet.write_table(table, partial))
+    write_whole(path, lambda partial: parquet.write_table(table, partial))
 
 
 def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
@@ -108,7 +108,7 @@ def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
     if not path.is_file():
         raise InputError(f"scores: found no file {path}")
     try:
-        table = pa.parquet.read_table(path)
+        table = parquet.read_table(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
     metadata = table.schema.metadata or {}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 from numpy.typing import NDArray
+from pyarrow import csv, parquet
 
 from sigeo.errors import InputError
 
@@ -86,9 +86,9 @@ def _read(path: Path) -> pa.Table:
         raise InputError(f"table: found no file {path}")
     try:
         if path.suffix == ".parquet":
-            return pa.parquet.read_table(path)
+            return parquet.read_table(path)
         if path.name.endswith((".csv", ".csv.gz")):
-            return pa.csv.read_csv(path)
+            return csv.read_csv(path)
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
     raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
@@ -100,4 +100,4 @@ def write_parquet(table: Table, path: Path) -> None:
         "arch_str": pa.array(table.archs),
         **{k: pa.array(v) for k, v in table.values.items()},
     }
-    pa.parquet.write_table(pa.table(columns), path)
+    parquet.write_table(pa.table(columns), path)

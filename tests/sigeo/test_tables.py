@@ -1,0 +1,132 @@
+"""Benchmark tables and rank correlation."""
+
+from __future__ import annotations
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from sigeo import InputError
+from sigeo.tables import (
+    correlate,
+    kendall,
+    read_table,
+    spearman,
+    spearman_difference,
+    write_parquet,
+)
+from tests.conftest import shared_file
+
+TEXT = """arch_str,index,cifar10_test_200,cifar10_test_12,cifar10_test_200_run0,note
+a,0,90.5,70,,x
+b,1,91.5,,91,y
+c,2,88,60,87,z
+"""
+
+
+@pytest.fixture(params=["csv", "csv.gz", "parquet"])
+def table(request, tmp_path):
+    path = tmp_path / f"t.{request.param}"
+    if request.param == "csv.gz":
+        path.write_bytes(gzip.compress(TEXT.encode()))
+    else:
+        plain = tmp_path / "plain.csv"
+        plain.write_text(TEXT)
+        if request.param == "parquet":
+            write_parquet(read_table(plain), path)
+        else:
+            path = plain
+    return read_table(path)
+
+
+def test_columns_and_metrics(table):
+    assert table.archs == ("a", "b", "c")
+    assert table.lookup("cifar10.test") == {"a": 90.5, "b": 91.5, "c": 88}
+    assert table.column("cifar10.test.12") == "cifar10_test_12"
+    assert table.column("cifar10_test_200_run0") == "cifar10_test_200_run0"
+    assert table.lookup("cifar10.test.12") == {"a": 70, "c": 60}
+    with pytest.raises(
+        InputError, match="expected a column for metric 'cifar100.test', found index"
+    ):
+        table.lookup("cifar100.test")
+
+
+def test_tables_that_are_none(tmp_path):
+    with pytest.raises(InputError, match="table: found no file"):
+        read_table(tmp_path / "none.csv")
+    for name, text, message in (
+        ("a.csv", "architecture,x\na,1\n", "expected a column arch_str, found architecture, x"),
+        ("b.csv", "", "b.csv: "),
+        ("c.csv", "arch_str,x\na,1\nb\n", "c.csv: "),
+        ("d.parquet", "nothing", "d.parquet: "),
+        ("e.csv.gz", "nothing", "e.csv.gz: "),
+        ("f.txt", "arch_str\n", "expected .csv, .csv.gz or .parquet, got f.txt"),
+    ):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=message):
+            read_table(tmp_path / name)
+
+
+def test_coefficients_equal_scipy():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        a, b = rng.integers(0, 12, 40).astype(float), rng.normal(size=40).round(1)
+        assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic)
+        assert kendall(a, b) == pytest.approx(stats.kendalltau(a, b).statistic)
+    assert math.isnan(spearman(np.ones(5), np.arange(5.0)))
+    assert math.isnan(kendall(np.ones(5), np.arange(5.0)))
+
+
+def test_what_is_not_finite_ranks_last_and_is_counted():
+    truth = np.arange(10.0)
+    scores = np.arange(10.0)
+    scores[:3] = [-np.inf, np.nan, np.inf]
+    result = correlate(scores, truth)
+    lowest = np.where(np.arange(10) < 3, -1.0, np.arange(10.0))
+    assert result.not_finite == 3 and result.count == 10
+    assert result.spearman.value == pytest.approx(spearman(lowest, truth))
+
+
+def test_intervals_cover_the_true_correlation():
+    rng = np.random.default_rng(1)
+    true, hits = 6 / math.pi * math.asin(0.7 / 2), 0
+    for seed in range(60):
+        x = rng.normal(size=(2, 150))
+        a, b = x[0], 0.7 * x[0] + math.sqrt(1 - 0.49) * x[1]
+        estimate = correlate(a, b, resamples=200, seed=seed).spearman
+        hits += estimate.low <= true <= estimate.high
+    assert hits >= 51  # 95 % of 60 is 57; fewer than 51 has probability below 1 %
+
+
+def test_same_seed_same_interval():
+    rng = np.random.default_rng(2)
+    a, b = rng.normal(size=(2, 50))
+    assert correlate(a, b, seed=3) == correlate(a, b, seed=3) != correlate(a, b, seed=4)
+
+
+def test_paired_difference_is_sharper_than_two_intervals():
+    rng = np.random.default_rng(3)
+    truth = rng.normal(size=300)
+    first = truth + 0.6 * rng.normal(size=300)
+    second = first + 0.6 * rng.normal(size=300)
+    difference = spearman_difference(first, second, truth)
+    assert difference.value == pytest.approx(spearman(first, truth) - spearman(second, truth))
+    alone = [correlate(scores, truth).spearman for scores in (first, second)]
+    unpaired = math.hypot(*(estimate.high - estimate.low for estimate in alone))
+    assert difference.low > 0 and difference.high - difference.low < unpaired
+    assert spearman_difference(first, first, truth).high == 0
+
+
+def test_undefined_correlation_has_no_interval():
+    result = correlate(np.ones(8), np.arange(8.0))
+    assert math.isnan(result.spearman.value) and math.isnan(result.kendall.low)
+
+
+def test_published_correlations_of_the_baselines():
+    table = read_table(shared_file("data/nasbench201.csv.gz"))
+    truth = table.values["cifar10_test_200"]
+    assert spearman(table.values["flops_cifar10"], truth) == pytest.approx(0.732, abs=5e-4)
+    assert spearman(table.values["params_cifar10"], truth) == pytest.approx(0.753, abs=5e-4)
