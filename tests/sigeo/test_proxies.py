@@ -87,6 +87,21 @@ def test_sigeo_cv_is_its_formula():
     assert proxy.options == {"preset": "sigeo_cv_official", "lambdas": [1.0, 50.0, 1.0]}
 
 
+def test_inner_steps_can_be_shortened_or_left_out():
+    model, batches = golden_net(), image_batches()
+    zico = sigeo.score(model, batches, ["zico"])["zico"].value
+    still, small, full = (
+        sigeo.score(model, batches, [proxies.get("sigeo", inner_lr=lr)])["sigeo"].terms["zico"]
+        for lr in (0, 1e-9, 1)
+    )
+    assert still == zico and small == pytest.approx(zico, rel=1e-6) and full != zico
+    assert not proxies.get("sigeo", inner_lr=0).steps
+    with pytest.raises(InputError, match="inner_lr: must be 0 or more, got -1"):
+        proxies.get("sigeo", inner_lr=-1)
+    with pytest.raises(InputError, match="only sigeo_cv_official has one, got preset sigeo_paper"):
+        proxies.get("sigeo", preset="sigeo_paper", inner_lr=1)
+
+
 def test_sigeo_paper_is_its_formula():
     torch.manual_seed(0)
     model, batches = golden_net().double(), image_batches(2, 5, torch.float64)

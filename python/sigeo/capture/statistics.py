@@ -193,6 +193,7 @@ class _Run:
             grads = {name: None if g is None else g.clone() for name, g in first.items()}
         for index in range(len(self.data)):
             if index > 0:
+                grads = {}  # what the state has not kept is freed before the next pass
                 losses.append(self._backward(index))
                 grads = self._take_gradients()
             if any(request.samples for request in requests):

@@ -75,6 +75,12 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
         help="SiGeo's weights of the ZiCo term, the Fisher-Rao term and the loss "
         "(default: 1,1,0; with --init candidate 1,50,1)",
     )
+    group.add_argument(
+        "--inner-lr",
+        type=float,
+        metavar="LR",
+        help="SiGeo's step size between the batches, 0 for no steps (default: 1)",
+    )
     group.add_argument("--batches", type=positive, default=4, help="default: %(default)s")
     group.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")
 
@@ -119,10 +125,8 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
 
     names = [name.strip() for name in args.proxy.split(",") if name.strip()]
     lambdas = args.lambdas or (LAMBDAS_WARMED if init == "candidate" else LAMBDAS)
-    chosen = [
-        registry.get(name, lambdas=lambdas) if name.startswith("sigeo") else registry.get(name)
-        for name in names
-    ]
+    own = {"lambdas": lambdas, "inner_lr": args.inner_lr}
+    chosen = [registry.get(n, **own) if n.startswith("sigeo") else registry.get(n) for n in names]
     return tuple(resolve(chosen))
 
 

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -46,35 +47,28 @@ LAMBDAS_WARMED = (1.0, 50.0, 1.0)
 
 _SOURCE = "arXiv 2311.13169; published code"
 
-Terms = Callable[[nn.Module, GradientStatistics], tuple[float, float, tuple[str, ...]]]
+TermsAndNotes = tuple[float, float, tuple[str, ...]]
+Terms = Callable[[nn.Module, GradientStatistics], TermsAndNotes]
 
 
-def _cv_terms(
-    model: nn.Module, statistics: GradientStatistics
-) -> tuple[float, float, tuple[str, ...]]:
+def _cv_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
     zico, counted, notes = ratio_term(statistics)
     inner = statistics.summary.inner[counted].abs().sum()
     return zico, 2 * float((inner + 1e-5).log()), notes
 
 
-def _recsys_terms(
-    model: nn.Module, statistics: GradientStatistics
-) -> tuple[float, float, tuple[str, ...]]:
+def _recsys_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
     zico, _, notes = ratio_term(statistics)
     return zico, float((statistics.summary.inner.sum().abs() + 1e-10).log()), notes
 
 
-def _paper_terms(
-    model: nn.Module, statistics: GradientStatistics
-) -> tuple[float, float, tuple[str, ...]]:
+def _paper_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
     zico, _, notes = ratio_term(statistics)
     assert statistics.sample_inner is not None
     return zico, float(statistics.sample_inner.square().mean().sqrt().log()), notes
 
 
-def _buggy_terms(
-    model: nn.Module, statistics: GradientStatistics
-) -> tuple[float, float, tuple[str, ...]]:
+def _buggy_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
     assert statistics.weights is not None
     gradients: dict[str, list[Tensor]] = {}
     weights: dict[str, Tensor] = {}
@@ -136,11 +130,19 @@ _PRESETS: dict[str, tuple[Terms, Request]] = {
 }
 
 
-def _make(name: str, preset: str, lambdas: Sequence[float]) -> Proxy:
+def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | None) -> Proxy:
     if len(lambdas) != 3 or not all(math.isfinite(value) for value in lambdas):
         raise InputError(f"lambdas: expected three finite numbers, got {list(lambdas)}")
     terms, request = _PRESETS[preset]
     one, two, three = (float(value) for value in lambdas)
+    options = {"preset": preset, "lambdas": [one, two, three]}
+    if inner_lr is not None:
+        if not isinstance(request.steps, SGD):
+            raise InputError(f"inner_lr: only sigeo_cv_official has one, got preset {preset}")
+        if not (math.isfinite(inner_lr) and inner_lr >= 0):
+            raise InputError(f"inner_lr: must be 0 or more, got {inner_lr}")
+        request = replace(request, steps=SGD(inner_lr) if inner_lr > 0 else None)
+        options["inner_lr"] = float(inner_lr)
 
     def function(model: nn.Module, statistics: GradientStatistics) -> Outcome:
         zico, fr, notes = terms(model, statistics)
@@ -159,30 +161,37 @@ def _make(name: str, preset: str, lambdas: Sequence[float]) -> Proxy:
         source=_SOURCE,
         cost="batches",
         labels=True,
-        options={"preset": preset, "lambdas": [one, two, three]},
+        options=options,
     )
 
 
 @register("sigeo")
-def sigeo(*, preset: str = "sigeo_cv_official", lambdas: Sequence[float] = LAMBDAS) -> Proxy:
+def sigeo(
+    *,
+    preset: str = "sigeo_cv_official",
+    lambdas: Sequence[float] = LAMBDAS,
+    inner_lr: float | None = None,
+) -> Proxy:
     """SiGeo by a named preset.
 
     Args:
         preset: See the module's table.
         lambdas: Weights of the ZiCo term, of the Fisher-Rao term and of minus the loss.
+        inner_lr: Step size between the batches, where sigeo_cv_official takes 1; 0 for no steps.
 
     Raises:
-        InputError: No preset of that name, or not three finite numbers.
+        InputError: No preset of that name, not three finite numbers, or a step size that the
+            preset does not have.
     """
     if preset not in _PRESETS:
         raise InputError(f"preset must be one of {', '.join(_PRESETS)}, got {preset!r}")
-    return _make("sigeo", preset, lambdas)
+    return _make(preset, lambdas, "sigeo", inner_lr)
 
 
 def _register_preset(preset: str) -> None:
     @register(preset)
-    def factory(*, lambdas: Sequence[float] = LAMBDAS) -> Proxy:
-        return _make(preset, preset, lambdas)
+    def factory(*, lambdas: Sequence[float] = LAMBDAS, inner_lr: float | None = None) -> Proxy:
+        return _make(preset, lambdas, preset, inner_lr)
 
 
 for _preset in _PRESETS:
