@@ -1,0 +1,1 @@
+"""Benchmarks and studies; `python bench/run.py` runs the former."""

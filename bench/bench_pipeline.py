@@ -1,8 +1,8 @@
 """Candidates a second: the scoring pipeline against the plain route, with the same weights.
 
 SiGeo over 4 batches of 64 images of random NAS-Bench-201 networks, full size. The plain route takes
-NCHW images, runs every edge and keeps every gradient in NumPy. Both routes score the same candidates
-in turn, in one process. What equal functions save comes on top and is counted apart.
+NCHW images, runs every edge and keeps every gradient in NumPy. Both routes score the same
+candidates in turn, in one process. What equal functions save comes on top and is counted apart.
 """
 
 from __future__ import annotations
