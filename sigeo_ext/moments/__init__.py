@@ -1,7 +1,7 @@
 """Streamed statistics of gradient vectors, one coordinate at a time.
 
 A *unit* is one gradient vector, say of a mini-batch, given as a list with one tensor a layer. Over
-``n`` units ``g``, each coordinate has
+``n`` units ``g``, each coordinate has::
 
     A1 = sum |g|        mean = sum g / n        M2 = sum (g - mean)^2
 
@@ -72,7 +72,7 @@ def update_(
     Args:
         abs_sum: A1 of the ``count`` units so far, float32 or float64. At ``count`` 0 the whole
             state is only written and may hold anything; at 1 only ``mean`` is read, as then
-            A1 = |mean| and M2 = 0.
+            ``A1 = |mean|`` and ``M2 = 0``.
         mean: Their mean, like ``abs_sum``.
         m2: Their M2, like ``abs_sum``.
         grads: The unit to add.

@@ -135,7 +135,7 @@ def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | No
         raise InputError(f"lambdas: expected three finite numbers, got {list(lambdas)}")
     terms, request = _PRESETS[preset]
     one, two, three = (float(value) for value in lambdas)
-    options = {"preset": preset, "lambdas": [one, two, three]}
+    options: dict[str, object] = {"preset": preset, "lambdas": [one, two, three]}
     if inner_lr is not None:
         if not isinstance(request.steps, SGD):
             raise InputError(f"inner_lr: only sigeo_cv_official has one, got preset {preset}")
