@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -143,6 +144,51 @@ def summaries(sizes: list[int], shape: str, threads: int, rounds: int = 9) -> li
         ]
 
 
+def on_gpu(sizes: list[int], shape: str, rounds: int = 15) -> list[dict[str, Any]]:
+    """`update_` and the reductions on a GPU, beside a copy with its bytes counted and torch."""
+    calls = 20  # a round is this many, so that the wait at its end does not count
+    a, mean, m2, *units = lists(sizes, "cuda")
+    total = sum(sizes)
+    source, target = torch.randn(4 * total, device="cuda"), torch.empty(4 * total, device="cuda")
+    programs: dict[str, tuple[int | None, Callable[[], object]]] = {
+        "copy": (32, lambda: target.copy_(source)),
+        "update_": (28, lambda: moments.update_(a, mean, m2, units[0], count=3)),
+        "update_, torch foreach": (None, lambda: foreach(a, mean, m2, units[0])),
+        "rows_summary": (20, lambda: moments.rows_summary(units, weights=units[0])),
+        "summary": (16, lambda: moments.summary(a, mean, m2, count=4, weights=units[0])),
+        "dot": (8, lambda: moments.dot(a, mean)),
+    }
+
+    def repeated(call: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(calls):
+                call()
+
+        return run
+
+    measured = harness.in_turn(
+        {name: repeated(call) for name, (_, call) in programs.items()},
+        rounds=rounds,
+        warmup=3,
+        clock=time.perf_counter,
+    )
+    times = {n: Times(tuple(s / calls for s in t.seconds)) for n, t in measured.items()}
+    copy = 32 * total / times["copy"].median / 1e9
+    return [
+        harness.row(
+            f"moments {name}",
+            "CUDA",
+            times[name],
+            device=torch.cuda.get_device_name(),
+            shape=shape,
+            clock="wall",
+            bytes_moved=None if moved is None else moved * total,
+            stream_gb_per_s=copy,
+        )
+        for name, (moved, _) in programs.items()
+    ]
+
+
 def rows() -> list[dict[str, Any]]:
     """All ratios of the family."""
     result = []
@@ -151,6 +197,10 @@ def rows() -> list[dict[str, Any]]:
         result += updates(RESNET50, "ResNet-50, 25.5 M", threads, rounds=9)
         result += summaries([COORDINATES], "4 x 10 M", threads)
     result += updates([2304] * 100, "100 x 2304", 1, rounds=51)
+    if torch.cuda.is_available():
+        for sizes, shape in (([COORDINATES], "10 M"), (RESNET50, "ResNet-50, 25.5 M")):
+            result += on_gpu(sizes, shape)
+        result += on_gpu([2304] * 100, "100 x 2304")
     return result
 
 

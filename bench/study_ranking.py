@@ -13,6 +13,7 @@ nasbench201.csv.gz, cifar10_raw_subset.npz and, for warm supernets, cifar10_jpeg
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import math
@@ -30,6 +31,7 @@ from numpy.typing import NDArray
 from bench.harness import RESULTS, commit, machine
 from sigeo import data, proxies, spaces
 from sigeo.data import ImageData
+from sigeo.proxies import Proxy
 from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.rank import Row, rank
 from sigeo.store import RunStore
@@ -57,11 +59,6 @@ def draw(seed: int, count: int, without: Sequence[str] = ()) -> list[str]:
     return random.Random(seed).sample(archs, count)
 
 
-def pixels() -> ImageData:
-    """Exact CIFAR-10 pixels."""
-    return data.load(SHARED / "data" / "cifar10_raw_subset.npz")
-
-
 def space_of(sizes: Mapping[str, int]) -> Any:
     """The space in networks of a size."""
     return spaces.get("nasbench201", spaces.InputShape(3, 32, 10), **sizes)
@@ -80,30 +77,40 @@ def scored(networks: Networks, archs: Sequence[str], what: str) -> dict[str, Row
         return {row.arch: row for row in rank(networks, cells, store, progress=progress)}
 
 
-def columns(rows: Mapping[str, Row], archs: Sequence[str]) -> dict[str, Values]:
-    """Scores and terms, with the combinations of SiGeo's published weights; NaN if not finite."""
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
-    def column(get: Any) -> Values:
-        values = [get(rows[arch]) for arch in archs]
-        return np.array([math.nan if v is None else v for v in values], dtype=np.float64)
 
-    found = {
-        name: column(lambda row, name=name: row.scores[name])
-        for name in next(iter(rows.values())).scores
-        if name != "sigeo"
+def terms_of(rows: Mapping[str, Row], archs: Sequence[str], proxy: str) -> dict[str, Values]:
+    """SiGeo's three terms, as ``proxy`` measured them; NaN if not finite."""
+    return {
+        term: np.array([_number(rows[arch].terms[proxy][term]) for arch in archs])
+        for term in ("zico", "fr", "loss")
     }
-    if "sigeo" in next(iter(rows.values())).scores:
-        terms = {
-            term: column(lambda row, term=term: row.terms["sigeo"][term])
-            for term in ("zico", "fr", "loss")
-        }
-        found["ZiCo term with steps"] = terms["zico"]
-        found["FR term"] = terms["fr"]
-        found["-loss"] = -terms["loss"]
-        for lambdas in ((1, 1, 0), (1, 1, 1), (1, 50, 1)):
-            a, b, c = lambdas
-            name = f"SiGeo({a},{b},{c})"
-            found[name] = a * terms["zico"] + b * terms["fr"] - c * terms["loss"]
+
+
+def scores_of(rows: Mapping[str, Row], archs: Sequence[str], proxy: str) -> Values:
+    """One proxy's scores; NaN if not finite."""
+    return np.array([_number(rows[arch].scores[proxy]) for arch in archs])
+
+
+def combined(terms: Mapping[str, Values], lambdas: Sequence[float]) -> Values:
+    """SiGeo with other weights; a term of weight 0 is left out, whatever it is."""
+    signed = (terms["zico"], terms["fr"], -terms["loss"])
+    weighted = [w * values for w, values in zip(lambdas, signed, strict=True) if w]
+    return np.sum(weighted, axis=0)
+
+
+def columns(rows: Mapping[str, Row], archs: Sequence[str]) -> dict[str, Values]:
+    """Baselines, terms with and without steps, and SiGeo with the published weights."""
+    found = {name: scores_of(rows, archs, name) for name in ("zico", "params", "flops")}
+    moved, still = terms_of(rows, archs, "sigeo"), terms_of(rows, archs, STILL.name)
+    found["ZiCo term with steps"] = moved["zico"]
+    for name, terms in (("with steps", moved), ("without steps", still)):
+        found[f"FR term {name}"] = terms["fr"]
+        found[f"-loss {name}"] = -terms["loss"]
+    for lambdas in ((1, 1, 0), (1, 1, 1), (1, 50, 1)):
+        found["SiGeo({},{},{})".format(*lambdas)] = combined(moved, lambdas)
     return found
 
 
@@ -140,23 +147,27 @@ def save(command: str, content: dict[str, Any]) -> None:
     print(path)
 
 
-def chosen(*names: str, **sigeo_options: Any) -> tuple[Any, ...]:
-    """Proxies by name; SiGeo with options."""
-    return tuple(proxies.get(n, **sigeo_options) if n == "sigeo" else proxies.get(n) for n in names)
+def chosen(*names: str) -> tuple[Proxy, ...]:
+    """Proxies by name."""
+    return tuple(proxies.get(name) for name in names)
+
+
+# The same preset under its long name, without steps: one set of passes then gives both.
+STILL = proxies.get("sigeo_cv_official", inner_lr=0)
 
 
 def full() -> None:
     """200 architectures at full size: cold, then on a supernet warmed on 1, 5, 10 %."""
     archs = draw(0, 200)
     truth = np.array([table().lookup(METRIC)[arch] for arch in archs])
-    wanted = chosen("sigeo", "zico", "params", "flops")
-    space, exact = space_of(FULL), pixels()
+    wanted = (*chosen("sigeo"), STILL, *chosen("zico", "params", "flops"))
+    space, exact = space_of(FULL), data_once("cifar10_raw_subset.npz")
     levels: dict[str, Any] = {}
     cold = Networks(space, exact, Protocol(wanted))
     found = columns(scored(cold, archs, "cold"), archs)
     levels["0 %"] = {"steps": 0, "images": 0, "proxies": correlations(found, truth)}
     save("full", {"architectures": 200, "networks": FULL, "levels": levels})
-    streams = data.load(SHARED / "data" / "cifar10_jpeg.npz")
+    streams = data_once("cifar10_jpeg.npz")
     for percent in (1, 5, 10):
         warmup = WarmUp(round(len(streams.train) * percent / 100))
         FOLDER.mkdir(parents=True, exist_ok=True)
@@ -177,29 +188,17 @@ def candidate() -> None:
     """200 architectures in reduced networks, each warmed up alone as published."""
     archs = draw(0, 200)
     truth = np.array([table().lookup(METRIC)[arch] for arch in archs])
-    space, exact = space_of(REDUCED), pixels()
+    space, exact = space_of(REDUCED), data_once("cifar10_raw_subset.npz")
+    wanted = (*chosen("sigeo"), STILL, *chosen("zico", "params", "flops"))
     levels: dict[str, Any] = {}
     for epochs in (0, 1, 3, 10):
         protocol = (
-            Protocol(chosen("sigeo", "zico", "params", "flops"))
+            Protocol(wanted)
             if epochs == 0
-            else Protocol(
-                chosen("sigeo", "zico", "params", "flops"),
-                "candidate",
-                WarmUp.published(6000, epochs),
-            )
+            else Protocol(wanted, "candidate", WarmUp.published(6000, epochs))
         )
-        networks = Networks(space, exact, protocol)
-        found = columns(scored(networks, archs, f"{epochs} epochs"), archs)
-        still = Networks(
-            space, exact, Protocol(chosen("sigeo", inner_lr=0), protocol.init, protocol.warmup)
-        )
-        rows = scored(still, archs, f"{epochs} epochs, no steps")
-        terms = {
-            t: np.array([_number(rows[a].terms["sigeo"][t]) for a in archs]) for t in ("fr", "loss")
-        }
-        found["FR term without steps"] = terms["fr"]
-        found["-loss without steps"] = -terms["loss"]
+        rows = scored(Networks(space, exact, protocol), archs, f"{epochs} epochs")
+        found = columns(rows, archs)
         best = {
             name: estimate(spearman_difference(found[name], found["params"], truth))
             for name in ("SiGeo(1,50,1)", "SiGeo(1,1,1)", "zico")
@@ -213,132 +212,111 @@ def candidate() -> None:
         save("candidate", {"architectures": 200, "networks": REDUCED, "levels": levels})
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
 # The search: every combination is one warmed supernet, scored with and without inner steps.
 GRID = {
     "channels": (4, 8, 16),
     "steps": (78, 312, 782, 3128),
     "lr": (0.025, 0.1, 0.4),
-    "inner_lr": (0.0, 0.1, 1.0),
 }
 LAMBDAS = {
     "fr": (0.0, 0.1, 0.3, 1.0, 3.0, 10.0, 50.0),
     "loss": (0.0, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),
 }
+STEPS = {1.0: "sigeo", 0.0: STILL.name}
 
 
-def setting_columns(
-    setting: Mapping[str, Any], archs: Sequence[str], what: str
-) -> dict[str, Values]:
-    """Terms of a supernet setting, and the baselines."""
+def warmed(setting: Mapping[str, Any], archs: Sequence[str], what: str) -> dict[str, Row]:
+    """Score architectures on the supernet of a setting."""
     space = space_of({"channels": setting["channels"], "cells": 1})
-    streams = data_once("cifar10_jpeg.npz")
+    streams, exact = data_once("cifar10_jpeg.npz"), data_once("cifar10_raw_subset.npz")
     images = 64 * setting["steps"]
-    epochs = max(1, math.ceil(images / len(streams.train)))
+    epochs = math.ceil(images / len(streams.train))
     warmup = WarmUp(min(len(streams.train), images // epochs), epochs, lr=setting["lr"])
     FOLDER.mkdir(parents=True, exist_ok=True)
-    trained = Networks(
-        space, streams, Protocol(chosen("params"), "supernet", warmup, batches=1), folder=FOLDER
-    )
-    path = trained.checkpoint_path(FOLDER)
-    wanted = chosen("sigeo", "params", "flops", inner_lr=setting["inner_lr"])
-    protocol = Protocol(wanted, "supernet", checkpoint=path)
-    rows = scored(Networks(space, data_once("cifar10_raw_subset.npz"), protocol), archs, what)
-    names = ("zico", "fr", "loss")
-    terms = {t: np.array([_number(rows[a].terms["sigeo"][t]) for a in archs]) for t in names}
-    return terms | {
-        n: np.array([_number(rows[a].scores[n]) for a in archs]) for n in ("params", "flops")
-    }
+    training = Protocol(chosen("params"), "supernet", warmup, batches=1)
+    path = Networks(space, streams, training, folder=FOLDER).checkpoint_path(FOLDER)
+    wanted = (*chosen("sigeo"), STILL, *chosen("params", "flops"))
+    networks = Networks(space, exact, Protocol(wanted, "supernet", checkpoint=path))
+    return scored(networks, archs, what)
 
 
-_DATA: dict[str, ImageData] = {}
-
-
+@functools.cache
 def data_once(name: str) -> ImageData:
     """A data set, loaded once."""
-    if name not in _DATA:
-        _DATA[name] = data.load(SHARED / "data" / name)
-    return _DATA[name]
-
-
-def combined(terms: Mapping[str, Values], fr: float, loss: float) -> Values:
-    """SiGeo with lambda1 = 1."""
-    return terms["zico"] + fr * terms["fr"] - loss * terms["loss"]
+    return data.load(SHARED / "data" / name)
 
 
 def cold_zico(archs: Sequence[str]) -> Values:
     """ZiCo of the cold full-size networks: the rival that needs no training."""
-    networks = Networks(
-        space_of(FULL), data_once("cifar10_raw_subset.npz"), Protocol(chosen("zico"))
-    )
-    rows = scored(networks, archs, "cold ZiCo")
-    return np.array([_number(rows[a].scores["zico"]) for a in archs])
+    exact = data_once("cifar10_raw_subset.npz")
+    networks = Networks(space_of(FULL), exact, Protocol(chosen("zico")))
+    return scores_of(scored(networks, archs, "cold ZiCo"), archs, "zico")
+
+
+def rho(scores: Values, truth: Values) -> float:
+    """Spearman; what is not finite ranks last."""
+    return round(spearman(np.nan_to_num(scores, nan=-np.inf), truth), 4)
 
 
 def search() -> None:
     """Choose the supernet setting on 100 architectures."""
     archs = draw(1, 100)
     truth = np.array([table().lookup(METRIC)[arch] for arch in archs])
-    results = []
+    results: list[dict[str, Any]] = []
+    singles: list[dict[str, Any]] = []
     for values in itertools.product(*GRID.values()):
         setting = dict(zip(GRID, values, strict=True))
-        terms = setting_columns(setting, archs, str(setting))
-        for fr, loss in itertools.product(*LAMBDAS.values()):
-            rho = spearman(np.nan_to_num(combined(terms, fr, loss), nan=-np.inf), truth)
-            results.append({**setting, "lambdas": [1.0, fr, loss], "spearman": round(rho, 4)})
-        singles = {
-            t: round(spearman(np.nan_to_num(s * terms[t], nan=-np.inf), truth), 4)
-            for t, s in (("zico", 1), ("fr", 1), ("loss", -1))
-        }
-        print(
-            json.dumps({**setting, **singles, "best": max(r["spearman"] for r in results[-49:])}),
-            flush=True,
-        )
+        rows = warmed(setting, archs, str(setting))
+        for inner_lr, name in STEPS.items():
+            terms = terms_of(rows, archs, name)
+            tried = {**setting, "inner_lr": inner_lr}
+            alone = {
+                t: rho(sign * terms[t], truth) for t, sign in (("zico", 1), ("fr", 1), ("loss", -1))
+            }
+            singles.append({**tried, **alone})
+            for fr, loss in itertools.product(*LAMBDAS.values()):
+                lambdas = [1.0, fr, loss]
+                value = rho(combined(terms, lambdas), truth)
+                results.append({**tried, "lambdas": lambdas, "spearman": value})
+            print(json.dumps(singles[-1]), flush=True)
         results.sort(key=lambda r: -r["spearman"])
-        save(
-            "search",
-            {
-                "architectures": 100,
-                "tried": len(results),
-                "params": round(spearman(terms["params"], truth), 4),
-                "best": results[:20],
-            },
-        )
+        content = {
+            "architectures": 100,
+            "tried": len(results),
+            "params": rho(scores_of(rows, archs, "params"), truth),
+            "best": results[:20],
+            "terms_alone": singles,
+        }
+        save("search", content)
 
 
 def confirm() -> None:
     """The chosen setting on 200 other architectures, against ZiCo and params, paired."""
-    first = draw(1, 100)
-    archs = draw(2, 200, without=first)
+    archs = draw(2, 200, without=draw(1, 100))
     truth = np.array([table().lookup(METRIC)[arch] for arch in archs])
     best = json.loads((RESULTS / "ranking-search.json").read_text())["best"][0]
-    terms = setting_columns(best, archs, "confirm")
+    rows = warmed(best, archs, "confirm")
+    terms = terms_of(rows, archs, STEPS[best["inner_lr"]])
     found = {
-        "SiGeo, chosen": combined(terms, *best["lambdas"][1:]),
+        "SiGeo, chosen": combined(terms, best["lambdas"]),
         "ZiCo term of the same supernet": terms["zico"],
         "cold ZiCo, full size": cold_zico(archs),
-        "params": terms["params"],
-        "flops": terms["flops"],
+        "params": scores_of(rows, archs, "params"),
+        "flops": scores_of(rows, archs, "flops"),
     }
+    ours = found["SiGeo, chosen"]
     differences = {
-        f"SiGeo, chosen - {name}": estimate(
-            spearman_difference(found["SiGeo, chosen"], scores, truth)
-        )
+        f"SiGeo, chosen - {name}": estimate(spearman_difference(ours, scores, truth))
         for name, scores in found.items()
-        if name != "SiGeo, chosen"
+        if scores is not ours
     }
-    save(
-        "confirm",
-        {
-            "architectures": 200,
-            "setting": best,
-            "proxies": correlations(found, truth),
-            "paired_differences_of_spearman": differences,
-        },
-    )
+    content = {
+        "architectures": 200,
+        "setting": best,
+        "proxies": correlations(found, truth),
+        "paired_differences_of_spearman": differences,
+    }
+    save("confirm", content)
 
 
 if __name__ == "__main__":

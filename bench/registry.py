@@ -1,0 +1,65 @@
+"""The benchmarks, and the tests that must pass before one is believed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from bench import bench_moments, bench_pipeline, bench_start, bench_statistics
+
+Rows = Callable[[], list[dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One benchmark.
+
+    Attributes:
+        name: As for ``--only``.
+        module: File in bench/ that holds it, without ``.py``.
+        tests: Its gate.
+        rows: Measures.
+        smoke: Runs once, quickly, so that it is known to work.
+    """
+
+    name: str
+    module: str
+    tests: tuple[str, ...]
+    rows: Rows
+    smoke: Rows
+
+
+BENCHMARKS = (
+    Benchmark(
+        "moments",
+        "bench_moments",
+        ("tests/sigeo_ext/test_moments.py",),
+        bench_moments.rows,
+        lambda: (
+            bench_moments.updates([10_000], "smoke", 1, rounds=1)
+            + bench_moments.summaries([10_000], "smoke", 1, rounds=1)
+        ),
+    ),
+    Benchmark(
+        "statistics",
+        "bench_statistics",
+        ("tests/sigeo/test_capture.py",),
+        bench_statistics.rows,
+        lambda: bench_statistics.time_rows(bench_statistics.WORKLOADS[1], 1, 1),
+    ),
+    Benchmark(
+        "pipeline",
+        "bench_pipeline",
+        ("tests/sigeo/test_rank.py", "tests/sigeo/test_nasbench201.py"),
+        bench_pipeline.rows,
+        lambda: bench_pipeline.rows(candidates=2),
+    ),
+    Benchmark(
+        "start",
+        "bench_start",
+        ("tests/sigeo_ext/test_load.py",),
+        bench_start.rows,
+        lambda: bench_start.imports(rounds=1),
+    ),
+)
