@@ -60,6 +60,7 @@ class CMakeBuild(build_ext):
         build = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         command = [
             tool("cmake"), "-S", str(ROOT), "-B", str(build), "-G", "Ninja",
+            "-U", "SIGEO_*",  # the folder stays, what an earlier build was asked for does not
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-DSIGEO_TORCH_DIR={torch_dir()}",
@@ -100,6 +101,9 @@ class BinaryDistribution(Distribution):
 
 
 compiled = os.environ.get("SIGEO_BUILD", "1") != "0"
+if not compiled:  # an editable install would go on using what an earlier one built
+    for library in (*ROOT.glob("sigeo_ext/_C.so"), *ROOT.glob("sigeo_ext/_host*.so")):
+        library.unlink()
 setup(
     distclass=BinaryDistribution,
     ext_modules=[Extension("sigeo_ext._host", [])] if compiled else [],

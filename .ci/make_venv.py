@@ -97,7 +97,8 @@ def build() -> None:
     stamp = VENV / "built"
     sources = [p for folder in ("csrc", ".ci") for p in (ROOT / folder).rglob("*") if p.is_file()]
     sources += [ROOT / name for name in ("setup.py", "CMakeLists.txt", "pyproject.toml")]
-    switches = " ".join(f"{k}={os.environ.get(k, '')}" for k in ("SIGEO_CUDA", "SIGEO_BUILD"))
+    names = ("SIGEO_CUDA", "SIGEO_BUILD", "TORCH_CUDA_ARCH_LIST", "SIGEO_CMAKE_ARGS")
+    switches = " ".join(f"{name}={os.environ.get(name, '')}" for name in names)
     newest = max(source.stat().st_mtime for source in sources)
     if stamp.exists() and stamp.stat().st_mtime > newest and stamp.read_text() == switches:
         return

@@ -5,7 +5,9 @@ that is its fallback and its judge, and compiled kernels where the package was b
 """
 
 from sigeo_ext import moments
-from sigeo_ext._load import implementations
+from sigeo_ext._load import check_choice, implementations
 
 __all__ = ["__version__", "implementations", "moments"]
 __version__ = "0.1.0"
+
+check_choice()

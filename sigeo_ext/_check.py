@@ -12,7 +12,16 @@ _NAMES = {
     torch.float64: "Double",
     torch.bfloat16: "BFloat16",
     torch.float16: "Half",
+    torch.uint8: "Byte",
+    torch.int8: "Char",
+    torch.int16: "Short",
+    torch.int32: "Int",
+    torch.int64: "Long",
+    torch.bool: "Bool",
+    torch.complex64: "ComplexFloat",
+    torch.complex128: "ComplexDouble",
 }
+_FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def require(condition: bool, op: str, message: str) -> None:
@@ -58,6 +67,7 @@ def lists(
     like: list[Tensor | None] = [None] * (layers or 0)
     known = layers is not None
     state_dtype: torch.dtype | None = None
+    anywhere: torch.device | None = None
     for is_state, name, tensors in (
         *((True, name, tensors) for name, tensors in (state or {}).items()),
         *((False, name, tensors) for name, tensors in (inputs or {}).items()),
@@ -72,7 +82,7 @@ def lists(
             if tensor is None:
                 continue
             place = f"{name}[{index}]"
-            dtype = _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").capitalize())
+            dtype = dtype_of(tensor)
             if is_state:
                 wide = tensor.dtype in (torch.float32, torch.float64)
                 require(wide, op, f"{place} must be float32 or float64, got {dtype}")
@@ -80,28 +90,30 @@ def lists(
                 message = f"must be {_NAMES[state_dtype]} like the rest of the state, got {dtype}"
                 require(tensor.dtype == state_dtype, op, f"{place} {message}")
                 run = "must fill one run of memory; a view into a larger tensor cannot be a state"
-                require(not in_place or _is_dense(tensor), op, f"{place} {run}")
+                require(not in_place or is_dense(tensor), op, f"{place} {run}")
             kinds = "must be float32, float64, bfloat16 or float16"
-            require(tensor.dtype in _NAMES, op, f"{place} {kinds}, got {dtype}")
+            require(tensor.dtype in _FLOATING, op, f"{place} {kinds}, got {dtype}")
+            anywhere = tensor.device if anywhere is None else anywhere
+            same = "must be on the device of the other tensors"
+            require(tensor.device == anywhere, op, f"{place} {same}")
             first = like[index % len(like)]
             if first is None:
                 like[index % len(like)] = tensor
                 continue
             shape = f"must have its layer's shape {list(first.shape)}, got {list(tensor.shape)}"
             require(tensor.shape == first.shape, op, f"{place} {shape}")
-            require(
-                tensor.device == first.device, op, f"{place} must be on the device of its layer"
-            )
             order = "must have the memory order (strides) of the other tensors of its layer"
             free = not (is_state and in_place)
-            require(free or _order(tensor) == _order(first), op, f"{place} {order}")
+            require(free or memory_order(tensor) == memory_order(first), op, f"{place} {order}")
 
 
-def _order(tensor: Tensor) -> list[int]:
+def memory_order(tensor: Tensor) -> list[int]:
+    """Strides of the dimensions that have any; equal for tensors of one shape and memory order."""
     return [s for size, s in zip(tensor.shape, tensor.stride(), strict=True) if size != 1]
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
+    """Whether the values fill one run of memory, in whatever order of dimensions."""
     if tensor.numel() < 2:
         return True
     run = 1
@@ -111,3 +123,13 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         run *= size
     return True
+
+
+def dtype_of(tensor: Tensor) -> str:
+    """The name of a tensor's dtype as the compiled ops write it."""
+    return _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").capitalize())
+
+
+def is_floating(tensor: Tensor) -> bool:
+    """Whether the dtype is one of the four that the ops take."""
+    return tensor.dtype in _FLOATING

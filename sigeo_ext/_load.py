@@ -39,6 +39,19 @@ def _load() -> str:
     return choice
 
 
+def check_choice() -> None:
+    """Check that the implementation asked for serves every op; called once all are defined.
+
+    Raises:
+        ImportError: It does not; the message names the first op that has none.
+    """
+    if _choice in ("auto", "reference"):
+        return
+    for op in _op.names():
+        if _choice == "triton" or not _op.has_kernel(op, _choice.upper()):
+            raise ImportError(f"SIGEO_EXT_IMPL={_choice}: {op} has no such kernel in this build")
+
+
 _choice = _load()
 
 

@@ -42,6 +42,8 @@ def define(
     """
     name = schema.split("(", 1)[0]
     _library.define(schema)  # type: ignore[no-untyped-call]
+    if "!" in schema:
+        _count_versions(name)
     _library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
@@ -56,6 +58,23 @@ def define(
         register_flop_formula(op)(flops)
     _names.append(name)
     return op.default
+
+
+def _count_versions(name: str) -> None:
+    """Let autograd see what the op writes, so that a stale value in a graph raises."""
+    overload = getattr(torch.ops.sigeo_ext, name).default
+    written = [
+        index
+        for index, argument in enumerate(overload._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        for index in written:
+            torch.autograd.graph.increment_version(args[index])
+        return overload.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    _library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 def names() -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts its threads
+
 import pytest
 import torch
-
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 

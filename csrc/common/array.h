@@ -36,14 +36,16 @@ SIGEO_INLINE float bfloat16_to_float(uint16_t bits) {
   return bit_cast<float>(static_cast<uint32_t>(bits) << 16);
 }
 
-// Branch-free, so that loops over it vectorise without F16C. The exponent is rebased by an exact
-// multiplication, which also normalises subnormals; 2^112 moves infinities and NaNs to the top.
+// Branch-free, so that loops over it vectorise without F16C. Subnormals, whose bits count units of
+// 2^-24, come from an exact product of normal numbers: flush-to-zero modes do not touch them.
 SIGEO_INLINE float float16_to_float(uint16_t bits) {
-  const uint32_t magnitude = static_cast<uint32_t>(bits & 0x7fffu) << 13;
+  const uint32_t magnitude = bits & 0x7fffu;
   const uint32_t sign = static_cast<uint32_t>(bits & 0x8000u) << 16;
-  const float rebased = bit_cast<float>(magnitude) * 0x1p112f;
-  const uint32_t special = magnitude >= 0x0f800000u ? 0x7f800000u : 0u;
-  return bit_cast<float>(bit_cast<uint32_t>(rebased) | special | sign);
+  const uint32_t rebased = (magnitude << 13) + (112u << 23);
+  const uint32_t special = magnitude >= 0x7c00u ? 0x7f800000u : 0u;
+  const float subnormal = static_cast<float>(static_cast<int32_t>(magnitude)) * 0x1p-24f;
+  const uint32_t normal = rebased | special;
+  return bit_cast<float>((magnitude < 0x0400u ? bit_cast<uint32_t>(subnormal) : normal) | sign);
 }
 
 }  // namespace sigeo_ext

@@ -52,7 +52,8 @@ bool is_dense(const Tensor& tensor) {
   return true;
 }
 
-// A copy of `tensor` in the order of `like`, which must be dense.
+}  // namespace
+
 Tensor reordered(const Tensor& tensor, const Tensor& like) {
   std::array<StableIValue, 7> stack{
       torch::stable::detail::from(tensor),         torch::stable::detail::from(like.sizes()),
@@ -66,14 +67,13 @@ Tensor reordered(const Tensor& tensor, const Tensor& like) {
   return copy;
 }
 
-}  // namespace
-
 std::string Lists::text(const Place& place) const {
   return std::string(op_) + ": " + place.name + "[" + std::to_string(place.index) + "]";
 }
 
 void Lists::check_length(const char* name, size_t length) {
-  if (layers_.empty()) layers_.resize(length);
+  if (!counted_) layers_.resize(length);
+  counted_ = true;
   STD_TORCH_CHECK(length == layers_.size(), op_, ": ", name, " must hold one tensor a layer, ",
                   layers_.size(), ", got ", length);
 }
@@ -81,9 +81,6 @@ void Lists::check_length(const char* name, size_t length) {
 void Lists::check_like(const Place& place, const Tensor& tensor, const Tensor& like) const {
   STD_TORCH_CHECK(same_sizes(tensor, like), text(place), " must have its layer's shape ",
                   shape_of(like), ", got ", shape_of(tensor));
-  STD_TORCH_CHECK(
-      tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(),
-      text(place), " must be on the device of its layer");
 }
 
 Array Lists::array(const Place& place, const Tensor& tensor, size_t layer) {
@@ -97,6 +94,10 @@ Array Lists::array(const Place& place, const Tensor& tensor, size_t layer) {
       STD_TORCH_CHECK(false, text(place), " must be float32, float64, bfloat16 or float16, got ",
                       torch::headeronly::toString(tensor.scalar_type()));
   }
+  if (!first_.has_value()) first_ = tensor;
+  STD_TORCH_CHECK(tensor.is_cpu() == first_->is_cpu() &&
+                      tensor.get_device_index() == first_->get_device_index(),
+                  text(place), " must be on the device of the other tensors");
   Tensor values = tensor;
   if (layers_[layer].has_value()) {
     check_like(place, tensor, *layers_[layer]);
@@ -139,11 +140,11 @@ std::vector<Array> Lists::inputs(const char* name, const Tensors& tensors) {
 
 std::vector<Array> Lists::inputs(const char* name, const OptionalTensors& tensors) {
   check_length(name, tensors.size());
-  return rows(name, tensors, tensors.size());
+  return rows(name, tensors);
 }
 
-std::vector<Array> Lists::rows(const char* name, const OptionalTensors& tensors, size_t layers) {
-  if (layers_.empty()) layers_.resize(layers);
+std::vector<Array> Lists::rows(const char* name, const OptionalTensors& tensors) {
+  const size_t layers = layers_.size();
   // Shapes first: an absent tensor needs the numel that another row of its layer gives.
   std::vector<Array> arrays(tensors.size());
   for (size_t i = 0; i < tensors.size(); ++i) {
@@ -159,17 +160,12 @@ std::vector<Array> Lists::rows(const char* name, const OptionalTensors& tensors,
 
 Tensor Lists::new_float64(std::initializer_list<int64_t> sizes) const {
   const std::vector<int64_t> shape(sizes);
-  for (const auto& layer : layers_) {
-    if (layer.has_value()) return torch::stable::new_empty(*layer, shape, ScalarType::Double);
-  }
+  if (first_.has_value()) return torch::stable::new_empty(*first_, shape, ScalarType::Double);
   return torch::stable::empty(shape, ScalarType::Double);
 }
 
 int32_t Lists::device_index() const {
-  for (const auto& layer : layers_) {
-    if (layer.has_value()) return layer->get_device_index();
-  }
-  return -1;
+  return first_.has_value() ? first_->get_device_index() : -1;
 }
 
 void torch_parallel(int64_t n, const Range& body) {

@@ -25,6 +25,9 @@ class Lists {
  public:
   explicit Lists(const char* op) : op_(op) {}
 
+  // Where the number of layers is known before the first list.
+  Lists(const char* op, size_t layers) : op_(op), layers_(layers), counted_(true) {}
+
   // A list that is written: its memory must be one run a layer, in float32 or float64, and one of
   // the two for all such lists.
   std::vector<Array> state(const char* name, const Tensors& tensors);
@@ -33,8 +36,8 @@ class Lists {
   std::vector<Array> inputs(const char* name, const Tensors& tensors);
   std::vector<Array> inputs(const char* name, const OptionalTensors& tensors);
 
-  // Several lists end to end, all with the layers of the first `layers` tensors.
-  std::vector<Array> rows(const char* name, const OptionalTensors& tensors, size_t layers);
+  // Several lists end to end; the number of layers must be known.
+  std::vector<Array> rows(const char* name, const OptionalTensors& tensors);
 
   // A float64 tensor on the layers' device, for results and workspace.
   Tensor new_float64(std::initializer_list<int64_t> sizes) const;
@@ -53,9 +56,14 @@ class Lists {
 
   const char* op_;
   OptionalTensors layers_;  // what each layer looks like; absent until a tensor of it was seen
+  bool counted_ = false;    // whether the number of layers is known
+  std::optional<Tensor> first_;  // the first tensor seen: all must be on its device
   std::optional<torch::headeronly::ScalarType> state_dtype_;
   Tensors copies_;  // keeps copies alive until the call ends
 };
+
+// A copy of `tensor` in the memory order of `like`, which must be dense.
+Tensor reordered(const Tensor& tensor, const Tensor& like);
 
 // at::parallel_for over chunks, for the torch-free cores.
 void torch_parallel(int64_t n, const Range& body);

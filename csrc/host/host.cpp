@@ -33,11 +33,13 @@ std::vector<Array> gather(const char* name, const NumpyList& list, const NumpyLi
   for (size_t i = 0; i < list.size(); ++i) {
     const py::array& array = list[i];
     check((array.flags() & py::array::c_style) != 0, i, "be C-contiguous");
+    check((array.flags() & py::detail::npy_api::NPY_ARRAY_ALIGNED_) != 0, i, "be aligned");
     check(!written || array.writeable(), i, "be writeable");
     check(array.size() == like[i % like.size()].size(), i, "have as many values as its layer");
-    const bool single = array.dtype().is(py::dtype::of<float>());
-    const bool half = array.dtype().is(py::dtype("float16"));
-    check(single || array.dtype().is(py::dtype::of<double>()) || (half && !written), i,
+    // By value: the dtype of an array that was unpickled is an object of its own.
+    const bool single = array.dtype().equal(py::dtype::of<float>());
+    const bool half = array.dtype().equal(py::dtype("float16"));
+    check(single || array.dtype().equal(py::dtype::of<double>()) || (half && !written), i,
           written ? "be float32 or float64" : "be float16, float32 or float64");
     const DType dtype = half ? DType::kFloat16 : single ? DType::kFloat32 : DType::kFloat64;
     check(!written || arrays.empty() || dtype == arrays[0].dtype, i, "have the first one's dtype");
@@ -137,10 +139,11 @@ SIGEO_MULTIVERSION void stream_range(float* a, float* b, float* c, const float* 
   }
 }
 
+using Floats = py::array_t<float, py::array::c_style>;
+
 // The yardstick of a streaming update: the same 16 bytes read and 12 written for each float32
 // coordinate, and as little arithmetic as can be.
-void stream(py::array_t<float> a, py::array_t<float> b, py::array_t<float> c,
-            const py::array_t<float>& g, int64_t threads) {
+void stream(Floats a, Floats b, Floats c, const Floats& g, int64_t threads) {
   const int64_t n = g.size();
   if (a.size() != n || b.size() != n || c.size() != n || threads < 1) {
     throw py::value_error("stream: needs four arrays of one size and at least one thread");

@@ -295,7 +295,7 @@ void fold_rows(Arrays first, Arrays second, Arrays third, const Parallel& parall
 
 void summarize(Arrays abs_sum, Arrays mean, Arrays m2, Arrays grads, Arrays weights, int64_t count,
                int64_t ddof, double* out, const Parallel& parallel) {
-  with_type({mean, grads, weights}, [&]<class T>(T) {
+  with_type({abs_sum, mean, m2, grads, weights}, [&]<class T>(T) {
     const auto block = [&](int64_t layer, int64_t begin, int64_t n, Summary& sums) {
       T buffer[5][kBlock];
       const T* a = load(abs_sum[layer], begin, n, buffer[0]);

@@ -41,7 +41,8 @@ SIGEO_INLINE Moment<T> updated(const Moment<T>& old, T g, T units) {
 // all but exact: M2 keeps its digits where the units nearly agree.
 template <int N>
 SIGEO_INLINE Moment<double> moment_of(const double (&unit)[N]) {
-  double abs_sum = std::fabs(unit[0]), sum = 0;
+  double abs_sum = std::fabs(unit[0]);
+  double sum = unit[0] - unit[0];  // NaN where the first unit is not finite, also if it is alone
   for (int r = 1; r < N; ++r) {
     abs_sum += std::fabs(unit[r]);
     sum += unit[r] - unit[0];

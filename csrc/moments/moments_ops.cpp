@@ -20,8 +20,8 @@ void check_count(const char* op, int64_t count, int64_t ddof) {
 double* data(Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 
 template <class Device>
-void update_(Tensors abs_sum, Tensors mean, Tensors m2, OptionalTensors grads, int64_t count) {
-  const char* op = "moments_update_";
+void update_into(const char* op, const Tensors& abs_sum, const Tensors& mean, const Tensors& m2,
+                 const OptionalTensors& grads, int64_t count) {
   STD_TORCH_CHECK(count >= 0, op, ": count must be at least 0, got ", count);
   Lists lists(op);
   const auto a = lists.state("abs_sum", abs_sum);
@@ -33,11 +33,24 @@ void update_(Tensors abs_sum, Tensors mean, Tensors m2, OptionalTensors grads, i
 }
 
 template <class Device>
+void update_(Tensors abs_sum, Tensors mean, Tensors m2, OptionalTensors grads, int64_t count) {
+  update_into<Device>("moments_update_", abs_sum, mean, m2, grads, count);
+}
+
+// The new state has the memory order of the old A1, whatever the orders of the old mean and M2.
+template <class Device>
 State update(Tensors abs_sum, Tensors mean, Tensors m2, OptionalTensors grads, int64_t count) {
-  for (Tensors* list : {&abs_sum, &mean, &m2}) {
-    for (Tensor& tensor : *list) tensor = torch::stable::clone(tensor);
+  const char* op = "moments_update";
+  Lists lists(op);
+  lists.inputs("abs_sum", abs_sum);
+  lists.inputs("mean", mean);
+  lists.inputs("m2", m2);
+  for (size_t i = 0; i < abs_sum.size(); ++i) {
+    abs_sum[i] = torch::stable::clone(abs_sum[i]);
+    mean[i] = reordered(mean[i], abs_sum[i]);
+    m2[i] = reordered(m2[i], abs_sum[i]);
   }
-  update_<Device>(abs_sum, mean, m2, grads, count);
+  update_into<Device>(op, abs_sum, mean, m2, grads, count);
   return {abs_sum, mean, m2};
 }
 
@@ -85,10 +98,10 @@ Tensor rows_summary(OptionalTensors rows, Tensors weights, int64_t count, int64_
   STD_TORCH_CHECK(rows.size() % count == 0, op, ": rows must hold ", count,
                   " tensors a layer, got ", rows.size(), " tensors");
   const size_t layers = rows.size() / count;
-  Lists lists(op);
+  Lists lists(op, layers);
   std::vector<Array> w;
   if (!weights.empty()) w = lists.inputs("weights", weights);
-  const auto r = lists.rows("rows", rows, layers);
+  const auto r = lists.rows("rows", rows);
   Tensor out = lists.new_float64({static_cast<int64_t>(layers), moments::kColumns});
   Device device(lists);
   moments::summarize_rows(r, w, count, ddof, data(out), device.place());

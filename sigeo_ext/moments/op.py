@@ -44,9 +44,9 @@ def _update_backward(
     for layer, mean in enumerate(means):
         value = grads[layer].to(mean.dtype) if ctx.whole else torch.zeros_like(mean)
         # M2 gains (g - mean)^2 (n-1)/n, and the mean moves by (g - mean)/n.
-        through_m2 = d_m2[layer] * 2 * (value - mean) * (ctx.count / n)
+        unread = torch.zeros_like(mean)  # the state at count 0 may hold anything, NaN as well
+        through_m2 = d_m2[layer] * 2 * (value - mean) * (ctx.count / n) if ctx.count else unread
         through_mean = d_mean[layer] * (ctx.count / n) - through_m2
-        unread = torch.zeros_like(mean)
         into_abs.append(d_abs[layer] if ctx.count > 1 else unread)
         into_m2.append(d_m2[layer] if ctx.count > 1 else unread)
         if ctx.count == 1:  # A1 is read off the mean
@@ -78,7 +78,7 @@ moments_update = define(
     f"moments_update({_STATE}, Tensor?[] grads, SymInt count) -> (Tensor[], Tensor[], Tensor[])",
     reference.update,
     fake=lambda abs_sum, mean, m2, grads, count: tuple(
-        [torch.empty_like(t) for t in state] for state in (abs_sum, mean, m2)
+        [torch.empty_like(t) for t in abs_sum] for _ in range(3)
     ),
     setup_context=_update_context,
     backward=_update_backward,

@@ -23,7 +23,13 @@ def update(
     abs_sum: TensorList, mean: TensorList, m2: TensorList, grads: OptionalTensorList, count: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     """Welford's update; an absent gradient is a zero gradient."""
-    _check_update(abs_sum, mean, m2, grads, count, in_place=False)
+    _check_update("moments_update", abs_sum, mean, m2, grads, count, in_place=False)
+    return _updated(abs_sum, mean, m2, grads, count)
+
+
+def _updated(
+    abs_sum: TensorList, mean: TensorList, m2: TensorList, grads: OptionalTensorList, count: int
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
     results: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for a, mu, q, gradient in zip(abs_sum, mean, m2, grads, strict=True):
         g = torch.zeros_like(mu) if gradient is None else gradient.to(mu.dtype)
@@ -37,12 +43,13 @@ def update(
                 state = (mu.abs() + g.abs(), following, deviation)
             else:
                 state = (a + g.abs(), following, q + deviation)
-        for values, value, like in zip(results, state, (a, mu, q), strict=True):
-            values.append(torch.empty_like(like).copy_(value))
+        for values, value in zip(results, state, strict=True):
+            values.append(torch.empty_like(a).copy_(value))
     return results
 
 
 def _check_update(
+    name: str,
     abs_sum: TensorList,
     mean: TensorList,
     m2: TensorList,
@@ -51,7 +58,6 @@ def _check_update(
     *,
     in_place: bool,
 ) -> None:
-    name = "moments_update_"
     _check.require(count >= 0, name, f"count must be at least 0, got {count}")
     state = {"abs_sum": abs_sum, "mean": mean, "m2": m2}
     _check.lists(name, state=state, inputs={"grads": grads}, in_place=in_place)
@@ -61,10 +67,9 @@ def update_(
     abs_sum: TensorList, mean: TensorList, m2: TensorList, grads: OptionalTensorList, count: int
 ) -> None:
     """`update`, written into the state."""
-    _check_update(abs_sum, mean, m2, grads, count, in_place=True)
-    for state, new in zip(
-        (abs_sum, mean, m2), update(abs_sum, mean, m2, grads, count), strict=True
-    ):
+    _check_update("moments_update_", abs_sum, mean, m2, grads, count, in_place=True)
+    new_state = _updated(abs_sum, mean, m2, grads, count)
+    for state, new in zip((abs_sum, mean, m2), new_state, strict=True):
         for old, value in zip(state, new, strict=True):
             old.copy_(value)
 
@@ -128,7 +133,7 @@ def summary(
     wide_abs, wide_mean, wide_m2 = ([t.double() for t in state] for state in (abs_sum, mean, m2))
     if grads:
         pending = [None if g is None else g.double() for g in grads]
-        wide_abs, wide_mean, wide_m2 = update(wide_abs, wide_mean, wide_m2, pending, count)
+        wide_abs, wide_mean, wide_m2 = _updated(wide_abs, wide_mean, wide_m2, pending, count)
         count += 1
     theta = weights if weights else [None] * len(mean)
     rows = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import collections
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from sigeo_ext import moments
+from sigeo_ext import _check, moments
 from sigeo_ext.moments.reference import OptionalTensorList, TensorList
 
 _ROWS = 3
@@ -51,12 +52,12 @@ class Moments:
                 "own": handed over; kept without a copy, and overwritten later.
 
         Raises:
-            ValueError: Not one gradient a layer.
+            ValueError: Not one gradient a layer, one of another shape or device, or another
+                ``keep``.
         """
-        if len(grads) != len(self._like):
-            raise ValueError(
-                f"Moments: grads must hold one tensor a layer, {len(self._like)}, got {len(grads)}"
-            )
+        self._check("grads", grads)
+        if keep not in get_args(Keep):
+            raise ValueError(f"Moments: keep must be one of {get_args(Keep)}, got {keep!r}")
         if self._state is None and len(self._rows) < _ROWS:
             row = [None if g is None else g.detach() for g in grads]
             if keep == "copy":
@@ -81,7 +82,10 @@ class Moments:
 
         Raises:
             RuntimeError: ``ddof`` is not below the number of units.
+            ValueError: ``last`` as in `add`.
         """
+        if last is not None:
+            self._check("last", last)
         pending = [] if last is None else [last]
         if self._state is None:
             return moments.rows_summary([*self._rows, *pending], weights=weights, ddof=ddof)
@@ -90,20 +94,58 @@ class Moments:
             *self._state, count=self.count, grads=grads, weights=weights, ddof=ddof
         )
 
+    def _check(self, name: str, grads: OptionalTensorList) -> None:
+        layers = len(self._like)
+        if len(grads) != layers:
+            raise ValueError(
+                f"Moments: {name} must hold one tensor a layer, {layers}, got {len(grads)}"
+            )
+        for index, (grad, like) in enumerate(zip(grads, self._like, strict=True)):
+            if grad is not None and (grad.shape != like.shape or grad.device != like.device):
+                raise ValueError(
+                    f"Moments: {name}[{index}] must be {list(like.shape)} on {like.device}, "
+                    f"got {list(grad.shape)} on {grad.device}"
+                )
+
     def _fold(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        present = [[g for g in row if g is not None] for row in self._rows]
-        if self._owned and all(
-            len(row) == len(self._like) and all(g.dtype == self._dtype for g in row)
-            for row in present
-        ):
-            moments.fold_rows_(*present)
-            state = (present[0], present[1], present[2])
-        else:
-            state = (self._new_list(), self._new_list(), self._new_list())
-            for count, row in enumerate(self._rows):
-                moments.update_(*state, row, count=count)
+        """The state of the three units, in their own memory layer by layer where that can be."""
+        mine = self._own_layers()
+        rows = [[row[layer] for layer in mine] for row in self._rows]
+        moments.fold_rows_(rows[0], rows[1], rows[2])  # type: ignore[arg-type]
+        state: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+        folded = dict(zip(mine, zip(*rows, strict=True), strict=True))
+        for layer, like in enumerate(self._like):
+            values = folded.get(layer) or self._added(layer, like)
+            for row in self._rows:
+                row[layer] = None  # freed before the next layer takes memory
+            for values_of, value in zip(state, values, strict=True):
+                values_of.append(value)
         self._rows = []
         return state
 
-    def _new_list(self) -> list[Tensor]:
-        return [torch.empty_like(t, dtype=self._dtype) for t in self._like]
+    def _added(self, layer: int, like: Tensor) -> tuple[Tensor, ...]:
+        """The state of one layer in new memory."""
+        values = tuple(torch.empty_like(like, dtype=self._dtype) for _ in range(3))
+        for count, row in enumerate(self._rows):
+            moments.update_(values[:1], values[1:2], values[2:], [row[layer]], count=count)
+        return values
+
+    def _own_layers(self) -> list[int]:
+        """The layers whose three gradients are ours to overwrite, and fit for it."""
+        if not self._owned:
+            return []
+        uses = collections.Counter(g.data_ptr() for row in self._rows for g in row if g is not None)
+
+        def fits(gradients: list[Tensor | None]) -> bool:
+            present = [g for g in gradients if g is not None]
+            return len(present) == _ROWS and all(
+                g.dtype == self._dtype
+                and _check.is_dense(g)
+                and _check.memory_order(g) == _check.memory_order(present[0])
+                # One tensor may be the gradient of two layers.
+                and (uses[g.data_ptr()] == 1 or g.numel() == 0)
+                for g in present
+            )
+
+        layers = range(len(self._like))
+        return [layer for layer in layers if fits([row[layer] for row in self._rows])]

@@ -34,6 +34,8 @@ def test_compiled_kernels_serve_when_asked():
 
 def test_a_choice_that_cannot_be_met_raises():
     assert "SIGEO_EXT_IMPL must be one of" in run("import sigeo_ext", "fast").stderr
+    error = run("import sigeo_ext", "triton").stderr
+    assert "SIGEO_EXT_IMPL=triton" in error and "ImportError" in error
 
 
 @pytest.mark.slow

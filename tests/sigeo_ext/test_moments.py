@@ -268,6 +268,67 @@ def test_same_bits_on_cpu_and_cuda_for_each_coordinate():
         assert torch.equal(a, b.cpu())
 
 
+def test_units_of_different_lengths_are_refused():
+    a = torch.ones(3)
+    with pytest.raises(ValueError, match="one tensor a layer, got 3, 1"):
+        moments.rows_summary([[a, a, a], [a]])
+
+
+def test_a_state_of_mixed_dtypes_loses_nothing(device):
+    a, mean = torch.tensor([1e39, 2.0]), torch.tensor([1.0, 1.0])
+    m2 = torch.tensor([1e-50, 1.0], dtype=torch.float64)
+    state = [a.double().to(device)], [mean.to(device)], [m2.to(device)]
+    state[0][0][0] = 1e39
+    result = moments.summary(*state, count=2)
+    assert result.kept.item() == 2 and result.abs_sum.item() == pytest.approx(1e39)
+
+
+def test_layers_on_two_devices_are_refused():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    a, b = torch.ones(3), torch.ones(3, device="cuda")
+    with pytest.raises(RuntimeError, match="must be on the device of the other tensors"):
+        moments.dot([b, a], [b, a])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_memory_that_is_not_aligned_gives_the_same(dtype, device):
+    layers = [(1001,), (17, 3)]
+
+    def shifted(values):
+        moved = []
+        for value in values:
+            wide = torch.empty(value.numel() + 1, dtype=value.dtype, device=device)
+            wide[1:] = value.flatten()
+            moved.append(wide[1:].view(value.shape))
+        return moved
+
+    units = [unit(layers, i, dtype, device=device) for i in range(4)]
+    odd = [shifted(grads) for grads in units]
+    plain, moved = (moments.rows_summary(rows, weights=rows[0]) for rows in (units, odd))
+    assert all(torch.equal(a, b) for a, b in zip(plain, moved, strict=True))
+    expected, state = (
+        streamed(layers, units, torch.float32, device),
+        new_state(layers, torch.float32),
+    )
+    state = tuple(shifted(values) for values in state)
+    for count, grads in enumerate(odd):
+        moments.update_(*state, grads, count=count)
+    for values, judge in zip(state, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(values, judge, strict=True))
+
+
+def test_half_subnormals_survive_flushing_to_zero():
+    values = torch.arange(1, 1024, dtype=torch.int16).view(torch.float16)
+    expected = moments.dot([values], [values])
+    assert expected.item() == values.double().square().sum().item()
+    torch.set_flush_denormal(True)
+    try:
+        assert moments.dot([values], [values]).item() == expected.item()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_units_that_nearly_agree_keep_their_spread():
     base = torch.full((1000,), 1.0)
     units = [base, torch.nextafter(base, 2 * base), base, base]
@@ -294,6 +355,9 @@ def test_ddof_shifts_the_log_of_a_layer_by_a_constant():
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
 def test_what_is_not_finite_reaches_the_ratio(bad, device):
+    alone = unit([(100,)], 0, device=device)[0]
+    alone[17] = bad
+    assert moments.rows_summary([[alone]]).ratio.isnan()
     for where in range(5):
         units = [unit([(100,)], i, device=device)[0] for i in range(5)]
         units[where][17] = bad
@@ -336,6 +400,33 @@ BAD_CALLS = {
         ([A], [A], [B], [A], 0),
         r"m2\[0\] must have its layer's shape \[3\], got \[2, 2\]",
     ),
+    "long": (
+        "update_",
+        ([A], [A], [A], [A.long()], 0),
+        r"grads\[0\] must be float32, float64, bfloat16 or float16, got Long$",
+    ),
+    "empty-first": (
+        "update_",
+        ([], [A], [A], [A], 0),
+        r"mean must hold one tensor a layer, 0, got 1",
+    ),
+    "empty-summary": (
+        "summary",
+        ([], [A], [A], [], [], 2, 0),
+        r"mean must hold one tensor a layer, 0, got 1",
+    ),
+    "empty-dot": ("dot", ([], [A]), r"b must hold one tensor a layer, 0, got 1"),
+    "empty-fold": ("fold_rows_", ([], [A], [A]), r"second must hold one tensor a layer, 0, got 1"),
+    "few-weights": (
+        "rows_summary",
+        ([A, B, A, B], [A], 2, 0),
+        r"weights must hold one tensor a layer, 2, got 1",
+    ),
+    "many-weights": (
+        "rows_summary",
+        ([A, A], [A, A], 2, 0),
+        r"weights must hold one tensor a layer, 1, got 2",
+    ),
     "length": ("update_", ([A], [A], [A], [], 0), r"grads must hold one tensor a layer, 1, got 0"),
     "half-state": (
         "update_",
@@ -362,7 +453,7 @@ BAD_CALLS = {
     "integer": (
         "update_",
         ([A], [A], [A], [A.int()], 0),
-        r"grads\[0\] must be float32, float64, bfloat16 or float16, got Int",
+        r"grads\[0\] must be float32, float64, bfloat16 or float16, got Int$",
     ),
     "functional": ("update", ([A], [A], [A], [B], 0), r"grads\[0\] must have its layer's shape"),
     "fold": (

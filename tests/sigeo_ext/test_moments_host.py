@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -32,6 +34,11 @@ def test_host_equals_ops_bit_for_bit(layers, dtype):
     expected = moments.summary(*judge, count=4, weights=weights)
     for got, values in zip(host.summary(*state, count=4, weights=theta), expected, strict=True):
         assert np.array_equal(got, values.numpy())
+
+
+def test_arrays_that_were_unpickled_serve():
+    a = pickle.loads(pickle.dumps([np.ones(4, np.float32), np.zeros(4, np.float32)]))
+    assert host.rows_summary([[a[0]], [a[1]]]).kept == 4
 
 
 def test_bad_arrays_are_refused():

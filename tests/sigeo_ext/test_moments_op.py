@@ -75,6 +75,34 @@ def test_update_gradients_equal_finite_differences(count, device):
     assert torch.autograd.gradcheck(call, flat)
 
 
+def test_a_state_that_means_nothing_does_not_reach_the_gradient(device):
+    state = [[torch.full((3,), torch.nan, device=device)] for _ in range(3)]
+    grad = torch.ones(3, device=device, requires_grad=True)
+    total = sum(values[0].sum() for values in moments.update(*state, [grad], count=0))
+    (got,) = torch.autograd.grad(total, grad)
+    assert torch.equal(got, torch.full_like(got, 2.0))
+
+
+def test_what_is_written_in_place_is_not_used_by_a_later_backward(device):
+    weight = torch.ones(3, device=device, requires_grad=True)
+    state = [[torch.ones(3, device=device)] for _ in range(3)]
+    loss = moments.dot(state[1], [weight]).sum()
+    version = state[1][0]._version
+    moments.update_(*state, [torch.ones(3, device=device)], count=2)
+    assert state[1][0]._version == version + 1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_results_are_not_tied_to_the_graph_of_the_gradients(device):
+    grads = [(torch.ones(3, device=device, requires_grad=True) * 2) for _ in range(4)]
+    assert not moments.rows_summary([[g] for g in grads]).ratio.requires_grad
+    state = [[torch.ones(3, device=device)] for _ in range(3)]
+    moments.update_(*state, [grads[0]], count=3)
+    assert not any(values[0].requires_grad for values in state)
+    assert not moments.summary(*state, grads=[grads[1]], count=4).ratio.requires_grad
+
+
 def test_dot_gradients_equal_finite_differences(device):
     flat = [
         t.requires_grad_()
@@ -121,6 +149,19 @@ def test_summaries_and_dot_under_vmap_equal_a_loop(device):
         alone = summaries(*([t[m] for t in values] for values in lists))
         for got, expected in zip(batched, alone, strict=True):
             assert_close(got[m], expected)
+
+
+def test_update_under_vmap_takes_any_batch_dimension(device):
+    lists = [tensors([(3, 4)], seed=i, device=device) for i in range(4)]
+    moved = [lists[0], [t.t().contiguous() for t in lists[1]], lists[2], lists[3]]
+
+    def one(a, b, c, g):
+        return moments.update(a, b, c, g, count=2)
+
+    expected = torch.vmap(one)(*lists)
+    got = torch.vmap(one, in_dims=(0, 1, 0, 0))(*moved)
+    for values, judge in zip(got, expected, strict=True):
+        assert_close(values, judge)
 
 
 @pytest.mark.slow

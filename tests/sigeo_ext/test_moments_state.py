@@ -71,9 +71,44 @@ def test_borrowed_gradients_are_left_alone(n, device):
         assert all(torch.equal(a, b) for a, b in zip(grads, old, strict=True))
 
 
+@pytest.mark.parametrize("keep", ["copy", "own"])
+def test_units_in_different_memory_orders_and_expanded_ones(keep, device):
+    weights = [torch.ones(6, 4, 3, 5, device=device)]
+    units = [[g.clone() for g in unit([(6, 4, 3, 5)], i, device=device)] for i in range(6)]
+    moments = Moments(weights)
+    for index, (grad,) in enumerate(units):
+        if index == 1:
+            grad = grad.to(memory_format=torch.channels_last)
+        if index == 2:
+            units[2] = [torch.full((), 0.5, device=device).expand(6, 4, 3, 5)]
+            grad = units[2][0]
+        moments.add([grad.clone() if keep == "own" and index != 2 else grad], keep=keep)
+    assert_close(
+        table(moments.summary(weights=weights)), spelled_out(units, weights), tolerance=1e-5
+    )
+
+
+def test_one_tensor_as_the_gradient_of_two_layers(device):
+    weights = [torch.ones(50, device=device)] * 2
+    units = [unit([(50,)], i, device=device) * 2 for i in range(6)]
+    moments = Moments(weights)
+    for grads in units:
+        shared = grads[0].clone()
+        moments.add([shared, shared], keep="own")
+    assert_close(
+        table(moments.summary(weights=weights)), spelled_out(units, weights), tolerance=1e-5
+    )
+
+
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r"dtype must be float32 or float64, got torch\.float16"):
         Moments([], dtype=torch.float16)
     moments = Moments([torch.ones(3)])
     with pytest.raises(ValueError, match="grads must hold one tensor a layer, 1, got 2"):
         moments.add([None, None])
+    with pytest.raises(ValueError, match="last must hold one tensor a layer, 1, got 2"):
+        moments.summary(last=[None, None])
+    with pytest.raises(ValueError, match=r"grads\[0\] must be \[3\] on cpu, got \[4\] on cpu"):
+        moments.add([torch.ones(4)])
+    with pytest.raises(ValueError, match="keep must be one of .*, got 'Copy'"):
+        moments.add([torch.ones(3)], keep="Copy")
