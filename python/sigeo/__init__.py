@@ -11,15 +11,28 @@ from typing import TYPE_CHECKING, Any
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
-    from sigeo import proxies, spaces
+    from sigeo import capture, data, proxies, scoring, spaces, store, supernet, tables
     from sigeo.scoring import score
 
-__all__ = ["InputError", "proxies", "score", "spaces"]
+_PACKAGES = ("capture", "data", "proxies", "scoring", "spaces", "store", "supernet", "tables")
+_PLACES = {"score": "sigeo.scoring"}
+__all__ = [
+    "InputError",
+    "capture",
+    "data",
+    "proxies",
+    "score",
+    "scoring",
+    "spaces",
+    "store",
+    "supernet",
+    "tables",
+]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("proxies", "spaces"):
+    if name in _PACKAGES:
         return importlib.import_module(f"sigeo.{name}")
-    if name == "score":
-        return importlib.import_module("sigeo.scoring").score
+    if name in _PLACES:
+        return getattr(importlib.import_module(_PLACES[name]), name)
     raise AttributeError(f"module 'sigeo' has no attribute {name!r}")

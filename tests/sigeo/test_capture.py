@@ -314,3 +314,80 @@ def test_bad_batches_and_losses():
         gradient_statistics(
             model, [x for x, _ in batches], lambda o: o.mean(), requests=[Request(samples=True)]
         )
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_measured_whatever_mode_is_on(mode):
+    model, batches = golden_net(), image_batches()
+    expected = gradient_statistics(model, batches)[0]
+    with mode():
+        assert not torch.is_grad_enabled()
+        got = gradient_statistics(model, batches)[0]
+    assert got.reached and torch.equal(got.summary.ratio, expected.summary.ratio)
+
+
+def test_a_loss_that_no_parameter_reaches_is_said():
+    model = golden_net().requires_grad_(False)
+    assert not gradient_statistics(model, image_batches())[0].reached
+
+
+def test_buffers_that_cannot_be_written_do_not_stop_the_restoring():
+    model = golden_net()
+    model.register_buffer("wide", torch.ones(1, 5).expand(4, 5))
+    before = state_of(model)
+    gradient_statistics(model, image_batches())
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, torch.as_tensor])
+def test_labels_of_any_kind(kind):
+    batches = image_batches()
+    expected = gradient_statistics(golden_net_of(0), batches)[0]
+    told = [(x, kind(y.tolist())) for x, y in batches]
+    got = gradient_statistics(golden_net_of(0), told)[0]
+    assert torch.equal(got.losses, expected.losses)
+
+
+def golden_net_of(seed):
+    torch.manual_seed(seed)
+    return golden_net()
+
+
+def test_a_lazy_model_is_refused_with_its_name():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(InputError, match=r"model: 0\.weight has no shape yet"):
+        gradient_statistics(model, image_batches())
+
+
+def test_reading_a_shuffling_loader_draws_nothing():
+    images, labels = image_batches(1)[0]
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True)
+    model, before = golden_net(), torch.get_rng_state()
+    gradient_statistics(model, loader)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x):
+        y = self.body(x)
+        return {"logits": y, "aux": (y.square(),)}
+
+
+def test_sample_products_of_a_model_with_several_outputs():
+    model = TwoOutputs()
+    x, y = torch.randn(8, 6), torch.arange(8) % 5
+
+    def loss_fn(output, labels):
+        return F.cross_entropy(output["logits"], labels) + output["aux"][0].mean()
+
+    got = sample_inner_products(model, loss_fn, x, y)
+    for b in range(8):
+        loss = loss_fn(model(x[b : b + 1]), y[b : b + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        expected = sum((g * p).sum() for g, p in zip(grads, model.parameters(), strict=True))
+        assert got[b].item() == pytest.approx(expected.item(), rel=1e-5)

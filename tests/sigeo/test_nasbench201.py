@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 import math
 import random
 
@@ -19,9 +20,18 @@ from sigeo.spaces.nasbench201 import (
     Zeros,
     canonical_string,
     classes,
+    networks,
 )
-from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
-from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, NONE, POOL, SKIP, all_cells, index_of
+from sigeo.spaces.nasbench201.canonical import network_key, pruned, representative, zero_nodes
+from sigeo.spaces.nasbench201.cell import (
+    CONV_1X1,
+    CONVOLUTIONS,
+    NONE,
+    POOL,
+    SKIP,
+    all_cells,
+    index_of,
+)
 from sigeo.spaces.nasbench201.cost import cost
 from sigeo.spaces.nasbench201.network import Network, average_pool, standalone
 from sigeo.tables import read_table
@@ -94,56 +104,104 @@ def test_official_classes_are_those_of_the_published_table():
     assert len({string for strings in names.values() for string in strings}) == len(names)
 
 
-def evaluate(cell: Cell, *, shift: float) -> float:
-    """The cell on one number; convolutions give ``shift`` at zero and have nothing in common."""
-    functions = {
-        SKIP: lambda x: x,
-        2: lambda x: math.sin(1.3 * x) + 0.7 * x * x + shift,
-        3: lambda x: math.tanh(0.9 * x) + 0.31 * x * x * x + shift,
-        POOL: lambda x: math.expm1(0.5 * x) + 0.11 * x * x,
-    }
+SHIFT = 0.317
+
+
+def function_of(operation: int, which: int, x: float) -> float:
+    """One operation on a number; convolutions number ``which`` differ, and shift zero."""
+    if operation == SKIP:
+        return x
+    if operation == POOL:
+        return math.expm1(0.5 * x) + 0.11 * x * x
+    if x == 0:
+        return SHIFT
+    if operation == CONV_1X1:
+        return math.sin(1.3 * x + which) + 0.7 * x * x + SHIFT
+    return math.tanh(0.9 * x + which) + 0.31 * x * x * x + SHIFT
+
+
+def nodes_of(cell: Cell, which: dict[int, int] | None = None) -> list[float]:
+    """The nodes' values; ``which`` numbers the convolutions by edge, all 0 if not given."""
     nodes = [0.737]
     for target in (1, 2, 3):
         total = 0.0
-        for (source, to), operation in zip(EDGES, cell.operations, strict=True):
+        for edge, (source, to) in enumerate(EDGES):
+            operation = cell.operations[edge]
             if to == target and operation != NONE:
-                total += functions[operation](nodes[source])
+                total += function_of(operation, (which or {}).get(edge, 0), nodes[source])
         nodes.append(total)
-    return nodes[3]
+    return nodes
 
 
-@pytest.mark.parametrize(("zeros", "shift"), [(Zeros.MERGED, 0.0), (Zeros.STEPPED, 0.317)])
-def test_classes_are_exactly_the_equal_functions(zeros, shift):
+def convolutions_of(cell: Cell) -> list[tuple[int, float, int]]:
+    """The convolutions that run: operation (0 if on zero, for the shift alone), input, edge."""
+    live, nodes = pruned(cell).operations, nodes_of(pruned(cell))
+    return sorted(
+        (o if nodes[source] else 0, round(nodes[source], 9), edge)
+        for edge, ((source, _), o) in enumerate(zip(EDGES, live, strict=True))
+        if o in CONVOLUTIONS
+    )
+
+
+def test_networks_are_told_apart_by_output_and_convolutions():
     by_value = collections.defaultdict(set)
-    by_name = collections.defaultdict(set)
+    by_key = collections.defaultdict(set)
     for cell in all_cells():
-        value = round(evaluate(cell, shift=shift), 9)
-        by_value[value].add(canonical_string(cell, zeros))
-        by_name[canonical_string(cell, zeros)].add(value)
-    assert all(len(values) == 1 for values in by_name.values())
-    assert all(len(names) == 1 for names in by_value.values())
-    assert len(by_name) == classes(zeros)
+        live = tuple((o, value) for o, value, _ in convolutions_of(cell))
+        value = round(nodes_of(cell)[3], 9), live
+        by_value[value].add(network_key(cell))
+        by_key[network_key(cell)].add(value)
+    assert all(len(values) == 1 for values in by_key.values())
+    assert all(len(keys) == 1 for keys in by_value.values())
+    assert len(by_key) == networks() == 5_485
 
 
-@pytest.mark.parametrize("stepped", [False, True])
-def test_pruning_keeps_the_function_and_only_what_matters(stepped):
-    shift = 0.317 if stepped else 0.0
+def renamings(cell: Cell):
+    """Every numbering of the convolutions that tells those of one operation on one input apart.
+
+    Yields:
+        The numbers by edge.
+    """
+    kinds = collections.defaultdict(list)
+    for operation, value, edge in convolutions_of(cell):
+        kinds[operation, value].append(edge)
+    choices = [itertools.permutations(range(len(edges))) for edges in kinds.values()]
+    for chosen in itertools.product(*choices):
+        numbers = {}
+        for edges, order in zip(kinds.values(), chosen, strict=True):
+            numbers |= dict(zip(edges, order, strict=True))
+        yield numbers
+
+
+def test_equal_networks_are_equal_whatever_their_convolutions_are():
+    for cell in random.Random(0).sample(all_cells(), 3000):
+        one = representative(cell)
+        outputs = [
+            {round(nodes_of(c, numbers)[3], 9) for numbers in renamings(c)}
+            for c in (pruned(cell), pruned(one))
+        ]
+        assert outputs[0] == outputs[1], (str(cell), str(one))
+        assert representative(one) == one
+
+
+def test_a_convolution_read_twice_is_not_two_convolutions():
+    twice = Cell.parse(
+        "|nor_conv_3x3~0|+|none~0|skip_connect~1|+|none~0|skip_connect~1|skip_connect~2|"
+    )
+    two = Cell.parse("|skip_connect~0|+|none~0|none~1|+|nor_conv_3x3~0|nor_conv_3x3~1|none~2|")
+    assert canonical_string(twice, Zeros.DROPPED) == canonical_string(two, Zeros.DROPPED)
+    assert representative(twice) != representative(two)
+
+
+def test_pruning_keeps_the_function_and_only_what_matters():
     for cell in all_cells():
-        kept = pruned(cell, stepped=stepped)
-        assert evaluate(kept, shift=shift) == pytest.approx(evaluate(cell, shift=shift), abs=1e-12)
-        assert pruned(kept, stepped=stepped) == kept
+        kept = pruned(cell)
+        numbers = {edge: edge for edge in range(len(EDGES))}
+        expected = nodes_of(cell, numbers)[3]
+        assert nodes_of(kept, numbers)[3] == pytest.approx(expected, abs=1e-12)
+        assert pruned(kept) == kept
         assert all(o in (NONE, p) for o, p in zip(kept.operations, cell.operations, strict=True))
     assert zero_nodes(Cell((NONE, NONE, 3, NONE, NONE, 3))) == {1, 2, 3}
-    assert zero_nodes(Cell((NONE, NONE, 3, NONE, NONE, 3)), stepped=True) == {1}
-
-
-@pytest.mark.parametrize("zeros", list(Zeros))
-def test_a_representative_stands_for_itself(zeros):
-    rng = random.Random(0)
-    for cell in rng.sample(all_cells(), 300):
-        one = representative(cell, zeros)
-        assert representative(one, zeros) == one
-        assert canonical_string(one, zeros) == canonical_string(cell, zeros)
 
 
 @pytest.mark.parametrize(
@@ -233,17 +291,14 @@ def test_networks_compute_what_is_published_also_after_steps(memory_format):
             torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("stepped", [False, True])
-def test_subnets_are_the_standalone_networks(stepped):
+def test_subnets_are_the_standalone_networks():
     one = space(cells=2)
     supernet = one.supernet(seed=5)
     rng = random.Random(2)
     images = torch.randn(8, 3, 8, 8)
     for cell in [Cell((NONE,) * 6), *rng.sample(all_cells(), 15)]:
         alone = one.build(cell, seed=5).train()(images)
-        torch.testing.assert_close(
-            supernet.subnet(cell, stepped=stepped)(images), alone, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(supernet.subnet(cell)(images), alone, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(supernet(images, cell), alone, rtol=1e-4, atol=1e-5)
         whole = supernet.subnet(cell, whole=True)
         assert sum(p.numel() for p in whole.parameters()) == one.cost(cell).parameters

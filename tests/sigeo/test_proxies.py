@@ -95,7 +95,7 @@ def test_inner_steps_can_be_shortened_or_left_out():
         for lr in (0, 1e-9, 1)
     )
     assert still == zico and small == pytest.approx(zico, rel=1e-6) and full != zico
-    assert not proxies.get("sigeo", inner_lr=0).steps
+    assert proxies.get("sigeo", inner_lr=0).measurement.request.steps is None
     with pytest.raises(InputError, match="inner_lr: must be 0 or more, got -1"):
         proxies.get("sigeo", inner_lr=-1)
     with pytest.raises(InputError, match="only sigeo_cv_official has one, got preset sigeo_paper"):
@@ -287,3 +287,53 @@ def test_a_proxy_of_ones_own():
 def test_every_proxy_says_where_it_comes_from(name):
     proxy = proxies.get(name)
     assert proxy.name == name and proxy.source and proxy.direction in (1, -1)
+
+
+def test_scores_do_not_depend_on_the_grad_mode():
+    model, batches = golden_net(), image_batches()
+    names = ["sigeo", "zico", "grad_norm", "synflow", "sigeo_paper"]
+    expected = sigeo.score(model, batches, names)
+    with torch.no_grad():
+        assert sigeo.score(model, batches, names) == expected
+
+
+def test_a_frozen_network_is_not_finite_and_says_why():
+    model = golden_net().requires_grad_(False)
+    scores = sigeo.score(model, image_batches(), ["zico", "grad_norm"])
+    for score in scores.values():
+        assert score.value == -math.inf and not score.finite
+        assert "the loss depends on no parameter that asks for a gradient" in score.notes
+
+
+class Dropping(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.drop = nn.Linear(6, 5), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.body(x)), {"aux": x}
+
+
+def test_synflow_draws_nothing_and_takes_any_output():
+    model, images = Dropping().train(), torch.rand(4, 6)
+    before = torch.get_rng_state()
+    first, second = (sigeo.score(model, [images], ["synflow"]) for _ in range(2))
+    assert first == second and first["synflow"].finite and model.training
+    assert torch.equal(before, torch.get_rng_state())
+    assert first["synflow"].value == pytest.approx(
+        math.log(model.body.weight.abs().sum()), rel=1e-6
+    )
+
+
+class Single(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.body(x) @ torch.ones(5, 5)
+
+
+def test_synflow_of_a_network_that_takes_no_float64_is_not_finite():
+    score = sigeo.score(Single(), [torch.rand(4, 6)], ["synflow"])["synflow"]
+    assert not score.finite and "does not run on ones in float64" in score.notes[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from sigeo.scoring.export import as_json, read_scores, strict_dumps, write_score
 from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.rank import rank
 from sigeo.store import RunStore
-from sigeo.supernet import WarmUp, warm_up_alone
+from sigeo.supernet import WarmUp, load_checkpoint, save_checkpoint, warm_up_alone
 from tests.sigeo.test_nasbench201 import published
 
 DIGITS = data.load("digits")
@@ -66,11 +67,10 @@ def test_the_pipeline_gives_what_the_plain_route_gives(tmp_path):
 
 def same_function(count=3):
     """Architectures of which some are the same function."""
-    stepped = space().representative
     groups = {}
     for index in range(space().size):
         cell = space().at(index)
-        groups.setdefault(stepped(cell, stepped=True), []).append(cell)
+        groups.setdefault(space().representative(cell), []).append(cell)
     several = [group for group in groups.values() if 3 <= len(group) <= 6]
     return [cell for group in several[:count] for cell in group]
 
@@ -109,7 +109,7 @@ def test_the_score_of_a_function_does_not_depend_on_its_architecture(tmp_path):
 def test_shared_weights_are_shared_only_by_equal_paths(tmp_path):
     archs = same_function()
     rows = ranked(archs, tmp_path, init="supernet", warmup=WarmUp(64, batch_size=16))
-    live = {space().pruned(cell, stepped=True) for cell in archs}
+    live = {space().pruned(cell) for cell in archs}
     assert 3 < len({row.scores["zico"] for row in rows}) <= len(live)
     assert all(sum("scored once" in note for note in row.notes) <= 1 for row in rows)
     shared = [row for row in rows if any("scored once" in note for note in row.notes)]
@@ -214,7 +214,7 @@ def test_a_supernet_is_warmed_once_and_can_be_loaded(tmp_path):
 
 def test_a_network_that_is_not_finite_ranks_last_and_strict_json_holds_null(tmp_path, monkeypatch):
     archs = cells(4)
-    bad = space().pruned(space().representative(archs[1], stepped=False), stepped=False)
+    bad = space().pruned(space().representative(archs[1]))
 
     def odd(model: nn.Module, inputs: object) -> Outcome:
         value = float("nan") if model.blocks[0].cell == bad else 1.0
@@ -243,17 +243,41 @@ def test_a_network_that_is_not_finite_ranks_last_and_strict_json_holds_null(tmp_
         strict_dumps({"x": float("nan")})
 
 
+def test_an_unfinished_checkpoint_and_other_weights_are_told_apart(tmp_path):
+    changes = {"init": "supernet", "warmup": WarmUp(64, batch_size=16)}
+    ranked(cells(2), tmp_path, **changes)
+    (path,) = tmp_path.glob("supernet-*.safetensors")
+    whole = Networks(space(), DIGITS, protocol(init="supernet", checkpoint=path))
+    state, settings = load_checkpoint(path)
+    weights = {name: w + 0.01 for name, w in state.weights.items()}
+    save_checkpoint(path, replace(state, weights=weights), settings)
+    other = Networks(space(), DIGITS, protocol(init="supernet", checkpoint=path))
+    assert whole.settings() != other.settings()
+    save_checkpoint(path, replace(state, step=state.step - 1), settings)
+    with pytest.raises(InputError, match=r"stands at step 3 of 4"):
+        Networks(space(), DIGITS, protocol(init="supernet", checkpoint=path))
+
+
+def test_a_proxy_of_initial_weights_refuses_warmed_ones():
+    with pytest.raises(InputError, match="synflow needs weights as drawn, got warmed-up ones"):
+        Networks(
+            space(),
+            DIGITS,
+            Protocol((proxies.get("synflow"),), "candidate", WarmUp(64), batch_size=16),
+        )
+
+
 def test_bad_protocols():
     with pytest.raises(
         InputError, match="4 batches of 1000 need 4000 training images, digits has 1437"
     ):
         Networks(space(), DIGITS, protocol(batches=4, batch_size=1000))
-    with pytest.raises(InputError, match="device must be cpu or cuda, got 'tpu9'"):
+    with pytest.raises(InputError, match="device: must be cpu, cuda or cuda:N, got 'tpu9'"):
         Networks(space(), DIGITS, protocol(device="tpu9"))
     with pytest.raises(InputError, match="sigeo needs at least 2 batches, got 1"):
         Networks(space(), DIGITS, protocol(batches=1))
     if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="torch finds no CUDA device"):
+        with pytest.raises(InputError, match="torch finds 0 CUDA devices"):
             Networks(space(), DIGITS, protocol(device="cuda"))
 
 

@@ -94,9 +94,7 @@ def test_training_moves_the_sampled_paths_and_lowers_the_loss():
     for step in range(5):
         cell = uniform_path(space(), 3, step)
         assert space().connected(cell)
-        used |= {
-            f"{edge}_{o}" for edge, o in enumerate(space().pruned(cell, stepped=True).operations)
-        }
+        used |= {f"{edge}_{o}" for edge, o in enumerate(space().pruned(cell).operations)}
     slots = {k.split("slots.")[1].split(".")[0] for k in moved if "slots." in k}
     assert slots and slots <= used
 
@@ -169,3 +167,17 @@ def test_bad_numbers():
     ):
         with pytest.raises(InputError, match=message):
             config(**changes)
+
+
+@pytest.mark.parametrize(("steps", "epochs", "images"), [(3, 1, 24), (5, 1, 40), (11, 3, 40)])
+def test_a_warm_up_of_a_number_of_steps(steps, epochs, images):
+    config = WarmUp.of_steps(steps, 40, batch_size=8, lr=0.1)
+    assert (config.steps, config.epochs, config.images) == (steps, epochs, images)
+    assert config.lr == 0.1 and config.describe()["steps"] == steps
+    taken = [config.indices(source().order, step, 3) for step in range(steps)]
+    assert all(len(places) == 8 for places in taken)
+
+
+def test_a_warm_up_of_no_steps_is_refused():
+    with pytest.raises(InputError, match="steps must be at least 1 on at least 2 images"):
+        WarmUp.of_steps(0, 40)

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sigeo.capture.state import device_of
+from sigeo.capture.state import RandomState, device_of
 from sigeo.errors import InputError
 
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
@@ -27,17 +29,26 @@ class Batches:
         """Keep the batches; an iterator is read to its end first.
 
         Args:
-            batches: Pairs (inputs, labels), or inputs alone. Inputs are one tensor, a tuple of
-                positional or a dict of keyword arguments of the model.
+            batches: Pairs (inputs, labels), or inputs alone: a tuple or list of two is a pair.
+                Inputs are one tensor, a tuple of positional or a dict of keyword arguments of the
+                model; labels are tensors, NumPy arrays or lists of numbers, or tuples, lists or
+                dicts of tensors.
             model: Decides what "auto" means.
             device: Where inputs and labels go.
             memory_format: "channels_last" for images [B, C, H, W] in that order, "preserve" as
                 they come, "auto": channels_last on a CPU if the model has 2-d convolutions.
 
         Raises:
-            InputError: There is no batch.
+            InputError: There is no batch, or a parameter of the model has no shape yet.
         """
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, nn.parameter.UninitializedParameter):
+                raise InputError(
+                    f"model: {name} has no shape yet; run the lazy model once before it is measured"
+                )
+        random = RandomState(device)  # a shuffling loader draws from it
         self._batches = batches if isinstance(batches, Sequence) else list(batches)
+        random.restore()
         if not self._batches:
             raise InputError("batches: expected at least one, got none")
         convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
@@ -64,15 +75,19 @@ class Batches:
         """Whether the first batch comes with labels."""
         return _split(self._batches[0])[1] is not None
 
-    def __getitem__(self, index: int) -> tuple[Any, Tensor | None]:
+    def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Inputs and labels of one batch, where and how the model takes them."""
         inputs, labels = _split(self._batches[index])
-        return self._place(inputs), None if labels is None else labels.to(self._device)
+        if isinstance(labels, (np.ndarray, list)) and not any(
+            isinstance(leaf, Tensor) for leaf in tree_leaves(labels)
+        ):
+            labels = torch.as_tensor(labels)
+        return self._place(inputs), tree_map_only(Tensor, lambda t: t.to(self._device), labels)
 
     def _place(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
             return {name: self._place(value) for name, value in inputs.items()}
-        if isinstance(inputs, (tuple, list)):
+        if type(inputs) in (tuple, list):  # a named tuple, such as a PackedSequence, is one input
             return tuple(self._place(value) for value in inputs)
         if not isinstance(inputs, Tensor):
             return inputs
@@ -82,7 +97,7 @@ class Batches:
         return placed
 
 
-def _split(batch: Any) -> tuple[Any, Tensor | None]:
+def _split(batch: Any) -> tuple[Any, Any]:
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
     return batch, None
@@ -92,4 +107,4 @@ def call(model: nn.Module, inputs: Any) -> Any:
     """The model's output for the inputs of one batch."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    return model(*inputs) if type(inputs) is tuple else model(inputs)

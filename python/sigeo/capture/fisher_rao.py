@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.batches import call
 from sigeo.errors import InputError
@@ -31,7 +32,7 @@ class _Called(nn.Module):
 
 
 def sample_inner_products(
-    model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Any, labels: Tensor | None
+    model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Any, labels: Any
 ) -> Tensor:
     """Inner product of all trainable parameters with each sample's gradient.
 
@@ -49,6 +50,7 @@ def sample_inner_products(
     """
     if labels is None:
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
+    count = _samples(labels)
     buffers = {f"model.{name}": b.clone() for name, b in model.named_buffers()}
     with torch.no_grad(), forward_ad.dual_level():
         duals = {
@@ -58,8 +60,25 @@ def sample_inner_products(
         }
         try:
             output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
-            losses = [loss_fn(output[b : b + 1], labels[b : b + 1]) for b in range(len(labels))]
+            losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
         tangent = forward_ad.unpack_dual(torch.stack(losses)).tangent  # type: ignore[no-untyped-call]
-        return torch.zeros(len(labels)) if tangent is None else tangent.double().clone()
+        return torch.zeros(count) if tangent is None else tangent.double().clone()
+
+
+def _samples(labels: Any) -> int:
+    """How many samples the labels are of: the first dimension of their tensors.
+
+    Raises:
+        InputError: There is no tensor among them.
+    """
+    for leaf in tree_leaves(labels):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            return len(leaf)
+    raise InputError("labels: expected a tensor [B, ...], got none")
+
+
+def _sample(values: Any, index: int) -> Any:
+    """One sample of an output or of labels: of every tensor its row ``index``."""
+    return tree_map_only(Tensor, lambda tensor: tensor[index : index + 1], values)

@@ -32,13 +32,27 @@ class RandomState:
             torch.cuda.set_rng_state(self._cuda, self._device)
 
 
+class _Kept:
+    """A buffer and its values."""
+
+    def __init__(self, buffer: Tensor):
+        self._buffer, self._values = buffer, buffer.detach().clone()
+
+    def restored(self) -> Tensor:
+        """The buffer with its old values."""
+        sizes = zip(self._buffer.shape, self._buffer.stride(), strict=True)
+        if not any(stride == 0 and size > 1 for size, stride in sizes):  # expanded: nobody writes
+            self._buffer.copy_(self._values)
+        return self._buffer
+
+
 class Snapshot:
     """A copy of a model's buffers, its generators' state and, if asked, its parameters."""
 
     def __init__(self, model: nn.Module, *, parameters: bool):
         """Take the copy; `restore` may be called any number of times."""
-        self._buffers: list[tuple[nn.Module, str, Tensor | None, Tensor | None]] = [
-            (module, name, buffer, None if buffer is None else buffer.detach().clone())
+        self._buffers = [
+            (module, name, None if buffer is None else _Kept(buffer))
             for module in model.modules()
             for name, buffer in module._buffers.items()
         ]
@@ -50,10 +64,8 @@ class Snapshot:
     def restore(self) -> None:
         """Put everything back in place."""
         with torch.no_grad():
-            for module, name, buffer, value in self._buffers:
-                if buffer is not None and value is not None:
-                    buffer.copy_(value)
-                module._buffers[name] = buffer
+            for module, name, kept in self._buffers:
+                module._buffers[name] = None if kept is None else kept.restored()
             for parameter, value in self._parameters:
                 parameter.copy_(value)
         self._random.restore()
@@ -88,8 +100,8 @@ def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
     try:
         yield snapshot
     finally:
-        snapshot.restore()
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, mode in modes:
             module.training = mode
+        snapshot.restore()

@@ -54,6 +54,7 @@ class GradientStatistics:
             ``inner`` is with the weights after the last step.
         losses: Mean loss of each batch [M], before its step.
         count: M, the number of batches.
+        reached: Whether the loss depends on any parameter that asks for a gradient.
         sample_inner: <theta, g_b> of every sample, float64, if asked for.
         rows: Every gradient, [batch][name], if asked for.
         weights: The parameters after the last step, if rows were asked for.
@@ -63,6 +64,7 @@ class GradientStatistics:
     summary: Summary
     losses: Tensor
     count: int
+    reached: bool = True
     sample_inner: Tensor | None = None
     rows: tuple[Gradients, ...] = ()
     weights: dict[str, Tensor] | None = None
@@ -77,12 +79,14 @@ class FirstGradient:
         grads: Their gradients; None where the loss does not reach. Read only.
         weights: The parameters.
         loss: Mean loss of the batch.
+        reached: Whether the loss depends on any parameter that asks for a gradient.
     """
 
     names: tuple[str, ...]
     grads: tuple[Tensor | None, ...]
     weights: tuple[Tensor, ...]
     loss: Tensor
+    reached: bool = True
 
 
 Observer = Callable[[FirstGradient], None]
@@ -103,7 +107,8 @@ def gradient_statistics(
     A parameter that the loss does not reach has a zero gradient. Passes are shared: the first by
     all courses, the others by all requests of one course. Beside the model's own gradients the
     statistics hold at most three copies of the selected parameters, however many batches there are;
-    a course with steps also holds the copy that the parameters are restored from.
+    several courses also hold the first batch's gradient, and one with steps the copy that the
+    parameters are restored from.
 
     Args:
         model: Any module.
@@ -128,7 +133,11 @@ def gradient_statistics(
     groups = _groups(selected, max_bytes)
     moving = any(request.steps is not None for request in requests)
     results: list[list[GradientStatistics]] = []
-    with preserved(model, parameters=moving) as start:
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        preserved(model, parameters=moving) as start,
+    ):
         model.train()
         for index, group in enumerate(groups):
             if index > 0:
@@ -153,6 +162,7 @@ class _Run:
         self.model, self.data, self.loss_fn, self.start = model, data, loss_fn, start
         self.group, self.requests = group, requests
         self.parameters = dict(model.named_parameters())
+        self.reached = False
 
     def measure(self, observer: Observer | None) -> list[GradientStatistics]:
         """Go through all courses, one after another, the still one first."""
@@ -161,7 +171,9 @@ class _Run:
         if observer is not None:
             weights = select(self.model, "layers")
             grads = tuple(first[name] for name in weights)
-            observer(FirstGradient(tuple(weights), grads, tuple(weights.values()), loss))
+            observer(
+                FirstGradient(tuple(weights), grads, tuple(weights.values()), loss, self.reached)
+            )
         if not self.requests:
             return []
         courses = sorted(
@@ -231,6 +243,7 @@ class _Run:
             summary=state.summary(last=pending, weights=weights, ddof=request.ddof),
             losses=torch.stack(losses),
             count=len(self.data),
+            reached=self.reached,
             sample_inner=torch.cat(inner) if request.samples else None,
             rows=tuple(rows) if request.rows else (),
             weights={n: w.detach().clone() for n, w in chosen.items()} if request.rows else None,
@@ -244,6 +257,7 @@ class _Run:
             came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise InputError(f"loss_fn: expected one number, the mean loss of a batch, got {came}")
         if loss.requires_grad:
+            self.reached = True
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach().reshape(())
 
@@ -313,6 +327,7 @@ def _joined(parts: tuple[GradientStatistics, ...]) -> GradientStatistics:
         summary=Summary(*(torch.cat(column) for column in columns)),
         losses=first.losses,
         count=first.count,
+        reached=first.reached,
         sample_inner=first.sample_inner,
         rows=first.rows,
         weights={n: w for some in weights for n, w in some.items()} if weights else None,

@@ -95,12 +95,6 @@ class Proxy:
     whole_network: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def steps(self) -> bool:
-        """Whether the weights move while it is measured."""
-        measurement = self.measurement
-        return isinstance(measurement, OnStatistics) and measurement.request.steps is not None
-
     def score(self, outcome: Outcome) -> Score:
         """The score of an outcome: signed, and -inf where it is not a finite number."""
         if math.isfinite(outcome.value):

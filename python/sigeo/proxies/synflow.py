@@ -17,8 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from sigeo.capture import select
+from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.registry import register
@@ -66,14 +67,28 @@ def _absolute(tensor: Tensor) -> Tensor:
     return tensor.detach().double().abs() if tensor.is_floating_point() else tensor.detach().clone()
 
 
+def _sum(output: Any) -> Tensor:
+    """The sum of all floating values in whatever a model returns."""
+    parts = [
+        t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
+    ]
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+
+
 def _synflow(model: nn.Module, inputs: Any) -> Outcome:
     weights = {f"model.{name}" for name in select(model, "layers")}
     values = {f"model.{name}": _absolute(p) for name, p in model.named_parameters()}
     values |= {f"model.{name}": _absolute(b) for name, b in model.named_buffers()}
     leaves = {name: values[name].requires_grad_() for name in values if name in weights}
-    with torch.enable_grad(), _WithoutBatchNorm():
-        output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
-        flow = output.sum()
+    try:
+        with preserved(model, parameters=False), torch.inference_mode(False), torch.enable_grad():
+            model.eval()  # no dropout
+            with _WithoutBatchNorm():
+                output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
+            flow = _sum(output)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        return Outcome(math.nan, {}, (f"does not run on ones in float64: {reason}",))
     reached = flow.requires_grad
     grads = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True) if reached else ()
     total = sum(

@@ -24,7 +24,9 @@ from sigeo.store import Record
 from sigeo.supernet import (
     Source,
     WarmUp,
+    digest,
     load_checkpoint,
+    load_weights,
     warm_up_alone,
     warm_up_supernet,
 )
@@ -64,12 +66,9 @@ class Protocol:
     deduplicate: bool = True
 
     @property
-    def stepped(self) -> bool:
-        """Whether weights may have moved from their draw when a network runs."""
-        warmed = self.init != "scratch" and (
-            self.checkpoint is not None or (self.warmup is not None and self.warmup.steps > 0)
-        )
-        return warmed or any(proxy.steps for proxy in self.proxies)
+    def warmed(self) -> bool:
+        """Whether weights have moved from their draw when a network is scored."""
+        return self.init != "scratch"
 
 
 class Networks:
@@ -101,14 +100,16 @@ class Networks:
             InputError: Too few images, no such device, or a checkpoint that does not fit.
         """
         self.space, self.data, self.protocol = space, data, protocol
-        self.device = _device(protocol.device)
+        self.device = parse_device(protocol.device)
         wanted = protocol.batches * protocol.batch_size
         if len(data.train) < wanted:
             raise InputError(
                 f"data: {protocol.batches} batches of {protocol.batch_size} need {wanted} training "
                 f"images, {data.name} has {len(data.train)}"
             )
-        check_needs(protocol.proxies, batches=protocol.batches, labelled=True)
+        check_needs(
+            protocol.proxies, batches=protocol.batches, labelled=True, warmed=protocol.warmed
+        )
         order = data.order(protocol.seed)
         self._source = Source(order, self._batch, protocol.seed)
         self._supernet = space.supernet(seed=protocol.seed)
@@ -128,7 +129,6 @@ class Networks:
             **self.weights_settings(),
             "batches": protocol.batches,
             "batch_size": protocol.batch_size,
-            "stepped": protocol.stepped,
             "deduplicate": protocol.deduplicate,
         }
 
@@ -167,8 +167,18 @@ class Networks:
                     f"checkpoint {protocol.checkpoint}: made for {space}, "
                     f"this ranking is for {self.space.describe()}"
                 )
-            self._module.load_state_dict(state.weights)
-            self._loaded = {"settings": settings, "step": state.step}
+            steps = settings["warmup"]["steps"]
+            if state.step < steps:
+                raise InputError(
+                    f"checkpoint {protocol.checkpoint}: stands at step {state.step} of {steps}; "
+                    "the command that began it goes on from there"
+                )
+            load_weights(self._module, state, protocol.checkpoint)
+            self._loaded = {
+                "warmup": settings["warmup"],
+                "data": settings["data"],
+                "weights": digest(state.weights),
+            }
         elif protocol.warmup is not None:
             warm_up_supernet(
                 self._supernet,
@@ -188,15 +198,14 @@ class Networks:
     def key(self, arch: Any) -> Any:
         """The architecture that is scored in the place of ``arch``.
 
-        With weights of their own, all architectures of one function share the score of one; with
-        shared weights, those that use the same weights in the same way.
+        With weights of their own, all architectures that are the same network share the score of
+        one; with shared weights, those that use the same weights in the same way.
         """
         if not self.protocol.deduplicate:
             return arch
-        stepped = self.protocol.stepped
         if self.protocol.init == "supernet":
-            return self.space.pruned(arch, stepped=stepped)
-        return self.space.representative(arch, stepped=stepped)
+            return self.space.pruned(arch)
+        return self.space.representative(arch)
 
     def score(self, arch: Any, proxies: Sequence[Proxy]) -> dict[str, Record]:
         """Score one network by proxies of one kind: all of the whole network, or none."""
@@ -211,7 +220,7 @@ class Networks:
         measured = [proxy for proxy in proxies if proxy.name not in costs]
         if not measured:
             return counted
-        module = self._supernet.subnet(arch, stepped=self.protocol.stepped, whole=whole)
+        module = self._supernet.subnet(arch, whole=whole)
         with self._warmed(module):
             scores = score(module, self._batches, measured)
         seconds = time.perf_counter() - began
@@ -234,11 +243,19 @@ class Networks:
             yield
 
 
-def _device(name: str) -> torch.device:
+def parse_device(name: str) -> torch.device:
+    """The device of a name: "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        InputError: Another name, or a device that is not there.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"device must be cpu or cuda, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise InputError("device: cuda asked for, torch finds no CUDA device")
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise InputError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError(f"device: {name} asked for, torch finds {found} CUDA devices")
     return device

@@ -115,7 +115,7 @@ def _row(
     notes = [f"{name}: {note}" for name, record in records.items() for note in record.notes]
     duplicate = bool(functional) and original != str(arch)
     if duplicate:
-        notes.append(f"the same function as {original}, scored once")
+        notes.append(f"the same network as {original}, scored once")
     seconds = 0.0 if duplicate else max((r.seconds for r in functional.values()), default=0.0)
     return Row(
         arch=str(arch),

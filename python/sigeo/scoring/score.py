@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
 from sigeo import proxies as registry
 from sigeo.capture import (
@@ -35,13 +36,23 @@ def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
     return resolved
 
 
-def check_needs(proxies: Sequence[Proxy], *, batches: int, labelled: bool) -> None:
-    """Check that the data serve every proxy.
+def check_needs(
+    proxies: Sequence[Proxy], *, batches: int, labelled: bool, warmed: bool = False
+) -> None:
+    """Check that data and weights serve every proxy.
+
+    Args:
+        proxies: The proxies.
+        batches: Number of batches.
+        labelled: Whether they come with labels.
+        warmed: Whether the weights have been trained.
 
     Raises:
         InputError: They do not; the message names the proxy and what it needs.
     """
     for proxy in proxies:
+        if proxy.initial_weights and warmed:
+            raise InputError(f"{proxy.name} needs weights as drawn, got warmed-up ones")
         if proxy.labels and not labelled:
             raise InputError(f"{proxy.name} needs labels, got batches of inputs alone")
         if isinstance(proxy.measurement, OnStatistics) and batches < proxy.measurement.batches:
@@ -106,10 +117,13 @@ def _measure_gradients(
     }
     if not on_gradient and not on_statistics:
         return {}
-    values: dict[str, Tensor] = {}
+    values: dict[str, Outcome] = {}
 
     def observe(gradient: FirstGradient) -> None:
-        values.update({n: m.function(gradient) for n, m in on_gradient.items()})
+        for name, measurement in on_gradient.items():
+            values[name] = (
+                Outcome(float(measurement.function(gradient))) if gradient.reached else _unreached()
+            )
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     results = gradient_statistics(
@@ -121,5 +135,14 @@ def _measure_gradients(
         max_bytes=max_bytes,
     )
     measured = dict(zip(requests, results, strict=True))
-    outcomes = {n: m.function(model, measured[m.request]) for n, m in on_statistics.items()}
-    return outcomes | {n: Outcome(float(value)) for n, value in values.items()}
+    return values | {
+        name: m.function(model, measured[m.request])
+        if measured[m.request].reached
+        else _unreached()
+        for name, m in on_statistics.items()
+    }
+
+
+def _unreached() -> Outcome:
+    note = "the loss depends on no parameter that asks for a gradient"
+    return Outcome(math.nan, {}, (note,))

@@ -48,13 +48,11 @@ class Supernet(Protocol[A_in]):
         """Run one architecture on a batch."""
         ...
 
-    def subnet(self, arch: A_in, *, stepped: bool = True, whole: bool = False) -> nn.Module:
+    def subnet(self, arch: A_in, *, whole: bool = False) -> nn.Module:
         """A plain module of one architecture that uses the shared weights themselves.
 
         Args:
             arch: The architecture.
-            stepped: Whether the weights may move before or while it runs; if not, parts that only
-                then matter are left out.
             whole: Whether parts that do nothing are still among its modules; they never run.
         """
         ...
@@ -101,17 +99,15 @@ class SearchSpace(Protocol[A]):
         """All architectures that differ in one choice."""
         ...
 
-    def representative(self, arch: A, *, stepped: bool) -> A:
-        """The one that stands for all architectures of the same function.
+    def representative(self, arch: A) -> A:
+        """The one that stands for all architectures that are the same network.
 
-        Args:
-            arch: The architecture.
-            stepped: Whether the functions must stay equal after optimiser steps.
+        Their scores agree but for the draw of the weights, also after optimiser steps.
         """
         ...
 
-    def pruned(self, arch: A, *, stepped: bool) -> A:
-        """The same function of the same weights, without the choices that do nothing."""
+    def pruned(self, arch: A) -> A:
+        """The same network on the same weights, without the choices that do nothing."""
         ...
 
     def connected(self, arch: A) -> bool:

@@ -1,6 +1,12 @@
 """Training of shared weights: warm-up, its checkpoints, the sampling of paths."""
 
-from sigeo.supernet.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from sigeo.supernet.checkpoint import (
+    TrainingState,
+    digest,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from sigeo.supernet.warmup import (
     Source,
     Trainer,
@@ -15,7 +21,9 @@ __all__ = [
     "Trainer",
     "TrainingState",
     "WarmUp",
+    "digest",
     "load_checkpoint",
+    "load_weights",
     "save_checkpoint",
     "uniform_path",
     "warm_up_alone",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigeo.errors import InputError
 
@@ -81,3 +83,25 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
 
     state = TrainingState(int(metadata["step"]), part("weights/"), part("momentum/"))
     return state, json.loads(metadata["settings"])
+
+
+def load_weights(module: nn.Module, state: TrainingState, path: Path) -> None:
+    """Give a module the weights of a checkpoint.
+
+    Raises:
+        InputError: They are those of another module.
+    """
+    try:
+        module.load_state_dict(state.weights)
+    except RuntimeError as error:
+        first = " ".join(str(error).split())[:200]
+        raise InputError(f"checkpoint {path}: does not fit the networks ({first})") from None
+
+
+def digest(weights: dict[str, Tensor]) -> str:
+    """A hash of names and values."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(weights.items()):
+        hashed.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        hashed.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()

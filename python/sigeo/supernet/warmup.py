@@ -10,7 +10,7 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class WarmUp:
         weight_decay: Of SGD.
         clip: Largest norm of all gradients together; None for no bound.
         shuffle: Whether every pass after the first takes the images in another order.
+        limit: Steps after which it ends, if the passes hold more; None for no such end.
     """
 
     images: int
@@ -51,6 +52,7 @@ class WarmUp:
     weight_decay: float = 5e-4
     clip: float | None = 5.0
     shuffle: bool = True
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -65,6 +67,28 @@ class WarmUp:
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"warm-up: lr must be above 0, got {self.lr}")
+
+    @classmethod
+    def of_steps(cls, steps: int, available: int, **settings: Any) -> WarmUp:
+        """A warm-up of a number of steps, on as many of the images as they take.
+
+        Args:
+            steps: How many, 1 or more.
+            available: Training images that there are; gone through again where they are too few.
+            **settings: As for the class, ``batch_size`` for example.
+
+        Raises:
+            InputError: A number out of its range, or fewer images than two.
+        """
+        size = cls(0, **settings).batch_size
+        if steps < 1 or available < 2:
+            raise InputError(
+                f"warm-up: steps must be at least 1 on at least 2 images, "
+                f"got {steps} on {available}"
+            )
+        one_pass = cls(min(available, steps * size), **settings)
+        epochs = -(-steps // one_pass.steps_per_epoch)
+        return replace(one_pass, epochs=epochs, limit=steps)
 
     @classmethod
     def published(cls, images: int, epochs: int = 10) -> WarmUp:
@@ -88,7 +112,8 @@ class WarmUp:
     @property
     def steps(self) -> int:
         """Steps of the whole warm-up."""
-        return self.epochs * self.steps_per_epoch
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.limit is None else min(steps, self.limit)
 
     def lr_at(self, step: int) -> float:
         """The step size of a step."""

@@ -1,6 +1,6 @@
 """NAS-Bench-201: cells, which of them are one function, networks, costs, shared weights."""
 
-from sigeo.spaces.nasbench201.canonical import Zeros, canonical_string, classes
+from sigeo.spaces.nasbench201.canonical import Zeros, canonical_string, classes, networks
 from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, Cell
 from sigeo.spaces.nasbench201.network import Skeleton
 from sigeo.spaces.nasbench201.space import NASBench201
@@ -14,4 +14,5 @@ __all__ = [
     "Zeros",
     "canonical_string",
     "classes",
+    "networks",
 ]

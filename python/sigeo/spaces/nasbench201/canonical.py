@@ -1,11 +1,14 @@
-"""Which cells compute the same function, and which edges of a cell matter.
+"""Which cells are the same network, and which edges of a cell matter.
 
 Two cells are one function when one becomes the other by renaming nodes, by reading through
 ``skip_connect`` and by leaving out what is zero. Zero is what ``none`` gives, what any operation
-without a shift makes of zero, and what no path carries to the output.
+without a shift makes of zero, and what no path carries to the output. The literature counts such
+classes, see `Zeros`.
 
-A convolution is followed by batch norm, which turns zero into its shift. Shifts start at zero, so
-at initialisation that is zero too; after an optimiser step it is not. `Zeros` says which is meant.
+They are one network, with scores that agree but for the draw of the weights, if they have the same
+convolutions as well: a convolution that is read twice is not two convolutions. A convolution is
+followed by batch norm, which turns zero into its shift; shifts start at zero and move with the
+first optimiser step, so for a network a convolution of zero counts.
 """
 
 from __future__ import annotations
@@ -26,7 +29,7 @@ from sigeo.spaces.nasbench201.cell import (
 
 
 class Zeros(enum.Enum):
-    """What counts as the same function; the number of classes is that of the whole space."""
+    """What the literature counts as the same function, with the number of classes of the space."""
 
     KEPT = "kept"
     """Only skip connections are read through: 12,751 classes."""
@@ -34,21 +37,15 @@ class Zeros(enum.Enum):
     """The published rule, which misses a node all of whose two or three inputs are zero: 6,466."""
     DROPPED = "dropped"
     """Every zero input is left out: 5,390, one of them the 341 cells without a path."""
-    MERGED = "merged"
-    """As DROPPED, and a node read through a skip connection joins the sum it goes into: 4,930."""
-    STEPPED = "stepped"
-    """As MERGED for networks that have taken steps: a convolution of zero is a shift. 5,155."""
 
 
 _ZERO = "#"
-_SHIFT = "shift"
+_SHIFT = "shift"  # of the batch norm behind a convolution of zero
 
 
 @functools.cache
 def canonical_string(cell: Cell, zeros: Zeros) -> str:
-    """A name that two cells share exactly if they compute the same function."""
-    if zeros in (Zeros.MERGED, Zeros.STEPPED):
-        return "+".join(_merged_terms(cell, stepped=zeros is Zeros.STEPPED)) or _ZERO
+    """A name that two cells share exactly if the rule calls them one function."""
     nodes = ["0"]
     for target in range(1, OUTPUT + 1):
         terms = []
@@ -73,69 +70,82 @@ def _inputs(cell: Cell, target: int) -> list[tuple[int, int]]:
     ]
 
 
-def _merged_terms(cell: Cell, *, stepped: bool) -> list[str]:
-    """The output as a sorted sum of terms; no term means zero."""
+@functools.cache
+def network_key(cell: Cell) -> str:
+    """A name that two cells share exactly if they are the same network.
+
+    The output as a sum of terms, in which a node read through a skip connection is merged, and all
+    convolutions that run, each with its input.
+    """
     nodes: list[list[str]] = [["0"]]
+    convolutions: list[str] = []
     for target in range(1, OUTPUT + 1):
         terms: list[str] = []
-        for source, operation in _inputs(cell, target):
-            if operation == NONE:
-                continue
-            if not nodes[source]:
-                terms += [_SHIFT] if stepped and operation in CONVOLUTIONS else []
-            elif operation == SKIP:
+        for source, operation in _inputs(pruned(cell), target):
+            if operation == SKIP:
                 terms += nodes[source]
-            else:
-                terms.append(f"({'+'.join(nodes[source])})@{operation}")
+            elif operation != NONE:
+                value = "+".join(nodes[source])
+                terms.append(f"({value})@{operation}" if value else _SHIFT)
+                convolutions += [terms[-1]] if operation in CONVOLUTIONS else []
         nodes.append(sorted(terms))
-    return nodes[OUTPUT]
+    return f"{'+'.join(nodes[OUTPUT])} of {', '.join(sorted(convolutions))}"
 
 
 @functools.cache
-def _representatives(zeros: Zeros) -> dict[str, Cell]:
+def _representatives() -> dict[str, Cell]:
     chosen: dict[str, Cell] = {}
     for cell in sorted(all_cells()):
-        chosen.setdefault(canonical_string(cell, zeros), cell)
+        chosen.setdefault(network_key(cell), cell)
     return chosen
 
 
-def representative(cell: Cell, zeros: Zeros) -> Cell:
-    """The one cell that stands for all that compute the same function."""
-    return _representatives(zeros)[canonical_string(cell, zeros)]
+def representative(cell: Cell) -> Cell:
+    """The one cell that stands for all that are the same network."""
+    return _representatives()[network_key(cell)]
+
+
+def networks() -> int:
+    """The number of different networks in the space."""
+    return len(_representatives())
 
 
 def classes(zeros: Zeros) -> int:
-    """The number of different functions in the space."""
-    return len(_representatives(zeros))
+    """The number of different functions in the space, by a rule of the literature."""
+    return len({canonical_string(cell, zeros) for cell in all_cells()})
 
 
-def zero_nodes(cell: Cell, *, stepped: bool = False) -> frozenset[int]:
-    """The nodes that are identically zero; with ``stepped``, also after optimiser steps."""
+def zero_nodes(cell: Cell) -> frozenset[int]:
+    """The nodes that no path without ``none`` leads to from the input."""
     zero: set[int] = set()
     for target in range(1, OUTPUT + 1):
-        carries = [
-            operation != NONE and (source not in zero or (stepped and operation in CONVOLUTIONS))
-            for source, operation in _inputs(cell, target)
-        ]
-        if not any(carries):
+        inputs = _inputs(cell, target)
+        if all(operation == NONE or source in zero for source, operation in inputs):
             zero.add(target)
     return frozenset(zero)
 
 
-def pruned(cell: Cell, *, stepped: bool = False) -> Cell:
-    """The cell with ``none`` on every edge that does nothing: the same function, edge by edge.
+def pruned(cell: Cell) -> Cell:
+    """The cell with ``none`` on every edge that does nothing: the same network, edge by edge.
 
-    These are the edges that carry zero and those whose target never reaches the output. With
-    ``stepped``, a convolution of a zero node stays, as batch norm's shift grows with steps.
+    These are the edges that carry zero and those whose target never reaches the output. A
+    convolution of zero stays, as the shift of its batch norm moves with the first step.
     """
-    zero = zero_nodes(cell, stepped=stepped)
+    zero: set[int] = set()
+    for target in range(1, OUTPUT + 1):
+        gives = [
+            operation != NONE and (source not in zero or operation in CONVOLUTIONS)
+            for source, operation in _inputs(cell, target)
+        ]
+        if not any(gives):
+            zero.add(target)
     read = {OUTPUT}
     operations = list(cell.operations)
     for edge in sorted(range(len(EDGES)), key=lambda e: -EDGES[e][1]):
         source, target = EDGES[edge]
         operation = operations[edge]
-        gives = source not in zero or (stepped and operation in CONVOLUTIONS)
-        if operation == NONE or target not in read or not gives:
+        carries = source not in zero or operation in CONVOLUTIONS
+        if operation == NONE or target not in read or not carries:
             operations[edge] = NONE
         else:
             read.add(source)

@@ -115,18 +115,20 @@ def average_pool(x: Tensor) -> Tensor:
 @functools.lru_cache(maxsize=64)
 def _pooling(channels: int, height: int, width: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The weight of ones, and 1 / (number of pixels under the window) for each place."""
-    ones = torch.ones(channels, 1, 3, 3, dtype=dtype)
-    pixels = torch.ones(1, 1, height, width, dtype=dtype)
-    return ones, 1 / F.conv2d(pixels, ones[:1], padding=1)
+    # Kept for later calls, so made as plain CPU tensors whatever modes are on now.
+    with torch.inference_mode(False), torch.no_grad():
+        ones = torch.ones(channels, 1, 3, 3, dtype=dtype, device="cpu")
+        pixels = torch.ones(1, 1, height, width, dtype=dtype, device="cpu")
+        return ones, 1 / F.conv2d(pixels, ones[:1], padding=1)
 
 
 Plan = tuple[tuple[int, tuple[tuple[int, int, int], ...]], ...]
 
 
 @functools.cache
-def plan_of(cell: Cell, stepped: bool) -> Plan:
+def plan_of(cell: Cell) -> Plan:
     """The edges to run as (node, ((source, operation, edge), ...)), nodes in order."""
-    live = pruned(cell, stepped=stepped)
+    live = pruned(cell)
     plan = []
     for node in range(1, OUTPUT + 1):
         inputs = tuple(
@@ -179,19 +181,17 @@ def run_cell(plan: Plan, convolutions: Callable[[int, int], ConvNorm], x: Tensor
 class CellBlock(nn.Module):
     """One cell of a network. Runs only the edges that matter, see `canonical.pruned`."""
 
-    def __init__(self, cell: Cell, convolutions: Mapping[int, ConvNorm], *, stepped: bool = True):
+    def __init__(self, cell: Cell, convolutions: Mapping[int, ConvNorm]):
         """Make a cell of given convolutions.
 
         Args:
             cell: The architecture.
             convolutions: The module of each edge that is a convolution.
-            stepped: Whether the weights may have taken steps when the cell runs. If not, zero stays
-                zero through a convolution, and such edges are left out too.
         """
         super().__init__()
         self.cell = cell
         self.edges = nn.ModuleDict({str(edge): module for edge, module in convolutions.items()})
-        self._plan = plan_of(cell, stepped)
+        self._plan = plan_of(cell)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""

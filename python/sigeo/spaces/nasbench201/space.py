@@ -8,7 +8,7 @@ from typing import Any
 
 from sigeo.errors import InputError
 from sigeo.spaces.base import Cost, InputShape
-from sigeo.spaces.nasbench201.canonical import Zeros, pruned, representative, zero_nodes
+from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
 from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, OUTPUT, SIZE, Cell, all_cells, index_of
 from sigeo.spaces.nasbench201.cost import cost
 from sigeo.spaces.nasbench201.network import Network, Skeleton, standalone
@@ -92,13 +92,13 @@ class NASBench201:
                 if operation != current:
                     yield _with(arch, edge, operation)
 
-    def representative(self, arch: Cell, *, stepped: bool) -> Cell:
-        """The cell that stands for all of the same function (4,930 classes; stepped, 5,155)."""
-        return representative(arch, Zeros.STEPPED if stepped else Zeros.MERGED)
+    def representative(self, arch: Cell) -> Cell:
+        """The cell that stands for all that are the same network."""
+        return representative(arch)
 
-    def pruned(self, arch: Cell, *, stepped: bool) -> Cell:
+    def pruned(self, arch: Cell) -> Cell:
         """The cell with ``none`` on every edge that does nothing."""
-        return pruned(arch, stepped=stepped)
+        return pruned(arch)
 
     def connected(self, arch: Cell) -> bool:
         """Whether a path without ``none`` leads to the output (all but 341 cells)."""

@@ -69,16 +69,16 @@ class NASBench201Supernet(nn.Module):
 
     def forward(self, x: Tensor, arch: Cell) -> Tensor:
         """Images [B, in_channels, H, W] through one architecture to logits [B, classes]."""
-        plan = plan_of(arch, True)
+        plan = plan_of(arch)
         x = self.stem(x)
         for block in self.blocks:
             x = run_cell(plan, block.slot, x) if isinstance(block, CellSlots) else block(x)
         y: Tensor = self.head(x)
         return y
 
-    def subnet(self, arch: Cell, *, stepped: bool = True, whole: bool = False) -> Network:
+    def subnet(self, arch: Cell, *, whole: bool = False) -> Network:
         """A network of one architecture on the shared weights; see `Supernet.subnet`."""
-        kept = arch if whole else pruned(arch, stepped=stepped)
+        kept = arch if whole else pruned(arch)
         blocks: list[nn.Module] = []
         for block in self.blocks:
             if isinstance(block, CellSlots):
@@ -87,7 +87,7 @@ class NASBench201Supernet(nn.Module):
                     for edge, operation in enumerate(kept.operations)
                     if operation in CONVOLUTIONS
                 }
-                blocks.append(CellBlock(kept, modules, stepped=stepped))
+                blocks.append(CellBlock(kept, modules))
             else:
                 blocks.append(block)
         return Network(self.stem, blocks, self.head)
