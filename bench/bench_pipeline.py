@@ -68,7 +68,7 @@ def rows(candidates: int = 100, threads: int = 1) -> list[dict[str, Any]]:
                     seconds[name].append(time.process_time() - begin)
                     scores[name].append(value)
         times = {name: Times(tuple(values)) for name, values in seconds.items()}
-        functions = {space.representative(cell, stepped=True) for cell in cells[1:]}
+        functions = {space.representative(cell) for cell in cells[1:]}
         rho = spearman(np.array(scores["pipeline"]), np.array(scores["plain"]))
         return [
             harness.row(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -124,7 +123,8 @@ def time_rows(name: str, threads: int, rounds: int) -> list[dict[str, Any]]:
         for proxy in REQUESTS:
             seconds: dict[str, list[tuple[float, float]]] = {"kernels": [], "published": []}
             for index in range(-1, rounds):
-                for route, run in (("kernels", ours), ("published", plain)):
+                routes = [("kernels", ours), ("published", plain)]
+                for route, run in routes if index % 2 else routes[::-1]:
                     measured = run(model, batches, proxy)
                     if index >= 0:
                         seconds[route].append(measured)
@@ -148,7 +148,7 @@ def measure_memory(name: str, route: str) -> None:
     """In a fresh process: print the peak growth in MiB while ``route`` runs once."""
     model, batches = workload(name)
     parameters = sum(p.numel() * 4 for p in model.parameters()) / 2**20
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak = harness.PeakMemory()
     if route == "passes":
         published.passes(model, batches, lr=0.0)
     elif route == "passes with steps, restored":
@@ -164,8 +164,7 @@ def measure_memory(name: str, route: str) -> None:
         gradient_statistics(
             model, many, requests=[REQUESTS[route.split()[0]]], memory_format="preserve"
         )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(json.dumps({"peak_mib": peak / 1024, "parameters_mib": parameters}))
+    print(json.dumps({"peak_mib": peak.mib(), "parameters_mib": parameters}))
 
 
 MEMORY_ROUTES = (
@@ -179,14 +178,16 @@ MEMORY_ROUTES = (
 )
 
 
-def memory_rows(name: str) -> list[dict[str, Any]]:
-    """Peak memory of each route in a process of its own."""
+def memory_rows() -> list[dict[str, Any]]:
+    """Peak memory of each route in a process of its own, on the 32 px ResNet-50."""
+    name = WORKLOADS[1]
     rows = []
     for route in MEMORY_ROUTES:
         command = [sys.executable, "-m", "bench.bench_statistics", "--memory", name, route]
         result = subprocess.run(command, capture_output=True, text=True, check=True)
         found = json.loads(result.stdout)
-        entry = harness.row("memory", route, Times((0.0,)), shape=name, **found)
+        with harness.thread_count(1):
+            entry = harness.row("memory", route, Times((0.0,)), shape=name, **found)
         rows.append(entry)
     bare = {"passes": rows[0]["peak_mib"], "steps": rows[1]["peak_mib"]}
     for entry in rows[2:]:
@@ -202,7 +203,6 @@ def rows() -> list[dict[str, Any]]:
     for name, rounds in zip(WORKLOADS, (5, 7, 3), strict=True):
         for threads in (1, 2):
             result += time_rows(name, threads, rounds if threads == 1 else min(rounds, 3))
-    result += memory_rows(WORKLOADS[1])
     return result
 
 

@@ -94,6 +94,26 @@ def ratio(numerator: Times, denominator: Times) -> Times:
     return Times(tuple(a / b for a, b in pairs))
 
 
+class PeakMemory:
+    """The growth of this process's resident memory at its highest, from now on (Linux).
+
+    Not ``ru_maxrss``, which a child process takes over from the one that started it.
+    """
+
+    def __init__(self) -> None:
+        Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+        self._before = self._read("VmRSS")
+
+    def mib(self) -> float:
+        """So far."""
+        return (self._read("VmHWM") - self._before) / 1024
+
+    @staticmethod
+    def _read(name: str) -> int:
+        text = Path("/proc/self/status").read_text()
+        return int(text.split(f"{name}:")[1].split()[0])
+
+
 @contextmanager
 def thread_count(count: int) -> Iterator[None]:
     """Run with ``count`` intra-op threads."""

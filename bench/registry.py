@@ -49,6 +49,13 @@ BENCHMARKS = (
         lambda: bench_statistics.time_rows(bench_statistics.WORKLOADS[1], 1, 1),
     ),
     Benchmark(
+        "memory",
+        "bench_statistics",
+        ("tests/sigeo/test_capture.py",),
+        bench_statistics.memory_rows,
+        lambda: [],
+    ),
+    Benchmark(
         "pipeline",
         "bench_pipeline",
         ("tests/sigeo/test_rank.py", "tests/sigeo/test_nasbench201.py"),

@@ -48,7 +48,7 @@ def main() -> int:
             return 1
         rows = benchmark.smoke() if args.smoke else benchmark.rows()
         rows += timings(benchmark.module, smoke=args.smoke)
-        if args.base is not None and benchmark.name == "moments":
+        if args.base is not None:
             rows += at_commit(args.base, benchmark.name)
         keep(benchmark.name, rows, args.smoke)
     return 0
