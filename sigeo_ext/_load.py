@@ -13,7 +13,7 @@ CHOICES = ("auto", "reference", "cpu", "cuda", "triton")
 
 # Raised together with csrc/common/version.cpp whenever a schema changes, so that a library left
 # over from an older build is refused instead of called with the wrong arguments.
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 3
 _LIBRARY = Path(__file__).with_name("_C.so")
 
 
@@ -27,7 +27,7 @@ def _load() -> str:
         raise ImportError(
             f"SIGEO_EXT_IMPL={choice} needs the compiled library {_LIBRARY}, found none"
         )
-    torch.ops.load_library(_LIBRARY)  # type: ignore[no-untyped-call]
+    torch.ops.load_library(_LIBRARY)
     version = torch.ops.sigeo_ext.schema_version()
     if version != _SCHEMA_VERSION:
         raise ImportError(

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 NAMESPACE = "sigeo_ext"
-_library = torch.library.Library(NAMESPACE, "DEF")  # type: ignore[no-untyped-call]
+_library = torch.library.Library(NAMESPACE, "DEF")
 _names: list[str] = []
 
 
@@ -41,10 +41,10 @@ def define(
         The default overload of the op.
     """
     name = schema.split("(", 1)[0]
-    _library.define(schema)  # type: ignore[no-untyped-call]
+    _library.define(schema)
     if "!" in schema:
         _count_versions(name)
-    _library.impl(name, reference, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    _library.impl(name, reference, "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
     if backward is not None:
@@ -74,7 +74,7 @@ def _count_versions(name: str) -> None:
             torch.autograd.graph.increment_version(args[index])
         return overload.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
 
-    _library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)  # type: ignore[no-untyped-call]
+    _library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
 
 
 def names() -> list[str]:

@@ -24,6 +24,9 @@ struct Array {
 #define SIGEO_INLINE inline __attribute__((always_inline))
 #endif
 
+// The same for a lambda, which does not take over the target of the function that holds it.
+#define SIGEO_LAMBDA_INLINE __attribute__((always_inline))
+
 template <class To, class From>
 SIGEO_INLINE To bit_cast(From from) {
   static_assert(sizeof(To) == sizeof(From));

@@ -164,12 +164,14 @@ Tensor Lists::new_float64(std::initializer_list<int64_t> sizes) const {
   return torch::stable::empty(shape, ScalarType::Double);
 }
 
-int32_t Lists::device_index() const {
-  return first_.has_value() ? first_->get_device_index() : -1;
-}
+int32_t Lists::device_index() const { return first_.has_value() ? first_->get_device_index() : -1; }
 
 void torch_parallel(int64_t n, const Range& body) {
   torch::stable::parallel_for(0, n, kGrainChunks, body);
+}
+
+void torch_parallel_each(int64_t n, const Range& body) {
+  torch::stable::parallel_for(0, n, 1, body);
 }
 
 }  // namespace sigeo_ext

@@ -55,8 +55,8 @@ class Lists {
   std::string text(const Place& place) const;
 
   const char* op_;
-  OptionalTensors layers_;  // what each layer looks like; absent until a tensor of it was seen
-  bool counted_ = false;    // whether the number of layers is known
+  OptionalTensors layers_;       // what each layer looks like; absent until a tensor of it was seen
+  bool counted_ = false;         // whether the number of layers is known
   std::optional<Tensor> first_;  // the first tensor seen: all must be on its device
   std::optional<torch::headeronly::ScalarType> state_dtype_;
   Tensors copies_;  // keeps copies alive until the call ends
@@ -65,7 +65,10 @@ class Lists {
 // A copy of `tensor` in the memory order of `like`, which must be dense.
 Tensor reordered(const Tensor& tensor, const Tensor& like);
 
-// at::parallel_for over chunks, for the torch-free cores.
+// at::parallel_for over chunks of elements, for the torch-free cores.
 void torch_parallel(int64_t n, const Range& body);
+
+// The same over pieces that are each worth a thread.
+void torch_parallel_each(int64_t n, const Range& body);
 
 }  // namespace sigeo_ext

@@ -3,6 +3,7 @@
 from sigeo.capture.batches import Batches, MemoryFormat
 from sigeo.capture.fisher_rao import sample_inner_products
 from sigeo.capture.layers import Selection, select
+from sigeo.capture.samples import SampleStatistics, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
     FirstGradient,
@@ -22,8 +23,10 @@ __all__ = [
     "LossFunction",
     "MemoryFormat",
     "Request",
+    "SampleStatistics",
     "Selection",
     "Steps",
+    "capture",
     "gradient_statistics",
     "preserved",
     "sample_inner_products",

@@ -54,7 +54,7 @@ def sample_inner_products(
     buffers = {f"model.{name}": b.clone() for name, b in model.named_buffers()}
     with torch.no_grad(), forward_ad.dual_level():
         duals = {
-            f"model.{name}": forward_ad.make_dual(p.detach(), p.detach())  # type: ignore[no-untyped-call]
+            f"model.{name}": forward_ad.make_dual(p.detach(), p.detach())
             for name, p in model.named_parameters()
             if p.requires_grad
         }
@@ -63,7 +63,7 @@ def sample_inner_products(
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
-        tangent = forward_ad.unpack_dual(torch.stack(losses)).tangent  # type: ignore[no-untyped-call]
+        tangent = forward_ad.unpack_dual(torch.stack(losses)).tangent
         return torch.zeros(count) if tangent is None else tangent.double().clone()
 
 

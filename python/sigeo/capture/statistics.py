@@ -258,7 +258,7 @@ class _Run:
             raise InputError(f"loss_fn: expected one number, the mean loss of a batch, got {came}")
         if loss.requires_grad:
             self.reached = True
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return loss.detach().reshape(())
 
     def _take_gradients(self) -> Gradients:

@@ -173,7 +173,7 @@ class Trainer:
             group["lr"] = self.config.lr_at(self.step)
         loss = self.loss_fn(self.forward(images, self.step), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.optimizer.step()

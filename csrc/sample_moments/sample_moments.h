@@ -1,0 +1,73 @@
+// Statistics over the gradients of single samples, from a layer's input and output gradient.
+//
+// A weight that is shared over positions has, for a unit u of one or more consecutive samples, the
+// gradient
+//   g_u[o, k, i] = sum over the unit's samples b and the positions t of
+//                  d[b, t, o] * x[b, t at tap k, i]
+// A tile of g_u is formed in registers, the statistics of the tile are updated, and the next unit
+// begins: nothing of size units x weight is ever stored.
+#pragma once
+
+#include <array>
+#include <cstdint>
+
+#include "common/parallel.h"
+
+namespace sigeo_ext::sample_moments {
+
+// The statistics over units u, in the order of the bits of `want` and of the results.
+enum Statistic : int {
+  kSum,      // sum g_u: the ordinary gradient
+  kAbsSum,   // sum |g_u|
+  kSqSum,    // sum g_u^2
+  kM2,       // sum (g_u - mean)^2, from deviations from the first unit
+  kSignSum,  // sum of the signs
+  kStatistics,
+};
+
+// A convolution of up to three dimensions; a linear layer is one with a single tap.
+// Images are [samples, size..., channels] with the channels one after another.
+struct Convolution {
+  int64_t samples, in_channels, out_channels, groups;
+  std::array<int64_t, 3> in_size, out_size, kernel, stride, padding, dilation;
+};
+
+// x [samples, in_size, in_channels] and d [samples, out_size, out_channels], each dense.
+// statistics[s], where not null: [segments, out_channels, kernel, in_channels / groups].
+// sq_norm, where not null: sum g_u^2 over the weight, [samples / unit], float64.
+// A unit is `unit` consecutive samples; a segment is samples / segments consecutive ones, whole
+// units, and has statistics of its own.
+template <class T>
+struct Job {
+  const T* x;
+  const T* d;
+  std::array<T*, kStatistics> statistics;
+  double* sq_norm;
+  int64_t unit, segments;
+};
+
+// What norms need on the way back: for each sample b and channel c, over the positions t,
+//   scale[b, c] = sum d * (x - mean) * rstd        shift[b, c] = sum d
+// and, where asked for, the input gradient of a norm on given statistics, dx = d * factor[c].
+template <class T>
+struct ScaleJob {
+  const T* x;       // [samples, positions, channels], or [samples, channels, positions]
+  const T* d;       // like x
+  const T* mean;    // of each channel, of each sample and channel, or of each sample and position
+  const T* rstd;    // like mean
+  const T* factor;  // [channels], with dx
+  T* dx;            // like x, or null
+  T* scale;         // [samples, channels], or null
+  T* shift;         // [samples, channels], or null
+  int64_t samples, positions, channels;
+  bool channels_last;
+  enum Statistics { kOfChannel, kOfSampleAndChannel, kOfPosition } statistics;
+};
+
+template <class T>
+void scale(const ScaleJob<T>& job, const Parallel& parallel);
+
+template <class T>
+void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel);
+
+}  // namespace sigeo_ext::sample_moments

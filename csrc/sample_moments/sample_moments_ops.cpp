@@ -1,0 +1,206 @@
+#include <algorithm>
+#include <string>
+#include <vector>
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "common/tensor.h"
+#include "sample_moments/sample_moments.h"
+
+namespace sigeo_ext {
+namespace {
+
+using torch::headeronly::ScalarType;
+using Sizes = std::vector<int64_t>;
+
+constexpr int64_t kSqNorm = 1 << sample_moments::kStatistics;  // the last bit of `want`
+
+void check_pair(const char* op, const Tensor& x, const Tensor& d) {
+  for (const auto& [name, tensor] : {std::pair("x", &x), std::pair("d", &d)}) {
+    STD_TORCH_CHECK(
+        tensor->scalar_type() == ScalarType::Float || tensor->scalar_type() == ScalarType::Double,
+        op, ": ", name, " must be float32 or float64, got ",
+        torch::headeronly::toString(tensor->scalar_type()));
+    STD_TORCH_CHECK(tensor->is_contiguous(), op, ": ", name, " must be contiguous");
+  }
+  STD_TORCH_CHECK(x.scalar_type() == d.scalar_type(), op, ": x and d must have one dtype, got ",
+                  torch::headeronly::toString(x.scalar_type()), " and ",
+                  torch::headeronly::toString(d.scalar_type()));
+  STD_TORCH_CHECK(x.size(0) == d.size(0), op,
+                  ": x and d must have the same number of samples, got ", x.size(0), " and ",
+                  d.size(0));
+}
+
+void check_units(const char* op, int64_t samples, int64_t unit, int64_t segments, int64_t want) {
+  STD_TORCH_CHECK(unit > 0, op, ": unit must be at least 1, got ", unit);
+  STD_TORCH_CHECK(segments > 0, op, ": segments must be at least 1, got ", segments);
+  STD_TORCH_CHECK(samples % (unit * segments) == 0, op, ": ", samples,
+                  " samples must be whole units of ", unit, " in ", segments, " equal segments");
+  STD_TORCH_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
+                  ", got ", want);
+}
+
+// `values` behind as many ones as three dimensions need.
+std::array<int64_t, 3> to_three(const Sizes& values, int64_t fill) {
+  std::array<int64_t, 3> all{fill, fill, fill};
+  std::copy(values.begin(), values.end(), all.end() - static_cast<ptrdiff_t>(values.size()));
+  return all;
+}
+
+sample_moments::Convolution shape_of(const char* op, const Tensor& x, const Tensor& d,
+                                     const Sizes& kernel, const Sizes& stride, const Sizes& padding,
+                                     const Sizes& dilation, int64_t groups) {
+  const int64_t dims = static_cast<int64_t>(kernel.size());
+  STD_TORCH_CHECK(dims >= 1 && dims <= 3, op, ": kernel must have 1 to 3 dimensions, got ", dims);
+  for (const auto& [name, values] : {std::pair("stride", &stride), std::pair("padding", &padding),
+                                     std::pair("dilation", &dilation)}) {
+    STD_TORCH_CHECK(static_cast<int64_t>(values->size()) == dims, op, ": ", name, " must have ",
+                    dims, " entries, got ", values->size());
+  }
+  for (const auto& [name, tensor] : {std::pair("x", &x), std::pair("d", &d)}) {
+    STD_TORCH_CHECK(tensor->dim() == dims + 2, op, ": ", name, " must be [samples, ", dims,
+                    " sizes, channels], got ", tensor->dim(), " dimensions");
+  }
+  Sizes in(dims), out(dims);
+  for (int64_t a = 0; a < dims; ++a) {
+    in[a] = x.size(a + 1);
+    out[a] = d.size(a + 1);
+    STD_TORCH_CHECK(stride[a] > 0 && dilation[a] > 0 && padding[a] >= 0 && kernel[a] > 0, op,
+                    ": kernel, stride and dilation must be positive, padding at least 0");
+    const int64_t expected =
+        (in[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) / stride[a] + 1;
+    STD_TORCH_CHECK(out[a] == expected, op, ": d must have size ", expected, " in dimension ",
+                    a + 1, ", got ", out[a]);
+  }
+  const int64_t inputs = x.size(dims + 1), outputs = d.size(dims + 1);
+  STD_TORCH_CHECK(groups > 0 && inputs % groups == 0 && outputs % groups == 0, op,
+                  ": groups must divide the channels ", inputs, " and ", outputs, ", got ", groups);
+  return {x.size(0),
+          inputs,
+          outputs,
+          groups,
+          to_three(in, 1),
+          to_three(out, 1),
+          to_three(kernel, 1),
+          to_three(stride, 1),
+          to_three(padding, 0),
+          to_three(dilation, 1)};
+}
+
+template <class T>
+Tensors run(const sample_moments::Convolution& shape, const Sizes& result, const Tensor& x,
+            const Tensor& d, int64_t unit, int64_t segments, int64_t want) {
+  Tensors results;
+  sample_moments::Job<T> job{};
+  job.x = static_cast<const T*>(x.data_ptr());
+  job.d = static_cast<const T*>(d.data_ptr());
+  job.unit = unit;
+  job.segments = segments;
+  for (int s = 0; s < sample_moments::kStatistics; ++s) {
+    if (!(want >> s & 1)) continue;
+    results.push_back(torch::stable::new_empty(x, result));
+    job.statistics[s] = static_cast<T*>(results.back().data_ptr());
+  }
+  if (want & kSqNorm) {
+    const Sizes units{shape.samples / unit};
+    results.push_back(torch::stable::new_empty(x, units, ScalarType::Double));
+    job.sq_norm = static_cast<double*>(results.back().data_ptr());
+  }
+  sample_moments::convolution(shape, job, torch_parallel_each);
+  return results;
+}
+
+Tensors convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
+                    int64_t groups, int64_t unit, int64_t segments, int64_t want) {
+  const char* op = "sample_moments_convolution";
+  check_pair(op, x, d);
+  check_units(op, x.size(0), unit, segments, want);
+  const auto shape = shape_of(op, x, d, kernel, stride, padding, dilation, groups);
+  Sizes result{segments, shape.out_channels};
+  result.insert(result.end(), kernel.begin(), kernel.end());
+  result.push_back(shape.in_channels / groups);
+  if (x.scalar_type() == ScalarType::Double) {
+    return run<double>(shape, result, x, d, unit, segments, want);
+  }
+  return run<float>(shape, result, x, d, unit, segments, want);
+}
+
+template <class T>
+Tensors run_scale(const Tensor& x, const Tensor& d, const std::optional<Tensor>& mean,
+                  const std::optional<Tensor>& rstd, const std::optional<Tensor>& factor,
+                  bool channels_last, bool shift) {
+  const auto pointer = [](const std::optional<Tensor>& tensor) {
+    return tensor.has_value() ? static_cast<const T*>(tensor->data_ptr()) : nullptr;
+  };
+  sample_moments::ScaleJob<T> job{};
+  job.x = static_cast<const T*>(x.data_ptr());
+  job.d = static_cast<const T*>(d.data_ptr());
+  job.mean = pointer(mean);
+  job.rstd = pointer(rstd);
+  job.factor = pointer(factor);
+  job.channels_last = channels_last;
+  job.samples = x.size(0);
+  job.positions = x.size(channels_last ? 1 : 2);
+  job.channels = x.size(channels_last ? 2 : 1);
+  if (mean.has_value()) {
+    job.statistics = mean->dim() == 1   ? job.kOfChannel
+                     : mean->dim() == 2 ? job.kOfSampleAndChannel
+                                        : job.kOfPosition;
+  }
+  Tensors results;
+  const Sizes sums{job.samples, job.channels};
+  const auto add = [&](bool wanted, const Sizes& sizes) -> T* {
+    if (!wanted) return nullptr;
+    results.push_back(torch::stable::new_empty(x, sizes));
+    return static_cast<T*>(results.back().data_ptr());
+  };
+  job.scale = add(mean.has_value(), sums);
+  job.shift = add(shift, sums);
+  job.dx = add(factor.has_value(), {x.size(0), x.size(1), x.size(2)});
+  sample_moments::scale(job, torch_parallel_each);
+  return results;
+}
+
+Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tensor> rstd,
+              std::optional<Tensor> factor, bool channels_last, bool shift) {
+  const char* op = "sample_moments_scale";
+  check_pair(op, x, d);
+  STD_TORCH_CHECK(x.dim() == 3, op, ": x must have 3 dimensions, got ", x.dim());
+  for (int64_t dim = 0; dim < 3; ++dim) {
+    STD_TORCH_CHECK(d.dim() == 3 && d.size(dim) == x.size(dim), op,
+                    ": d must have the shape of x, got another");
+  }
+  STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op,
+                  ": mean and rstd must be given together");
+  const int64_t positions = x.size(channels_last ? 1 : 2), channels = x.size(channels_last ? 2 : 1);
+  for (const auto& [name, tensor] :
+       {std::pair("mean", &mean), std::pair("rstd", &rstd), std::pair("factor", &factor)}) {
+    if (!tensor->has_value()) continue;
+    const Tensor& values = **tensor;
+    STD_TORCH_CHECK(values.is_contiguous() && values.scalar_type() == x.scalar_type(), op, ": ",
+                    name, " must be contiguous and of the dtype of x");
+    const bool of_channel = values.dim() == 1 && values.size(0) == channels;
+    const bool of_sample = values.dim() == 2 && values.size(0) == x.size(0) &&
+                           values.size(1) == channels && tensor != &factor;
+    const bool of_position = values.dim() == 3 && values.size(0) == x.size(0) &&
+                             values.size(1) == positions && values.size(2) == 1 && channels_last &&
+                             tensor != &factor;
+    STD_TORCH_CHECK(of_channel || of_sample || of_position, op, ": ", name,
+                    " must be [channels], [samples, channels] or, channels last, "
+                    "[samples, positions, 1]");
+  }
+  if (x.scalar_type() == ScalarType::Double) {
+    return run_scale<double>(x, d, mean, rstd, factor, channels_last, shift);
+  }
+  return run_scale<float>(x, d, mean, rstd, factor, channels_last, shift);
+}
+
+}  // namespace
+}  // namespace sigeo_ext
+
+STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
+  m.impl("sample_moments_scale", TORCH_BOX(&sigeo_ext::scale));
+  m.impl("sample_moments_convolution", TORCH_BOX(&sigeo_ext::convolution));
+}

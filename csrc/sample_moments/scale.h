@@ -1,0 +1,125 @@
+// The inner loops of `scale`: one pass over x and d for the sums and the input gradient.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "sample_moments/tile.h"
+
+namespace sigeo_ext::sample_moments {
+
+// Positions (or runs of positions) with sums of their own, so that additions need not wait for one
+// another.
+inline constexpr int kChains = 4;
+
+template <class V, class T>
+SIGEO_INLINE T lanes_sum(const V (&chains)[kChains], int lanes) {
+  const V all = (chains[0] + chains[1]) + (chains[2] + chains[3]);
+  T sum{};
+  for (int lane = 0; lane < lanes; ++lane) sum += all[lane];
+  return sum;
+}
+
+// kLanes channels from `c` on of one sample, channels last. `kTail`: fewer than kLanes are there.
+template <class T, int kLanes, bool kTail>
+SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t c) {
+  using V = typename Vector<T, kLanes>::type;
+  const int64_t width = job.channels, there = std::min<int64_t>(kLanes, width - c);
+  const auto read = [there](const T* from) SIGEO_LAMBDA_INLINE -> V {
+    if constexpr (!kTail) return load<T, kLanes>(from);
+    V values{};
+    for (int64_t k = 0; k < there; ++k) values[k] = from[k];
+    return values;
+  };
+  const auto write = [there](T* to, const V& values) SIGEO_LAMBDA_INLINE {
+    if constexpr (!kTail) store<T, kLanes>(to, values);
+    else
+      for (int64_t k = 0; k < there; ++k) to[k] = values[k];
+  };
+  const bool of_position = job.statistics == ScaleJob<T>::kOfPosition;
+  const int64_t row = job.statistics == ScaleJob<T>::kOfSampleAndChannel ? sample : 0;
+  const bool sums = job.scale != nullptr;
+  const V zero{};
+  const V mean = of_position || !sums ? zero : read(job.mean + row * width + c);
+  const V factor = job.dx == nullptr ? zero : read(job.factor + c);
+  V scale[kChains] = {}, shift[kChains] = {};
+  const auto step = [&](int64_t t, int chain) SIGEO_LAMBDA_INLINE {
+    const int64_t at = (sample * job.positions + t) * width + c;
+    const V d = read(job.d + at);
+    shift[chain] += d;
+    if (sums) {
+      if (of_position) {
+        const int64_t p = sample * job.positions + t;
+        scale[chain] += d * ((read(job.x + at) - job.mean[p]) * job.rstd[p]);
+      } else {
+        scale[chain] += d * (read(job.x + at) - mean);
+      }
+    }
+    if (job.dx != nullptr) write(job.dx + at, d * factor);
+  };
+  int64_t t = 0;
+  for (; t + kChains <= job.positions; t += kChains) {
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) step(t + chain, chain);
+  }
+  for (; t < job.positions; ++t) step(t, 0);
+  const int64_t out = sample * width + c;
+  if (sums) {
+    V all = (scale[0] + scale[1]) + (scale[2] + scale[3]);
+    if (!of_position) all *= read(job.rstd + row * width + c);
+    write(job.scale + out, all);
+  }
+  if (job.shift != nullptr) {
+    write(job.shift + out, (shift[0] + shift[1]) + (shift[2] + shift[3]));
+  }
+}
+
+// One channel of one sample whose positions stand one after another.
+template <class T, int kLanes>
+SIGEO_INLINE void scale_positions(const ScaleJob<T>& job, int64_t sample, int64_t c) {
+  using V = typename Vector<T, kLanes>::type;
+  const int64_t plane = sample * job.channels + c;
+  const T* x = job.x + plane * job.positions;
+  const T* d = job.d + plane * job.positions;
+  T* dx = job.dx == nullptr ? nullptr : job.dx + plane * job.positions;
+  const bool sums = job.scale != nullptr;
+  const int64_t of = job.statistics == ScaleJob<T>::kOfSampleAndChannel ? plane : c;
+  const T mean = sums ? job.mean[of] : T{}, factor = dx == nullptr ? T{} : job.factor[c];
+  V scale[kChains] = {}, shift[kChains] = {};
+  int64_t t = 0;
+  for (; t + kChains * kLanes <= job.positions; t += kChains * kLanes) {
+#pragma GCC unroll 4
+    for (int chain = 0; chain < kChains; ++chain) {
+      const int64_t at = t + chain * kLanes;
+      const V dv = load<T, kLanes>(d + at);
+      shift[chain] += dv;
+      if (sums) scale[chain] += dv * (load<T, kLanes>(x + at) - mean);
+      if (dx != nullptr) store<T, kLanes>(dx + at, dv * factor);
+    }
+  }
+  T scale_sum = lanes_sum<V, T>(scale, kLanes), shift_sum = lanes_sum<V, T>(shift, kLanes);
+  for (; t < job.positions; ++t) {
+    shift_sum += d[t];
+    if (sums) scale_sum += d[t] * (x[t] - mean);
+    if (dx != nullptr) dx[t] = d[t] * factor;
+  }
+  if (sums) job.scale[plane] = scale_sum * job.rstd[of];
+  if (job.shift != nullptr) job.shift[plane] = shift_sum;
+}
+
+template <class T, int kLanes>
+SIGEO_INLINE void scale_body(const ScaleJob<T>& job, int64_t from, int64_t to) {
+  for (int64_t sample = from; sample < to; ++sample) {
+    if (!job.channels_last) {
+      for (int64_t c = 0; c < job.channels; ++c) scale_positions<T, kLanes>(job, sample, c);
+      continue;
+    }
+    int64_t c = 0;
+    for (; c + kLanes <= job.channels; c += kLanes) {
+      scale_channels<T, kLanes, false>(job, sample, c);
+    }
+    if (c < job.channels) scale_channels<T, kLanes, true>(job, sample, c);
+  }
+}
+
+}  // namespace sigeo_ext::sample_moments

@@ -1,0 +1,195 @@
+// The innermost loops: a tile of each unit's gradient in registers, and its statistics updated.
+#pragma once
+
+#include <cstdint>
+
+#include "common/array.h"
+#include "sample_moments/sample_moments.h"
+
+namespace sigeo_ext::sample_moments {
+
+// Positions added up before the sum goes to a second one: bounds the growth of rounding errors.
+inline constexpr int64_t kRun = 2048;
+
+// One tile: kRows consecutive input channels of one tap and some consecutive output channels.
+template <class T>
+struct Tile {
+  const T* x;        // the first unit's first sample, at the tile's first input channel
+  const T* d;        // the same at its first output channel
+  int64_t x_sample;  // from one sample to the next
+  int64_t d_sample;
+  const int32_t* x_at;  // where in a sample the positions lie, [positions]
+  const int32_t* d_at;
+  int64_t positions;
+  int64_t units;
+  int64_t unit;          // samples of one
+  bool first;            // whether these units begin a segment
+  T* slab[kStatistics];  // [rows, width] each, or null
+  T* origin;             // the segment's first unit, [rows, width]; with kM2
+  T* deviation;          // sum of deviations from it; with kM2
+  int64_t width;         // output channels of the slab
+  T* sq_norm;            // [units], or null; this tile's share is added
+};
+
+template <class T, int kLanes>
+struct Vector {
+  typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
+  typedef T unaligned
+      __attribute__((vector_size(kLanes * sizeof(T)), aligned(alignof(T)), may_alias));
+};
+
+template <class T, int kLanes>
+SIGEO_INLINE typename Vector<T, kLanes>::type load(const T* from) {
+  return *reinterpret_cast<const typename Vector<T, kLanes>::unaligned*>(from);
+}
+
+template <class T, int kLanes>
+SIGEO_INLINE void store(T* to, typename Vector<T, kLanes>::type value) {
+  *reinterpret_cast<typename Vector<T, kLanes>::unaligned*>(to) = value;
+}
+
+// What a statistic adds up of each unit's gradient. A NaN stays one.
+template <Statistic kStatistic, class V>
+SIGEO_INLINE V term(const V& g) {
+  if constexpr (kStatistic == kAbsSum) return g < 0 ? -g : g;
+  if constexpr (kStatistic == kSqSum) return g * g;
+  if constexpr (kStatistic == kSignSum) {
+    const V zero{}, one = zero + 1;
+    return (g > 0 ? one : zero) - (g < 0 ? one : zero) + (g - g);
+  }
+  return g;
+}
+
+// kUnits units at a time, kRows input channels, kVectors vectors of output channels.
+template <class T, int kLanes, int kUnits, int kRows, int kVectors>
+struct Block {
+  using V = typename Vector<T, kLanes>::type;
+  V g[kUnits][kRows][kVectors];
+
+  SIGEO_INLINE void clear() {
+#pragma GCC unroll 64
+    for (int u = 0; u < kUnits; ++u)
+#pragma GCC unroll 64
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; ++v) g[u][r][v] = V{};
+  }
+
+  // Adds positions [from, to) of one sample of each unit.
+  SIGEO_INLINE void accumulate(const T* const (&x)[kUnits], const T* const (&d)[kUnits],
+                               const int32_t* x_at, const int32_t* d_at, int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; ++t) {
+#pragma GCC unroll 64
+      for (int u = 0; u < kUnits; ++u) {
+        const T* xs = x[u] + x_at[t];
+        const T* ds = d[u] + d_at[t];
+        V dv[kVectors];
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; ++v) dv[v] = load<T, kLanes>(ds + v * kLanes);
+#pragma GCC unroll 64
+        for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+          for (int v = 0; v < kVectors; ++v) g[u][r][v] += dv[v] * xs[r];
+      }
+    }
+  }
+
+  SIGEO_INLINE void add(const Block& other) {
+#pragma GCC unroll 64
+    for (int u = 0; u < kUnits; ++u)
+#pragma GCC unroll 64
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; ++v) g[u][r][v] += other.g[u][r][v];
+  }
+
+  // slab[r, :] += sum over units of what the statistic adds up.
+  template <Statistic kStatistic>
+  SIGEO_INLINE void add_to(T* slab, int64_t width) const {
+#pragma GCC unroll 64
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+      for (int v = 0; v < kVectors; ++v) {
+        V sum = term<kStatistic>(g[0][r][v]);
+#pragma GCC unroll 64
+        for (int u = 1; u < kUnits; ++u) sum += term<kStatistic>(g[u][r][v]);
+        T* at = slab + r * width + v * kLanes;
+        store<T, kLanes>(at, load<T, kLanes>(at) + sum);
+      }
+  }
+};
+
+template <class T, int kLanes, int kUnits, int kRows, int kVectors>
+SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows, kVectors>& block,
+                         int64_t unit) {
+  using V = typename Vector<T, kLanes>::type;
+  if (a.slab[kSum]) block.template add_to<kSum>(a.slab[kSum], a.width);
+  if (a.slab[kAbsSum]) block.template add_to<kAbsSum>(a.slab[kAbsSum], a.width);
+  if (a.slab[kSqSum]) block.template add_to<kSqSum>(a.slab[kSqSum], a.width);
+  if (a.slab[kSignSum]) block.template add_to<kSignSum>(a.slab[kSignSum], a.width);
+  if (a.slab[kM2]) {
+#pragma GCC unroll 64
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = r * a.width + v * kLanes;
+        if (a.first && unit == 0) store<T, kLanes>(a.origin + at, block.g[0][r][v]);
+        const V origin = load<T, kLanes>(a.origin + at);
+        V sum{}, squares{};
+#pragma GCC unroll 64
+        for (int u = 0; u < kUnits; ++u) {
+          const V deviation = block.g[u][r][v] - origin;
+          sum += deviation;
+          squares += deviation * deviation;
+        }
+        store<T, kLanes>(a.deviation + at, load<T, kLanes>(a.deviation + at) + sum);
+        store<T, kLanes>(a.slab[kM2] + at, load<T, kLanes>(a.slab[kM2] + at) + squares);
+      }
+  }
+  if (a.sq_norm) {
+#pragma GCC unroll 64
+    for (int u = 0; u < kUnits; ++u) {
+      V squares{};
+#pragma GCC unroll 64
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; ++v) squares += block.g[u][r][v] * block.g[u][r][v];
+      T sum{};
+#pragma GCC unroll 64
+      for (int lane = 0; lane < kLanes; ++lane) sum += squares[lane];
+      a.sq_norm[unit + u] += sum;
+    }
+  }
+}
+
+// All units of a tile, kUnits at a time; `a.units` must be a multiple of kUnits.
+template <class T, int kLanes, int kUnits, int kRows, int kVectors>
+SIGEO_INLINE void tile_body(const Tile<T>& a) {
+  for (int64_t unit = 0; unit < a.units; unit += kUnits) {
+    Block<T, kLanes, kUnits, kRows, kVectors> total;
+    const T* x[kUnits];
+    const T* d[kUnits];
+    for (int u = 0; u < kUnits; ++u) {
+      x[u] = a.x + (unit + u) * a.unit * a.x_sample;
+      d[u] = a.d + (unit + u) * a.unit * a.d_sample;
+    }
+    total.clear();
+    if (a.unit == 1 && a.positions <= kRun) {
+      total.accumulate(x, d, a.x_at, a.d_at, 0, a.positions);
+    } else {
+      for (int64_t sample = 0; sample < a.unit; ++sample) {
+        for (int64_t from = 0; from < a.positions; from += kRun) {
+          Block<T, kLanes, kUnits, kRows, kVectors> run;
+          run.clear();
+          const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
+          run.accumulate(x, d, a.x_at, a.d_at, from, to);
+          total.add(run);
+        }
+        for (int u = 0; u < kUnits; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
+      }
+    }
+    update(a, total, unit);
+  }
+}
+
+}  // namespace sigeo_ext::sample_moments

@@ -1,0 +1,70 @@
+#include "sample_moments/tiles.h"
+
+#include "sample_moments/scale.h"
+
+namespace sigeo_ext::sample_moments {
+namespace {
+
+// A level has kBytes of a vector, kAccumulators of them for a tile beside its operands, and the
+// function for a shape, compiled for it.
+#define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                           \
+  struct Name {                                                                  \
+    static constexpr int kBytes = Bytes, kAccumulators = Accumulators;           \
+    template <class T, int kUnits, int kRows, int kVectors>                      \
+    Target static void run(const Tile<T>& tile) {                                \
+      tile_body<T, Bytes / sizeof(T), kUnits, kRows, kVectors>(tile);            \
+    }                                                                            \
+    template <class T>                                                           \
+    Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) { \
+      scale_body<T, Bytes / sizeof(T)>(job, from, to);                           \
+    }                                                                            \
+  }
+#define SIGEO_NO_TARGET
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+SIGEO_LEVEL(V4, __attribute__((target("arch=x86-64-v4"))), 64, 16);
+SIGEO_LEVEL(V3, __attribute__((target("arch=x86-64-v3"))), 32, 8);
+#endif
+SIGEO_LEVEL(Base, SIGEO_NO_TARGET, 16, 8);
+
+template <class Level, class T, int kUnits, int kRows, int kVectors>
+constexpr typename Tiles<T>::Run run_of() {
+  if constexpr (kUnits * kRows * kVectors > Level::kAccumulators) return nullptr;
+  else return &Level::template run<T, kUnits, kRows, kVectors>;
+}
+
+template <class Level, class T, int kUnits, int kRows>
+constexpr std::array<typename Tiles<T>::Run, 2> by_vectors() {
+  return {run_of<Level, T, kUnits, kRows, 1>(), run_of<Level, T, kUnits, kRows, 2>()};
+}
+
+template <class Level, class T, int kUnits>
+constexpr std::array<std::array<typename Tiles<T>::Run, 2>, 5> by_rows() {
+  return {by_vectors<Level, T, kUnits, 1>(), by_vectors<Level, T, kUnits, 2>(),
+          by_vectors<Level, T, kUnits, 4>(), by_vectors<Level, T, kUnits, 8>(),
+          by_vectors<Level, T, kUnits, 16>()};
+}
+
+template <class Level, class T>
+constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)),
+                          Level::kAccumulators,
+                          &Level::template scale<T>,
+                          {by_rows<Level, T, 1>(), by_rows<Level, T, 2>(), by_rows<Level, T, 4>()}};
+
+}  // namespace
+
+template <class T>
+const Tiles<T>& tiles() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
+  static const Tiles<T>& chosen = __builtin_cpu_supports("x86-64-v4")   ? kTiles<V4, T>
+                                  : __builtin_cpu_supports("x86-64-v3") ? kTiles<V3, T>
+                                                                        : kTiles<Base, T>;
+  return chosen;
+#else
+  return kTiles<Base, T>;
+#endif
+}
+
+template const Tiles<float>& tiles();
+template const Tiles<double>& tiles();
+
+}  // namespace sigeo_ext::sample_moments

@@ -1,0 +1,177 @@
+"""Statistics over the gradients of single samples, of any model, from one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.capture.samples.session import BatchNormPolicy, Session
+from sigeo.capture.samples.uses import Plan
+from sigeo.errors import InputError
+from sigeo_ext.sample_moments import SampleMoments
+
+Reduction = Literal["mean", "sum"]
+WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao")
+
+
+class SampleStatistics:
+    """What a backward pass gave; complete once it has ended.
+
+    A mapping of parameter names to `SampleMoments`.
+    """
+
+    def __init__(self, session: Session, want: frozenset[str]):
+        """Made by `capture`."""
+        self._session, self._want = session, want
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        """Parameters that could not be served, with the reason."""
+        return dict(self._session.unsupported)
+
+    @property
+    def units(self) -> int:
+        """How many units there were."""
+        return self._session.plan.units
+
+    def keys(self) -> list[str]:
+        """Names of the parameters that were served."""
+        return [name for name in self._session.records if name not in self._session.unsupported]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+        return iter(self.keys())
+
+    def __getitem__(self, name: str) -> SampleMoments:
+        """Statistics of one parameter; zeros where the loss does not reach it.
+
+        Raises:
+            KeyError: There is no such parameter, or it could not be served.
+        """
+        self._complete()
+        if name in self._session.unsupported:
+            raise KeyError(f"{name}: {self._session.unsupported[name]}")
+        record = self._session.records[name]
+        moments = record.moments
+        assert moments is not None
+        if all(value is None for value in moments):
+            zero = torch.zeros_like(record.parameter)
+            moments = SampleMoments(**{w: zero for w in self._session.plan.want if w != "sq_norm"})
+        return moments
+
+    @property
+    def sample_sq_norm(self) -> Tensor:
+        """Squared norm of each unit's gradient over all parameters, float64 [units].
+
+        Raises:
+            InputError: It was not asked for.
+        """
+        self._complete()
+        if "sample_sq_norm" not in self._want:
+            raise InputError("want: sample_sq_norm was not asked for")
+        found = [r.moments.sq_norm for r in self._session.records.values() if r.moments is not None]
+        return self._total(found)
+
+    @property
+    def fisher_rao(self) -> Tensor:
+        """<theta, g_u> of each unit over all parameters, float64 [units].
+
+        Raises:
+            InputError: It was not asked for.
+        """
+        self._complete()
+        if "fisher_rao" not in self._want:
+            raise InputError("want: fisher_rao was not asked for")
+        uses = [use for record in self._session.records.values() for use in record.uses]
+        return self._total([use.inner for use in uses]) * self._session.scale
+
+    def _total(self, parts: Iterable[Tensor | None]) -> Tensor:
+        present = [part for part in parts if part is not None]
+        if not present:
+            return torch.zeros(self.units, dtype=torch.float64)
+        return torch.stack(present).sum(0)
+
+    def _complete(self) -> None:
+        if not self._session.finished:
+            raise InputError("capture: statistics are there after loss.backward(), not before")
+
+
+@contextmanager
+def capture(
+    model: nn.Module,
+    want: Iterable[str] = ("abs_sum", "sq_sum", "sample_sq_norm"),
+    *,
+    unit: int | Literal["sample"] = "sample",
+    reduction: Reduction = "mean",
+    batch_dim: int = 0,
+    batch_norm: BatchNormPolicy = "refuse",
+    grads: bool = True,
+    max_bytes: int = 1 << 28,
+    strict: bool = True,
+) -> Iterator[SampleStatistics]:
+    """Measure the gradients of single samples in the body's one backward pass.
+
+    ::
+
+        with sigeo.capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+            loss_fn(model(x), y).backward()
+        stats["conv.weight"].abs_sum, stats.sample_sq_norm
+
+    The body runs the model as it is, forward and backward; ``.grad`` is filled as always.
+
+    Args:
+        model: Any module; called in the body, on inputs whose samples lie in ``batch_dim``.
+        want: Of sum, abs_sum, sq_sum, m2, sign_sum (over units, of each parameter),
+            sample_sq_norm and fisher_rao (of each unit, over all parameters).
+        unit: "sample", or how many consecutive samples form one unit; a unit's gradient is that of
+            its mean loss.
+        reduction: What the loss did with the samples' losses: "mean" or "sum". Statistics are the
+            same for both. A weighted mean is neither.
+        batch_dim: Of the model's inputs.
+        batch_norm: What to do where batch norm uses the batch's statistics, which couples the
+            samples. "refuse"; "frozen": running statistics instead; "per_unit": each unit's own;
+            "contribution": split the batch's gradient into what each sample's output gradient adds
+            to it.
+        grads: Whether ``.grad`` is filled; if not, and no statistic of the parameters is wanted, no
+            weight gradient is formed at all.
+        max_bytes: Bound on memory where units' gradients must be formed: parameters that are used
+            more than once, or in a way that no kernel knows.
+        strict: Whether a parameter that cannot be served raises; if not, `unsupported` names it.
+
+    Yields:
+        The statistics, to be read after the backward pass.
+
+    Raises:
+        InputError: An argument out of its range, inputs without one number of samples, a parameter
+            that cannot be served, batch norm that the policy refuses.
+    """
+    wanted = frozenset(want)
+    unknown = sorted(wanted - set(WANTS))
+    if unknown:
+        raise InputError(f"want: must be of {', '.join(WANTS)}, got {unknown[0]!r}")
+    size = 1 if unit == "sample" else unit
+    if not isinstance(size, int) or size < 1:
+        raise InputError(f'unit: must be "sample" or a number from 1, got {unit!r}')
+    if reduction not in ("mean", "sum"):
+        raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
+    if batch_norm not in ("refuse", "frozen", "per_unit", "contribution"):
+        raise InputError(
+            f"batch_norm: must be refuse, frozen, per_unit or contribution, got {batch_norm!r}"
+        )
+    names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted if w != "fisher_rao")
+    session = Session(
+        model,
+        Plan(names, "fisher_rao" in wanted, size, grads),
+        batch_dim=batch_dim,
+        batch_norm=batch_norm,
+        mean=reduction == "mean",
+        max_bytes=max_bytes,
+        strict=strict,
+    )
+    with session.running():
+        yield SampleStatistics(session, wanted)
+    session.finish()

@@ -1,0 +1,274 @@
+"""Calls of layers: forward as usual; backward as usual but for the weight gradient.
+
+Where the ordinary backward pass forms a weight gradient, a call hands its input and its output's
+gradient to a kernel of `sigeo_ext.sample_moments`, which gives statistics over the samples and, as
+one of them, the ordinary gradient.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sigeo.capture.samples.axis import Axis, samples_first
+from sigeo_ext import sample_moments
+from sigeo_ext.sample_moments import SampleMoments
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.uses import Plan, Use
+
+aten = torch.ops.aten
+
+
+@dataclass
+class Call(ABC):
+    """One call of one layer.
+
+    Attributes:
+        axis: Where the samples are in its input and its output.
+        uses: What it uses of which parameter, by the argument's name; absent where that is none.
+    """
+
+    axis: Axis
+    uses: dict[str, Use]
+
+    @abstractmethod
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
+        """The output, and what else `backward` needs."""
+
+    @abstractmethod
+    def input_gradient(
+        self, d: Tensor, x: Tensor, weight: Tensor | None, saved: Sequence[Tensor]
+    ) -> Tensor:
+        """The gradient of the input."""
+
+    @abstractmethod
+    def measure(
+        self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
+    ) -> SampleMoments:
+        """Statistics of one argument, in its shape."""
+
+    @abstractmethod
+    def unit_gradients(
+        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int
+    ) -> Tensor:
+        """Each unit's own gradient of an argument [units, *shape], for arguments used twice."""
+
+    def inner(
+        self,
+        argument: str,
+        value: Tensor,
+        x: Tensor,
+        d: Tensor,
+        dx: Tensor | None,
+        saved: Sequence[Tensor],
+        plan: Plan,
+    ) -> Tensor:
+        """<argument, g_u> for each unit, float64 [units].
+
+        For a weight that the output is linear in, that is <d, output without bias>, or
+        <input gradient, input>, which needs no gradient of the weight.
+        """
+        if argument == "bias":
+            everything = slice(0, plan.units)
+            rows = self.unit_gradients(argument, x, d, saved, everything, plan.unit)
+            return (rows * value).flatten(1).sum(1, dtype=torch.float64)
+        product = x * dx if dx is not None else d * self.forward(x, value, None)[0]
+        samples = samples_first(product, self.axis).flatten(1).sum(1, dtype=torch.float64)
+        return samples.view(plan.units, -1).sum(1)
+
+
+class Layer(torch.autograd.Function):
+    """A call as autograd sees it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
+        """Run the layer."""
+        output, *saved = call.forward(x, weight, bias)
+        ctx.call = call
+        ctx.save_for_backward(x, weight, bias, *saved)
+        result: Tensor = output
+        return result
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+        """Input gradient as usual; each parameter's from its statistics."""
+        call: Call = ctx.call
+        x, weight, bias, *saved = ctx.saved_tensors
+        _, need_x, *need = ctx.needs_input_grad
+        with torch._C.DisableTorchFunction():  # nothing here is the model's
+            dx = call.input_gradient(d, x, weight, saved) if need_x else None
+            gradients = [
+                call.uses[name].backward(call, name, value, x, d, dx, saved)
+                if needed and name in call.uses
+                else None
+                for name, value, needed in zip(
+                    ("weight", "bias"), (weight, bias), need, strict=True
+                )
+            ]
+        return (None, dx, *gradients)
+
+
+def of_rows(rows: Tensor, want: Sequence[str], units: int) -> SampleMoments:
+    """Statistics of gradients that are small enough to be there: [samples, *shape]."""
+    g = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
+    if units != len(g):
+        g = g.unflatten(0, (units, -1)).sum(1)
+    results: dict[str, Tensor] = {}
+    if "sum" in want:
+        results["sum"] = g.sum(0)
+    if "abs_sum" in want:
+        results["abs_sum"] = g.abs().sum(0)
+    square = g * g if "sq_sum" in want or "sq_norm" in want else g
+    if "sq_sum" in want:
+        results["sq_sum"] = square.sum(0)
+    if "m2" in want:
+        shifted = g - g[:1]
+        results["m2"] = ((shifted - shifted.mean(0)) ** 2).sum(0)
+    if "sign_sum" in want:
+        results["sign_sum"] = g.sign().sum(0)
+    if "sq_norm" in want:
+        results["sq_norm"] = square.flatten(1).sum(1, dtype=torch.float64)
+    return SampleMoments(**results)
+
+
+def in_units(rows: Tensor, units: slice, unit: int) -> Tensor:
+    """Rows [samples, *shape] added up in units, of which some."""
+    part = rows[units.start * unit : units.stop * unit]
+    return part if unit == 1 else part.unflatten(0, (-1, unit)).sum(1)
+
+
+@dataclass
+class Linear(Call):
+    """``F.linear``: x [..., I], weight [O, I]."""
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
+        """[..., O]."""
+        return (torch._C._nn.linear(x, weight, bias),)  # type: ignore[arg-type]
+
+    def input_gradient(
+        self, d: Tensor, x: Tensor, weight: Tensor | None, saved: Sequence[Tensor]
+    ) -> Tensor:
+        """D W."""
+        assert weight is not None
+        return d.matmul(weight.to(d.dtype)).to(x.dtype)
+
+    def _positions(self, tensor: Tensor) -> Tensor:
+        """[samples, positions, channels]."""
+        return samples_first(tensor, self.axis).flatten(1, -2)
+
+    def measure(
+        self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
+    ) -> SampleMoments:
+        """Weight [O, I]; bias [O]."""
+        d = self._positions(d)
+        if argument == "bias":
+            return of_rows(d.sum(1), use.want, use.units)
+        x = self._positions(x).to(d.dtype)
+        return sample_moments.linear(x, d, unit=use.unit, want=use.want)
+
+    def unit_gradients(
+        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int
+    ) -> Tensor:
+        """[units, O, I] or [units, O]."""
+        d = self._positions(d)[units.start * unit : units.stop * unit]
+        if argument == "bias":
+            return in_units(d.sum(1), slice(0, units.stop - units.start), unit)
+        x = self._positions(x)[units.start * unit : units.stop * unit].to(d.dtype)
+        d, x = (t.unflatten(0, (-1, unit)).flatten(1, 2) for t in (d, x))
+        return torch.einsum("uto,uti->uoi", d, x)
+
+
+@dataclass
+class Convolution(Call):
+    """``F.conv1d`` to ``conv3d`` and their transposed forms: x [N, I, *size]."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
+    transposed: bool = False
+    output_padding: tuple[int, ...] = ()
+
+    def _geometry(self) -> tuple[Any, ...]:
+        extra = list(self.output_padding) or [0] * len(self.stride)
+        return self.stride, self.padding, self.dilation, self.transposed, extra, self.groups
+
+    def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
+        """[N, O, *size]."""
+        return (torch.convolution(x, weight, bias, *self._geometry()),)  # type: ignore[arg-type]
+
+    def input_gradient(
+        self, d: Tensor, x: Tensor, weight: Tensor | None, saved: Sequence[Tensor]
+    ) -> Tensor:
+        """As aten computes it."""
+        assert weight is not None
+        mask = [True, False, False]
+        kernel = weight.to(d.dtype)
+        dx, _, _ = aten.convolution_backward(
+            d, x.to(d.dtype), kernel, None, *self._geometry(), mask
+        )
+        return dx.to(x.dtype)  # type: ignore[no-any-return]
+
+    def _images(self, tensor: Tensor) -> tuple[Tensor, int]:
+        """Images with each sample's one after another, and how many a sample has."""
+        images = self.axis.outer * self.axis.inner
+        if self.axis.outer > 1:
+            tensor = samples_first(tensor, self.axis).flatten(0, 1)
+            if tensor.dim() == 4 and not tensor.is_contiguous():
+                tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return tensor, images
+
+    def measure(
+        self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
+    ) -> SampleMoments:
+        """Weight in its shape; bias [O]."""
+        d, images = self._images(d)
+        if argument == "bias":
+            rows = d.flatten(2).sum(2)
+            return of_rows(rows.unflatten(0, (-1, images)).sum(1), use.want, use.units)
+        x, _ = self._images(x)
+        return sample_moments.convolution(
+            x.to(d.dtype),
+            d,
+            use.shape[2:],
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            transposed=self.transposed,
+            unit=use.unit * images,
+            want=use.want,
+        )
+
+    def unit_gradients(
+        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int
+    ) -> Tensor:
+        """[units, *weight.shape] or [units, O]."""
+        d, images = self._images(d)
+        x, _ = self._images(x)
+        of_unit = unit * images
+        if argument == "bias":
+            return in_units(d.flatten(2).sum(2), units, of_unit)
+        gradients = []
+        for index in range(units.start, units.stop):
+            part = slice(index * of_unit, (index + 1) * of_unit)
+            gradients.append(
+                aten.convolution_backward(
+                    d[part],
+                    x[part].to(d.dtype),
+                    d.new_empty(self.uses["weight"].shape),
+                    None,
+                    *self._geometry(),
+                    [False, True, False],
+                )[1]
+            )
+        return torch.stack(gradients)

@@ -1,0 +1,123 @@
+"""Per-sample gradients of a module that uses a parameter in a way no kernel knows.
+
+The module is run once more for every unit, on the unit's own inputs, and differentiated with the
+unit's own share of the outputs' gradients. Slow and always right, as long as the module is
+deterministic and treats samples apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
+
+from sigeo.capture.samples.axis import Axis, Lost, where
+from sigeo.capture.samples.uses import Plan, Record
+
+
+@dataclass
+class Fallback:
+    """One call of a module.
+
+    Attributes:
+        module: The module.
+        inputs: Flat (args, kwargs), tensors detached.
+        places: Where the samples of each are; None where it is the same for all.
+        spec: How they were nested.
+        output_places: Where the samples of each differentiable output are.
+        output_gradients: Their gradients, once the backward pass has come by.
+        names: Parameters by the module's own names.
+        plan: What is measured.
+    """
+
+    module: nn.Module
+    inputs: list[Any]
+    places: list[Axis | None]
+    spec: Any
+    output_places: list[Axis]
+    output_gradients: list[Tensor | None]
+    names: tuple[str, ...]
+    plan: Plan
+
+    @classmethod
+    def of(
+        cls,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        output: Any,
+        parameters: Mapping[str, Record],
+        plan: Plan,
+    ) -> Fallback | str:
+        """The fallback of a call that has just been made, or why there is none."""
+        flat, spec = tree_flatten((args, kwargs))
+        places: list[Axis | None] = []
+        for leaf in flat:
+            place = where(leaf) if isinstance(leaf, Tensor) else None
+            if isinstance(place, Lost):
+                return place.reason
+            places.append(place)
+        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+        output_places = []
+        for tensor in outputs:
+            place = where(tensor)
+            if not isinstance(place, Axis):
+                return place.reason if place else "its module's output is the same for all samples"
+            output_places.append(place)
+        kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
+        gradients: list[Tensor | None] = [None] * len(outputs)
+        made = cls(module, kept, places, spec, output_places, gradients, tuple(parameters), plan)
+        for index, tensor in enumerate(outputs):
+            tensor.register_hook(lambda g, index=index: made._note(index, g))
+        return made
+
+    def _note(self, index: int, gradient: Tensor) -> None:
+        before = self.output_gradients[index]
+        self.output_gradients[index] = gradient if before is None else before + gradient
+
+    def unit_gradients(self, name: str, units: slice) -> Tensor:
+        """The units' gradients of one parameter [units, *shape]."""
+        rows = [self._of_unit(unit)[name] for unit in range(units.start, units.stop)]
+        return torch.stack(rows)
+
+    def _of_unit(self, unit: int) -> dict[str, Tensor]:
+        first = unit * self.plan.unit
+        pick = range(first, first + self.plan.unit)
+        parameters = dict(self.module.named_parameters())
+        leaves = {n: parameters[n].detach().requires_grad_() for n in self.names}
+        inputs = [
+            value if place is None else _rows(value, place, pick)
+            for value, place in zip(self.inputs, self.places, strict=True)
+        ]
+        args, kwargs = tree_unflatten(inputs, self.spec)
+        with torch.enable_grad():
+            output = torch.func.functional_call(self.module, leaves, args, kwargs)
+        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+        pairs = [
+            (t, _rows(g, place, pick))
+            for t, g, place in zip(outputs, self.output_gradients, self.output_places, strict=True)
+            if g is not None
+        ]
+        if not pairs:
+            return {n: torch.zeros_like(p) for n, p in leaves.items()}
+        gradients = torch.autograd.grad(
+            [t for t, _ in pairs], list(leaves.values()), [g for _, g in pairs], allow_unused=True
+        )
+        return {
+            n: torch.zeros_like(leaves[n]) if g is None else g
+            for n, g in zip(leaves, gradients, strict=True)
+        }
+
+
+def _rows(tensor: Tensor, axis: Axis, pick: range) -> Tensor:
+    """Some samples of a tensor, as a smaller batch of the same kind."""
+    shape = list(tensor.shape)
+    split = tensor.reshape(
+        *shape[: axis.dim], axis.outer, axis.samples, axis.inner, *shape[axis.dim + 1 :]
+    )
+    some = split.narrow(axis.dim + 1, pick.start, len(pick))
+    return some.reshape(*shape[: axis.dim], -1, *shape[axis.dim + 1 :])

@@ -1,0 +1,433 @@
+"""One capture: what is called while a model runs, and what the backward pass gives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
+
+from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
+from sigeo.capture.samples.axis_rules import leading, pointwise
+from sigeo.capture.samples.fallback import Fallback
+from sigeo.capture.samples.follower import Follower
+from sigeo.capture.samples.recognised import HANDLERS
+from sigeo.capture.samples.uses import Plan, Record, Use, View, combined
+from sigeo.errors import InputError
+from sigeo_ext.sample_moments import SampleMoments
+
+BatchNormPolicy = Literal["refuse", "frozen", "per_unit", "contribution"]
+
+
+def _named_everywhere(*names: str) -> set[Any]:
+    found = set()
+    for name in names:
+        for place in (torch, F, Tensor, torch.special):
+            for spelled in (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__"):
+                function = getattr(place, spelled, None)
+                if callable(function):
+                    found.add(function)
+    return found
+
+
+# Broadcasting operations by their Python names: no need to look at what they are made of.
+_POINTWISE = _named_everywhere(
+    "add", "sub", "mul", "div", "truediv", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs",
+    "sin", "cos", "tanh", "sigmoid", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu",
+    "mish", "hardtanh", "hardswish", "hardsigmoid", "softplus", "clamp", "erf", "maximum",
+    "minimum", "dropout", "square", "reciprocal", "logsigmoid", "where", "masked_fill", "float",
+    "half", "double", "bfloat16", "clone", "contiguous", "addcmul", "eq", "ne", "lt", "gt", "le",
+    "ge",
+)  # fmt: skip
+
+
+# Pooling and the like, by how many last dimensions they work on.
+_POOLS = {
+    getattr(place, name.format(dims)): dims
+    for dims in (1, 2, 3)
+    for name in ("avg_pool{}d", "max_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d")
+    for place in (F, torch)
+    if hasattr(place, name.format(dims))
+}
+
+
+@dataclass
+class Frame:
+    """A module whose forward pass is running."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    serial: int
+    fallback: set[str] = field(default_factory=set)
+
+
+class Session:
+    """Recognises layers, follows the samples between them, collects what comes back."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: Plan,
+        *,
+        batch_dim: int,
+        batch_norm: BatchNormPolicy,
+        mean: bool,
+        max_bytes: int,
+        strict: bool,
+    ):
+        """Set up; nothing is recorded before `running`."""
+        self.model, self.plan, self.batch_dim = model, plan, batch_dim
+        self.batch_norm, self.max_bytes, self.strict = batch_norm, max_bytes, strict
+        self.mean = mean
+        self.records = {
+            name: Record(name, p) for name, p in model.named_parameters() if p.requires_grad
+        }
+        self.unsupported: dict[str, str] = {}
+        self.finished = False
+        self._of_parameter = {id(r.parameter): r for r in self.records.values()}
+        self._frames: list[Frame] = []
+        self._serial = 0
+        self._told = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Record while the body runs.
+
+        Yields:
+            Once, when calls are seen.
+        """
+        names = {id(p): name for name, p in self.model.named_parameters()}
+        counters = [
+            (m.num_batches_tracked, int(m.num_batches_tracked))
+            for m in self.model.modules()
+            if isinstance(m, nn.modules.batchnorm._NormBase) and m.num_batches_tracked is not None
+        ]
+        hooks = [self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)]
+        for module in self.model.modules():
+            if any(id(p) in names for p in module.parameters()):
+                hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+                hooks.append(
+                    module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+                )
+        stance = torch.compiler.set_stance("force_eager")
+        try:
+            with stance, _Mode(self):
+                yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+            if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
+                for counter, count in counters:
+                    counter.fill_(count)
+
+    def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if self.finished:  # a module runs again for its units' gradients
+            return
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        sizes = {t.shape[self.batch_dim] for t in tensors if t.dim() > self.batch_dim}
+        if len(sizes) != 1:
+            raise InputError(
+                f"inputs: expected one number of samples in dimension {self.batch_dim}, "
+                f"got {sorted(sizes) or 'no tensor that has one'}"
+            )
+        (samples,) = sizes
+        if self.plan.samples and samples != self.plan.samples:
+            raise InputError(
+                f"inputs: expected {self.plan.samples} samples as in the first call of the model, "
+                f"got {samples}"
+            )
+        if samples % self.plan.unit:
+            raise InputError(
+                f"unit: {samples} samples must be whole units, got unit {self.plan.unit}"
+            )
+        self.plan.samples = samples
+        for tensor in tensors:
+            mark(tensor, Axis(self.batch_dim, samples) if tensor.dim() > self.batch_dim else None)
+
+    def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        if not self.finished and not _in_backward():
+            self._frames.append(Frame(module, args, kwargs, self._serial))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if self.finished or _in_backward() or not self._frames:
+            return
+        frame = self._frames.pop()
+        if not frame.fallback or output is None:
+            return
+        wanted = {n for n, p in module.named_parameters() if n and id(p) in self._of_parameter}
+        local = {
+            local: self._of_parameter[id(p)]
+            for local, p in module.named_parameters()
+            if local in wanted and self._of_parameter[id(p)].name in frame.fallback
+        }
+        for record in local.values():
+            record.uses = [use for use in record.uses if use.serial < frame.serial]
+        fallback = Fallback.of(frame.module, frame.args, frame.kwargs, output, local, self.plan)
+        if isinstance(fallback, str):
+            self.cannot([record.name for record in local.values()], fallback)
+            return
+        for name, record in local.items():
+            self._serial += 1
+            use = Use(record, None, tuple(record.parameter.shape), self.plan, self._serial)
+            use.rows = lambda units, name=name: fallback.unit_gradients(name, units)
+            record.uses.append(use)
+
+    def where(self, tensor: Tensor) -> Where:
+        """Where the samples of a layer's input are.
+
+        In a repeated forward pass nobody asks: the first one noted it.
+        """
+        place = where(tensor)
+        return Axis(0, self.plan.samples) if _in_backward() else place
+
+    def cannot(self, names: Sequence[str], reason: str) -> None:
+        """Note that parameters cannot be served.
+
+        Raises:
+            InputError: The capture is strict.
+        """
+        for name in names:
+            self.unsupported.setdefault(name, reason)
+        if self.strict and names:
+            raise InputError(
+                f"parameter {names[0]} has no per-sample gradient here: {reason}; strict=False "
+                "leaves it out and names it in `unsupported`"
+            )
+
+    def _resolve(self, tensor: Any) -> tuple[Record, View | None] | None:
+        if not isinstance(tensor, Tensor):
+            return None
+        record = self._of_parameter.get(id(tensor))
+        if record is not None:
+            return record, None
+        base = tensor._base
+        record = None if base is None else self._of_parameter.get(id(base))
+        if record is None or not tensor.requires_grad:
+            return None
+        assert base is not None
+        offset = int(tensor.storage_offset()) - int(base.storage_offset())
+        return record, View(tuple(tensor.shape), tensor.stride(), offset)
+
+    def is_parameter(self, tensor: Any) -> bool:
+        """Whether a tensor is a measured parameter, or a view of one that shows no entry twice."""
+        found = self._resolve(tensor)
+        if found is None:
+            return False
+        return found[1] is None or 0 not in found[1].stride
+
+    def uses(self, **arguments: Tensor | None) -> dict[str, Use]:
+        """The measured parameters among the arguments; not noted before `register`."""
+        found: dict[str, Use] = {}
+        for name, tensor in arguments.items():
+            place = self._resolve(tensor)
+            if place is not None and self.is_parameter(tensor):
+                assert tensor is not None
+                found[name] = Use(*place, tuple(tensor.shape), self.plan)
+        return found
+
+    def register(self, uses: Sequence[Use]) -> None:
+        """Note the uses of a call that will be part of the backward pass."""
+        if _in_backward():  # recomputed: the first forward pass noted it
+            return
+        for use in uses:
+            self._serial += 1
+            use.serial = self._serial
+            use.session = self
+            use.record.uses.append(use)
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one torch function that the model called."""
+        handler = HANDLERS.get(func)
+        if handler is not None and torch.is_grad_enabled():
+            output = handler(self, *args, **kwargs)
+            if output is not NotImplemented:
+                return output
+        if self._holds_parameter(args, kwargs):
+            return self.foreign(func, args, kwargs)
+        return self.followed(func, args, kwargs)
+
+    def _holds_parameter(self, args: Any, kwargs: Any) -> bool:
+        return any(self._resolve(leaf) is not None for leaf in tree_leaves((args, kwargs)))
+
+    def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a function that uses parameters in no recognised way: their module takes over."""
+        output = self.followed(func, args, kwargs)
+        self.note_foreign(func, args, kwargs, output)
+        return output
+
+    def note_foreign(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+        """Let modules take over for the parameters that a function used, if it did."""
+        tensors = [leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)]
+        if not any(t.requires_grad for t in tensors):
+            return
+        for leaf in tree_leaves((args, kwargs)):
+            found = self._resolve(leaf)
+            if found is None or all(t._base is found[0].parameter for t in tensors):
+                continue  # no parameter, or only looked at in another shape
+            self._fall_back(found[0], getattr(func, "__name__", str(func)))
+
+    def _fall_back(self, record: Record, function: str) -> None:
+        for frame in reversed(self._frames):
+            owned = any(p is record.parameter for p in frame.module.parameters())
+            leaves = [t for t in tree_leaves((frame.args, frame.kwargs)) if isinstance(t, Tensor)]
+            if owned and any(isinstance(where(t), Axis) for t in leaves):
+                frame.fallback.add(record.name)
+                return
+        if not _in_backward():
+            self.cannot([record.name], f"{function} uses it outside of its module's forward pass")
+
+    def followed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run any other function and note where the samples of its results are."""
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        places: list[Where] = [where(t) for t in tensors]
+        if all(place is None for place in places):
+            output = func(*args, **kwargs)
+            for leaf in tree_leaves(output):
+                if isinstance(leaf, Tensor) and leaf.requires_grad:
+                    mark(leaf, None)  # made of parameters alone, and seen to be
+            return output
+        if func in _POINTWISE or func in _POOLS:
+            dims = [t.dim() for t in tensors]
+            output = func(*args, **kwargs)
+            place: Where = next((p for p in places if isinstance(p, Lost)), None)
+            if place is None and func in _POINTWISE:
+                place = pointwise(places, dims, output.dim())
+            elif place is None:
+                place = leading(places[0], dims[0], _POOLS[func])
+            for leaf in tree_leaves(output):
+                mark(leaf, place)
+            return output
+        with Follower((args, kwargs)) as follower:
+            output = func(*args, **kwargs)
+        self._mark(output, follower)
+        return output
+
+    @staticmethod
+    def _mark(output: Any, follower: Follower) -> None:
+        for leaf in tree_leaves(output):
+            if isinstance(leaf, Tensor):
+                mark(leaf, follower.of_result(leaf))
+
+    def seen_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a composite Python function whose linear layers are to be recognised."""
+        original = F.linear
+        with Follower((args, kwargs)) as follower:
+
+            def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+                mark(input, follower.of(input))
+                output: Tensor = self.call(original, (input, weight, bias), {})
+                follower.note(output, where(output))
+                return output
+
+            F.linear = linear
+            try:
+                output = func(*args, **kwargs)
+            finally:
+                F.linear = original
+        self._mark(output, follower)
+        return output
+
+    def backward_begun(self) -> None:
+        """Called by every use as the backward pass comes by; the first asks to hear of its end."""
+        if not self._told:
+            self._told = True
+            engine = torch.autograd.Variable._execution_engine
+            engine.queue_callback(self.finish)
+
+    @property
+    def scale(self) -> float:
+        """What turns a unit's share of the loss's gradient into the gradient of its mean loss."""
+        return (self.plan.samples if self.mean else 1) / self.plan.unit
+
+    def finish(self) -> None:
+        """Called when the backward pass has ended: what is still open is worked out."""
+        if self.finished:
+            return
+        self.finished = True
+        for record in self.records.values():
+            if record.name in self.unsupported:
+                continue
+            alone = len(record.uses) == 1 and record.uses[0].rows is None
+            if not alone:
+                record.moments = combined(record, self.plan, self.max_bytes)
+            elif record.moments is None:
+                record.moments = SampleMoments()
+            record.moments = _scaled(record.moments, self.scale)
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, session: Session):
+        super().__init__()
+        self._session = session
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.backward:
+            with self:  # a checkpointed forward pass is repeated inside, and seen as the first was
+                return _backward(*args, **(kwargs or {}))
+        # A backward pass runs with gradients only where it repeats a forward pass.
+        backward = _in_backward() and not torch.is_grad_enabled()
+        if backward or self._session.finished or func.__name__ in _LOOKED_AT:
+            return func(*args, **(kwargs or {}))
+        return self._session.call(func, args, kwargs or {})
+
+
+def _backward(
+    tensor: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """``tensor.backward(...)``, which itself would ask the mode once more."""
+    keep = create_graph if retain_graph is None else retain_graph
+    torch.autograd.graph._engine_run_backward(
+        (tensor,),
+        (torch.ones_like(tensor) if gradient is None else gradient,),
+        keep,
+        create_graph,
+        (inputs,) if isinstance(inputs, Tensor) else tuple(inputs or ()),
+        allow_unreachable=True,
+        accumulate_grad=True,
+    )
+
+
+def _scaled(moments: SampleMoments, scale: float) -> SampleMoments:
+    """Statistics of gradients times ``scale``, in their own memory."""
+    if scale == 1:
+        return moments
+    power = {"sum": 1, "abs_sum": 1, "sq_sum": 2, "m2": 2, "sign_sum": 0, "sq_norm": 2}
+    for name, value in moments._asdict().items():
+        if value is not None and power[name]:
+            value.mul_(scale ** power[name])
+    return moments
+
+
+# What makes no tensor of the forward pass.
+_LOOKED_AT = {
+    "backward",
+    "grad",
+    "size",
+    "dim",
+    "numel",
+    "stride",
+    "is_contiguous",
+    "is_floating_point",
+    "item",
+}
+
+
+def _in_backward() -> bool:
+    return torch._C._current_graph_task_id() != -1

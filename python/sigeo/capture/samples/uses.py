@@ -1,0 +1,221 @@
+"""What a pass uses of each parameter, and what comes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sigeo_ext.sample_moments import SampleMoments
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.calls import Call
+
+
+@dataclass(frozen=True)
+class View:
+    """The part of a parameter that a view of it shows."""
+
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+    def into(self, parameter: Tensor, values: Tensor) -> Tensor:
+        """Values of the view in a tensor of the parameter's shape, zero elsewhere."""
+        # In the parameter's own memory order, which the view's strides are of.
+        whole = torch.empty_like(parameter, dtype=values.dtype).zero_()
+        whole.as_strided(self.size, self.stride, self.offset).copy_(values)
+        return whole
+
+
+@dataclass
+class Record:
+    """One parameter during one pass.
+
+    Attributes:
+        name: Qualified.
+        parameter: Itself.
+        uses: Each use that takes part, in order of the forward pass.
+        moments: The statistics, once they are known.
+    """
+
+    name: str
+    parameter: nn.Parameter
+    uses: list[Use] = field(default_factory=list)
+    moments: SampleMoments | None = None
+
+
+@dataclass
+class Plan:
+    """What is measured.
+
+    Attributes:
+        want: Statistics of each parameter.
+        inner: Whether <theta, g_u> is wanted.
+        unit: Samples of a unit.
+        grads: Whether ``.grad`` is filled.
+    """
+
+    want: tuple[str, ...]
+    inner: bool
+    unit: int
+    grads: bool
+    samples: int = 0
+
+    @property
+    def units(self) -> int:
+        """How many the batch has."""
+        return self.samples // self.unit
+
+
+Rows = Callable[[slice], Tensor]
+
+
+@dataclass
+class Use:
+    """One use of a parameter by one argument of one call.
+
+    Attributes:
+        record: The parameter's.
+        view: The part used; None for the whole.
+        shape: Of the argument.
+        plan: What is measured.
+        serial: Counts the uses of a pass.
+        rows: After the backward pass, if the parameter is used more than once: the units' gradients
+            of the whole parameter, [units of the slice, *shape].
+        inner: <theta, g_u> of this use, [units].
+    """
+
+    record: Record
+    view: View | None
+    shape: tuple[int, ...]
+    plan: Plan
+    serial: int = 0
+    session: Any = None
+    rows: Rows | None = None
+    inner: Tensor | None = None
+
+    @property
+    def want(self) -> tuple[str, ...]:
+        """Statistics to ask of a kernel."""
+        wanted = set(self.plan.want)
+        if self.plan.grads:
+            wanted.add("sum")
+        return tuple(sorted(wanted))
+
+    @property
+    def unit(self) -> int:
+        """Samples of a unit."""
+        return self.plan.unit
+
+    @property
+    def units(self) -> int:
+        """How many there are."""
+        return self.plan.units
+
+    def backward(
+        self,
+        call: Call,
+        argument: str,
+        value: Tensor,
+        x: Tensor,
+        d: Tensor,
+        dx: Tensor | None,
+        saved: Sequence[Tensor],
+    ) -> Tensor | None:
+        """Measure, and return the ordinary gradient of the argument.
+
+        Args:
+            call: Where the use is.
+            argument: Which one it is.
+            value: The parameter, or the view of it.
+            x: The call's input.
+            d: The gradient of its output.
+            dx: The gradient of its input, if it was needed.
+            saved: What the call's forward pass kept.
+        """
+        plan = self.plan
+        self.session.backward_begun()
+        if len(self.record.uses) > 1:
+            self.rows = lambda units: self._whole(
+                call.unit_gradients(argument, x, d, saved, units, plan.unit)
+            )
+            if not plan.grads:
+                return None
+            batch = call.unit_gradients(argument, x, d, saved, slice(0, 1), plan.samples)
+            return batch[0].to(value.dtype)
+        if plan.inner:
+            self.inner = call.inner(argument, value, x, d, dx, saved, plan)
+        if not self.want:
+            return None
+        moments = call.measure(self, argument, x, d, saved)
+        gradient = moments.sum
+        if self.view is not None:
+            parameter = self.record.parameter
+            whole = {
+                name: self.view.into(parameter, values)
+                for name, values in moments._asdict().items()
+                if values is not None and name != "sq_norm"
+            }
+            moments = moments._replace(**whole)
+        if "sum" not in plan.want:
+            moments = moments._replace(sum=None)  # autograd keeps the only reference: no copy
+        elif moments.sum is gradient and gradient is not None:
+            moments = moments._replace(sum=gradient.clone())
+        self.record.moments = moments
+        return gradient.to(value.dtype) if gradient is not None and plan.grads else None
+
+    def _whole(self, rows: Tensor) -> Tensor:
+        if self.view is None:
+            return rows
+        return torch.stack([self.view.into(self.record.parameter, row) for row in rows])
+
+
+def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
+    """Statistics of a parameter from the units' gradients, added up over its uses.
+
+    As many units at a time as fit into ``max_bytes``.
+    """
+    parameter = record.parameter.detach()
+    rows = [use.rows for use in record.uses if use.rows is not None]
+    if not rows:
+        return SampleMoments()
+    wide = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
+    at_once = max(1, max_bytes // max(1, 8 * parameter.numel()))
+    sums: dict[str, Tensor] = {
+        name: torch.zeros_like(parameter, dtype=wide) for name in plan.want if name != "sq_norm"
+    }
+    drift = torch.zeros_like(parameter, dtype=wide)
+    norms, inner = [], []
+    origin: Tensor | None = None
+    for begin in range(0, plan.units, at_once):
+        units = slice(begin, min(plan.units, begin + at_once))
+        g = sum(part(units) for part in rows)
+        assert isinstance(g, Tensor)
+        g = g.to(wide)
+        terms: dict[str, Callable[[Tensor], Tensor]] = {
+            "sum": lambda g: g, "abs_sum": Tensor.abs, "sq_sum": Tensor.square,
+            "sign_sum": Tensor.sign,
+        }  # fmt: skip
+        for name, term in terms.items():
+            if name in sums:
+                sums[name] += term(g).sum(0)
+        if "m2" in sums:
+            origin = g[0].clone() if origin is None else origin
+            deviation = g - origin
+            drift += deviation.sum(0)
+            sums["m2"] += deviation.square().sum(0)
+        if "sq_norm" in plan.want:
+            norms.append(g.square().flatten(1).sum(1, dtype=torch.float64))
+        if plan.inner:
+            inner.append((g * parameter).flatten(1).sum(1, dtype=torch.float64))
+    if "m2" in sums:
+        sums["m2"] -= drift.square() / plan.units
+    if inner:
+        record.uses[0].inner = torch.cat(inner)
+        for use in record.uses[1:]:
+            use.inner = None
+    return SampleMoments(**sums, sq_norm=torch.cat(norms) if norms else None)

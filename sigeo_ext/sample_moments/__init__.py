@@ -1,0 +1,282 @@
+"""Statistics over the gradients of single samples, without one of them ever being stored.
+
+A layer whose weight is shared over ``T`` positions has, for a *unit* u of one or more consecutive
+samples, the gradient::
+
+    g_u[o, i] = sum over the unit's samples b and positions t of  d[b, t, o] * x[b, t, i]
+
+with x the layer's input and d the gradient of its output. The kernels form a tile of g_u in
+registers, update the statistics over units there, and go on to the next unit: as many operations as
+the ordinary weight gradient, which is one of the statistics (``sum``), and no memory for B x P.
+
+Statistics: ``sum`` g, ``abs_sum`` |g|, ``sq_sum`` g^2, ``m2`` the sum of squared deviations from
+the mean (from deviations from the first unit, never a difference of large sums), ``sign_sum`` the
+sum of signs; and ``sq_norm``, each unit's sum of g^2 over the weight. All have at least float32;
+sq_norm is float64.
+
+A *segment* is a run of consecutive units with statistics of its own, one subnet's samples, say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sigeo_ext.sample_moments import op
+from sigeo_ext.sample_moments.reference import STATISTICS
+
+__all__ = ["STATISTICS", "SampleMoments", "convolution", "Scaled", "embedding", "linear", "scale"]
+
+
+class SampleMoments(NamedTuple):
+    """Statistics over units; None where not asked for.
+
+    All but ``sq_norm`` have the weight's shape, behind [segments] if segments were asked for.
+    """
+
+    sum: Tensor | None = None
+    abs_sum: Tensor | None = None
+    sq_sum: Tensor | None = None
+    m2: Tensor | None = None
+    sign_sum: Tensor | None = None
+    sq_norm: Tensor | None = None
+    """Sum of g_u^2 over the weight, [units]."""
+
+
+def convolution(
+    x: Tensor,
+    d: Tensor,
+    kernel_size: Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    unit: int = 1,
+    segments: int | None = None,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+) -> SampleMoments:
+    """Statistics of the weight [O, I/groups, *kernel] of a 1-, 2- or 3-d convolution.
+
+    Args:
+        x: Its input [B, I, *size], float32, float64, bfloat16 or float16; fastest in channels_last
+            memory.
+        d: The gradient of its output [B, O, *size], like ``x``.
+        kernel_size: Of the weight.
+        stride: As the layer's; one number for all dimensions.
+        padding: Likewise, in zeros.
+        dilation: Likewise.
+        groups: As the layer's.
+        transposed: Whether the layer is a transposed convolution; its weight is
+            [I, O/groups, *kernel].
+        unit: Consecutive samples whose gradients are added up before anything else.
+        segments: Equal runs of samples with statistics of their own.
+        want: Which of `STATISTICS`.
+
+    Raises:
+        RuntimeError: Shapes that do not fit together, or samples that are not whole units.
+        ValueError: An unknown statistic.
+    """
+    dims = len(kernel_size)
+    if transposed:
+        # g[i, o, k] pairs the input at t with the output at t's tap k: the roles change places.
+        x, d = d, x
+    bits = _bits(want)
+    results = op.sample_moments_convolution(
+        _channels_last(x),
+        _channels_last(d),
+        list(kernel_size),
+        _each(stride, dims),
+        _each(padding, dims),
+        _each(dilation, dims),
+        groups,
+        unit,
+        segments or 1,
+        bits,
+    )
+    statistics = [
+        result if result.dtype == torch.float64 and result.dim() == 1 else result.movedim(-1, 2)
+        for result in results
+    ]
+    return _named(bits, statistics, segments)
+
+
+def linear(
+    x: Tensor,
+    d: Tensor,
+    *,
+    unit: int = 1,
+    segments: int | None = None,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+) -> SampleMoments:
+    """Statistics of the weight [O, I] of a linear layer.
+
+    Args:
+        x: Its input [B, I], or [B, T, I] with T positions that share the weight.
+        d: The gradient of its output, [B, O] or [B, T, O].
+        unit: As in `convolution`.
+        segments: As in `convolution`.
+        want: As in `convolution`.
+
+    Raises:
+        RuntimeError: Shapes that do not fit together, or samples that are not whole units.
+        ValueError: An unknown statistic.
+    """
+    bits = _bits(want)
+    if x.dim() == 2:
+        x, d = x[:, None], d[:, None]
+    results = op.sample_moments_convolution(
+        _wide(x).contiguous(),
+        _wide(d).contiguous(),
+        [1],
+        [1],
+        [0],
+        [1],
+        1,
+        unit,
+        segments or 1,
+        bits,
+    )
+    statistics = [result if result.dim() == 1 else result.squeeze(2) for result in results]
+    return _named(bits, statistics, segments)
+
+
+def _bits(want: Iterable[str]) -> int:
+    bits = 0
+    for name in want:
+        if name not in STATISTICS:
+            raise ValueError(f"want: must be of {', '.join(STATISTICS)}, got {name!r}")
+        bits |= 1 << STATISTICS.index(name)
+    return bits
+
+
+def _named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
+    names = [name for bit, name in enumerate(STATISTICS) if bits >> bit & 1]
+    if segments is None:
+        results = [r if n == "sq_norm" else r[0] for n, r in zip(names, results, strict=True)]
+    return SampleMoments(**dict(zip(names, results, strict=True)))
+
+
+def _each(value: int | Sequence[int], dims: int) -> list[int]:
+    return [value] * dims if isinstance(value, int) else list(value)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """At least float32."""
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """[B, channels, *size] as [B, *size, channels] in memory, without a copy where it is so."""
+    return _wide(tensor).movedim(1, -1).contiguous()
+
+
+def embedding(
+    rows: Tensor,
+    units: Tensor,
+    gradients: Tensor,
+    *,
+    count: int,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+) -> tuple[Tensor, SampleMoments]:
+    """Statistics of the touched rows of an embedding table.
+
+    Entry n of the input looked row ``rows[n]`` up for unit ``units[n]`` and got the output gradient
+    ``gradients[n]``; a unit's gradient of a row is the sum over its entries. Rows that no entry
+    touches have statistics of zero and are not among the results.
+
+    Args:
+        rows: int64 [N].
+        units: int64 [N], from 0 to ``count`` - 1.
+        gradients: [N, E].
+        count: Number of units, those without entries among them.
+        want: Which of `STATISTICS`.
+
+    Returns:
+        The touched rows, rising, int64 [R], and statistics [R, E]; sq_norm [count].
+
+    Raises:
+        ValueError: An unknown statistic.
+    """
+    bits = _bits(want)
+    wide = _wide(gradients)
+    # Sorted by row, then unit: each pair's entries stand together, and each row's pairs.
+    key, order = (rows * count + units).sort(stable=True)
+    pairs, inverse = torch.unique_consecutive(key, return_inverse=True)
+    g = wide.new_zeros(len(pairs), wide.shape[1]).index_add_(0, inverse, wide[order])
+    row_of_pair = pairs.div(count, rounding_mode="floor")
+    touched, place = torch.unique_consecutive(row_of_pair, return_inverse=True)
+
+    def added(values: Tensor) -> Tensor:
+        return values.new_zeros(len(touched), values.shape[1]).index_add_(0, place, values)
+
+    results: dict[str, Tensor] = {}
+    if bits & 1:
+        results["sum"] = added(g)
+    if bits & 2:
+        results["abs_sum"] = added(g.abs())
+    if bits & 4:
+        results["sq_sum"] = added(g * g)
+    if bits & 8:
+        mean = added(g) / count
+        present = added(torch.ones_like(g[:, :1]))
+        # Units that do not touch the row have zero gradients, (0 - mean)^2 each.
+        results["m2"] = added((g - mean[place]) ** 2) + (count - present) * mean**2
+    if bits & 16:
+        results["sign_sum"] = added(g.sign())
+    if bits & 32:
+        squares = (g * g).sum(1, dtype=torch.float64)
+        results["sq_norm"] = squares.new_zeros(count).index_add_(0, pairs % count, squares)
+    return touched, SampleMoments(**results)
+
+
+class Scaled(NamedTuple):
+    """What `scale` computes; None where not asked for."""
+
+    scale: Tensor | None
+    """sum over positions of d * (x - mean) * rstd, [samples, channels]."""
+    shift: Tensor | None
+    """sum over positions of d, [samples, channels]."""
+    dx: Tensor | None
+    """d * factor, like x."""
+
+
+def scale(
+    x: Tensor,
+    d: Tensor,
+    *,
+    mean: Tensor | None = None,
+    rstd: Tensor | None = None,
+    factor: Tensor | None = None,
+    channels_last: bool = True,
+    shift: bool = True,
+) -> Scaled:
+    """Each sample's gradient of a norm's weight and bias, in one pass; and a frozen norm's dx.
+
+    Args:
+        x: The norm's input [samples, positions, channels], or [samples, channels, positions].
+        d: The gradient of its output, like ``x``.
+        mean: What was subtracted: [channels], [samples, channels], or [samples, positions, 1] with
+            channels last. Without it there is no ``scale``.
+        rstd: What it was then multiplied by, like ``mean``.
+        factor: [channels]; asks for ``dx``.
+        channels_last: Which of the two forms ``x`` has.
+        shift: Whether ``shift`` is wanted.
+
+    Raises:
+        RuntimeError: Shapes or dtypes that do not fit together.
+    """
+    results = iter(
+        op.sample_moments_scale(
+            x.contiguous(), d.contiguous(), mean, rstd, factor, channels_last, shift
+        )
+    )
+    return Scaled(
+        next(results) if mean is not None else None,
+        next(results) if shift else None,
+        next(results) if factor is not None else None,
+    )

@@ -1,0 +1,189 @@
+"""What the sample_moments ops mean, in plain PyTorch: their fallback on any device, their judge.
+
+A unit is one or more consecutive samples; a segment is a run of units with statistics of its own.
+Everything is computed in float64 from one unit's gradient after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from sigeo_ext import _check
+
+STATISTICS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sq_norm")
+
+
+def wanted(want: int) -> list[str]:
+    """The names of the bits of ``want``, in the order of the results."""
+    return [name for bit, name in enumerate(STATISTICS) if want >> bit & 1]
+
+
+def check_units(op: str, samples: int, unit: int, segments: int, want: int) -> None:
+    """Require whole units and whole segments of them, and something to compute."""
+    _check.require(unit > 0, op, f"unit must be at least 1, got {unit}")
+    _check.require(segments > 0, op, f"segments must be at least 1, got {segments}")
+    message = f"{samples} samples must be whole units of {unit} in {segments} equal segments"
+    _check.require(samples % (unit * segments) == 0, op, message)
+    known = 1 << len(STATISTICS)
+    _check.require(0 < want < known, op, f"want must be from 1 to {known - 1}, got {want}")
+
+
+def of_units(
+    gradients: Iterator[Tensor],
+    like: Tensor,
+    shape: Sequence[int],
+    units: int,
+    segments: int,
+    want: int,
+) -> list[Tensor]:
+    """The statistics of gradients that come one unit after another.
+
+    Args:
+        gradients: The units' gradients, float64, each of ``shape``.
+        like: Gives device and dtype; results have at least float32, sq_norm float64.
+        shape: Of the weight.
+        units: How many will come.
+        segments: Equal runs of them.
+        want: Bits of `STATISTICS`.
+    """
+    of_segment = units // segments
+    norms = like.new_zeros(units, dtype=torch.float64)
+    mean = like.new_zeros(shape, dtype=torch.float64)
+    zeros = like.new_zeros(segments, *shape, dtype=torch.float64)
+    sums = {name: zeros.clone() for name in STATISTICS[:5]}
+    for unit, g in enumerate(gradients):
+        segment, count = divmod(unit, of_segment)
+        sums["sum"][segment] += g
+        sums["abs_sum"][segment] += g.abs()
+        sums["sq_sum"][segment] += g * g
+        sums["sign_sum"][segment] += g.sign()
+        mean = g if count == 0 else mean
+        delta = g - mean
+        mean = mean + delta / (count + 1)
+        sums["m2"][segment] += delta * (g - mean)
+        norms[unit] = (g * g).sum()
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    results = {name: value.to(dtype) for name, value in sums.items()} | {"sq_norm": norms}
+    return [results[name] for name in wanted(want)]
+
+
+def scale(
+    x: Tensor,
+    d: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    factor: Tensor | None,
+    channels_last: bool,
+    shift: bool,
+) -> list[Tensor]:
+    """Sums over positions of d * (x - mean) * rstd and of d [samples, channels], and d * factor."""
+    op = "sample_moments_scale"
+    _check.require(x.dim() == 3, op, f"x must have 3 dimensions, got {x.dim()}")
+    _check.require(x.shape == d.shape, op, "d must have the shape of x, got another")
+    together = "mean and rstd must be given together"
+    _check.require((mean is None) == (rstd is None), op, together)
+    positions = 1 if channels_last else 2
+
+    def spread(values: Tensor) -> Tensor:
+        return values.unsqueeze(positions) if values.dim() == 2 else _of_channel(values)
+
+    def _of_channel(values: Tensor) -> Tensor:
+        return values[:, None] if values.dim() == 1 and not channels_last else values
+
+    wide = d.double()
+    results = []
+    if mean is not None and rstd is not None:
+        normed = (x.double() - spread(mean).double()) * spread(rstd).double()
+        results.append((wide * normed).sum(positions).to(x.dtype))
+    if shift:
+        results.append(wide.sum(positions).to(x.dtype))
+    if factor is not None:
+        results.append(d * spread(factor))
+    return results
+
+
+def check_convolution(
+    op: str,
+    x: Tensor,
+    d: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """Require tensors that an input and an output gradient of such a convolution can be."""
+    dims = len(kernel)
+    _check.require(1 <= dims <= 3, op, f"kernel must have 1 to 3 dimensions, got {dims}")
+    for name, values in (("stride", stride), ("padding", padding), ("dilation", dilation)):
+        _check.require(
+            len(values) == dims, op, f"{name} must have {dims} entries, got {len(values)}"
+        )
+    for name, tensor in (("x", x), ("d", d)):
+        came = f"got {list(tensor.shape)}"
+        _check.require(
+            tensor.dim() == dims + 2,
+            op,
+            f"{name} must be [samples, {dims} sizes, channels], {came}",
+        )
+        floating = f"{name} must be float32, float64, bfloat16 or float16"
+        _check.require(_check.is_floating(tensor), op, f"{floating}, got {_check.dtype_of(tensor)}")
+    same = f"x and d must have one dtype, got {_check.dtype_of(x)} and {_check.dtype_of(d)}"
+    _check.require(x.dtype == d.dtype, op, same)
+    _check.require(x.device == d.device, op, "x and d must be on one device")
+    number = f"x and d must have the same number of samples, got {x.shape[0]} and {d.shape[0]}"
+    _check.require(x.shape[0] == d.shape[0], op, number)
+    even = groups > 0 and x.shape[-1] % groups == 0 and d.shape[-1] % groups == 0
+    divides = f"groups must divide the channels {x.shape[-1]} and {d.shape[-1]}, got {groups}"
+    _check.require(even, op, divides)
+    out = [
+        (size + 2 * p - dil * (k - 1) - 1) // s + 1
+        for size, k, s, p, dil in zip(x.shape[1:-1], kernel, stride, padding, dilation, strict=True)
+    ]
+    _check.require(
+        list(d.shape[1:-1]) == out, op, f"d must have sizes {out}, got {list(d.shape[1:-1])}"
+    )
+
+
+def convolution(
+    x: Tensor,
+    d: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    unit: int,
+    segments: int,
+    want: int,
+) -> list[Tensor]:
+    """Statistics [segments, O, *kernel, I/groups] and sq_norm [units] of a convolution's weight."""
+    op = "sample_moments_convolution"
+    check_convolution(op, x, d, kernel, stride, padding, dilation, groups)
+    samples, inputs, outputs = x.shape[0], x.shape[-1], d.shape[-1]
+    check_units(op, samples, unit, segments, want)
+    weight = x.new_empty(outputs, inputs // groups, *kernel, dtype=torch.float64)
+
+    def gradients() -> Iterator[Tensor]:
+        for begin in range(0, samples, unit):
+            part = slice(begin, begin + unit)
+            _, gradient, _ = torch.ops.aten.convolution_backward(
+                d[part].movedim(-1, 1).double(),
+                x[part].movedim(-1, 1).double(),
+                weight,
+                None,
+                stride,
+                padding,
+                dilation,
+                False,
+                [0] * len(kernel),
+                groups,
+                [False, True, False],
+            )
+            yield gradient.movedim(1, -1)
+
+    shape = (outputs, *kernel, inputs // groups)
+    return of_units(gradients(), x, shape, samples // unit, segments, want)

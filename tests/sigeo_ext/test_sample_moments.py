@@ -1,0 +1,324 @@
+"""The sample_moments ops: against one-sample-at-a-time autograd in float64, and themselves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sigeo_ext import sample_moments as sm
+from sigeo_ext.sample_moments import op, reference
+from sigeo_ext.testing import TOLERANCE, assert_close, poison_empty, threads
+
+FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+EVERYTHING = sm.STATISTICS
+
+
+def by_loop(gradients, unit=1, segments=None):
+    """The statistics of [samples, *shape] gradients, spelled out in float64."""
+    g = gradients.double().unflatten(0, (-1, unit)).sum(1)
+    parts = g.unflatten(0, (segments or 1, -1))
+    result = {
+        "sum": parts.sum(1),
+        "abs_sum": parts.abs().sum(1),
+        "sq_sum": (parts**2).sum(1),
+        "m2": ((parts - parts.mean(1, keepdim=True)) ** 2).sum(1),
+        "sign_sum": parts.sign().sum(1),
+    }
+    result = {name: v if segments else v[0] for name, v in result.items()}
+    return result | {"sq_norm": (g**2).flatten(1).sum(1)}
+
+
+def assert_statistics(got, expected, tolerance):
+    for name, value in expected.items():
+        assert_close(getattr(got, name), value, tolerance=0 if name == "sign_sum" else tolerance)
+
+
+def weight_gradients(x, d, weight, function):
+    """Each sample's gradient of a layer's weight, by autograd."""
+    rows = []
+    for b in range(len(x)):
+        w = weight.double().detach().requires_grad_()
+        y = function(x[b : b + 1].double(), w)
+        (g,) = torch.autograd.grad(y, w, d[b : b + 1].double())
+        rows.append(g)
+    return torch.stack(rows)
+
+
+def tolerance_of(dtype):
+    return 1e-10 if dtype == torch.float64 else TOLERANCE[dtype]
+
+
+CONVOLUTIONS = {
+    "3x3": ((6, 8, 9, 9), (16, 8, 3, 3), {"padding": 1}),
+    "stem": ((5, 3, 8, 8), (20, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "wide": ((4, 40, 4, 4), (70, 40, 3, 3), {"padding": 1}),
+    "pointwise": ((7, 5, 6, 6), (33, 5, 1, 1), {}),
+    "dilated": ((3, 4, 11, 9), (8, 4, 3, 2), {"padding": (2, 1), "dilation": (2, 3)}),
+    "groups": ((4, 8, 7, 7), (12, 2, 3, 3), {"groups": 4, "stride": (2, 1)}),
+    "depthwise": ((4, 9, 7, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
+    "multiplier": ((4, 6, 7, 7), (12, 1, 3, 3), {"groups": 6, "padding": 1}),
+    "signal": ((5, 6, 23), (10, 6, 5), {"padding": 2, "stride": 2}),
+    "volume": ((3, 4, 5, 6, 4), (6, 4, 2, 3, 2), {"padding": (1, 0, 1), "stride": (1, 2, 1)}),
+    "beyond": ((4, 3, 2, 2), (5, 3, 5, 5), {"padding": 2}),
+    "one-sample": ((1, 3, 5, 5), (4, 3, 3, 3), {}),
+}
+FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@pytest.mark.parametrize("case", CONVOLUTIONS)
+@FLOATS
+@pytest.mark.parametrize("memory", ["contiguous", "channels_last", "strided"])
+def test_convolutions_equal_the_loop(case, dtype, memory):
+    generator = torch.Generator().manual_seed(0)
+    shape, kernel, options = CONVOLUTIONS[case]
+    dims = len(kernel) - 2
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    weight = torch.randn(kernel, generator=generator, dtype=torch.float64)
+    y = FUNCTIONS[dims](x, weight, **options)
+    d = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    expected = by_loop(
+        weight_gradients(x, d, weight, lambda a, w: FUNCTIONS[dims](a, w, **options))
+    )
+    x, d = x.to(dtype), d.to(dtype)
+    if memory == "channels_last" and dims > 1:
+        order = torch.channels_last if dims == 2 else torch.channels_last_3d
+        x, d = x.contiguous(memory_format=order), d.contiguous(memory_format=order)
+    if memory == "strided":
+        x = torch.stack([x, x], -1)[..., 0]
+    got = sm.convolution(x, d, kernel[2:], want=EVERYTHING, **options)
+    assert_statistics(got, expected, tolerance_of(dtype))
+
+
+@FLOATS
+def test_transposed_convolutions_equal_the_loop(dtype):
+    x = torch.randn(4, 6, 5, 5, dtype=torch.float64)
+    weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)
+    options = {"stride": 2, "padding": 1, "groups": 2}
+
+    def run(a, w):
+        return F.conv_transpose2d(a, w, output_padding=1, **options)
+
+    d = torch.randn_like(run(x, weight))
+    expected = by_loop(weight_gradients(x, d, weight, run))
+    x, d = x.to(dtype), d.to(dtype)
+    got = sm.convolution(x, d, (3, 3), transposed=True, want=EVERYTHING, **options)
+    assert_statistics(got, expected, tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("positions", [None, 1, 7, 64, 5000])
+@FLOATS
+def test_linear_layers_equal_the_loop(positions, dtype):
+    shape = (6,) if positions is None else (6, positions)
+    x, d = torch.randn(*shape, 20).to(dtype), torch.randn(*shape, 35).to(dtype)
+    weight = torch.randn(35, 20)
+    expected = by_loop(weight_gradients(x, d, weight, F.linear))
+    assert_statistics(sm.linear(x, d, want=EVERYTHING), expected, tolerance_of(dtype))
+
+
+@pytest.mark.parametrize(("unit", "segments"), [(2, None), (3, None), (1, 4), (2, 3), (12, None)])
+@FLOATS
+def test_units_and_segments(unit, segments, dtype):
+    x, d = torch.randn(12, 5, 6, 6).to(dtype), torch.randn(12, 9, 6, 6).to(dtype)
+    weight = torch.randn(9, 5, 3, 3)
+    gradients = weight_gradients(x, d, weight, lambda a, w: F.conv2d(a, w, padding=1))
+    got = sm.convolution(x, d, (3, 3), padding=1, unit=unit, segments=segments, want=EVERYTHING)
+    assert_statistics(got, by_loop(gradients, unit, segments), tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_narrow_inputs_give_wide_statistics(dtype):
+    x, d = torch.randn(5, 4, 6, 6).to(dtype), torch.randn(5, 8, 6, 6).to(dtype)
+    weight = torch.randn(8, 4, 3, 3)
+    expected = by_loop(weight_gradients(x, d, weight, lambda a, w: F.conv2d(a, w, padding=1)))
+    got = sm.convolution(x, d, (3, 3), padding=1, want=EVERYTHING)
+    assert got.abs_sum.dtype == torch.float32
+    assert_statistics(got, expected, 1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 9),
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 40),
+    size=st.integers(1, 7),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    want=st.integers(1, 63),
+)
+def test_compiled_equals_reference_on_any_shapes(
+    batch, inputs, outputs, size, kernel, stride, padding, dilation, want
+):
+    out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    if out < 1:
+        return
+    x, d = torch.randn(batch, size, inputs), torch.randn(batch, out, outputs)
+    given_ = (x, d, [kernel], [stride], [padding], [dilation], 1, 1, 1, want)
+    got = op.sample_moments_convolution(*given_)
+    assert_close(got, reference.convolution(*given_), tolerance=1e-5)
+
+
+def test_a_subset_of_statistics_has_the_bits_of_all():
+    x, d = torch.randn(7, 6, 5, 5), torch.randn(7, 20, 5, 5)
+    everything = sm.convolution(x, d, (3, 3), padding=1, want=EVERYTHING)
+    for name in EVERYTHING:
+        alone = sm.convolution(x, d, (3, 3), padding=1, want=[name])
+        assert torch.equal(getattr(alone, name), getattr(everything, name))
+        assert sum(value is not None for value in alone) == 1
+
+
+@pytest.mark.parametrize("channels", [16, 96])
+def test_same_bits_for_any_number_of_threads(channels):
+    x, d = torch.randn(9, channels, 6, 6), torch.randn(9, channels, 6, 6)
+
+    def run():
+        return sm.convolution(x, d, (3, 3), padding=1, want=EVERYTHING)
+
+    with threads(1):
+        first = run()
+    for count in (1, 2, 3, 4):
+        with threads(count):
+            assert all(torch.equal(a, b) for a, b in zip(first, run(), strict=True))
+
+
+def test_every_entry_is_written():
+    x, d = torch.randn(3, 4, 2, 2), torch.randn(3, 5, 2, 2)
+    with poison_empty():
+        got = sm.convolution(x, d, (5, 5), padding=2, want=EVERYTHING)
+        scaled = sm.scale(x.flatten(2), d[:, :4].flatten(2), channels_last=False)
+    assert all(torch.isfinite(value).all() for value in got)
+    assert torch.isfinite(scaled.shift).all()
+
+
+def test_what_is_not_finite_reaches_the_statistics():
+    x, d = torch.randn(3, 4, 5, 5), torch.randn(3, 6, 5, 5)
+    d[1, 2, 0, 0] = torch.nan
+    got = sm.convolution(x, d, (3, 3), padding=1, want=EVERYTHING)
+    for name, value in got._asdict().items():
+        assert value.isnan().any(), name
+    assert got.sq_norm.isnan().tolist() == [False, True, False]
+
+
+def test_no_samples_give_zeros():
+    got = sm.linear(torch.randn(0, 3, 4), torch.randn(0, 3, 5), want=EVERYTHING)
+    assert got.sq_norm.shape == (0,)
+    assert all((value == 0).all() for value in got)
+
+
+@pytest.mark.parametrize("statistics", ["channel", "sample", "position", "none"])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 50, 16), (4, 7, 37), (2, 1, 5), (5, 130, 64)])
+@FLOATS
+def test_scale_equals_reference(sizes, channels_last, statistics, dtype):
+    samples, positions, channels = sizes
+    if statistics == "position" and not channels_last:
+        pytest.skip("statistics of positions come with channels last")
+    shape = sizes if channels_last else (samples, channels, positions)
+    x, d = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    of = {
+        "channel": (channels,),
+        "sample": (samples, channels),
+        "position": (samples, positions, 1),
+    }
+    mean = rstd = None
+    if statistics != "none":
+        mean = torch.randn(of[statistics], dtype=dtype)
+        rstd = torch.rand(of[statistics], dtype=dtype) + 0.5
+    factor = torch.randn(channels, dtype=dtype)
+    got = op.sample_moments_scale(x, d, mean, rstd, factor, channels_last, True)
+    expected = reference.scale(x, d, mean, rstd, factor, channels_last, True)
+    assert_close(got, expected, tolerance=tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("entries", [0, 1, 40, 700])
+def test_embeddings_equal_the_dense_loop(entries):
+    units, rows, width = 5, 11, 6
+    generator = torch.Generator().manual_seed(entries)
+    row = torch.randint(0, rows, (entries,), generator=generator)
+    unit = torch.randint(0, units, (entries,), generator=generator)
+    gradients = torch.randn(entries, width, generator=generator)
+    dense = torch.zeros(units, rows, width, dtype=torch.float64)
+    dense.index_put_((unit, row), gradients.double(), accumulate=True)
+    expected = by_loop(dense)
+    touched, got = sm.embedding(row, unit, gradients, count=units, want=EVERYTHING)
+    assert touched.tolist() == sorted(set(row.tolist()))
+    for name, value in expected.items():
+        found = getattr(got, name)
+        if name != "sq_norm":
+            rest = torch.ones(rows, dtype=torch.bool)
+            rest[touched] = False
+            assert (value[rest] == 0).all()
+            value = value[touched]
+        assert_close(found, value, tolerance=1e-5)
+
+
+SAMPLES = {
+    "sample_moments_convolution": lambda dtype: (
+        torch.randn(4, 5, 6, 3, dtype=dtype),
+        torch.randn(4, 5, 6, 7, dtype=dtype),
+        [3, 3],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        1,
+        2,
+        2,
+        63,
+    ),
+    "sample_moments_scale": lambda dtype: (
+        torch.randn(4, 5, 6, dtype=dtype),
+        torch.randn(4, 5, 6, dtype=dtype),
+        torch.randn(6, dtype=dtype),
+        torch.rand(6, dtype=dtype),
+        torch.randn(6, dtype=dtype),
+        True,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@FLOATS
+def test_opcheck(name, dtype):
+    torch.library.opcheck(getattr(torch.ops.sigeo_ext, name).default, SAMPLES[name](dtype))
+
+
+X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)
+GEOMETRY = ([1], [1], [0], [1], 1)
+BAD_CALLS = {
+    "dtype": ((X.int(), D, *GEOMETRY, 1, 1, 1), "x must be float32"),
+    "mixed": ((X.double(), D, *GEOMETRY, 1, 1, 1), "x and d must have one dtype"),
+    "samples": ((X[:3], D, *GEOMETRY, 1, 1, 1), "the same number of samples, got 3 and 4"),
+    "unit": ((X, D, *GEOMETRY, 3, 1, 1), "4 samples must be whole units of 3 in 1 equal segments"),
+    "segments": ((X, D, *GEOMETRY, 1, 3, 1), "4 samples must be whole units of 1 in 3"),
+    "want": ((X, D, *GEOMETRY, 1, 1, 64), "want must be from 1 to 63, got 64"),
+    "groups": ((X, D, [1], [1], [0], [1], 2, 1, 1, 1), "groups must divide the channels 3 and 5"),
+    "size": ((X, D[:, :5].contiguous(), *GEOMETRY, 1, 1, 1), "d must have size"),
+    "dims": ((X, D, [1, 1], [1] * 2, [0] * 2, [1] * 2, 1, 1, 1, 1), "x must be"),
+    "entries": ((X, D, [1], [1, 1], [0], [1], 1, 1, 1, 1), "stride must have 1 entries, got 2"),
+}
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_errors_name_argument_expectation_and_what_came(implementation, name):
+    arguments, message = BAD_CALLS[name]
+    call = reference.convolution if implementation == "reference" else op.sample_moments_convolution
+    with pytest.raises(RuntimeError, match=f"sample_moments_convolution: .*{message}"):
+        call(*arguments)
+
+
+def test_an_unknown_statistic_is_refused():
+    with pytest.raises(ValueError, match="want: must be of sum, .*, got 'median'"):
+        sm.linear(X, D, want=["median"])
+
+
+def test_many_positions_lose_no_digits():
+    positions = 1_000_000
+    x, d = torch.rand(1, positions, 1), torch.rand(1, positions, 1)
+    got = sm.linear(x, d, want=["sum"]).sum.item()
+    assert got == pytest.approx((x.double() * d.double()).sum().item(), rel=1e-6)
