@@ -28,7 +28,7 @@ from torch import Tensor
 from sigeo_ext.sample_moments import op
 from sigeo_ext.sample_moments.reference import STATISTICS
 
-__all__ = ["STATISTICS", "SampleMoments", "convolution", "Scaled", "embedding", "linear", "scale"]
+__all__ = ["STATISTICS", "SampleMoments", "Scaled", "convolution", "embedding", "linear", "scale"]
 
 
 class SampleMoments(NamedTuple):
