@@ -1,6 +1,7 @@
 #include "sample_moments/sample_moments.h"
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "sample_moments/tiles.h"
@@ -64,17 +65,31 @@ class Work {
       : c_(shape),
         job_(job),
         tiles_(tiles<T>()),
-        rows_(c_.in_channels / c_.groups),
-        columns_(c_.out_channels / c_.groups),
+        pairing_(c_.groups > 1 && c_.groups == c_.in_channels && c_.groups == c_.out_channels
+                     ? Pairing::kEach
+                     : Pairing::kAll),
+        groups_(pairing_ == Pairing::kEach ? 1 : c_.groups),
+        rows_(pairing_ == Pairing::kEach ? 1 : c_.in_channels / groups_),
+        columns_(c_.out_channels / groups_),
         units_(c_.samples / job.unit) {
     const int64_t padded = round_up(columns_, tiles_.lanes);
+    x_ = job.x;
     d_ = job.d;
+    x_step_ = c_.in_channels;
     d_step_ = c_.out_channels;
     column_step_ = columns_;
-    if (padded != columns_) pad_columns(padded, parallel);
-    taps_ = taps_of(c_, c_.in_channels, d_step_);
+    if (padded != columns_) {
+      d_ = pad(job.d, c_.samples * product(c_.out_size) * groups_, padded, padded_d_, parallel);
+      d_step_ = groups_ * padded;
+      column_step_ = padded;
+      if (pairing_ == Pairing::kEach) {
+        x_ = pad(job.x, c_.samples * product(c_.in_size), padded, padded_x_, parallel);
+        x_step_ = padded;
+      }
+    }
+    taps_ = taps_of(c_, x_step_, d_step_);
     panels_ = (padded + tiles_.lanes * kMostVectors - 1) / (tiles_.lanes * kMostVectors);
-    pieces_ = c_.groups * panels_ * static_cast<int64_t>(taps_.size());
+    pieces_ = groups_ * panels_ * static_cast<int64_t>(taps_.size());
     if (job.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
     parallel(pieces_, [&](int64_t from, int64_t to) {
       for (int64_t piece = from; piece < to; ++piece) run(piece);
@@ -83,20 +98,19 @@ class Work {
   }
 
  private:
-  // Output channels of each group filled up with zeros to whole vectors.
-  void pad_columns(int64_t padded, const Parallel& parallel) {
-    const int64_t places = c_.samples * product(c_.out_size) * c_.groups;
-    padded_.resize(places * padded);
+  // Runs of `columns_` values filled up with zeros to `padded`: whole vectors.
+  const T* pad(const T* values, int64_t places, int64_t padded, std::unique_ptr<T[]>& memory,
+               const Parallel& parallel) const {
+    memory = std::make_unique_for_overwrite<T[]>(places * padded);
+    T* const filled = memory.get();
     parallel(places, [&](int64_t from, int64_t to) {
       for (int64_t place = from; place < to; ++place) {
-        T* at = padded_.data() + place * padded;
-        std::copy_n(job_.d + place * columns_, columns_, at);
+        T* at = filled + place * padded;
+        std::copy_n(values + place * columns_, columns_, at);
         std::fill(at + columns_, at + padded, T{0});
       }
     });
-    d_ = padded_.data();
-    d_step_ = c_.groups * padded;
-    column_step_ = padded;
+    return filled;
   }
 
   // One tap, one panel of output channels of one group, all its input channels and all units.
@@ -108,14 +122,14 @@ class Work {
     const int64_t width =
         std::min<int64_t>(round_up(columns_ - begin, tiles_.lanes), tiles_.lanes * kMostVectors);
     Tile<T> tile{};
-    tile.x_sample = product(c_.in_size) * c_.in_channels;
+    tile.x_sample = product(c_.in_size) * x_step_;
     tile.d_sample = product(c_.out_size) * d_step_;
     tile.x_at = taps_[tap].x.data();
     tile.d_at = taps_[tap].d.data();
     tile.positions = static_cast<int64_t>(taps_[tap].x.size());
     tile.unit = job_.unit;
     tile.width = width;
-    const T* x = job_.x + group * rows_;
+    const T* x = x_ + (pairing_ == Pairing::kEach ? begin : group * rows_);
     const T* d = d_ + group * column_step_ + begin;
 
     const int64_t size = rows_ * width;
@@ -141,7 +155,8 @@ class Work {
   }
 
   int64_t units_of_block(int64_t positions, int64_t width) const {
-    const int64_t bytes = job_.unit * positions * (rows_ + width) * static_cast<int64_t>(sizeof(T));
+    const int64_t values = pairing_ == Pairing::kEach ? 2 * width : rows_ + width;
+    const int64_t bytes = job_.unit * positions * values * static_cast<int64_t>(sizeof(T));
     return std::max<int64_t>(kMostUnits,
                              kBlockBytes / std::max<int64_t>(1, bytes) / kMostUnits * kMostUnits);
   }
@@ -167,7 +182,7 @@ class Work {
       tile.units = to - from;
       tile.sq_norm = norms == nullptr ? nullptr : norms + from;
       tile.first = tile.first && from == 0;
-      tiles_.find(at_once, rows, vectors)(tile);
+      tiles_.find(pairing_, at_once, rows, vectors)(tile);
     };
     const int64_t even = count / units * units;
     run_units(0, even, units);
@@ -214,12 +229,18 @@ class Work {
   const Convolution& c_;
   const Job<T>& job_;
   const Tiles<T>& tiles_;
-  int64_t rows_, columns_, units_;  // of one group: channels in and out
+  const Pairing pairing_;
+  const int64_t groups_;          // that are worked on one after another
+  const int64_t rows_, columns_;  // of one of them: channels in and out
+  const int64_t units_;
+  const T* x_;
   const T* d_;
-  int64_t d_step_, column_step_;  // from one position of d to the next, from one group to the next
+  int64_t x_step_, d_step_;  // from one position to the next
+  int64_t column_step_;      // from one group of d to the next
   int64_t panels_, pieces_;
   std::vector<Tap> taps_;
-  std::vector<T> padded_, norms_;
+  std::unique_ptr<T[]> padded_x_, padded_d_;
+  std::vector<T> norms_;
 };
 
 }  // namespace

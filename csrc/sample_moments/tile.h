@@ -60,7 +60,12 @@ SIGEO_INLINE V term(const V& g) {
   return g;
 }
 
-// kUnits units at a time, kRows input channels, kVectors vectors of output channels.
+// How output channels meet input channels: every one with every one of the tile's rows, or, in a
+// depthwise convolution, each with its own.
+enum class Pairing { kAll, kEach };
+
+// kUnits units at a time, kRows input channels (one, if each has its own), kVectors vectors of
+// output channels.
 template <class T, int kLanes, int kUnits, int kRows, int kVectors>
 struct Block {
   using V = typename Vector<T, kLanes>::type;
@@ -76,6 +81,7 @@ struct Block {
   }
 
   // Adds positions [from, to) of one sample of each unit.
+  template <Pairing kPairing>
   SIGEO_INLINE void accumulate(const T* const (&x)[kUnits], const T* const (&d)[kUnits],
                                const int32_t* x_at, const int32_t* d_at, int64_t from, int64_t to) {
     for (int64_t t = from; t < to; ++t) {
@@ -89,7 +95,10 @@ struct Block {
 #pragma GCC unroll 64
         for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
-          for (int v = 0; v < kVectors; ++v) g[u][r][v] += dv[v] * xs[r];
+          for (int v = 0; v < kVectors; ++v) {
+            if constexpr (kPairing == Pairing::kAll) g[u][r][v] += dv[v] * xs[r];
+            else g[u][r][v] += dv[v] * load<T, kLanes>(xs + v * kLanes);
+          }
       }
     }
   }
@@ -163,7 +172,7 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
 }
 
 // All units of a tile, kUnits at a time; `a.units` must be a multiple of kUnits.
-template <class T, int kLanes, int kUnits, int kRows, int kVectors>
+template <Pairing kPairing, class T, int kLanes, int kUnits, int kRows, int kVectors>
 SIGEO_INLINE void tile_body(const Tile<T>& a) {
   for (int64_t unit = 0; unit < a.units; unit += kUnits) {
     Block<T, kLanes, kUnits, kRows, kVectors> total;
@@ -175,14 +184,14 @@ SIGEO_INLINE void tile_body(const Tile<T>& a) {
     }
     total.clear();
     if (a.unit == 1 && a.positions <= kRun) {
-      total.accumulate(x, d, a.x_at, a.d_at, 0, a.positions);
+      total.template accumulate<kPairing>(x, d, a.x_at, a.d_at, 0, a.positions);
     } else {
       for (int64_t sample = 0; sample < a.unit; ++sample) {
         for (int64_t from = 0; from < a.positions; from += kRun) {
           Block<T, kLanes, kUnits, kRows, kVectors> run;
           run.clear();
           const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
-          run.accumulate(x, d, a.x_at, a.d_at, from, to);
+          run.template accumulate<kPairing>(x, d, a.x_at, a.d_at, from, to);
           total.add(run);
         }
         for (int u = 0; u < kUnits; ++u) x[u] += a.x_sample, d[u] += a.d_sample;

@@ -10,9 +10,9 @@ namespace {
 #define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                           \
   struct Name {                                                                  \
     static constexpr int kBytes = Bytes, kAccumulators = Accumulators;           \
-    template <class T, int kUnits, int kRows, int kVectors>                      \
+    template <Pairing kPairing, class T, int kUnits, int kRows, int kVectors>    \
     Target static void run(const Tile<T>& tile) {                                \
-      tile_body<T, Bytes / sizeof(T), kUnits, kRows, kVectors>(tile);            \
+      tile_body<kPairing, T, Bytes / sizeof(T), kUnits, kRows, kVectors>(tile);  \
     }                                                                            \
     template <class T>                                                           \
     Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) { \
@@ -29,7 +29,13 @@ SIGEO_LEVEL(Base, SIGEO_NO_TARGET, 16, 8);
 template <class Level, class T, int kUnits, int kRows, int kVectors>
 constexpr typename Tiles<T>::Run run_of() {
   if constexpr (kUnits * kRows * kVectors > Level::kAccumulators) return nullptr;
-  else return &Level::template run<T, kUnits, kRows, kVectors>;
+  else return &Level::template run<Pairing::kAll, T, kUnits, kRows, kVectors>;
+}
+
+template <class Level, class T, int kUnits>
+constexpr std::array<typename Tiles<T>::Run, 2> each_by_vectors() {
+  return {&Level::template run<Pairing::kEach, T, kUnits, 1, 1>,
+          &Level::template run<Pairing::kEach, T, kUnits, 1, 2>};
 }
 
 template <class Level, class T, int kUnits, int kRows>
@@ -48,7 +54,9 @@ template <class Level, class T>
 constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)),
                           Level::kAccumulators,
                           &Level::template scale<T>,
-                          {by_rows<Level, T, 1>(), by_rows<Level, T, 2>(), by_rows<Level, T, 4>()}};
+                          {by_rows<Level, T, 1>(), by_rows<Level, T, 2>(), by_rows<Level, T, 4>()},
+                          {each_by_vectors<Level, T, 1>(), each_by_vectors<Level, T, 2>(),
+                           each_by_vectors<Level, T, 4>()}};
 
 }  // namespace
 
