@@ -36,7 +36,7 @@ struct Convolution {
 // statistics[s], where not null: [segments, out_channels, kernel, in_channels / groups].
 // sq_norm, where not null: sum g_u^2 over the weight, [samples / unit], float64.
 // A unit is `unit` consecutive samples; a segment is samples / segments consecutive ones, whole
-// units, and has statistics of its own.
+// units, and has statistics of its own. All but kSum are those of g_u * factor.
 template <class T>
 struct Job {
   const T* x;
@@ -44,7 +44,15 @@ struct Job {
   std::array<T*, kStatistics> statistics;
   double* sq_norm;
   int64_t unit, segments;
+  T factor = 1;
 };
+
+// What `factor` does to a statistic.
+template <class T>
+T power_of(T factor, int statistic) {
+  if (statistic == kSum || statistic == kSignSum) return T{1};
+  return statistic == kAbsSum ? factor : factor * factor;
+}
 
 // What norms need on the way back: for each sample b and channel c, over the positions t,
 //   scale[b, c] = sum d * (x - mean) * rstd        shift[b, c] = sum d
@@ -66,6 +74,20 @@ struct ScaleJob {
 
 template <class T>
 void scale(const ScaleJob<T>& job, const Parallel& parallel);
+
+// The same statistics of gradients that are there: rows [samples, size], results [segments, size].
+template <class T>
+struct RowsJob {
+  const T* rows;
+  int64_t samples, size;
+  std::array<T*, kStatistics> statistics;
+  double* sq_norm;
+  int64_t unit, segments;
+  T factor;
+};
+
+template <class T>
+void rows(const RowsJob<T>& job);
 
 template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel);

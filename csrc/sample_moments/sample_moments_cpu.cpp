@@ -1,7 +1,7 @@
 #include "sample_moments/sample_moments.h"
 
 #include <algorithm>
-#include <memory>
+#include <cmath>
 #include <vector>
 
 #include "sample_moments/tiles.h"
@@ -11,6 +11,16 @@ namespace {
 
 // Of a sample block's x and d, so that both stay in the second-level cache over all its tiles.
 constexpr int64_t kBlockBytes = 384 * 1024;
+
+// Input channels of a packed panel: a cache line of float32, and the rows of the largest tile.
+constexpr int64_t kPackedRows = 16;
+
+// Positions that lie further apart than this are packed: their lines would share few places in the
+// first-level cache.
+constexpr int64_t kFarBytes = 512;
+
+// Below this many positions of a unit the update of the statistics shows, and two units share one.
+constexpr int64_t kFewPositions = 128;
 
 // Rows of a slab that are transposed together: whole cache lines on both sides.
 constexpr int64_t kSquare = 16;
@@ -57,6 +67,22 @@ int64_t product(const std::array<int64_t, 3>& size) { return size[0] * size[1] *
 
 int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
 
+// Images in memory: panels of consecutive channels, each with all positions of a sample.
+// Not packed, there is one panel with all the channels.
+template <class T>
+struct Images {
+  const T* data;
+  int64_t width;   // channels of a panel: the step from one position to the next
+  int64_t places;  // positions of a sample
+  int64_t sample;  // from one sample to the next
+  int64_t group;   // channels from one group to the next, each group's last panel filled up
+
+  const T* at(int64_t of_group, int64_t column) const {
+    const int64_t channel = of_group * group + column;
+    return data + channel / width * (width * places) + channel % width;
+  }
+};
+
 // One weight's worth of work: its layout, and what every piece of it needs.
 template <class T>
 class Work {
@@ -71,24 +97,25 @@ class Work {
         groups_(pairing_ == Pairing::kEach ? 1 : c_.groups),
         rows_(pairing_ == Pairing::kEach ? 1 : c_.in_channels / groups_),
         columns_(c_.out_channels / groups_),
+        width_(tiles_.lanes * kMostVectors),
         units_(c_.samples / job.unit) {
-    const int64_t padded = round_up(columns_, tiles_.lanes);
-    x_ = job.x;
-    d_ = job.d;
-    x_step_ = c_.in_channels;
-    d_step_ = c_.out_channels;
-    column_step_ = columns_;
-    if (padded != columns_) {
-      d_ = pad(job.d, c_.samples * product(c_.out_size) * groups_, padded, padded_d_, parallel);
-      d_step_ = groups_ * padded;
-      column_step_ = padded;
-      if (pairing_ == Pairing::kEach) {
-        x_ = pad(job.x, c_.samples * product(c_.in_size), padded, padded_x_, parallel);
-        x_step_ = padded;
-      }
+    const int64_t in_places = product(c_.in_size), out_places = product(c_.out_size);
+    const bool whole = columns_ % tiles_.lanes == 0;
+    const auto far = [](int64_t channels) {
+      return channels * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
+    };
+    d_ = {job.d, c_.out_channels, out_places, out_places * c_.out_channels, columns_};
+    if (!whole || far(c_.out_channels)) {
+      d_ = pack(job.d, out_places, c_.out_channels, columns_, width_, packed_d_, parallel);
     }
-    taps_ = taps_of(c_, x_step_, d_step_);
-    panels_ = (padded + tiles_.lanes * kMostVectors - 1) / (tiles_.lanes * kMostVectors);
+    x_ = {job.x, c_.in_channels, in_places, in_places * c_.in_channels, rows_};
+    if (pairing_ == Pairing::kEach ? !whole : far(c_.in_channels)) {
+      const bool each = pairing_ == Pairing::kEach;
+      x_ = pack(job.x, in_places, c_.in_channels, each ? columns_ : rows_,
+                each ? width_ : kPackedRows, packed_x_, parallel);
+    }
+    taps_ = taps_of(c_, x_.width, d_.width);
+    panels_ = (columns_ + width_ - 1) / width_;
     pieces_ = groups_ * panels_ * static_cast<int64_t>(taps_.size());
     if (job.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
     parallel(pieces_, [&](int64_t from, int64_t to) {
@@ -98,60 +125,76 @@ class Work {
   }
 
  private:
-  // Runs of `columns_` values filled up with zeros to `padded`: whole vectors.
-  const T* pad(const T* values, int64_t places, int64_t padded, std::unique_ptr<T[]>& memory,
-               const Parallel& parallel) const {
-    memory = std::make_unique_for_overwrite<T[]>(places * padded);
-    T* const filled = memory.get();
-    parallel(places, [&](int64_t from, int64_t to) {
-      for (int64_t place = from; place < to; ++place) {
-        T* at = filled + place * padded;
-        std::copy_n(values + place * columns_, columns_, at);
-        std::fill(at + columns_, at + padded, T{0});
+  // Channels in panels of `width`, each group's last one filled up with zeros.
+  Images<T> pack(const T* values, int64_t places, int64_t channels, int64_t of_group, int64_t width,
+                 std::vector<T>& memory, const Parallel& parallel) const {
+    const int64_t panels = (of_group + width - 1) / width;
+    const int64_t sample = channels / of_group * panels * width * places;
+    if (static_cast<int64_t>(memory.size()) < c_.samples * sample) {
+      memory.clear();  // nothing to copy
+      memory.resize(c_.samples * sample);
+    }
+    T* const packed = memory.data();
+    parallel(c_.samples, [&](int64_t from, int64_t to) {
+      for (int64_t index = from; index < to; ++index) {
+        T* at = packed + index * sample;
+        for (int64_t group = 0; group < channels; group += of_group) {
+          for (int64_t begin = 0; begin < of_group; begin += width) {
+            const int64_t count = std::min(width, of_group - begin);
+            const T* source = values + index * places * channels + group + begin;
+            for (int64_t place = 0; place < places; ++place, at += width, source += channels) {
+              std::copy_n(source, count, at);
+              std::fill(at + count, at + width, T{0});
+            }
+          }
+        }
       }
     });
-    return filled;
+    return {packed, width, places, sample, panels * width};
   }
 
   // One tap, one panel of output channels of one group, all its input channels and all units.
   void run(int64_t piece) {
-    const int64_t tap = piece % static_cast<int64_t>(taps_.size());
-    const int64_t panel = piece / static_cast<int64_t>(taps_.size()) % panels_;
-    const int64_t group = piece / static_cast<int64_t>(taps_.size()) / panels_;
-    const int64_t begin = panel * tiles_.lanes * kMostVectors;
-    const int64_t width =
-        std::min<int64_t>(round_up(columns_ - begin, tiles_.lanes), tiles_.lanes * kMostVectors);
+    const int64_t taps = static_cast<int64_t>(taps_.size());
+    const int64_t tap = piece % taps, panel = piece / taps % panels_;
+    const int64_t group = piece / taps / panels_, begin = panel * width_;
     Tile<T> tile{};
-    tile.x_sample = product(c_.in_size) * x_step_;
-    tile.d_sample = product(c_.out_size) * d_step_;
+    tile.x_sample = x_.sample;
+    tile.d_sample = d_.sample;
     tile.x_at = taps_[tap].x.data();
     tile.d_at = taps_[tap].d.data();
     tile.positions = static_cast<int64_t>(taps_[tap].x.size());
     tile.unit = job_.unit;
-    tile.width = width;
-    const T* x = x_ + (pairing_ == Pairing::kEach ? begin : group * rows_);
-    const T* d = d_ + group * column_step_ + begin;
-
-    const int64_t size = rows_ * width;
-    const bool centred = job_.statistics[kM2] != nullptr;
-    std::vector<T> memory((kStatistics + 2 * centred) * size);
+    tile.width = std::min(round_up(columns_ - begin, tiles_.lanes), width_);
+    Piece part{group, begin, tile.width, {}};
+    part.memory.resize(slabs() * rows_ * tile.width);
     const int64_t of_segment = units_ / job_.segments;
+    const int64_t block = units_of_block(tile.positions, tile.width);
     for (int64_t segment = 0; segment < job_.segments; ++segment) {
-      if (segment > 0) std::fill(memory.begin(), memory.end(), T{0});
+      if (segment > 0) std::fill(part.memory.begin(), part.memory.end(), T{0});
       const int64_t last = (segment + 1) * of_segment;
-      const int64_t block = units_of_block(tile.positions, width);
       for (int64_t unit = segment * of_segment; unit < last; unit += block) {
         const int64_t count = std::min(block, last - unit);
         tile.first = unit == segment * of_segment;
+        T* norms = norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit;
         for (int64_t row = 0; row < rows_;) {
-          row += run_rows(tile, memory.data(), row, x + unit * job_.unit * tile.x_sample,
-                          d + unit * job_.unit * tile.d_sample,
-                          norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit, count);
+          row += run_rows(tile, part, row, unit * job_.unit, norms, count);
         }
       }
-      write(memory, segment, group * columns_ + begin, std::min(width, columns_ - begin), tap,
-            width, of_segment);
+      write(part, segment, tap, of_segment);
     }
+  }
+
+  // What a piece accumulates: a slab [rows, width] for each statistic, and two more with kM2.
+  struct Piece {
+    int64_t group, begin, width;
+    std::vector<T> memory;
+  };
+
+  int64_t slabs() const {
+    int64_t count = 0;
+    for (const T* statistic : job_.statistics) count += statistic != nullptr;
+    return count + (job_.statistics[kM2] == nullptr ? 0 : 2);
   }
 
   int64_t units_of_block(int64_t positions, int64_t width) const {
@@ -162,23 +205,30 @@ class Work {
   }
 
   // Runs the tiles that begin at `row`, for `count` units; returns how many rows they have.
-  int64_t run_rows(Tile<T> tile, T* memory, int64_t row, const T* x, const T* d, T* norms,
+  int64_t run_rows(Tile<T> tile, Piece& part, int64_t row, int64_t sample, T* norms,
                    int64_t count) const {
     const int vectors = static_cast<int>(tile.width / tiles_.lanes);
-    int rows = tiles_.accumulators / vectors;
+    int rows = std::min<int>(kPackedRows, tiles_.accumulators / vectors);
+    if (tile.positions * tile.unit < kFewPositions) rows = std::max(1, rows / 2);
     while (rows > rows_ - row) rows /= 2;
     int units = kMostUnits;
     while (units * rows * vectors > tiles_.accumulators) units /= 2;
-    const int64_t size = rows_ * tile.width, at = row * tile.width;
+    const int64_t size = rows_ * tile.width;
+    T* slab = part.memory.data() + row * tile.width;
     for (int s = 0; s < kStatistics; ++s) {
-      tile.slab[s] = job_.statistics[s] == nullptr ? nullptr : memory + s * size + at;
+      if (job_.statistics[s] == nullptr) continue;
+      tile.slab[s] = slab;
+      slab += size;
     }
-    tile.origin = memory + kStatistics * size + at;
-    tile.deviation = tile.origin + size;
+    tile.origin = slab;
+    tile.deviation = slab + size;
+    const bool each = pairing_ == Pairing::kEach;
+    const T* x = each ? x_.at(0, part.begin) : x_.at(part.group, row);
+    const T* d = d_.at(part.group, part.begin);
     const auto run_units = [&](int64_t from, int64_t to, int at_once) {
       if (from == to) return;
-      tile.x = x + row + from * tile.unit * tile.x_sample;
-      tile.d = d + from * tile.unit * tile.d_sample;
+      tile.x = x + (sample + from * tile.unit) * tile.x_sample;
+      tile.d = d + (sample + from * tile.unit) * tile.d_sample;
       tile.units = to - from;
       tile.sq_norm = norms == nullptr ? nullptr : norms + from;
       tile.first = tile.first && from == 0;
@@ -191,14 +241,16 @@ class Work {
   }
 
   // Slabs [rows, width] to results [columns, taps, rows].
-  void write(const std::vector<T>& memory, int64_t segment, int64_t column, int64_t columns,
-             int64_t tap, int64_t width, int64_t units) const {
-    const int64_t size = rows_ * width, taps = static_cast<int64_t>(taps_.size());
-    const T* deviation = memory.data() + (kStatistics + 1) * size;
+  void write(const Piece& part, int64_t segment, int64_t tap, int64_t units) const {
+    const int64_t size = rows_ * part.width, taps = static_cast<int64_t>(taps_.size());
+    const int64_t columns = std::min(part.width, columns_ - part.begin);
+    const int64_t first = segment * c_.out_channels + part.group * columns_ + part.begin;
+    const T* deviation = part.memory.data() + part.memory.size() - size;
+    const T* slab = part.memory.data();
     for (int s = 0; s < kStatistics; ++s) {
       if (job_.statistics[s] == nullptr) continue;
-      const T* slab = memory.data() + s * size;
-      T* to = job_.statistics[s] + ((segment * c_.out_channels + column) * taps + tap) * rows_;
+      T* to = job_.statistics[s] + (first * taps + tap) * rows_;
+      const T power = power_of(job_.factor, s);
       for (int64_t begin = 0; begin < rows_; begin += kSquare) {
         const int64_t end = std::min(rows_, begin + kSquare);
         for (int64_t o = 0; o < columns; ++o) {
@@ -206,15 +258,16 @@ class Work {
           if (s == kM2) {
             const T count = static_cast<T>(std::max<int64_t>(1, units));
             for (int64_t i = begin; i < end; ++i) {
-              const T sum = deviation[i * width + o];
-              const T m2 = slab[i * width + o] - sum * (sum / count);
-              line[i] = m2 < 0 ? T{0} : m2;  // a NaN stays one
+              const T sum = deviation[i * part.width + o];
+              const T m2 = slab[i * part.width + o] - sum * (sum / count);
+              line[i] = (m2 < 0 ? T{0} : m2) * power;  // a NaN stays one
             }
           } else {
-            for (int64_t i = begin; i < end; ++i) line[i] = slab[i * width + o];
+            for (int64_t i = begin; i < end; ++i) line[i] = slab[i * part.width + o] * power;
           }
         }
       }
+      slab += size;
     }
   }
 
@@ -222,7 +275,8 @@ class Work {
     for (int64_t unit = 0; unit < units_; ++unit) {
       double sum = 0;
       for (int64_t piece = 0; piece < pieces_; ++piece) sum += norms_[piece * units_ + unit];
-      job_.sq_norm[unit] = sum;
+      const double factor = static_cast<double>(job_.factor);
+      job_.sq_norm[unit] = sum * factor * factor;
     }
   }
 
@@ -232,14 +286,13 @@ class Work {
   const Pairing pairing_;
   const int64_t groups_;          // that are worked on one after another
   const int64_t rows_, columns_;  // of one of them: channels in and out
+  const int64_t width_;           // of a panel of output channels
   const int64_t units_;
-  const T* x_;
-  const T* d_;
-  int64_t x_step_, d_step_;  // from one position to the next
-  int64_t column_step_;      // from one group of d to the next
+  Images<T> x_, d_;
+  // Kept between calls: memory that is mapped anew for each costs more than the packing.
+  inline static thread_local std::vector<T> packed_x_, packed_d_;
   int64_t panels_, pieces_;
   std::vector<Tap> taps_;
-  std::unique_ptr<T[]> padded_x_, padded_d_;
   std::vector<T> norms_;
 };
 
@@ -249,6 +302,63 @@ template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel) {
   Work<T>(shape, job, parallel);
 }
+
+template <class T>
+void rows(const RowsJob<T>& job) {
+  const int64_t units = job.samples / job.unit, of_segment = units / job.segments;
+  std::vector<T> g(job.size), origin(job.size), drift(job.size);
+  for (T* statistic : job.statistics) {
+    if (statistic != nullptr) std::fill_n(statistic, job.segments * job.size, T{0});
+  }
+  for (int64_t unit = 0; unit < units; ++unit) {
+    const T* from = job.rows + unit * job.unit * job.size;
+    const int64_t at = unit / of_segment * job.size;
+    std::copy_n(from, job.size, g.data());
+    for (int64_t sample = 1; sample < job.unit; ++sample) {
+      for (int64_t i = 0; i < job.size; ++i) g[i] += from[sample * job.size + i];
+    }
+    const auto add = [&](Statistic s, const auto& term) {
+      T* to = job.statistics[s];
+      if (to == nullptr) return;
+      for (int64_t i = 0; i < job.size; ++i) to[at + i] += term(g[i]);
+    };
+    add(kSum, [](T v) { return v; });
+    add(kAbsSum, [](T v) { return std::fabs(v); });
+    add(kSqSum, [](T v) { return v * v; });
+    add(kSignSum, [](T v) { return static_cast<T>((v > 0) - (v < 0)) + (v - v); });
+    if (T* m2 = job.statistics[kM2]) {
+      if (unit % of_segment == 0) {
+        origin = g;
+        std::fill(drift.begin(), drift.end(), T{0});
+      }
+      for (int64_t i = 0; i < job.size; ++i) {
+        const T deviation = g[i] - origin[i];
+        drift[i] += deviation;
+        m2[at + i] += deviation * deviation;
+      }
+      if (unit % of_segment == of_segment - 1) {
+        for (int64_t i = 0; i < job.size; ++i) {
+          const T value = m2[at + i] - drift[i] * (drift[i] / static_cast<T>(of_segment));
+          m2[at + i] = value < 0 ? T{0} : value;
+        }
+      }
+    }
+    if (job.sq_norm != nullptr) {
+      double sum = 0;
+      for (int64_t i = 0; i < job.size; ++i) sum += static_cast<double>(g[i]) * g[i];
+      const double factor = static_cast<double>(job.factor);
+      job.sq_norm[unit] = sum * factor * factor;
+    }
+  }
+  for (int s = 0; s < kStatistics; ++s) {
+    const T power = power_of(job.factor, s);
+    if (job.statistics[s] == nullptr || power == 1) continue;
+    for (int64_t i = 0; i < job.segments * job.size; ++i) job.statistics[s][i] *= power;
+  }
+}
+
+template void rows(const RowsJob<float>&);
+template void rows(const RowsJob<double>&);
 
 template <class T>
 void scale(const ScaleJob<T>& job, const Parallel& parallel) {

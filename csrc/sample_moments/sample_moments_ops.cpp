@@ -91,9 +91,10 @@ sample_moments::Convolution shape_of(const char* op, const Tensor& x, const Tens
 
 template <class T>
 Tensors run(const sample_moments::Convolution& shape, const Sizes& result, const Tensor& x,
-            const Tensor& d, int64_t unit, int64_t segments, int64_t want) {
+            const Tensor& d, int64_t unit, int64_t segments, int64_t want, double factor) {
   Tensors results;
   sample_moments::Job<T> job{};
+  job.factor = static_cast<T>(factor);
   job.x = static_cast<const T*>(x.data_ptr());
   job.d = static_cast<const T*>(d.data_ptr());
   job.unit = unit;
@@ -113,7 +114,7 @@ Tensors run(const sample_moments::Convolution& shape, const Sizes& result, const
 }
 
 Tensors convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
-                    int64_t groups, int64_t unit, int64_t segments, int64_t want) {
+                    int64_t groups, int64_t unit, int64_t segments, int64_t want, double factor) {
   const char* op = "sample_moments_convolution";
   check_pair(op, x, d);
   check_units(op, x.size(0), unit, segments, want);
@@ -122,9 +123,45 @@ Tensors convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes paddin
   result.insert(result.end(), kernel.begin(), kernel.end());
   result.push_back(shape.in_channels / groups);
   if (x.scalar_type() == ScalarType::Double) {
-    return run<double>(shape, result, x, d, unit, segments, want);
+    return run<double>(shape, result, x, d, unit, segments, want, factor);
   }
-  return run<float>(shape, result, x, d, unit, segments, want);
+  return run<float>(shape, result, x, d, unit, segments, want, factor);
+}
+
+template <class T>
+Tensors run_rows(const Tensor& rows, int64_t unit, int64_t segments, int64_t want, double factor) {
+  Tensors results;
+  sample_moments::RowsJob<T> job{};
+  job.rows = static_cast<const T*>(rows.data_ptr());
+  job.samples = rows.size(0);
+  job.size = rows.size(1);
+  job.unit = unit;
+  job.segments = segments;
+  job.factor = static_cast<T>(factor);
+  for (int s = 0; s < sample_moments::kStatistics; ++s) {
+    if (!(want >> s & 1)) continue;
+    results.push_back(torch::stable::new_empty(rows, Sizes{segments, job.size}));
+    job.statistics[s] = static_cast<T*>(results.back().data_ptr());
+  }
+  if (want & kSqNorm) {
+    const Sizes units{job.samples / unit};
+    results.push_back(torch::stable::new_empty(rows, units, ScalarType::Double));
+    job.sq_norm = static_cast<double*>(results.back().data_ptr());
+  }
+  sample_moments::rows(job);
+  return results;
+}
+
+Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double factor) {
+  const char* op = "sample_moments_rows";
+  STD_TORCH_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", rows.dim(),
+                  " dimensions");
+  check_pair(op, rows, rows);
+  check_units(op, rows.size(0), unit, segments, want);
+  if (rows.scalar_type() == ScalarType::Double) {
+    return run_rows<double>(rows, unit, segments, want, factor);
+  }
+  return run_rows<float>(rows, unit, segments, want, factor);
 }
 
 template <class T>
@@ -201,6 +238,7 @@ Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tens
 }  // namespace sigeo_ext
 
 STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
+  m.impl("sample_moments_rows", TORCH_BOX(&sigeo_ext::rows));
   m.impl("sample_moments_scale", TORCH_BOX(&sigeo_ext::scale));
   m.impl("sample_moments_convolution", TORCH_BOX(&sigeo_ext::convolution));
 }

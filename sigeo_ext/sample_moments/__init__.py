@@ -28,7 +28,16 @@ from torch import Tensor
 from sigeo_ext.sample_moments import op
 from sigeo_ext.sample_moments.reference import STATISTICS
 
-__all__ = ["STATISTICS", "SampleMoments", "Scaled", "convolution", "embedding", "linear", "scale"]
+__all__ = [
+    "STATISTICS",
+    "SampleMoments",
+    "Scaled",
+    "convolution",
+    "embedding",
+    "linear",
+    "rows",
+    "scale",
+]
 
 
 class SampleMoments(NamedTuple):
@@ -59,6 +68,7 @@ def convolution(
     unit: int = 1,
     segments: int | None = None,
     want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
 ) -> SampleMoments:
     """Statistics of the weight [O, I/groups, *kernel] of a 1-, 2- or 3-d convolution.
 
@@ -76,6 +86,7 @@ def convolution(
         unit: Consecutive samples whose gradients are added up before anything else.
         segments: Equal runs of samples with statistics of their own.
         want: Which of `STATISTICS`.
+        factor: All but ``sum``, which is the ordinary gradient, are those of g_u times this.
 
     Raises:
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
@@ -97,6 +108,7 @@ def convolution(
         unit,
         segments or 1,
         bits,
+        factor,
     )
     statistics = [
         result if result.dtype == torch.float64 and result.dim() == 1 else result.movedim(-1, 2)
@@ -112,6 +124,7 @@ def linear(
     unit: int = 1,
     segments: int | None = None,
     want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
 ) -> SampleMoments:
     """Statistics of the weight [O, I] of a linear layer.
 
@@ -121,6 +134,7 @@ def linear(
         unit: As in `convolution`.
         segments: As in `convolution`.
         want: As in `convolution`.
+        factor: As in `convolution`.
 
     Raises:
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
@@ -140,6 +154,7 @@ def linear(
         unit,
         segments or 1,
         bits,
+        factor,
     )
     statistics = [result if result.dim() == 1 else result.squeeze(2) for result in results]
     return _named(bits, statistics, segments)
@@ -175,6 +190,35 @@ def _channels_last(tensor: Tensor) -> Tensor:
     return _wide(tensor).movedim(1, -1).contiguous()
 
 
+def rows(
+    gradients: Tensor,
+    *,
+    unit: int = 1,
+    segments: int | None = None,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
+) -> SampleMoments:
+    """Statistics of samples' gradients that are there, [samples, *shape], of small parameters.
+
+    Args:
+        gradients: One a sample.
+        unit: As in `convolution`.
+        segments: As in `convolution`.
+        want: As in `convolution`.
+        factor: As in `convolution`.
+
+    Raises:
+        RuntimeError: Samples that are not whole units.
+        ValueError: An unknown statistic.
+    """
+    bits = _bits(want)
+    flat = _wide(gradients).reshape(len(gradients), -1).contiguous()
+    results = op.sample_moments_rows(flat, unit, segments or 1, bits, factor)
+    shape = gradients.shape[1:]
+    statistics = [r if r.dim() == 1 else r.view(r.shape[0], *shape) for r in results]
+    return _named(bits, statistics, segments)
+
+
 def embedding(
     rows: Tensor,
     units: Tensor,
@@ -182,6 +226,7 @@ def embedding(
     *,
     count: int,
     want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
 ) -> tuple[Tensor, SampleMoments]:
     """Statistics of the touched rows of an embedding table.
 
@@ -195,6 +240,7 @@ def embedding(
         gradients: [N, E].
         count: Number of units, those without entries among them.
         want: Which of `STATISTICS`.
+        factor: As in `convolution`.
 
     Returns:
         The touched rows, rising, int64 [R], and statistics [R, E]; sq_norm [count].
@@ -231,6 +277,10 @@ def embedding(
     if bits & 32:
         squares = (g * g).sum(1, dtype=torch.float64)
         results["sq_norm"] = squares.new_zeros(count).index_add_(0, pairs % count, squares)
+    power = {"abs_sum": factor, "sq_sum": factor**2, "m2": factor**2, "sq_norm": factor**2}
+    for name, value in results.items():
+        if power.get(name, 1.0) != 1.0:
+            value *= power[name]
     return touched, SampleMoments(**results)
 
 

@@ -37,6 +37,7 @@ def _convolution_fake(
     unit: int,
     segments: int,
     want: int,
+    factor: float,
 ) -> list[Tensor]:
     shape = (d.shape[-1], *kernel, x.shape[-1] // groups)
     return _new(x, shape, x.shape[0] // unit, segments, want)
@@ -76,6 +77,7 @@ def _convolution_flops(
     unit: int,
     segments: int,
     want: int,
+    factor: float,
     **_: object,
 ) -> int:
     weight = d[-1] * math.prod(kernel) * (x[-1] // groups)
@@ -85,9 +87,22 @@ def _convolution_flops(
 
 sample_moments_convolution = define(
     "sample_moments_convolution(Tensor x, Tensor d, SymInt[] kernel, SymInt[] stride, "
-    "SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt unit, SymInt segments, int want) "
-    "-> Tensor[]",
+    "SymInt[] padding, SymInt[] dilation, SymInt groups, SymInt unit, SymInt segments, int want, "
+    "float factor) -> Tensor[]",
     reference.convolution,
     fake=_convolution_fake,
     flops=_convolution_flops,
+)
+
+
+sample_moments_rows = define(
+    "sample_moments_rows(Tensor rows, SymInt unit, SymInt segments, int want, float factor) "
+    "-> Tensor[]",
+    reference.rows,
+    fake=lambda rows, unit, segments, want, factor: _new(
+        rows, rows.shape[1:], rows.shape[0] // unit, segments, want
+    ),
+    flops=lambda rows, unit, segments, want, *_, **__: (
+        _STATISTIC_FLOPS * len(reference.wanted(want)) * math.prod(rows)
+    ),
 )

@@ -38,6 +38,7 @@ def of_units(
     units: int,
     segments: int,
     want: int,
+    factor: float,
 ) -> list[Tensor]:
     """The statistics of gradients that come one unit after another.
 
@@ -48,6 +49,7 @@ def of_units(
         units: How many will come.
         segments: Equal runs of them.
         want: Bits of `STATISTICS`.
+        factor: All but ``sum`` are of the gradients times this.
     """
     of_segment = units // segments
     norms = like.new_zeros(units, dtype=torch.float64)
@@ -66,7 +68,9 @@ def of_units(
         sums["m2"][segment] += delta * (g - mean)
         norms[unit] = (g * g).sum()
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    results = {name: value.to(dtype) for name, value in sums.items()} | {"sq_norm": norms}
+    power = {"abs_sum": factor, "sq_sum": factor**2, "m2": factor**2}
+    results = {name: (value * power.get(name, 1.0)).to(dtype) for name, value in sums.items()}
+    results["sq_norm"] = norms * factor**2
     return [results[name] for name in wanted(want)]
 
 
@@ -159,6 +163,7 @@ def convolution(
     unit: int,
     segments: int,
     want: int,
+    factor: float,
 ) -> list[Tensor]:
     """Statistics [segments, O, *kernel, I/groups] and sq_norm [units] of a convolution's weight."""
     op = "sample_moments_convolution"
@@ -186,4 +191,15 @@ def convolution(
             yield gradient.movedim(1, -1)
 
     shape = (outputs, *kernel, inputs // groups)
-    return of_units(gradients(), x, shape, samples // unit, segments, want)
+    return of_units(gradients(), x, shape, samples // unit, segments, want, factor)
+
+
+def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:
+    """Statistics [segments, size] and sq_norm [units] of gradients that are there."""
+    op = "sample_moments_rows"
+    message = f"rows must be [samples, size], got {rows.dim()} dimensions"
+    _check.require(rows.dim() == 2, op, message)
+    check_units(op, len(rows), unit, segments, want)
+    units = len(rows) // unit
+    g = rows.double().view(units, unit, rows.shape[1]).sum(1)
+    return of_units(iter(g), rows, rows.shape[1:], units, segments, want, factor)

@@ -157,9 +157,27 @@ def test_compiled_equals_reference_on_any_shapes(
     if out < 1:
         return
     x, d = torch.randn(batch, size, inputs), torch.randn(batch, out, outputs)
-    given_ = (x, d, [kernel], [stride], [padding], [dilation], 1, 1, 1, want)
+    given_ = (x, d, [kernel], [stride], [padding], [dilation], 1, 1, 1, want, 0.5)
     got = op.sample_moments_convolution(*given_)
     assert_close(got, reference.convolution(*given_), tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("unit", "segments"), [(1, None), (2, 3), (4, None)])
+@FLOATS
+def test_rows_equal_the_loop(unit, segments, dtype):
+    gradients = torch.randn(12, 3, 7).to(dtype)
+    got = sm.rows(gradients, unit=unit, segments=segments, want=EVERYTHING)
+    assert_statistics(got, by_loop(gradients, unit, segments), tolerance_of(dtype))
+
+
+def test_a_factor_scales_all_but_the_sum():
+    x, d = torch.randn(7, 6, 5, 5), torch.randn(7, 20, 5, 5)
+    options = {"padding": 1, "want": EVERYTHING}
+    plain = sm.convolution(x, d, (3, 3), **options)
+    scaled = sm.convolution(x, d, (3, 3), factor=4.0, **options)
+    power = {"sum": 1, "abs_sum": 4, "sq_sum": 16, "m2": 16, "sign_sum": 1, "sq_norm": 16}
+    for name, value in plain._asdict().items():
+        assert torch.equal(getattr(scaled, name), value * power[name])
 
 
 def test_a_subset_of_statistics_has_the_bits_of_all():
@@ -268,7 +286,9 @@ SAMPLES = {
         2,
         2,
         63,
+        1.5,
     ),
+    "sample_moments_rows": lambda dtype: (torch.randn(12, 7, dtype=dtype), 2, 3, 63, 1.5),
     "sample_moments_scale": lambda dtype: (
         torch.randn(4, 5, 6, dtype=dtype),
         torch.randn(4, 5, 6, dtype=dtype),
@@ -290,16 +310,25 @@ def test_opcheck(name, dtype):
 X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)
 GEOMETRY = ([1], [1], [0], [1], 1)
 BAD_CALLS = {
-    "dtype": ((X.int(), D, *GEOMETRY, 1, 1, 1), "x must be float32"),
-    "mixed": ((X.double(), D, *GEOMETRY, 1, 1, 1), "x and d must have one dtype"),
-    "samples": ((X[:3], D, *GEOMETRY, 1, 1, 1), "the same number of samples, got 3 and 4"),
-    "unit": ((X, D, *GEOMETRY, 3, 1, 1), "4 samples must be whole units of 3 in 1 equal segments"),
-    "segments": ((X, D, *GEOMETRY, 1, 3, 1), "4 samples must be whole units of 1 in 3"),
-    "want": ((X, D, *GEOMETRY, 1, 1, 64), "want must be from 1 to 63, got 64"),
-    "groups": ((X, D, [1], [1], [0], [1], 2, 1, 1, 1), "groups must divide the channels 3 and 5"),
-    "size": ((X, D[:, :5].contiguous(), *GEOMETRY, 1, 1, 1), "d must have size"),
-    "dims": ((X, D, [1, 1], [1] * 2, [0] * 2, [1] * 2, 1, 1, 1, 1), "x must be"),
-    "entries": ((X, D, [1], [1, 1], [0], [1], 1, 1, 1, 1), "stride must have 1 entries, got 2"),
+    "dtype": ((X.int(), D, *GEOMETRY, 1, 1, 1, 1.0), "x must be float32"),
+    "mixed": ((X.double(), D, *GEOMETRY, 1, 1, 1, 1.0), "x and d must have one dtype"),
+    "samples": ((X[:3], D, *GEOMETRY, 1, 1, 1, 1.0), "the same number of samples, got 3 and 4"),
+    "unit": (
+        (X, D, *GEOMETRY, 3, 1, 1, 1.0),
+        "4 samples must be whole units of 3 in 1 equal segments",
+    ),
+    "segments": ((X, D, *GEOMETRY, 1, 3, 1, 1.0), "4 samples must be whole units of 1 in 3"),
+    "want": ((X, D, *GEOMETRY, 1, 1, 64, 1.0), "want must be from 1 to 63, got 64"),
+    "groups": (
+        (X, D, [1], [1], [0], [1], 2, 1, 1, 1, 1.0),
+        "groups must divide the channels 3 and 5",
+    ),
+    "size": ((X, D[:, :5].contiguous(), *GEOMETRY, 1, 1, 1, 1.0), "d must have size"),
+    "dims": ((X, D, [1, 1], [1] * 2, [0] * 2, [1] * 2, 1, 1, 1, 1, 1.0), "x must be"),
+    "entries": (
+        (X, D, [1], [1, 1], [0], [1], 1, 1, 1, 1, 1.0),
+        "stride must have 1 entries, got 2",
+    ),
 }
 
 

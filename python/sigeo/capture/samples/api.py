@@ -87,7 +87,7 @@ class SampleStatistics:
         if "fisher_rao" not in self._want:
             raise InputError("want: fisher_rao was not asked for")
         uses = [use for record in self._session.records.values() for use in record.uses]
-        return self._total([use.inner for use in uses]) * self._session.scale
+        return self._total([use.inner for use in uses])
 
     def _total(self, parts: Iterable[Tensor | None]) -> Tensor:
         present = [part for part in parts if part is not None]
@@ -165,10 +165,9 @@ def capture(
     names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted if w != "fisher_rao")
     session = Session(
         model,
-        Plan(names, "fisher_rao" in wanted, size, grads),
+        Plan(names, "fisher_rao" in wanted, size, grads, reduction == "mean"),
         batch_dim=batch_dim,
         batch_norm=batch_norm,
-        mean=reduction == "mean",
         max_bytes=max_bytes,
         strict=strict,
     )

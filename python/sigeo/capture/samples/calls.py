@@ -117,27 +117,9 @@ class Layer(torch.autograd.Function):
         return (None, dx, *gradients)
 
 
-def of_rows(rows: Tensor, want: Sequence[str], units: int) -> SampleMoments:
+def of_rows(rows: Tensor, use: Use) -> SampleMoments:
     """Statistics of gradients that are small enough to be there: [samples, *shape]."""
-    g = rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows
-    if units != len(g):
-        g = g.unflatten(0, (units, -1)).sum(1)
-    results: dict[str, Tensor] = {}
-    if "sum" in want:
-        results["sum"] = g.sum(0)
-    if "abs_sum" in want:
-        results["abs_sum"] = g.abs().sum(0)
-    square = g * g if "sq_sum" in want or "sq_norm" in want else g
-    if "sq_sum" in want:
-        results["sq_sum"] = square.sum(0)
-    if "m2" in want:
-        shifted = g - g[:1]
-        results["m2"] = ((shifted - shifted.mean(0)) ** 2).sum(0)
-    if "sign_sum" in want:
-        results["sign_sum"] = g.sign().sum(0)
-    if "sq_norm" in want:
-        results["sq_norm"] = square.flatten(1).sum(1, dtype=torch.float64)
-    return SampleMoments(**results)
+    return sample_moments.rows(rows, unit=use.unit, want=use.want, factor=use.factor)
 
 
 def in_units(rows: Tensor, units: slice, unit: int) -> Tensor:
@@ -171,9 +153,9 @@ class Linear(Call):
         """Weight [O, I]; bias [O]."""
         d = self._positions(d)
         if argument == "bias":
-            return of_rows(d.sum(1), use.want, use.units)
+            return of_rows(d.sum(1), use)
         x = self._positions(x).to(d.dtype)
-        return sample_moments.linear(x, d, unit=use.unit, want=use.want)
+        return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
 
     def unit_gradients(
         self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int
@@ -234,7 +216,7 @@ class Convolution(Call):
         d, images = self._images(d)
         if argument == "bias":
             rows = d.flatten(2).sum(2)
-            return of_rows(rows.unflatten(0, (-1, images)).sum(1), use.want, use.units)
+            return of_rows(rows.unflatten(0, (-1, images)).sum(1), use)
         x, _ = self._images(x)
         return sample_moments.convolution(
             x.to(d.dtype),
@@ -247,6 +229,7 @@ class Convolution(Call):
             transposed=self.transposed,
             unit=use.unit * images,
             want=use.want,
+            factor=use.factor,
         )
 
     def unit_gradients(

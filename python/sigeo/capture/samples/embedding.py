@@ -61,7 +61,12 @@ class Embedding(Call):
         rows, samples, gradients = self.entries(x, d, saved)
         units = samples if use.unit == 1 else samples.div(use.unit, rounding_mode="floor")
         touched, found = sample_moments.embedding(
-            rows, units, gradients, count=use.units, want=[w for w in use.want if w != "sum"]
+            rows,
+            units,
+            gradients,
+            count=use.units,
+            want=[w for w in use.want if w != "sum"],
+            factor=use.factor,
         )
         results: dict[str, Tensor] = {
             name: value

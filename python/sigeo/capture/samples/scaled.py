@@ -50,7 +50,7 @@ class Scaled(Call):
         self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
     ) -> SampleMoments:
         """Of a weight or bias, in its shape."""
-        return of_rows(self.rows(argument, x, d, saved), use.want, use.units)
+        return of_rows(self.rows(argument, x, d, saved), use)
 
     def unit_gradients(
         self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int

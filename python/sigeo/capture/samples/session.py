@@ -78,14 +78,12 @@ class Session:
         *,
         batch_dim: int,
         batch_norm: BatchNormPolicy,
-        mean: bool,
         max_bytes: int,
         strict: bool,
     ):
         """Set up; nothing is recorded before `running`."""
         self.model, self.plan, self.batch_dim = model, plan, batch_dim
         self.batch_norm, self.max_bytes, self.strict = batch_norm, max_bytes, strict
-        self.mean = mean
         self.records = {
             name: Record(name, p) for name, p in model.named_parameters() if p.requires_grad
         }
@@ -341,11 +339,6 @@ class Session:
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(self.finish)
 
-    @property
-    def scale(self) -> float:
-        """What turns a unit's share of the loss's gradient into the gradient of its mean loss."""
-        return (self.plan.samples if self.mean else 1) / self.plan.unit
-
     def finish(self) -> None:
         """Called when the backward pass has ended: what is still open is worked out."""
         if self.finished:
@@ -359,7 +352,6 @@ class Session:
                 record.moments = combined(record, self.plan, self.max_bytes)
             elif record.moments is None:
                 record.moments = SampleMoments()
-            record.moments = _scaled(record.moments, self.scale)
 
 
 class _Mode(TorchFunctionMode):
@@ -402,17 +394,6 @@ def _backward(
         allow_unreachable=True,
         accumulate_grad=True,
     )
-
-
-def _scaled(moments: SampleMoments, scale: float) -> SampleMoments:
-    """Statistics of gradients times ``scale``, in their own memory."""
-    if scale == 1:
-        return moments
-    power = {"sum": 1, "abs_sum": 1, "sq_sum": 2, "m2": 2, "sign_sum": 0, "sq_norm": 2}
-    for name, value in moments._asdict().items():
-        if value is not None and power[name]:
-            value.mul_(scale ** power[name])
-    return moments
 
 
 # What makes no tensor of the forward pass.

@@ -57,13 +57,21 @@ class Plan:
         inner: Whether <theta, g_u> is wanted.
         unit: Samples of a unit.
         grads: Whether ``.grad`` is filled.
+        mean: Whether the loss is the mean of the samples' losses; else it is their sum.
+        samples: Of the batch.
     """
 
     want: tuple[str, ...]
     inner: bool
     unit: int
     grads: bool
+    mean: bool
     samples: int = 0
+
+    @property
+    def factor(self) -> float:
+        """What turns a unit's share of the loss's gradient into the gradient of its mean loss."""
+        return (self.samples if self.mean else 1) / self.unit
 
     @property
     def units(self) -> int:
@@ -116,6 +124,11 @@ class Use:
         """How many there are."""
         return self.plan.units
 
+    @property
+    def factor(self) -> float:
+        """Of `Plan`."""
+        return self.plan.factor
+
     def backward(
         self,
         call: Call,
@@ -148,7 +161,7 @@ class Use:
             batch = call.unit_gradients(argument, x, d, saved, slice(0, 1), plan.samples)
             return batch[0].to(value.dtype)
         if plan.inner:
-            self.inner = call.inner(argument, value, x, d, dx, saved, plan)
+            self.inner = call.inner(argument, value, x, d, dx, saved, plan) * plan.factor
         if not self.want:
             return None
         moments = call.measure(self, argument, x, d, saved)
@@ -163,8 +176,8 @@ class Use:
             moments = moments._replace(**whole)
         if "sum" not in plan.want:
             moments = moments._replace(sum=None)  # autograd keeps the only reference: no copy
-        elif moments.sum is gradient and gradient is not None:
-            moments = moments._replace(sum=gradient.clone())
+        elif moments.sum is not None:
+            moments = moments._replace(sum=moments.sum * plan.factor)
         self.record.moments = moments
         return gradient.to(value.dtype) if gradient is not None and plan.grads else None
 
@@ -195,7 +208,7 @@ def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
         units = slice(begin, min(plan.units, begin + at_once))
         g = sum(part(units) for part in rows)
         assert isinstance(g, Tensor)
-        g = g.to(wide)
+        g = g.to(wide) * plan.factor
         terms: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda g: g, "abs_sum": Tensor.abs, "sq_sum": Tensor.square,
             "sign_sum": Tensor.sign,
