@@ -19,6 +19,7 @@ A *segment* is a run of consecutive units with statistics of its own, one subnet
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
@@ -161,6 +162,11 @@ def linear(
 
 
 def _bits(want: Iterable[str]) -> int:
+    return _bits_of(tuple(want))
+
+
+@functools.cache
+def _bits_of(want: tuple[str, ...]) -> int:
     bits = 0
     for name in want:
         if name not in STATISTICS:
@@ -170,10 +176,13 @@ def _bits(want: Iterable[str]) -> int:
 
 
 def _named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
-    names = [name for bit, name in enumerate(STATISTICS) if bits >> bit & 1]
-    if segments is None:
-        results = [r if n == "sq_norm" else r[0] for n, r in zip(names, results, strict=True)]
-    return SampleMoments(**dict(zip(names, results, strict=True)))
+    values: list[Tensor | None] = [None] * len(STATISTICS)
+    given = iter(results)
+    for bit, name in enumerate(STATISTICS):
+        if bits >> bit & 1:
+            result = next(given)
+            values[bit] = result[0] if segments is None and name != "sq_norm" else result
+    return SampleMoments(*values)
 
 
 def _each(value: int | Sequence[int], dims: int) -> list[int]:

@@ -73,6 +73,14 @@ def _convolve(transposed: bool) -> Handler:
         names = list(defaults) if transposed else ["dilation", "groups"]
         options = defaults | dict(zip(names, rest, strict=False)) | named
         uses = session.uses(weight=weight, bias=bias)
+        if not uses and weight is not input and session.is_constant(weight, bias):
+            axis = session.where(input)
+            if isinstance(axis, Axis) and axis.dim == 0 and input.dim() == dims + 2:
+                output = _FUNCTIONS[dims, transposed](
+                    input, weight, bias, stride, padding, *rest, **named
+                )
+                mark(output, axis)
+                return output
         if "weight" not in uses or input.dim() != dims + 2:
             return NotImplemented
         if bias is not None and "bias" not in uses and bias.requires_grad:

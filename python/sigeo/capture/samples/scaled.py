@@ -156,12 +156,17 @@ class FrozenBatchNorm(ChannelNorm):
         y = torch.batch_norm(
             x, weight, bias, self.mean, self.var, False, 0.0, self.eps, torch.backends.cudnn.enabled
         )
-        return y, self.mean.clone(), (self.var + self.eps).rsqrt()
+        return y, self.mean, self.var
+
+    def sums(self, x: Tensor, d: Tensor, saved: Sequence[Tensor]) -> sample_moments.Scaled:
+        """[N, C]."""
+        return self._scale(x, d, (saved[0], (saved[1] + self.eps).rsqrt()), None)[0]
 
     def input_gradient(
         self, d: Tensor, x: Tensor, weight: Tensor | None, saved: Sequence[Tensor]
     ) -> Tensor:
         """D times the channel's scale."""
+        saved = saved[0], (saved[1] + self.eps).rsqrt()
         factor = _wide(saved[1] if weight is None else saved[1] * weight)
         self._sums, dx = self._scale(x, d, saved, factor.to(_wide(x).dtype))
         assert dx is not None

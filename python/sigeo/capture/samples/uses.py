@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -68,6 +69,11 @@ class Plan:
     mean: bool
     samples: int = 0
 
+    @functools.cached_property
+    def asked(self) -> tuple[str, ...]:
+        """What the kernels are asked for: also the ordinary gradient, if ``.grad`` is filled."""
+        return tuple(sorted({*self.want, *(["sum"] if self.grads else [])}))
+
     @property
     def factor(self) -> float:
         """What turns a unit's share of the loss's gradient into the gradient of its mean loss."""
@@ -109,10 +115,7 @@ class Use:
     @property
     def want(self) -> tuple[str, ...]:
         """Statistics to ask of a kernel."""
-        wanted = set(self.plan.want)
-        if self.plan.grads:
-            wanted.add("sum")
-        return tuple(sorted(wanted))
+        return self.plan.asked
 
     @property
     def unit(self) -> int:
