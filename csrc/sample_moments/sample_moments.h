@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <vector>
 
 #include "common/parallel.h"
 
@@ -88,6 +89,38 @@ struct RowsJob {
 
 template <class T>
 void rows(const RowsJob<T>& job);
+
+// The touched rows of an embedding table. Entry n looked row rows[n] up for unit units[n], or,
+// where units is null, unit n / entries, and got the output gradient gradients[n]; a unit's
+// gradient of a row is the sum over its entries. Entries of row `skipped` do not count.
+template <class T>
+struct EmbeddingJob {
+  const int64_t* rows;   // [count]
+  const int64_t* units;  // [count], or null
+  const T* gradients;    // [count, width]
+  int64_t count, width, unit_count, entries, skipped;
+  T factor;
+};
+
+// First the touched rows, rising; then statistics [touched, width] and sq_norm [units] of them,
+// where not null.
+class Touched {
+ public:
+  Touched(const int64_t* rows, const int64_t* units, int64_t count, int64_t entries,
+          int64_t skipped);
+  const std::vector<int64_t>& rows() const { return rows_; }
+
+  template <class T>
+  void measure(const EmbeddingJob<T>& job, const std::array<T*, kStatistics>& statistics,
+               double* sq_norm) const;
+
+ private:
+  struct Entry {
+    int64_t row, unit, place;
+  };
+  std::vector<Entry> entries_;  // by row, unit and place
+  std::vector<int64_t> rows_;
+};
 
 template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel);

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -165,6 +166,69 @@ Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double f
 }
 
 template <class T>
+Tensors run_embedding(const Tensor& rows, const std::optional<Tensor>& units,
+                      const Tensor& gradients, int64_t count, int64_t entries, int64_t skipped,
+                      int64_t want, double factor) {
+  const auto* row = static_cast<const int64_t*>(rows.data_ptr());
+  const auto* unit = units.has_value() ? static_cast<const int64_t*>(units->data_ptr()) : nullptr;
+  const sample_moments::EmbeddingJob<T> job{row,
+                                            unit,
+                                            static_cast<const T*>(gradients.data_ptr()),
+                                            rows.size(0),
+                                            gradients.size(1),
+                                            count,
+                                            entries,
+                                            skipped,
+                                            static_cast<T>(factor)};
+  const sample_moments::Touched touched(row, unit, rows.size(0), entries, skipped);
+  const int64_t found = static_cast<int64_t>(touched.rows().size());
+  Tensors results{torch::stable::new_empty(rows, Sizes{found})};
+  std::copy(touched.rows().begin(), touched.rows().end(),
+            static_cast<int64_t*>(results[0].data_ptr()));
+  std::array<T*, sample_moments::kStatistics> statistics{};
+  for (int s = 0; s < sample_moments::kStatistics; ++s) {
+    if (!(want >> s & 1)) continue;
+    results.push_back(torch::stable::new_empty(gradients, Sizes{found, job.width}));
+    statistics[s] = static_cast<T*>(results.back().data_ptr());
+  }
+  double* sq_norm = nullptr;
+  if (want & kSqNorm) {
+    results.push_back(torch::stable::new_empty(gradients, Sizes{count}, ScalarType::Double));
+    sq_norm = static_cast<double*>(results.back().data_ptr());
+  }
+  touched.measure(job, statistics, sq_norm);
+  return results;
+}
+
+Tensors embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients, int64_t count,
+                  int64_t entries, int64_t skipped, int64_t want, double factor) {
+  const char* op = "sample_moments_embedding";
+  check_units(op, count, 1, 1, want);
+  STD_TORCH_CHECK(gradients.dim() == 2 && rows.dim() == 1 && rows.size(0) == gradients.size(0), op,
+                  ": rows must be [entries] and gradients [entries, width]");
+  check_pair(op, gradients, gradients);
+  const auto check_indices = [&](const char* name, const Tensor& indices, int64_t limit) {
+    STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.is_contiguous() &&
+                        indices.dim() == 1 && indices.size(0) == rows.size(0),
+                    op, ": ", name, " must be contiguous int64 [entries]");
+    const auto* values = static_cast<const int64_t*>(indices.data_ptr());
+    for (int64_t n = 0; n < indices.size(0); ++n) {
+      STD_TORCH_CHECK(values[n] >= 0 && values[n] < limit, op, ": ", name, "[", n,
+                      "] must be from 0 to ", limit - 1, ", got ", values[n]);
+    }
+  };
+  check_indices("rows", rows, std::numeric_limits<int64_t>::max());
+  if (units.has_value()) check_indices("units", *units, count);
+  else
+    STD_TORCH_CHECK(entries > 0 && rows.size(0) <= count * entries, op,
+                    ": entries must be the number of entries of a unit, got ", entries);
+  if (gradients.scalar_type() == ScalarType::Double) {
+    return run_embedding<double>(rows, units, gradients, count, entries, skipped, want, factor);
+  }
+  return run_embedding<float>(rows, units, gradients, count, entries, skipped, want, factor);
+}
+
+template <class T>
 Tensors run_scale(const Tensor& x, const Tensor& d, const std::optional<Tensor>& mean,
                   const std::optional<Tensor>& rstd, const std::optional<Tensor>& factor,
                   bool channels_last, bool shift) {
@@ -238,6 +302,7 @@ Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tens
 }  // namespace sigeo_ext
 
 STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
+  m.impl("sample_moments_embedding", TORCH_BOX(&sigeo_ext::embedding));
   m.impl("sample_moments_rows", TORCH_BOX(&sigeo_ext::rows));
   m.impl("sample_moments_scale", TORCH_BOX(&sigeo_ext::scale));
   m.impl("sample_moments_convolution", TORCH_BOX(&sigeo_ext::convolution));

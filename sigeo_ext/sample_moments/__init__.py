@@ -143,6 +143,8 @@ def linear(
     """
     bits = _bits(want)
     if x.dim() == 2:
+        if unit == 1 and segments is None and not bits & _NEEDS_EACH:
+            return _separable(_wide(x), _wide(d), bits, factor)
         x, d = x[:, None], d[:, None]
     results = op.sample_moments_convolution(
         _wide(x).contiguous(),
@@ -173,6 +175,27 @@ def _bits_of(want: tuple[str, ...]) -> int:
             raise ValueError(f"want: must be of {', '.join(STATISTICS)}, got {name!r}")
         bits |= 1 << STATISTICS.index(name)
     return bits
+
+
+# Of one position, all but these are products of what x and d give alone: |d x| = |d| |x|.
+_NEEDS_EACH = 1 << STATISTICS.index("m2") | 1 << STATISTICS.index("sign_sum")
+
+
+def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
+    """A linear layer of one position: a matrix product for each statistic."""
+    results: dict[str, Tensor] = {}
+    if bits & 1:
+        results["sum"] = d.t() @ x
+    if bits & 2:
+        results["abs_sum"] = (d.abs() * abs(factor)).t() @ x.abs()
+    if bits & (4 | 32):
+        dd, xx = (d * factor).square_(), x.square()
+        if bits & 4:
+            results["sq_sum"] = dd.t() @ xx
+        if bits & 32:
+            wide = torch.float64
+            results["sq_norm"] = dd.sum(1, dtype=wide) * xx.sum(1, dtype=wide)
+    return SampleMoments(**results)
 
 
 def _named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
@@ -230,24 +253,27 @@ def rows(
 
 def embedding(
     rows: Tensor,
-    units: Tensor,
     gradients: Tensor,
     *,
     count: int,
+    units: Tensor | None = None,
+    skipped: int = -1,
     want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
     factor: float = 1.0,
 ) -> tuple[Tensor, SampleMoments]:
     """Statistics of the touched rows of an embedding table.
 
-    Entry n of the input looked row ``rows[n]`` up for unit ``units[n]`` and got the output gradient
-    ``gradients[n]``; a unit's gradient of a row is the sum over its entries. Rows that no entry
-    touches have statistics of zero and are not among the results.
+    Entry n of the input looked row ``rows[n]`` up and got the output gradient ``gradients[n]``; a
+    unit's gradient of a row is the sum over its entries. Rows that no entry touches have statistics
+    of zero and are not among the results.
 
     Args:
         rows: int64 [N].
-        units: int64 [N], from 0 to ``count`` - 1.
         gradients: [N, E].
         count: Number of units, those without entries among them.
+        units: The unit of each entry, int64 [N]; without it every unit has N / ``count`` entries,
+            one unit's after another's.
+        skipped: A row whose entries do not count, such as the padding.
         want: Which of `STATISTICS`.
         factor: As in `convolution`.
 
@@ -255,42 +281,22 @@ def embedding(
         The touched rows, rising, int64 [R], and statistics [R, E]; sq_norm [count].
 
     Raises:
+        RuntimeError: Tensors that do not fit together, or an index out of its range.
         ValueError: An unknown statistic.
     """
     bits = _bits(want)
-    wide = _wide(gradients)
-    # Sorted by row, then unit: each pair's entries stand together, and each row's pairs.
-    key, order = (rows * count + units).sort(stable=True)
-    pairs, inverse = torch.unique_consecutive(key, return_inverse=True)
-    g = wide.new_zeros(len(pairs), wide.shape[1]).index_add_(0, inverse, wide[order])
-    row_of_pair = pairs.div(count, rounding_mode="floor")
-    touched, place = torch.unique_consecutive(row_of_pair, return_inverse=True)
-
-    def added(values: Tensor) -> Tensor:
-        return values.new_zeros(len(touched), values.shape[1]).index_add_(0, place, values)
-
-    results: dict[str, Tensor] = {}
-    if bits & 1:
-        results["sum"] = added(g)
-    if bits & 2:
-        results["abs_sum"] = added(g.abs())
-    if bits & 4:
-        results["sq_sum"] = added(g * g)
-    if bits & 8:
-        mean = added(g) / count
-        present = added(torch.ones_like(g[:, :1]))
-        # Units that do not touch the row have zero gradients, (0 - mean)^2 each.
-        results["m2"] = added((g - mean[place]) ** 2) + (count - present) * mean**2
-    if bits & 16:
-        results["sign_sum"] = added(g.sign())
-    if bits & 32:
-        squares = (g * g).sum(1, dtype=torch.float64)
-        results["sq_norm"] = squares.new_zeros(count).index_add_(0, pairs % count, squares)
-    power = {"abs_sum": factor, "sq_sum": factor**2, "m2": factor**2, "sq_norm": factor**2}
-    for name, value in results.items():
-        if power.get(name, 1.0) != 1.0:
-            value *= power[name]
-    return touched, SampleMoments(**results)
+    entries = max(1, len(rows) // max(1, count))
+    touched, *results = op.sample_moments_embedding(
+        rows.contiguous(),
+        units,
+        _wide(gradients).contiguous(),
+        count,
+        entries,
+        skipped,
+        bits,
+        factor,
+    )
+    return touched, _named(bits, [r if r.dim() == 1 else r[None] for r in results], None)
 
 
 class Scaled(NamedTuple):

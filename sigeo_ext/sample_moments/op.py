@@ -106,3 +106,34 @@ sample_moments_rows = define(
         _STATISTIC_FLOPS * len(reference.wanted(want)) * math.prod(rows)
     ),
 )
+
+
+def _embedding_fake(
+    rows: Tensor,
+    units: Tensor | None,
+    gradients: Tensor,
+    count: int,
+    entries: int,
+    skipped: int,
+    want: int,
+    factor: float,
+) -> list[Tensor]:
+    touched = torch.library.get_ctx().new_dynamic_size()
+    return [
+        rows.new_empty(touched),
+        *(
+            gradients.new_empty(count, dtype=torch.float64)
+            if name == "sq_norm"
+            else gradients.new_empty(touched, gradients.shape[1])
+            for name in reference.wanted(want)
+        ),
+    ]
+
+
+sample_moments_embedding = define(
+    "sample_moments_embedding(Tensor rows, Tensor? units, Tensor gradients, SymInt count, "
+    "SymInt entries, int skipped, int want, float factor) -> Tensor[]",
+    reference.embedding,
+    fake=_embedding_fake,
+    flops=lambda rows, units, gradients, *_, **__: 6 * math.prod(gradients),
+)

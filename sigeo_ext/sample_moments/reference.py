@@ -194,6 +194,39 @@ def convolution(
     return of_units(gradients(), x, shape, samples // unit, segments, want, factor)
 
 
+def embedding(
+    rows: Tensor,
+    units: Tensor | None,
+    gradients: Tensor,
+    count: int,
+    entries: int,
+    skipped: int,
+    want: int,
+    factor: float,
+) -> list[Tensor]:
+    """The touched rows [R], statistics [R, E] of them, and sq_norm [count]."""
+    op = "sample_moments_embedding"
+    check_units(op, count, 1, 1, want)
+    fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
+    _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
+    if units is None:
+        units = torch.arange(len(rows), device=rows.device) // entries
+    for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
+        long = values.dtype == torch.int64 and values.shape == rows.shape
+        _check.require(long, op, f"{name} must be contiguous int64 [entries]")
+        bad = ((values < 0) | (values >= limit)).nonzero().flatten().tolist()
+        if bad:
+            place = f"{name}[{bad[0]}] must be from 0 to {limit - 1}, got {int(values[bad[0]])}"
+            _check.require(False, op, place)
+    kept = rows != skipped
+    touched, place = rows[kept].unique(return_inverse=True)
+    dense = gradients.new_zeros(count, len(touched), gradients.shape[1], dtype=torch.float64)
+    dense.index_put_((units[kept], place), gradients[kept].double(), accumulate=True)
+    shape = (len(touched), gradients.shape[1])
+    found = of_units(iter(dense), gradients, shape, count, 1, want, factor)
+    return [touched, *(f if f.dim() == 1 else f[0] for f in found)]
+
+
 def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:
     """Statistics [segments, size] and sq_norm [units] of gradients that are there."""
     op = "sample_moments_rows"

@@ -262,7 +262,7 @@ def test_embeddings_equal_the_dense_loop(entries):
     dense = torch.zeros(units, rows, width, dtype=torch.float64)
     dense.index_put_((unit, row), gradients.double(), accumulate=True)
     expected = by_loop(dense)
-    touched, got = sm.embedding(row, unit, gradients, count=units, want=EVERYTHING)
+    touched, got = sm.embedding(row, gradients, units=unit, count=units, want=EVERYTHING)
     assert touched.tolist() == sorted(set(row.tolist()))
     for name, value in expected.items():
         found = getattr(got, name)
@@ -272,6 +272,17 @@ def test_embeddings_equal_the_dense_loop(entries):
             assert (value[rest] == 0).all()
             value = value[touched]
         assert_close(found, value, tolerance=1e-5)
+
+
+def test_embedding_entries_in_order_and_a_row_that_is_skipped():
+    row = torch.tensor([2, 5, 2, 2, 5, 9])
+    gradients = torch.randn(6, 3)
+    given_ = (row, None, gradients, 3, 2, 9, 63, 2.0)
+    got, expected = op.sample_moments_embedding(*given_), reference.embedding(*given_)
+    assert got[0].tolist() == [2, 5]
+    assert_close(got[1:], expected[1:], tolerance=1e-6)
+    with pytest.raises(RuntimeError, match=r"units\[0\] must be from 0 to 2, got 7"):
+        op.sample_moments_embedding(row, row.clamp_min(7), gradients, 3, 2, 9, 63, 1.0)
 
 
 SAMPLES = {
@@ -285,6 +296,16 @@ SAMPLES = {
         1,
         2,
         2,
+        63,
+        1.5,
+    ),
+    "sample_moments_embedding": lambda dtype: (
+        torch.tensor([3, 1, 3, 3, 0, 7]),
+        torch.tensor([0, 1, 0, 2, 1, 2]),
+        torch.randn(6, 4, dtype=dtype),
+        3,
+        1,
+        7,
         63,
         1.5,
     ),

@@ -61,6 +61,14 @@ class SampleStatistics:
         if all(value is None for value in moments):
             zero = torch.zeros_like(record.parameter)
             moments = SampleMoments(**{w: zero for w in self._session.plan.want if w != "sq_norm"})
+        if record.rows is not None:
+            rows, shape = record.rows[None], record.parameter.shape
+            sparse = {
+                key: torch.sparse_coo_tensor(rows, value, shape, is_coalesced=True)
+                for key, value in moments._asdict().items()
+                if value is not None and key != "sq_norm"
+            }
+            moments = moments._replace(**sparse)
         return moments
 
     @property

@@ -67,6 +67,8 @@ def samples_first(tensor: Tensor, axis: Axis) -> Tensor:
 
     For an axis that is alone in dimension 0 that is the tensor itself with a dimension of one.
     """
+    if axis.dim == 0 and axis.alone:
+        return tensor.unsqueeze(1)
     shape = list(tensor.shape)
     split = [axis.outer, axis.samples, axis.inner]
     parts = tensor.reshape(*shape[: axis.dim], *split, *shape[axis.dim + 1 :])

@@ -110,6 +110,32 @@ def leading(place: Where, dims: int, worked: int) -> Where:
     return _mixed("an operation along the samples")
 
 
+def indexed(axis: Axis, dims: int, index: Any) -> Axis | None:
+    """The rule of ``x[index]`` for numbers, slices and None that leave the samples alone.
+
+    None where the index is of another kind: the aten rules find out.
+    """
+    entries = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(entry is not None and entry is not Ellipsis for entry in entries)
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [slice(None)] * (dims - taken)
+    source = place = 0
+    for entry in entries:
+        if source > axis.dim:
+            break
+        if isinstance(entry, int) and not isinstance(entry, bool) and source != axis.dim:
+            source += 1
+        elif isinstance(entry, slice) and (source != axis.dim or entry == slice(None)):
+            place += source < axis.dim
+            source += 1
+        elif entry is None:
+            place += 1
+        else:
+            return None
+    return axis.at(place + max(0, axis.dim - source))
+
+
 def _leading(trailing: int | Callable[[Any], int]) -> Rule:
     def known(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
         axis = _first(given)

@@ -151,6 +151,11 @@ class Linear(Call):
         self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
     ) -> SampleMoments:
         """Weight [O, I]; bias [O]."""
+        if x.dim() == 2 and self.axis.alone:  # one position
+            if argument == "bias":
+                return of_rows(d, use)
+            x = x.to(d.dtype)
+            return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
         d = self._positions(d)
         if argument == "bias":
             return of_rows(d.sum(1), use)

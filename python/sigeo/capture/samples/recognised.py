@@ -76,9 +76,8 @@ def _convolve(transposed: bool) -> Handler:
         if not uses and weight is not input and session.is_constant(weight, bias):
             axis = session.where(input)
             if isinstance(axis, Axis) and axis.dim == 0 and input.dim() == dims + 2:
-                output = _FUNCTIONS[dims, transposed](
-                    input, weight, bias, stride, padding, *rest, **named
-                )
+                function: Any = _FUNCTIONS[dims, transposed]
+                output: Tensor = function(input, weight, bias, stride, padding, *rest, **named)
                 mark(output, axis)
                 return output
         if "weight" not in uses or input.dim() != dims + 2:
@@ -87,9 +86,8 @@ def _convolve(transposed: bool) -> Handler:
             return NotImplemented
         axis = session.where(input)
         if not isinstance(axis, Axis) or axis.dim != 0:
-            function = _FUNCTIONS[dims, transposed]
             given = (input, weight, bias, stride, padding, *rest)
-            return session.foreign(function, given, named)
+            return session.foreign(_FUNCTIONS[dims, transposed], given, named)
         dilation = _each(options["dilation"], dims)
         if isinstance(padding, str):
             input, padding = _padded(input, axis, padding, weight.shape[2:], dilation)
@@ -329,8 +327,23 @@ def _embedding(
     if not isinstance(axis, Axis) or scale_grad_by_freq or max_norm is not None:
         return session.foreign(F.embedding, given, {})
     padding = -1 if padding_idx is None else padding_idx % len(weight)
-    call = embedding.Embedding(axis, uses, padding, sparse, len(weight))
-    return _run(session, call, input, weight, None, axis)
+    look_up = embedding.LookUp(axis, uses["weight"], input, padding)
+    return _looked_up(session, F.embedding, given, look_up)
+
+
+def _looked_up(
+    session: Session, function: Any, given: tuple[Any, ...], look_up: embedding.LookUp
+) -> Tensor:
+    """The output of a look-up, with its gradient on the way to ``look_up``."""
+    if not session.plan.grads:  # nobody wants the table's own gradient
+        given = (given[0], given[1].detach(), *given[2:])
+    y: Tensor = function(*given)
+    y = y if y.requires_grad else y.requires_grad_()
+    if session.register([look_up.use]):
+        session.look_ups.append(look_up)
+        y.register_hook(look_up.arrived)
+    mark(y, look_up.axis)
+    return y
 
 
 @handles(F.embedding_bag)
@@ -361,11 +374,10 @@ def _embedding_bag(
     if not isinstance(axis, Axis) or axis.dim != 0 or odd:
         return session.foreign(F.embedding_bag, given, {})
     padding = -1 if padding_idx is None else padding_idx % len(weight)
-    call = embedding.EmbeddingBag(
-        axis, uses, padding, sparse, len(weight), mode, offsets, include_last_offset,
-        per_sample_weights,
-    )  # fmt: skip
-    return _run(session, call, input, weight, None, axis)
+    bags = embedding.BagLookUp(
+        axis, uses["weight"], input, padding, mode=mode, offsets=offsets, weights=per_sample_weights
+    )
+    return _looked_up(session, F.embedding_bag, given, bags)
 
 
 @handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)

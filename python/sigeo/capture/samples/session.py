@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
-from sigeo.capture.samples.axis_rules import leading, pointwise
+from sigeo.capture.samples.axis_rules import indexed, leading, pointwise
+from sigeo.capture.samples.embedding import LookUp
 from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.follower import Follower
 from sigeo.capture.samples.recognised import HANDLERS
@@ -111,6 +113,7 @@ class Session:
         self.unsupported: dict[str, str] = {}
         self.finished = False
         self._of_parameter = {id(r.parameter): r for r in self.records.values()}
+        self.look_ups: list[LookUp] = []
         self._frames: list[Frame] = []
         self._serial = 0
         self._told = False
@@ -133,9 +136,8 @@ class Session:
             hooks.append(
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
             )
-        stance = torch.compiler.set_stance("force_eager")
         try:
-            with stance, _Mode(self):
+            with _eager(), _Mode(self):
                 yield
         finally:
             for hook in hooks:
@@ -269,15 +271,16 @@ class Session:
                 found[name] = Use(record, view, tuple(tensor.shape), self.plan)
         return found
 
-    def register(self, uses: Sequence[Use]) -> None:
-        """Note the uses of a call that will be part of the backward pass."""
+    def register(self, uses: Sequence[Use]) -> bool:
+        """Note the uses of a call that will be part of the backward pass; whether it will."""
         if _in_backward():  # recomputed: the first forward pass noted it
-            return
+            return False
         for use in uses:
             self._serial += 1
             use.serial = self._serial
             use.session = self
             use.record.uses.append(use)
+        return True
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the model called."""
@@ -321,6 +324,12 @@ class Session:
         """Run any other function and note where the samples of its results are."""
         tensors = tensors_in(args, kwargs)
         places: list[Where] = [where(t) for t in tensors]
+        if func is Tensor.__getitem__ and isinstance(places[0], Axis) and len(places) == 1:
+            kept = indexed(places[0], tensors[0].dim(), args[1])
+            if kept is not None:
+                output = func(*args)
+                mark(output, kept)
+                return output
         if all(place is None for place in places):
             output = func(*args, **kwargs)
             for leaf in tensors_in(output):
@@ -379,6 +388,9 @@ class Session:
         if self.finished:
             return
         self.finished = True
+        for look_up in self.look_ups:
+            if len(look_up.use.record.uses) == 1 and look_up.use.record.uses[0] is look_up.use:
+                look_up.finish()
         for record in self.records.values():
             if record.name in self.unsupported:
                 continue
@@ -409,6 +421,14 @@ class _Mode(TorchFunctionMode):
         if backward or self._session.finished or func.__name__ in _LOOKED_AT:
             return func(*args, **(kwargs or {}))
         return self._session.call(func, args, kwargs or {})
+
+
+def _eager() -> AbstractContextManager[Any]:
+    """Compiled parts of the model run as they were written, so that their calls are seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
 
 
 def _backward(

@@ -41,12 +41,14 @@ class Record:
         parameter: Itself.
         uses: Each use that takes part, in order of the forward pass.
         moments: The statistics, once they are known.
+        rows: The rows of the parameter that ``moments`` are of, rising; None for all.
     """
 
     name: str
     parameter: nn.Parameter
     uses: list[Use] = field(default_factory=list)
     moments: SampleMoments | None = None
+    rows: Tensor | None = None
 
 
 @dataclass

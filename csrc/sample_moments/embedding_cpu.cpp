@@ -1,0 +1,100 @@
+#include <algorithm>
+#include <cmath>
+#include <tuple>
+
+#include "sample_moments/sample_moments.h"
+
+namespace sigeo_ext::sample_moments {
+
+Touched::Touched(const int64_t* rows, const int64_t* units, int64_t count, int64_t entries,
+                 int64_t skipped) {
+  entries_.reserve(count);
+  for (int64_t n = 0; n < count; ++n) {
+    if (rows[n] != skipped) entries_.push_back({rows[n], units ? units[n] : n / entries, n});
+  }
+  // Within a row and unit in the order they came, so that sums have the same bits every time.
+  std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
+    return std::tie(a.row, a.unit, a.place) < std::tie(b.row, b.unit, b.place);
+  });
+  for (const Entry& entry : entries_) {
+    if (rows_.empty() || rows_.back() != entry.row) rows_.push_back(entry.row);
+  }
+}
+
+template <class T>
+void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatistics>& statistics,
+                      double* sq_norm) const {
+  const int64_t width = job.width;
+  const double factor = static_cast<double>(job.factor);
+  if (sq_norm != nullptr) std::fill_n(sq_norm, job.unit_count, 0.0);
+  std::vector<T> g(width), mean(width);
+  size_t entry = 0;
+  for (int64_t row = 0; row < static_cast<int64_t>(rows_.size()); ++row) {
+    const auto line = [&](Statistic s) {
+      return statistics[s] == nullptr ? nullptr : statistics[s] + row * width;
+    };
+    for (const Statistic s : {kSum, kAbsSum, kSqSum, kM2, kSignSum}) {
+      if (T* to = line(s)) std::fill_n(to, width, T{0});
+    }
+    std::fill(mean.begin(), mean.end(), T{0});
+    // Calls body() with each touching unit's gradient in g; twice over the row where M2 is wanted.
+    const auto each_unit = [&](size_t from, const auto& body) {
+      int64_t touching = 0;
+      while (from < entries_.size() && entries_[from].row == rows_[row]) {
+        const int64_t unit = entries_[from].unit;
+        std::fill(g.begin(), g.end(), T{0});
+        for (; from < entries_.size() && entries_[from].row == rows_[row] &&
+               entries_[from].unit == unit;
+             ++from) {
+          const T* source = job.gradients + entries_[from].place * width;
+          for (int64_t i = 0; i < width; ++i) g[i] += source[i];
+        }
+        body(unit);
+        ++touching;
+      }
+      return std::pair(from, touching);
+    };
+    const size_t begin = entry;
+    const auto [end, touching] = each_unit(begin, [&](int64_t unit) {
+      double squares = 0;
+      for (int64_t i = 0; i < width; ++i) {
+        mean[i] += g[i];
+        squares += static_cast<double>(g[i]) * g[i];
+      }
+      if (T* to = line(kSum)) {
+        for (int64_t i = 0; i < width; ++i) to[i] += g[i];
+      }
+      if (T* to = line(kAbsSum)) {
+        for (int64_t i = 0; i < width; ++i) to[i] += std::fabs(g[i]) * job.factor;
+      }
+      if (T* to = line(kSqSum)) {
+        for (int64_t i = 0; i < width; ++i) to[i] += g[i] * g[i] * (job.factor * job.factor);
+      }
+      if (T* to = line(kSignSum)) {
+        for (int64_t i = 0; i < width; ++i) {
+          to[i] += static_cast<T>((g[i] > 0) - (g[i] < 0)) + (g[i] - g[i]);
+        }
+      }
+      if (sq_norm != nullptr) sq_norm[unit] += squares * factor * factor;
+    });
+    entry = end;
+    if (T* to = line(kM2)) {
+      // Units that do not touch the row have a gradient of zero: (0 - mean)^2 each.
+      const T absent = static_cast<T>(job.unit_count - touching);
+      for (T& value : mean) value /= static_cast<T>(job.unit_count);
+      each_unit(begin, [&](int64_t) {
+        for (int64_t i = 0; i < width; ++i) to[i] += (g[i] - mean[i]) * (g[i] - mean[i]);
+      });
+      for (int64_t i = 0; i < width; ++i) {
+        to[i] = (to[i] + absent * mean[i] * mean[i]) * (job.factor * job.factor);
+      }
+    }
+  }
+}
+
+template void Touched::measure(const EmbeddingJob<float>&, const std::array<float*, kStatistics>&,
+                               double*) const;
+template void Touched::measure(const EmbeddingJob<double>&, const std::array<double*, kStatistics>&,
+                               double*) const;
+
+}  // namespace sigeo_ext::sample_moments
