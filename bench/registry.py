@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench import bench_moments, bench_pipeline, bench_start, bench_statistics
+from bench import bench_moments, bench_pipeline, bench_samples, bench_start, bench_statistics
 
 Rows = Callable[[], list[dict[str, Any]]]
 
@@ -54,6 +54,13 @@ BENCHMARKS = (
         ("tests/sigeo/test_capture.py",),
         bench_statistics.memory_rows,
         lambda: [],
+    ),
+    Benchmark(
+        "samples",
+        "bench_samples",
+        ("tests/sigeo_ext/test_sample_moments.py", "tests/sigeo/test_samples.py"),
+        bench_samples.rows,
+        lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
     ),
     Benchmark(
         "pipeline",

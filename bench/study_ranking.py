@@ -133,8 +133,8 @@ def correlations(found: Mapping[str, Values], truth: Values) -> dict[str, Any]:
 
 
 def save(command: str, content: dict[str, Any]) -> None:
-    """Write one result file."""
-    path = RESULTS / f"ranking-{command}.json"
+    """Write one result file, named after the command without its options."""
+    path = RESULTS / f"ranking-{command.partition(' ')[0]}.json"
     head = {
         "command": f"python -m bench.study_ranking {command}",
         "sha": commit(),
@@ -184,9 +184,9 @@ def full() -> None:
         save("full", {"architectures": 200, "networks": FULL, "levels": levels})
 
 
-def candidate() -> None:
-    """200 architectures in reduced networks, each warmed up alone as published."""
-    archs = draw(0, 200)
+def candidate(count: int = 200) -> None:
+    """The last ``count`` of 200 architectures in reduced networks, each warmed up as published."""
+    archs = draw(0, 200)[-count:]
     truth = np.array([table().lookup(METRIC)[arch] for arch in archs])
     space, exact = space_of(REDUCED), data_once("cifar10_raw_subset.npz")
     wanted = (*chosen("sigeo"), STILL, *chosen("zico", "params", "flops"))
@@ -209,12 +209,13 @@ def candidate() -> None:
             "proxies": correlations(found, truth),
             "spearman_minus_that_of_params": best,
         }
-        save("candidate", {"architectures": 200, "networks": REDUCED, "levels": levels})
+        content = {"architectures": count, "networks": REDUCED, "levels": levels}
+        save("candidate" if count == 200 else f"candidate --archs {count}", content)
 
 
 # The search: every combination is one warmed supernet, scored with and without inner steps.
 GRID = {
-    "channels": (4, 8, 16),
+    "channels": (4, 8),
     "steps": (78, 312, 782, 3128),
     "lr": (0.025, 0.1, 0.4),
 }
@@ -323,6 +324,10 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("command", choices=("full", "candidate", "search", "confirm"))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--archs", type=int, default=200, help="of candidate")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    {"full": full, "candidate": candidate, "search": search, "confirm": confirm}[given.command]()
+    if given.command == "candidate":
+        candidate(given.archs)
+    else:
+        {"full": full, "search": search, "confirm": confirm}[given.command]()

@@ -246,17 +246,23 @@ def test_frozen_parameters_are_not_measured():
     assert "0.weight" not in stats.keys() and "0.bias" in stats.keys()  # noqa: SIM118
 
 
-def test_without_gradients_only_what_is_asked_for_is_formed():
+@pytest.mark.parametrize("name", zoo.MODELS)
+def test_without_gradients_only_what_is_asked_for_is_formed(name):
     torch.manual_seed(0)
-    model, inputs, labels = zoo.made("convolutions", SAMPLES)
-    rows = loop(model, inputs, labels)
-    with capture(model, {"fisher_rao"}, grads=False) as stats:
+    model, inputs, labels = zoo.made(name, SAMPLES)
+    found = {}
+    for want in ("fisher_rao", "sample_sq_norm"):
+        for grads in (True, False):
+            before = [p.grad for p in model.parameters()]
+            with capture(model, {want}, grads=grads, batch_norm="frozen") as stats:
+                F.cross_entropy(model(*inputs), labels).backward()
+            found[want, grads] = getattr(stats, want)
+            after = [p.grad for p in model.parameters()]
+            assert grads or all(a is b for a, b in zip(before, after, strict=True))
+    with capture(model, {"fisher_rao", "sample_sq_norm"}, batch_norm="frozen") as stats:
         F.cross_entropy(model(*inputs), labels).backward()
-    inner = sum(
-        (g * p).flatten(1).sum(1) for g, p in zip(rows.values(), model.parameters(), strict=True)
-    )
-    assert error(stats.fisher_rao, inner.detach()) < 1e-10
-    assert all(p.grad is None for p in model.parameters())
+    for (want, _), value in found.items():
+        assert error(value, getattr(stats, want)) < 1e-10
 
 
 class Odd(torch.autograd.Function):

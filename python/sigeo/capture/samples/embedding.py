@@ -57,18 +57,19 @@ class LookUp:
         if self.gradient is None:
             return
         rows, samples, gradients = self.entries()
-        touched, found = sample_moments.embedding(
-            rows,
-            gradients,
-            count=use.units,
-            units=None if samples is None else samples.div(use.unit, rounding_mode="floor"),
-            skipped=self.padding_idx,
-            want=use.plan.want,
-            factor=use.factor,
-        )
-        if found.sum is not None:
-            found = found._replace(sum=found.sum * use.factor)
-        use.record.rows, use.record.moments = touched, found
+        if use.plan.want:
+            touched, found = sample_moments.embedding(
+                rows,
+                gradients,
+                count=use.units,
+                units=None if samples is None else samples.div(use.unit, rounding_mode="floor"),
+                skipped=self.padding_idx,
+                want=use.plan.want,
+                factor=use.factor,
+            )
+            if found.sum is not None:
+                found = found._replace(sum=found.sum * use.factor)
+            use.record.rows, use.record.moments = touched, found
         if use.plan.inner:
             use.inner = self._inner(rows, samples, gradients)
 

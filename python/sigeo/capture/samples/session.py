@@ -136,12 +136,17 @@ class Session:
             hooks.append(
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
             )
+        kept = [] if self.plan.grads else [(p, p.grad) for p in self.model.parameters()]
+        for parameter, _ in kept:  # autograd fills it where modules differentiate themselves
+            parameter.grad = None
         try:
             with _eager(), _Mode(self):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
+            for parameter, grad in kept:
+                parameter.grad = grad
             if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
                 for counter, count in counters:
                     counter.fill_(count)

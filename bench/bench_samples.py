@@ -1,0 +1,219 @@
+"""Statistics of single samples' gradients over the plain forward and backward pass.
+
+Every row's ``over_plain`` is the median, over rounds in one process, of a route's CPU time over
+that of the plain passes beside it. The peers are a loop over the samples and the vmap of grad of
+``torch.func``, both followed by the same statistics in plain torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench import harness, models
+from bench.bench_statistics import MIDDLING
+from bench.harness import Times
+from sigeo import spaces
+from sigeo.capture import capture
+
+LARGEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+" + (
+    "|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+)
+ALL = ("sum", "abs_sum", "m2", "sample_sq_norm")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A model with a batch.
+
+    Attributes:
+        name: In the rows.
+        make: The model; batch norm on running statistics.
+        inputs: Of the batch.
+        classes: Of the labels.
+        rounds: For the time.
+        peers: Which peers finish in reasonable time and memory.
+    """
+
+    name: str
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[Tensor, ...]]
+    classes: int = 10
+    rounds: int = 5
+    peers: tuple[str, ...] = ("loop", "vmap")
+
+
+def _cell(text: str) -> nn.Module:
+    space = spaces.get("nasbench201", spaces.InputShape(3, 32, 10))
+    return space.build(space.parse(text), seed=0).eval()
+
+
+def _images(batch: int) -> Callable[[], tuple[Tensor, ...]]:
+    def make() -> tuple[Tensor, ...]:
+        images = torch.randn(batch, 3, 32, 32)
+        return (images.contiguous(memory_format=torch.channels_last),)
+
+    return make
+
+
+def _clicks(batch: int, rows: int) -> Callable[[], tuple[Tensor, ...]]:
+    return lambda: (torch.randn(batch, 13), torch.randint(0, rows, (batch, 26)))
+
+
+WORKLOADS = (
+    Workload("NAS-Bench-201 middling, batch 64", lambda: _cell(MIDDLING), _images(64)),
+    Workload("NAS-Bench-201 largest, batch 64", lambda: _cell(LARGEST), _images(64), rounds=3),
+    Workload("ResNet-18 GN, batch 16", models.resnet18, _images(16), rounds=3),
+    Workload("ResNet-18 GN, batch 64", models.resnet18, _images(64), rounds=3, peers=("loop",)),
+    Workload("MobileNetV2, batch 32", lambda: models.mobilenet_v2().eval(), _images(32)),
+    Workload("transformer, batch 64", models.Encoder, lambda: (torch.randint(0, 1000, (64, 64)),)),
+    Workload("CTR 10,000 rows, batch 128", lambda: models.ClickThrough(10_000),
+             _clicks(128, 10_000), 2, 15),
+    Workload("CTR 10,000 rows, batch 512", lambda: models.ClickThrough(10_000),
+             _clicks(512, 10_000), 2, 15, ("loop",)),
+    Workload("CTR 1,000,000 rows, batch 128", lambda: models.ClickThrough(1_000_000),
+             _clicks(128, 1_000_000), 2, 3, ()),
+    Workload("CTR 1,000,000 rows, sparse, batch 128",
+             lambda: models.ClickThrough(1_000_000, sparse=True),
+             _clicks(128, 1_000_000), 2, 5, ()),
+)  # fmt: skip
+
+
+class Case:
+    """A workload, made, with the routes."""
+
+    def __init__(self, workload: Workload):
+        torch.manual_seed(0)
+        self.model = workload.make()
+        self.inputs = workload.inputs()
+        if self.inputs[0].dim() == 4:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.labels = torch.randint(0, workload.classes, (len(self.inputs[0]),))
+
+    def plain(self) -> None:
+        """Forward and backward."""
+        self.model.zero_grad()
+        F.cross_entropy(self.model(*self.inputs), self.labels).backward()
+
+    def captured(self, want: tuple[str, ...] = ALL, *, grads: bool = True) -> None:
+        """The same with statistics."""
+        self.model.zero_grad()
+        with capture(self.model, want, grads=grads) as found:
+            F.cross_entropy(self.model(*self.inputs), self.labels).backward()
+        assert found.units == len(self.labels)
+
+    def loop(self) -> None:
+        """A pass a sample, statistics added up."""
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        state = [[torch.zeros_like(p) for _ in range(3)] for p in parameters]
+        for i in range(len(self.labels)):
+            one = tuple(x[i : i + 1] for x in self.inputs)
+            loss = F.cross_entropy(self.model(*one), self.labels[i : i + 1])
+            grads = torch.autograd.grad(loss, parameters)
+            torch.stack([g.square().sum() for g in grads]).sum()
+            for (total, absolute, square), g in zip(state, grads, strict=True):
+                total += g
+                absolute += g.abs()
+                square += g * g
+
+    def vmap(self) -> None:
+        """``torch.func``: all gradients at once, then the statistics."""
+        weights = {n: p.detach() for n, p in self.model.named_parameters()}
+        buffers = dict(self.model.named_buffers())
+
+        def loss(weights: dict[str, Tensor], y: Tensor, *inputs: Tensor) -> Tensor:
+            batch = tuple(x.unsqueeze(0) for x in inputs)
+            output = torch.func.functional_call(self.model, (weights, buffers), batch)
+            return F.cross_entropy(output, y.unsqueeze(0))
+
+        axes = (None, 0, *(0 for _ in self.inputs))
+        gradient = torch.func.vmap(torch.func.grad(loss), in_dims=axes, randomness="different")
+        for g in gradient(weights, self.labels, *self.inputs).values():
+            g.sum(0), g.abs().sum(0), g.var(0), g.flatten(1).square().sum(1)
+
+
+def time_rows(workload: Workload, rounds: int | None = None) -> list[dict[str, Any]]:
+    """All routes in turn, one thread."""
+    case = Case(workload)
+    routes: dict[str, Callable[[], None]] = {
+        "plain": case.plain,
+        "capture": case.captured,
+        "capture, norms": lambda: case.captured(("sample_sq_norm",)),
+        "capture, Fisher-Rao, no .grad": lambda: case.captured(("fisher_rao",), grads=False),
+    }
+    routes |= {name: getattr(case, name) for name in workload.peers}
+    with harness.thread_count(1):
+        times = harness.in_turn(routes, rounds=rounds or workload.rounds)
+        return [_row(workload, name, times) for name in routes]
+
+
+def _row(workload: Workload, name: str, times: dict[str, Times]) -> dict[str, Any]:
+    ratios = harness.ratio(times[name], times["plain"])
+    return harness.row(
+        "sample statistics",
+        name,
+        times[name],
+        baseline="plain",
+        shape=workload.name,
+        mode="forward+backward",
+        over_plain=statistics.median(ratios.seconds),
+        over_plain_worst=max(ratios.seconds),
+    )
+
+
+def rows() -> list[dict[str, Any]]:
+    """Time and memory of every workload."""
+    return [row for workload in WORKLOADS for row in time_rows(workload)] + memory_rows()
+
+
+MEMORY_ROUTES = ("plain", "capture", "vmap")
+
+
+def memory_rows() -> list[dict[str, Any]]:
+    """Peak memory of each route in a process of its own."""
+    result = []
+    for index, workload in enumerate(WORKLOADS):
+        for route in MEMORY_ROUTES:
+            if route == "vmap" and "vmap" not in workload.peers:
+                continue
+            command = [sys.executable, "-m", "bench.bench_samples", str(index), route]
+            found = subprocess.run(command, capture_output=True, text=True, check=True)
+            with harness.thread_count(1):
+                entry = harness.row(
+                    "memory",
+                    route,
+                    Times((0.0,)),
+                    shape=workload.name,
+                    mode="forward+backward",
+                    **json.loads(found.stdout),
+                )
+            result.append(entry)
+    return result
+
+
+def measure_memory(workload: Workload, route: str) -> None:
+    """In a fresh process: print the peak growth in MiB over a first, small use of torch."""
+    case = Case(workload)
+    parameters = sum(p.numel() * 4 for p in case.model.parameters()) / 2**20
+    peak = harness.PeakMemory()
+    {"plain": case.plain, "capture": case.captured, "vmap": case.vmap}[route]()
+    print(json.dumps({"peak_mib": peak.mib(), "parameters_mib": parameters}))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("workload", type=int)
+    parser.add_argument("route", choices=MEMORY_ROUTES)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    measure_memory(WORKLOADS[given.workload], given.route)
