@@ -71,19 +71,19 @@ def convolution(
     want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
     factor: float = 1.0,
 ) -> SampleMoments:
-    """Statistics of the weight [O, I/groups, *kernel] of a 1-, 2- or 3-d convolution.
+    """Statistics of the weight ``[O, I/groups, *kernel]`` of a 1-, 2- or 3-d convolution.
 
     Args:
-        x: Its input [B, I, *size], float32, float64, bfloat16 or float16; fastest in channels_last
-            memory.
-        d: The gradient of its output [B, O, *size], like ``x``.
+        x: Its input ``[B, I, *size]``, float32, float64, bfloat16 or float16; fastest in
+            channels_last memory.
+        d: The gradient of its output ``[B, O, *size]``, like ``x``.
         kernel_size: Of the weight.
         stride: As the layer's; one number for all dimensions.
         padding: Likewise, in zeros.
         dilation: Likewise.
         groups: As the layer's.
         transposed: Whether the layer is a transposed convolution; its weight is
-            [I, O/groups, *kernel].
+            ``[I, O/groups, *kernel]``.
         unit: Consecutive samples whose gradients are added up before anything else.
         segments: Equal runs of samples with statistics of their own.
         want: Which of `STATISTICS`.
@@ -230,7 +230,7 @@ def rows(
     want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
     factor: float = 1.0,
 ) -> SampleMoments:
-    """Statistics of samples' gradients that are there, [samples, *shape], of small parameters.
+    """Statistics of samples' gradients that are there, ``[samples, *shape]``, of small parameters.
 
     Args:
         gradients: One a sample.
