@@ -1,9 +1,9 @@
 """Gradient statistics of any ``nn.Module``; the model comes back as it was."""
 
-from sigeo.capture.batches import Batches, MemoryFormat
+from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.fisher_rao import sample_inner_products
 from sigeo.capture.layers import Selection, select
-from sigeo.capture.samples import SampleStatistics, capture
+from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
     FirstGradient,
@@ -16,6 +16,7 @@ from sigeo.capture.steps import SGD, ClippedAdagrad, Steps
 
 __all__ = [
     "SGD",
+    "BatchNormPolicy",
     "Batches",
     "ClippedAdagrad",
     "FirstGradient",
@@ -26,6 +27,7 @@ __all__ = [
     "SampleStatistics",
     "Selection",
     "Steps",
+    "call",
     "capture",
     "gradient_statistics",
     "preserved",

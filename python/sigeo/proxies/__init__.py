@@ -1,9 +1,10 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, sigeo, size, synflow, zico
+from sigeo.proxies import gradient, samples, sigeo, size, synflow, zico
 from sigeo.proxies.base import (
     OnGradient,
     OnModel,
+    OnSamples,
     OnStatistics,
     Outcome,
     Proxy,
@@ -14,6 +15,7 @@ from sigeo.proxies.registry import get, names, register
 __all__ = [
     "OnGradient",
     "OnModel",
+    "OnSamples",
     "OnStatistics",
     "Outcome",
     "Proxy",
@@ -22,6 +24,7 @@ __all__ = [
     "gradient",
     "names",
     "register",
+    "samples",
     "sigeo",
     "size",
     "synflow",

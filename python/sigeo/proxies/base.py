@@ -9,7 +9,13 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from sigeo.capture import FirstGradient, GradientStatistics, Request
+from sigeo.capture import (
+    BatchNormPolicy,
+    FirstGradient,
+    GradientStatistics,
+    Request,
+    SampleStatistics,
+)
 
 
 @dataclass(frozen=True)
@@ -64,7 +70,20 @@ class OnStatistics:
     batches: int = 2
 
 
-Measurement = OnModel | OnGradient | OnStatistics
+@dataclass(frozen=True)
+class OnSamples:
+    """The function gets statistics over the first batch's samples, and its mean loss.
+
+    ``f(model, statistics, loss) -> Outcome``; what it wants and how batch norm on batch statistics
+    is to be understood are those of `sigeo.capture.capture`.
+    """
+
+    function: Callable[[nn.Module, SampleStatistics, float], Outcome]
+    want: frozenset[str]
+    batch_norm: BatchNormPolicy = "frozen"
+
+
+Measurement = OnModel | OnGradient | OnStatistics | OnSamples
 
 
 @dataclass(frozen=True)

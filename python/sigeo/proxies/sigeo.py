@@ -52,18 +52,18 @@ Terms = Callable[[nn.Module, GradientStatistics], TermsAndNotes]
 
 
 def _cv_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
-    zico, counted, notes = ratio_term(statistics)
+    zico, counted, notes = ratio_term(statistics.summary.ratio)
     inner = statistics.summary.inner[counted].abs().sum()
     return zico, 2 * float((inner + 1e-5).log()), notes
 
 
 def _recsys_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
-    zico, _, notes = ratio_term(statistics)
+    zico, _, notes = ratio_term(statistics.summary.ratio)
     return zico, float((statistics.summary.inner.sum().abs() + 1e-10).log()), notes
 
 
 def _paper_terms(model: nn.Module, statistics: GradientStatistics) -> TermsAndNotes:
-    zico, _, notes = ratio_term(statistics)
+    zico, _, notes = ratio_term(statistics.summary.ratio)
     assert statistics.sample_inner is not None
     return zico, float(statistics.sample_inner.square().mean().sqrt().log()), notes
 
@@ -130,12 +130,34 @@ _PRESETS: dict[str, tuple[Terms, Request]] = {
 }
 
 
-def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | None) -> Proxy:
+def checked_lambdas(lambdas: Sequence[float]) -> list[float]:
+    """The weights of the three terms.
+
+    Raises:
+        InputError: Not three finite numbers.
+    """
     if len(lambdas) != 3 or not all(math.isfinite(value) for value in lambdas):
         raise InputError(f"lambdas: expected three finite numbers, got {list(lambdas)}")
+    return [float(value) for value in lambdas]
+
+
+def combined(
+    lambdas: Sequence[float], zico: float, fr: float, loss: float, notes: tuple[str, ...]
+) -> Outcome:
+    """The score of three terms; a term with weight 0 is left out, so that it may be infinite."""
+    one, two, three = lambdas
+    parts = [(one, zico), (two, fr), (-three, loss)]
+    value = sum(weight * term for weight, term in parts if weight != 0)
+    if not math.isfinite(loss):
+        value = math.nan
+        notes = (*notes, f"the loss of the last batch is {loss}")
+    return Outcome(value, {"zico": zico, "fr": fr, "loss": loss}, notes)
+
+
+def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | None) -> Proxy:
     terms, request = _PRESETS[preset]
-    one, two, three = (float(value) for value in lambdas)
-    options: dict[str, object] = {"preset": preset, "lambdas": [one, two, three]}
+    weights = checked_lambdas(lambdas)
+    options: dict[str, object] = {"preset": preset, "lambdas": weights}
     if inner_lr is not None:
         if not isinstance(request.steps, SGD):
             raise InputError(f"inner_lr: only sigeo_cv_official has one, got preset {preset}")
@@ -146,14 +168,7 @@ def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | No
 
     def function(model: nn.Module, statistics: GradientStatistics) -> Outcome:
         zico, fr, notes = terms(model, statistics)
-        loss = float(statistics.losses[-1])
-        # A term with weight 0 is left out, so that its infinity does not become a NaN.
-        parts = [(one, zico), (two, fr), (-three, loss)]
-        value = sum(weight * term for weight, term in parts if weight != 0)
-        if not math.isfinite(loss):
-            value = math.nan
-            notes = (*notes, f"the loss of the last batch is {loss}")
-        return Outcome(value, {"zico": zico, "fr": fr, "loss": loss}, notes)
+        return combined(weights, zico, fr, float(statistics.losses[-1]), notes)
 
     return Proxy(
         name=name,

@@ -16,9 +16,12 @@ from sigeo.proxies.base import OnStatistics, Outcome, Proxy
 from sigeo.proxies.registry import register
 
 
-def ratio_term(statistics: GradientStatistics) -> tuple[float, Tensor, tuple[str, ...]]:
-    """The sum of logs, which layers count in it [layers], and notes on those that do not."""
-    ratio = statistics.summary.ratio
+def ratio_term(ratio: Tensor) -> tuple[float, Tensor, tuple[str, ...]]:
+    """The sum of logs, which layers count in it [layers], and notes on those that do not.
+
+    Args:
+        ratio: Each layer's sum of mean |g| / std(g) [layers].
+    """
     counted = ratio != 0  # a NaN counts, so that it reaches the score
     notes: tuple[str, ...] = ()
     skipped = len(ratio) - int(counted.sum())
@@ -30,7 +33,7 @@ def ratio_term(statistics: GradientStatistics) -> tuple[float, Tensor, tuple[str
 
 
 def _zico(model: nn.Module, statistics: GradientStatistics) -> Outcome:
-    value, _, notes = ratio_term(statistics)
+    value, _, notes = ratio_term(statistics.summary.ratio)
     return Outcome(value, {"zico": value}, notes)
 
 

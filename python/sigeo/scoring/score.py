@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import torch
 from torch import nn
 
 from sigeo import proxies as registry
@@ -13,10 +14,13 @@ from sigeo.capture import (
     FirstGradient,
     LossFunction,
     MemoryFormat,
+    call,
+    capture,
     gradient_statistics,
+    preserved,
 )
 from sigeo.errors import InputError
-from sigeo.proxies import OnGradient, OnModel, OnStatistics, Outcome, Proxy, Score
+from sigeo.proxies import OnGradient, OnModel, OnSamples, OnStatistics, Outcome, Proxy, Score
 
 
 def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
@@ -100,6 +104,7 @@ def score(
         if isinstance(proxy.measurement, OnModel):
             outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
     outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
+    outcomes |= _measure_samples(model, data, wanted, loss_fn)
     return {proxy.name: proxy.score(outcomes[proxy.name]) for proxy in wanted}
 
 
@@ -141,6 +146,33 @@ def _measure_gradients(
         else _unreached()
         for name, m in on_statistics.items()
     }
+
+
+def _measure_samples(
+    model: nn.Module, data: Batches, proxies: Sequence[Proxy], loss_fn: LossFunction
+) -> dict[str, Outcome]:
+    """The outcomes of the proxies of single samples: one pass for each meaning of batch norm."""
+    measurements = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnSamples)}
+    outcomes: dict[str, Outcome] = {}
+    for policy in dict.fromkeys(m.batch_norm for m in measurements.values()):
+        group = {name: m for name, m in measurements.items() if m.batch_norm == policy}
+        want = frozenset().union(*(m.want for m in group.values()))
+        inputs, labels = data[0]
+        with (
+            preserved(model, parameters=False),
+            torch.enable_grad(),
+            capture(model, want, batch_norm=policy, grads=False) as statistics,
+        ):
+            loss = loss_fn(call(model, inputs), labels)
+            if loss.requires_grad:
+                loss.backward()
+        outcomes |= {
+            name: m.function(model, statistics, float(loss.detach()))
+            if loss.requires_grad
+            else _unreached()
+            for name, m in group.items()
+        }
+    return outcomes
 
 
 def _unreached() -> Outcome:

@@ -7,5 +7,6 @@ The way of a pass: `session` sees every call of the model, `recognised` knows th
 """
 
 from sigeo.capture.samples.api import SampleStatistics, capture
+from sigeo.capture.samples.session import BatchNormPolicy
 
-__all__ = ["SampleStatistics", "capture"]
+__all__ = ["BatchNormPolicy", "SampleStatistics", "capture"]
