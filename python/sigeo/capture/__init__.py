@@ -1,7 +1,8 @@
 """Gradient statistics of any ``nn.Module``; the model comes back as it was."""
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
-from sigeo.capture.fisher_rao import sample_inner_products
+from sigeo.capture.fisher import diag_fisher, fisher_rao, fisher_trace
+from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
@@ -29,6 +30,9 @@ __all__ = [
     "Steps",
     "call",
     "capture",
+    "diag_fisher",
+    "fisher_rao",
+    "fisher_trace",
     "gradient_statistics",
     "preserved",
     "sample_inner_products",

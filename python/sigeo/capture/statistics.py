@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
-from sigeo.capture.fisher_rao import sample_inner_products
+from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.state import RandomState, Snapshot, device_of, preserved
 from sigeo.capture.steps import Steps
