@@ -193,7 +193,7 @@ def _search(content: Row) -> str:
     heads = ["C", "steps", "lr", "steps between batches, lr"]
     best = [
         [*_setting(e), ", ".join(map(str, e["lambdas"])), f"{e['spearman']:.3f}"]
-        for e in content["best"][:10]
+        for e in content["best_of_each"]
     ]
     alone = [
         [*_setting(e), *(f"{e[term]:.3f}" for term in ("zico", "fr", "loss"))]
@@ -201,7 +201,8 @@ def _search(content: Row) -> str:
     ]
     return "\n".join(
         [
-            f"{content['tried']} settings; params alone gives {content['params']:.3f}. The best:\n",
+            f"{content['tried']} settings; params alone gives {content['params']:.3f}. The best "
+            "lambdas of each supernet:\n",
             table([*heads, "lambdas", "Spearman"], best),
             "Spearman of each term alone, by setting:\n",
             table([*heads, "ZiCo term", "FR term", "-loss"], alone),

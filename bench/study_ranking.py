@@ -285,10 +285,19 @@ def search() -> None:
             "architectures": 100,
             "tried": len(results),
             "params": rho(scores_of(rows, archs, "params"), truth),
-            "best": results[:20],
+            "best": results[:10],
+            "best_of_each": best_of_each(results),
             "terms_alone": singles,
         }
         save("search", content)
+
+
+def best_of_each(results: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of results, best first, the best of each width, number of steps and step size."""
+    found: dict[tuple[Any, ...], Mapping[str, Any]] = {}
+    for result in results:
+        found.setdefault(tuple(result[name] for name in GRID), result)
+    return list(found.values())
 
 
 def confirm() -> None:
