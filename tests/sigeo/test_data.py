@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
+import zipfile
 
 import numpy as np
 import pytest
@@ -101,24 +103,52 @@ def test_a_pickle_that_asks_for_more_than_arrays_is_refused(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", "expected a CIFAR batch"),
-        (b"nonsense", "expected a CIFAR batch"),
-        (pickle.dumps([1, 2]), "expected a CIFAR batch"),
-        (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}), "expected a CIFAR batch.*labels"),
-        (
-            pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"fine_labels": [1, 2]}),
-            r"data must be uint8 \[N, 3072\], got uint8 \[2, 5\]",
-        ),
-    ],
-)
+class Raises:
+    """Pickles as a call of a permitted function that raises something unforeseen."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+DAMAGED = [
+    (pickle.dumps(Raises(codecs.encode, "a", "nonsense")), r"\(LookupError unknown encoding"),
+    (pickle.dumps(Raises(codecs.encode, "a")), r"batch in the python version \(Attr"),
+    (pickle.dumps(Raises(np.dtype, 3)), r"\(TypeError "),
+    (pickle.dumps(Raises(np.ndarray, (2**62,))), r"\((Value|Memory)Error "),
+    (b"(" * 9 + b"N\x85" * 3 + b"b.", r"expected a CIFAR batch in the python version \("),
+    (
+        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": 1}),
+        r"train: fine_labels must be 2 integers, got int64 \[\]",
+    ),
+    (
+        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [1]}),
+        r"train: fine_labels must be 2 integers, got int64 \[1\]",
+    ),
+    (
+        pickle.dumps({b"data": np.zeros((2, 3072), np.uint8), b"fine_labels": [0.5, 1]}),
+        r"train: fine_labels must be 2 integers, got float64 \[2\]",
+    ),
+    (b"", "expected a CIFAR batch"),
+    (b"nonsense", "expected a CIFAR batch"),
+    (pickle.dumps([1, 2]), "expected a CIFAR batch"),
+    (pickle.dumps({b"data": np.zeros((2, 3072), np.uint8)}), "expected a CIFAR batch.*labels"),
+    (
+        pickle.dumps({b"data": np.zeros((2, 5), np.uint8), b"fine_labels": [1, 2]}),
+        r"data must be uint8 \[N, 3072\], got uint8 \[2, 5\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), DAMAGED, ids=map(str, range(len(DAMAGED))))
 def test_damaged_python_batches(tmp_path, content, message):
     folder = cifar_python(tmp_path / "c", hundred=True)
     (folder / "train").write_bytes(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         load(folder)
+    assert "\n" not in str(caught.value)
 
 
 def test_damaged_binary_batches(tmp_path):
@@ -180,6 +210,28 @@ def test_npz_of_jpeg_streams(tmp_path):
     np.savez(path, train_jpeg=broken, train_offsets=offsets, train_labels=np.arange(5))
     with pytest.raises(InputError, match="image 2 of train_jpeg"):
         load(path)
+    falling = offsets.astype(np.uint64)
+    falling[[1, 2]] = falling[[2, 1]]
+    for wrong, message in (
+        (offsets.astype(float), r"train_offsets must be integers .* got float64 \[6\]"),
+        (offsets[None], r"train_offsets must be integers .* got int64 \[1, 6\]"),
+        (falling, "train_offsets must rise from 0 to"),
+    ):
+        np.savez(path, train_jpeg=joined, train_offsets=wrong, train_labels=np.arange(5))
+        with pytest.raises(InputError, match=message):
+            load(path)
+
+
+def test_whatever_a_decoder_raises_is_one_line(tmp_path, monkeypatch):
+    def broken(_):
+        raise SyntaxError("broken\nmarker")
+
+    path = tmp_path / "j.npz"
+    stream, offsets = np.zeros(4, np.uint8), np.array([0, 4])
+    np.savez(path, train_jpeg=stream, train_offsets=offsets, train_labels=np.zeros(1, int))
+    monkeypatch.setattr(Image, "open", broken)
+    with pytest.raises(InputError, match="image 0 of train_jpeg: SyntaxError broken marker"):
+        load(path)
 
 
 @pytest.mark.parametrize(
@@ -234,6 +286,20 @@ def test_npz_of_jpeg_streams(tmp_path):
             "expected training images, got none",
         ),
         (
+            {"train_images": images(0), "train_labels": np.zeros(0, int)},
+            "bad.npz: expected training images, got none",
+        ),
+        *(
+            (
+                {"train_images": images(), "train_labels": np.zeros(6, int), name: value},
+                rf"{name} must be \[classes\], got \{shape}",
+            )
+            for name, value, shape in (
+                ("class_names", np.array(5), "[]"),
+                ("fine_names", np.array([["a"]]), "[1, 1]"),
+            )
+        ),
+        (
             {"train_images": np.array([{}]), "train_labels": np.zeros(1, int)},
             "expected an .npz file of plain arrays",
         ),
@@ -251,6 +317,30 @@ def test_truncated_npz(tmp_path):
     np.savez(path, train_images=images(), train_labels=np.zeros(6, int))
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(InputError, match="expected an .npz file of plain arrays"):
+        load(path)
+
+
+def test_compressed_npz_with_wrong_bytes(tmp_path):
+    path = tmp_path / "bad.npz"
+    np.savez_compressed(path, train_images=np.zeros((600, 8, 8), np.uint8))
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        start = archive.infolist()[0].header_offset + 30 + len("train_images.npy") + 20
+    content[start : start + 4] = b"\xff" * 4
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"bad.npz: expected an .npz file .* \(error Error -3"):
+        load(path)
+
+
+def test_archives_that_are_no_npz(tmp_path):
+    path = tmp_path / "one.npz"
+    with path.open("wb") as file:
+        np.save(file, images())
+    with pytest.raises(InputError, match="one.npz: expected an .npz file, got a single array"):
+        load(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("train_images", "text")
+    with pytest.raises(InputError, match="one.npz: .* of plain arrays, found train_images"):
         load(path)
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import multiprocessing
 import os
 import signal
 import sqlite3
+from pathlib import Path
 
 import pytest
+import torch
 
 from sigeo import InputError
-from sigeo.store import Record, RunStore
+from sigeo.store import Record, RunStore, runs
+from sigeo.supernet import TrainingState, save_checkpoint
 
 
 def test_scores_come_back(tmp_path):
@@ -38,9 +42,91 @@ def test_other_settings_are_another_run(tmp_path):
 def test_all_or_none(tmp_path):
     with RunStore(tmp_path / "s.sqlite", {}) as store:
         store.put("n", {"p": Record(1.0)})
-        with pytest.raises(InputError, match="UNIQUE constraint failed"):
-            store.put("n", {"q": Record(2.0), "p": Record(3.0)})
+        with pytest.raises(InputError, match="NOT NULL constraint failed: scores.seconds"):
+            store.put("n", {"q": Record(2.0), "r": Record(3.0, seconds=None)})
         assert set(store.get("n")) == {"p"}
+
+
+def test_the_first_score_is_kept(tmp_path):
+    path = tmp_path / "s.sqlite"
+    with RunStore(path, {}) as first, RunStore(path, {}) as second:
+        first.put("n", {"p": Record(1.0)})
+        second.put("n", {"p": Record(2.0), "q": Record(3.0)})
+        for store in (first, second):
+            assert {name: r.value for name, r in store.get("n").items()} == {"p": 1.0, "q": 3.0}
+
+
+def _open_and_write(path, barrier):
+    for round_ in range(10):
+        barrier.wait()
+        with RunStore(path.with_name(f"{round_}.sqlite"), {}) as store:
+            for i in range(20):
+                store.put(str(i), {"p": Record(float(i))})
+
+
+def test_two_equal_commands_at_the_same_time(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    path, barrier = tmp_path / "s.sqlite", context.Barrier(3, timeout=60)
+    given = {"target": _open_and_write, "args": (path, barrier)}
+    processes = [context.Process(**given) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    with RunStore(tmp_path / "9.sqlite", {}) as store:
+        assert all(store.get(str(i))["p"].value == i for i in range(20))
+
+
+def test_two_writers_of_one_checkpoint_do_not_meet(tmp_path, monkeypatch):
+    path = tmp_path / "c.safetensors"
+    replaced = []
+    monkeypatch.setattr(Path, "replace", lambda partial, to: replaced.append((partial, to)))
+    for process in (1, 2):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        save_checkpoint(path, TrainingState(1, {"w": torch.ones(1)}, {}), {})
+    (first, to), (second, _) = replaced
+    assert first.exists() and second.exists() and first != second and to == path
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match="checkpoint .*: No space left on device"):
+        save_checkpoint(tmp_path / "c", TrainingState(1, {"w": torch.ones(1)}, {}), {})
+    assert list(tmp_path.iterdir()) == []
+
+
+class Refusing(sqlite3.Connection):
+    """Refuses to switch to write-ahead mode, as SQLite does while another switches."""
+
+    refusals = 2
+
+    def execute(self, statement, *arguments):
+        if "journal_mode" in statement and Refusing.refusals:
+            Refusing.refusals -= 1
+            raise sqlite3.OperationalError("database is locked")
+        return super().execute(statement, *arguments)
+
+
+def test_opening_waits_for_another_that_opens_the_file(tmp_path, monkeypatch):
+    connect = functools.partial(sqlite3.connect, factory=Refusing)
+    monkeypatch.setattr(sqlite3, "connect", connect)
+    with RunStore(tmp_path / "s.sqlite", {}) as store:
+        assert Refusing.refusals == 0 and store.get("n") == {}
+
+
+def test_waiting_for_another_that_opens_the_file_ends(tmp_path, monkeypatch):
+    path = tmp_path / "s.sqlite"
+    sqlite3.connect(path).execute("CREATE TABLE t (x)")  # not in write-ahead mode yet
+    blocker = sqlite3.connect(path, isolation_level=None)
+    blocker.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(runs, "_TIMEOUT", 0.05)
+    with pytest.raises(InputError, match="database is locked"):
+        RunStore(path, {})
+    blocker.close()
 
 
 def _write_and_die(path):

@@ -151,7 +151,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_clear_line(tmp_path):
     trainer = Trainer(torch.nn.Linear(2, 2), lambda x, _: x, config())
-    os.symlink("/dev/full", tmp_path / "c.safetensors.partial")
+    os.symlink("/dev/full", tmp_path / f"c.safetensors.{os.getpid()}.partial")
     with pytest.raises(InputError, match="checkpoint .*: No space left on device"):
         save_checkpoint(tmp_path / "c.safetensors", trainer.state(), SETTINGS)
     assert not (tmp_path / "c.safetensors").exists()

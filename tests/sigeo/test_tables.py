@@ -6,7 +6,9 @@ import gzip
 import math
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 from scipy import stats
 
 from sigeo import InputError
@@ -63,11 +65,58 @@ def test_tables_that_are_none(tmp_path):
         ("c.csv", "arch_str,x\na,1\nb\n", "c.csv: "),
         ("d.parquet", "nothing", "d.parquet: "),
         ("e.csv.gz", "nothing", "e.csv.gz: "),
+        ("g.csv", "arch_str,x,x\na,1,2\n", "g.csv: expected each column once, found x more"),
         ("f.txt", "arch_str\n", "expected .csv, .csv.gz or .parquet, got f.txt"),
     ):
         (tmp_path / name).write_text(text)
         with pytest.raises(InputError, match=message):
             read_table(tmp_path / name)
+
+
+def test_a_parquet_file_with_a_column_twice(tmp_path):
+    columns = [pa.array(["a"]), pa.array([1]), pa.array([2])]
+    parquet.write_table(pa.table(columns, names=["arch_str", "x", "x"]), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match="t.parquet: expected each column once, found x more"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_a_column_is_found_by_its_own_name_first(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("arch_str,val.acc,val_acc,top.1_12,top.1_200\na,1,2,3,4\n")
+    table = read_table(path)
+    assert table.column("val.acc") == "val.acc" and table.column("val_acc") == "val_acc"
+    assert table.column("top.1") == "top.1_200"
+
+
+def test_converting_keeps_columns_types_and_metadata(tmp_path):
+    plain, path = tmp_path / "t.csv", tmp_path / "t.parquet"
+    plain.write_text("note,arch,seed,acc\nx,a,9007199254740993,1.5\ny,b,,2\n")
+    write_parquet(read_table(plain), path)
+    whole = parquet.read_table(path)
+    assert whole.column_names == ["note", "arch_str", "seed", "acc"]
+    assert whole.schema.types == [pa.string(), pa.string(), pa.int64(), pa.float64()]
+    assert whole["seed"].to_pylist() == [9007199254740993, None]
+    parquet.write_table(whole.replace_schema_metadata({"key": "value"}), path)
+    before = parquet.read_table(path)
+    write_parquet(read_table(path), path)  # in the place of its source
+    assert parquet.read_table(path).equals(before, check_metadata=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["t.csv", "t.parquet"]
+
+
+def test_a_conversion_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"arch_str": ["a"], "acc": [1]}), path)
+    before = path.read_bytes()
+
+    def fails(_, place):
+        place.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    table = read_table(path)
+    monkeypatch.setattr(parquet, "write_table", fails)
+    with pytest.raises(InputError, match="t.parquet: No space left on device"):
+        write_parquet(table, path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
 def test_coefficients_equal_scipy():

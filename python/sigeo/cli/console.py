@@ -52,6 +52,11 @@ def show_table(
     console.print(table)
 
 
+def one_line(text: object) -> str:
+    """A text without line breaks."""
+    return " ".join(str(text).split())
+
+
 def number(value: float | None) -> str:
     """A number for a table."""
     if value is None:

@@ -36,7 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling")
+    parser.add_argument(
+        "--seed",
+        type=options.seed,
+        default=0,
+        help="of the resampling, 0 to 2**63-1 (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -104,16 +109,30 @@ def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
 
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        archs = [row["arch"] for row in rows]
+        archs = [str(row["arch"]) for row in rows]
         names = list(rows[0]["scores"])
-        columns = {name: np.array([_or_nan(row["scores"][name]) for row in rows]) for name in names}
-    except (json.JSONDecodeError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"{path}: expected the JSON of sigeo rank ({error!r})") from None
+        columns = {
+            name: np.array([_score(row, name) for row in rows], dtype=np.float64) for name in names
+        }
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
+        ) from None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
+        what = f"{type(error).__name__} {error}".strip()
+        raise InputError(f"{path}: expected the JSON of sigeo rank ({what})") from None
     return archs, columns
 
 
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def _score(row: dict[str, Any], name: str) -> float:
+    value = row["scores"][name]
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InputError(f"scores of {row['arch']}: {name} must be a number or null, got {value!r}")
+    return float(value)
 
 
 def _baselines(archs: list[str], columns: dict[str, Any], np: Any) -> dict[str, Any]:

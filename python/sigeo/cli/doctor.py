@@ -19,21 +19,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check; 1 if a kernel disagrees with its reference."""
-    document = _document()
+    """Check; 1 if the kernels do not load, or one disagrees with its reference."""
+    problem = _problem()
+    document: dict[str, Any] = {"schema": 1, "problem": problem, "versions": _versions()}
+    document |= _facts() if problem is None else {"self_test": []}
     if args.json:
         print(json.dumps(document, allow_nan=False))
     else:
         _show(document)
-    return 0 if all(test["ok"] for test in document["self_test"]) else 1
+    ok = problem is None and all(test["ok"] for test in document["self_test"])
+    return 0 if ok else 1
 
 
-def _document() -> dict[str, Any]:
+def _problem() -> str | None:
+    """Why the kernels do not load; None if they do."""
+    try:
+        import sigeo_ext  # noqa: F401
+    except Exception as error:  # a library of another build may fail in any way
+        return _said(error)
+    return None
+
+
+def _said(error: Exception) -> str:
+    return console.one_line(f"{type(error).__name__}: {error}")
+
+
+def _versions() -> dict[str, str | None]:
     from importlib.metadata import PackageNotFoundError, version
-
-    import torch
-
-    import sigeo_ext
 
     def found(name: str) -> str | None:
         try:
@@ -42,14 +54,21 @@ def _document() -> dict[str, Any]:
             return None
 
     packages = ("torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn", "triton")
+    return {
+        "sigeo": found("sigeo-ext"),
+        "python": platform.python_version(),
+        **{name: found(name) for name in packages},
+    }
+
+
+def _facts() -> dict[str, Any]:
+    """What only loaded kernels can tell."""
+    import torch
+
+    import sigeo_ext
+
     gpu = torch.cuda.is_available()
     return {
-        "schema": 1,
-        "versions": {
-            "sigeo": sigeo_ext.__version__,
-            "python": platform.python_version(),
-            **{name: found(name) for name in packages},
-        },
         "build": _build(),
         "devices": ["cpu", *([torch.cuda.get_device_name()] if gpu else [])],
         "threads": {
@@ -70,12 +89,26 @@ def _build() -> dict[str, Any]:
 
 
 def _self_test(device: str) -> dict[str, Any]:
+    import torch
+
+    from sigeo_ext.testing import TOLERANCE
+
+    try:
+        worst = _largest_error(device)
+    except Exception as error:  # a library of another build may fail in any way
+        return {"device": device, "error": None, "ok": False, "problem": _said(error)}
+    ok = worst <= TOLERANCE[torch.float32]
+    finite = worst if math.isfinite(worst) else None
+    return {"device": device, "error": finite, "ok": ok, "problem": None}
+
+
+def _largest_error(device: str) -> float:
     """The largest error ratio of the moments ops against their float64 reference."""
     import torch
 
     from sigeo_ext import moments
     from sigeo_ext.moments import reference
-    from sigeo_ext.testing import TOLERANCE, error_ratio
+    from sigeo_ext.testing import error_ratio
 
     generator = torch.Generator().manual_seed(0)
     units = [
@@ -96,21 +129,24 @@ def _self_test(device: str) -> dict[str, Any]:
     table = torch.stack(moments.rows_summary(units, weights=weights), 1)
     expected = reference.rows_summary([g for u in units for g in u], weights, 4, 0)
     errors.append(error_ratio(table, expected))
-    worst = max(errors)
-    ok = worst <= TOLERANCE[torch.float32]
-    return {"device": device, "error": worst if math.isfinite(worst) else None, "ok": ok}
+    return max(errors)
 
 
 def _show(document: dict[str, Any]) -> None:
     facts = [[name, value or "not installed"] for name, value in document["versions"].items()]
+    columns = [("what", False), ("found", False)]
+    if document["problem"] is not None:
+        console.show_table("sigeo", columns, [*facts, ["kernels", f"WRONG, {document['problem']}"]])
+        return
     facts += [[name, str(value)] for name, value in document["build"].items()]
     facts += [["devices", ", ".join(document["devices"])]]
     facts += [["threads", str(document["threads"]["intra_op"])]]
     for test in document["self_test"]:
         verdict = "ok" if test["ok"] else "WRONG"
         error = "not finite" if test["error"] is None else f"{test['error']:.1e}"
-        facts.append([f"self-test on {test['device']}", f"{verdict}, error {error}"])
-    console.show_table("sigeo", [("what", False), ("found", False)], facts)
+        found = test["problem"] or f"error {error}"
+        facts.append([f"self-test on {test['device']}", f"{verdict}, {found}"])
+    console.show_table("sigeo", columns, facts)
     console.show_table(
         "implementations",
         [("op", False), ("cpu", False), ("cuda", False)],

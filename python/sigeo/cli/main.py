@@ -7,25 +7,40 @@ import os
 import sqlite3
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from sigeo.cli import correlate, doctor, rank, report, score, tables, warmup
+from sigeo.cli import console, correlate, doctor, rank, report, score, tables, warmup
 from sigeo.errors import InputError
 
 _VERBS = (rank, score, warmup, correlate, tables, report, doctor)
+_RESUMED = ("rank", "warmup")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="sigeo", description="Rank neural architectures without training them."
-    )
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all errors of the command line are."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print and exit with 2."""
+        self.exit(2, f"{self.prog}: {console.one_line(message)}\n")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(prog="sigeo", description="Rank neural architectures without training them.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in _VERBS:
         name = module.__name__.rpartition(".")[2]
         text = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         verb = verbs.add_parser(name, help=module.HELP, description=text)
         module.add_arguments(verb)
-        verb.set_defaults(execute=module.run)
+        verb.set_defaults(execute=module.run, complain=verb.error)
     return parser
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parsed, unknown = _parser().parse_known_args(arguments)
+    if unknown:  # argparse's own complaint does not name the verb
+        parsed.complain(f"unrecognized arguments: {' '.join(unknown)}")
+    return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,19 +51,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Set before torch starts its threads: spinning ones starve each other on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     try:
         code: int = parsed.execute(parsed)
     except (InputError, OSError, sqlite3.Error) as error:
-        print(f"sigeo {parsed.verb}: {_one_line(error)}", file=sys.stderr)
+        print(f"sigeo {parsed.verb}: {_message(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"sigeo {parsed.verb}: stopped; the same command goes on from here", file=sys.stderr)
+        kept = "; the same command goes on from here" if parsed.verb in _RESUMED else ""
+        print(f"sigeo {parsed.verb}: stopped{kept}", file=sys.stderr)
         return 130
     return code
 
 
-def _one_line(error: Exception) -> str:
+def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+        return console.one_line(f"{error.filename}: {error.strerror}")
+    return console.one_line(error)

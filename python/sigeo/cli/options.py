@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import math
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,29 +20,54 @@ if TYPE_CHECKING:
     from sigeo.supernet import WarmUp
 
 
-def positive(text: str) -> int:
-    """A whole number from 1.
+def whole(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A converter to whole numbers from ``low`` (to ``high``).
 
-    Raises:
-        argparse.ArgumentTypeError: A smaller one.
+    It raises argparse.ArgumentTypeError for anything else.
     """
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {text}")
-    return value
+    expected = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+        return value
+
+    return convert
 
 
-def _fraction(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, got {text}")
-    return value
+positive = whole(1)
+seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
+_at_least_two = whole(2)  # batch norm needs two images
+
+
+def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+        return value
+
+    return convert
+
+
+_fraction = _finite(0, 1, "a number from 0 to 1")
+_step_size = _finite(0, sys.float_info.max, "a number from 0")
 
 
 def _lambdas(text: str) -> tuple[float, ...]:
-    values = tuple(float(part) for part in text.split(","))
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
     if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise argparse.ArgumentTypeError(f"must be three finite numbers A,B,C, got {text}")
+        raise argparse.ArgumentTypeError(f"must be three finite numbers A,B,C, got {text!r}")
     return values
 
 
@@ -55,8 +82,13 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         default="digits",
         help="'digits', an official CIFAR folder, or an .npz file (default: %(default)s)",
     )
-    group.add_argument("--seed", type=int, default=0, help="of weights, images and architectures")
-    group.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    group.add_argument(
+        "--seed",
+        type=seed,
+        default=0,
+        help="of weights, images and architectures, 0 to 2**63-1 (default: %(default)s)",
+    )
+    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     group.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
 
 
@@ -73,42 +105,68 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
         type=_lambdas,
         metavar="A,B,C",
         help="SiGeo's weights of the ZiCo term, the Fisher-Rao term and the loss "
-        "(default: 1,1,0; with --init candidate 1,50,1)",
+        "(default: 1,1,0; of sigeo and sigeo_cv_official with --init candidate 1,50,1)",
     )
     group.add_argument(
         "--inner-lr",
-        type=float,
+        type=_step_size,
         metavar="LR",
         help="SiGeo's step size between the batches, 0 for no steps (default: 1)",
     )
-    group.add_argument("--batches", type=positive, default=4, help="default: %(default)s")
-    group.add_argument("--batch-size", type=positive, default=64, help="default: %(default)s")
+    group.add_argument(
+        "--batches", type=positive, default=4, help="batches to score on (default: %(default)s)"
+    )
+    group.add_argument(
+        "--batch-size",
+        type=_at_least_two,
+        default=64,
+        help="images of one, 2 or more (default: %(default)s)",
+    )
 
 
 def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     """How long and how to warm up."""
     group = parser.add_argument_group("warm-up")
-    group.add_argument(
+    length = group.add_mutually_exclusive_group()
+    length.add_argument(
         "--warmup",
         type=_fraction,
         default=default,
         metavar="FRACTION",
         help="share of the training images to train on first, 0 to 1 (default: %(default)s)",
     )
-    group.add_argument("--epochs", type=positive, default=1, help="passes (default: %(default)s)")
-    group.add_argument("--warmup-lr", type=float, help="step size (default: 0.025; candidate: 1)")
-    group.add_argument(
-        "--warmup-batch", type=positive, help="images a step (default: 64; candidate: 128)"
+    length.add_argument(
+        "--warmup-steps",
+        type=positive,
+        metavar="N",
+        help="train this many steps first instead, on as many images as they take",
     )
-    group.add_argument("--schedule", choices=("constant", "cosine"), default="constant")
+    group.add_argument(
+        "--epochs",
+        type=positive,
+        help="passes over the share, not with --warmup-steps (default: 1)",
+    )
+    group.add_argument(
+        "--warmup-lr", type=_step_size, help="step size (default: 0.025; candidate: 1)"
+    )
+    group.add_argument(
+        "--warmup-batch", type=_at_least_two, help="images a step (default: 64; candidate: 128)"
+    )
+    group.add_argument(
+        "--schedule",
+        choices=("constant", "cosine"),
+        help="of the step size, not for candidates (default: constant)",
+    )
 
 
 def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:
-    """The data, and the space sized for it."""
+    """The data, and the space sized for it; the device is checked before they are loaded."""
     import torch
 
     from sigeo import data, spaces
+    from sigeo.scoring.networks import parse_device
 
+    parse_device(args.device)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     images = data.load(args.data)
@@ -124,34 +182,52 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
     from sigeo.scoring.score import resolve
 
     names = [name.strip() for name in args.proxy.split(",") if name.strip()]
-    lambdas = args.lambdas or (LAMBDAS_WARMED if init == "candidate" else LAMBDAS)
-    own = {"lambdas": lambdas, "inner_lr": args.inner_lr}
-    chosen = [registry.get(n, **own) if n.startswith("sigeo") else registry.get(n) for n in names]
-    return tuple(resolve(chosen))
+
+    def made(name: str) -> Proxy:
+        if not name.startswith("sigeo"):
+            return registry.get(name)
+        # The published weights for networks warmed up alone are those of the vision code.
+        warmed = init == "candidate" and name in ("sigeo", "sigeo_cv_official")
+        lambdas = args.lambdas or (LAMBDAS_WARMED if warmed else LAMBDAS)
+        return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
+
+    return tuple(resolve([made(name) for name in names]))
+
+
+def warms_up(args: argparse.Namespace) -> bool:
+    """Whether a warm-up is asked for."""
+    return args.warmup_steps is not None or bool(args.warmup > 0)
 
 
 def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
     """The warm-up asked for; None for none.
 
     Raises:
-        InputError: The share is less than one step.
+        InputError: The share is less than one step, or an option has no effect.
     """
-    from dataclasses import replace
-
     from sigeo.supernet import WarmUp
 
-    if args.warmup == 0:
+    given = {
+        "epochs": args.epochs,
+        "lr": args.warmup_lr,
+        "batch_size": args.warmup_batch,
+        "schedule": args.schedule,
+    }
+    spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
+    given = {name: value for name, value in given.items() if value is not None}
+    if not warms_up(args):
+        for name in given:
+            option = spelled.get(name, f"--{name}")
+            raise InputError(f"{option}: has no effect without --warmup or --warmup-steps")
         return None
-    count = round(args.warmup * images)
-    config = (
-        WarmUp.published(count, args.epochs)
-        if init == "candidate"
-        else WarmUp(count, args.epochs, schedule=args.schedule)
-    )
-    if args.warmup_lr is not None:
-        config = replace(config, lr=args.warmup_lr)
-    if args.warmup_batch is not None:
-        config = replace(config, batch_size=args.warmup_batch)
+    if init == "candidate" and "schedule" in given:
+        raise InputError("--schedule: --init candidate keeps the published constant step size")
+    own = WarmUp.published_settings() if init == "candidate" else {}
+    if args.warmup_steps is not None:
+        if "epochs" in given:
+            raise InputError("--epochs: has no effect with --warmup-steps")
+        return WarmUp.of_steps(args.warmup_steps, images, **(own | given))
+    config = WarmUp(round(args.warmup * images), **(own | given))
     if config.steps == 0:
         raise InputError(
             f"--warmup: {args.warmup} of {images} training images is less than one step"

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--init",
         metavar="scratch|candidate|supernet[:PATH]",
         help="where weights come from: drawn; each network warmed up alone; shared weights warmed "
-        "up here, or loaded from PATH (default: supernet with --warmup, else scratch)",
+        "up here, or loaded from PATH (default: supernet with a warm-up, else scratch)",
     )
     parser.add_argument("--table", metavar="FILE", help="benchmark table for the report")
     parser.add_argument(
@@ -58,8 +58,11 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.scoring.networks import Networks
     from sigeo.scoring.rank import rank
     from sigeo.store import RunStore
+    from sigeo.tables import read_table
 
     data, space = options.load_data_and_space(args)
+    if args.table is not None:  # a wrong name must not cost a ranking
+        read_table(args.table).column(args.metric)
     protocol = _protocol(args, len(data.train))
     archs = _architectures(args, space)
     folder = options.run_folder(args)
@@ -74,12 +77,14 @@ def run(args: argparse.Namespace) -> int:
         rows = rank(networks, archs, store, progress=report)
     names = [proxy.name for proxy in protocol.proxies]
     document = export.as_json(networks, rows)
-    export.write_scores(folder / "scores.parquet", document, names)
-    write_report(folder / "scores.parquet", folder / "report.html", args.table, args.metric)
+    # Printed before the files are written: a full disk must not cost the result.
     if args.json:
-        print(export.strict_dumps(document))
+        print(export.strict_dumps(document), flush=True)
     else:
         _show(rows, names, args.top, networks)
+    export.write_scores(folder / "scores.parquet", document, names)
+    write_report(folder / "scores.parquet", folder / "report.html", args.table, args.metric)
+    if not args.json:
         console.say(f"scores: {folder / 'scores.parquet'}\nreport: {folder / 'report.html'}")
     return 0
 
@@ -88,12 +93,14 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
     from sigeo.scoring.networks import Protocol
 
     init, checkpoint = _init(args)
-    if checkpoint is not None and args.warmup > 0:
-        raise InputError("--warmup: cannot be given with --init supernet:PATH, which is warmed up")
-    if init == "candidate" and args.warmup == 0:
-        raise InputError("--init candidate: needs --warmup, got none")
-    if init == "scratch" and args.warmup > 0:
-        raise InputError("--init scratch: cannot be given with --warmup")
+    warmed = options.warms_up(args)
+    option = "--warmup" if args.warmup_steps is None else "--warmup-steps"
+    if checkpoint is not None and warmed:
+        raise InputError(f"{option}: cannot be given with --init supernet:PATH, which is warmed up")
+    if init == "candidate" and not warmed:
+        raise InputError("--init candidate: needs --warmup or --warmup-steps, got none")
+    if init == "scratch" and warmed:
+        raise InputError(f"--init scratch: cannot be given with {option}")
     return Protocol(
         proxies=options.proxies(args, init),
         init=init,
@@ -109,7 +116,7 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
 
 def _init(args: argparse.Namespace) -> tuple[Init, Path | None]:
     if args.init is None:
-        return ("supernet", None) if args.warmup > 0 else ("scratch", None)
+        return ("supernet", None) if options.warms_up(args) else ("scratch", None)
     kind, colon, path = args.init.partition(":")
     if kind == "supernet" and colon:
         return "supernet", Path(path)
@@ -130,7 +137,12 @@ def _architectures(args: argparse.Namespace, space: SearchSpace[Any]) -> list[An
             raise InputError(f"--archs: the space has {space.size} architectures, got {args.archs}")
         return distinct(space, args.archs, random.Random(args.seed))
     path = Path(args.archs_file)
-    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
+        ) from None
     archs = []
     for number, line in enumerate(lines, start=1):
         if line:
@@ -154,6 +166,8 @@ def _warmup_line(protocol: Protocol) -> str:
 
 
 def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> None:
+    from sigeo.report import not_finite_notes
+
     shown = rows[:top]
     columns = [
         ("#", True),
@@ -174,6 +188,5 @@ def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> No
             for place, row in enumerate(shown, start=1)
         ),
     )
-    not_finite = sum(not row.finite for row in rows)
-    if not_finite:
-        console.say(f"{not_finite} architectures have a score that is not finite; they rank last")
+    for note in not_finite_notes({name: [row.scores[name] for row in rows] for name in names}):
+        console.say(note)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import os
+import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import console, options
@@ -12,7 +16,8 @@ from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.data import ImageData
-    from sigeo.proxies import Score
+    from sigeo.proxies import Proxy, Score
+    from sigeo.spaces import Cost, SearchSpace
 
 HELP = "score one network"
 
@@ -22,10 +27,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--arch", help="an architecture string of the space")
     what.add_argument(
-        "--model", metavar="MODULE:CALLABLE", help="a Python callable that makes an nn.Module"
+        "--model",
+        metavar="MODULE:CALLABLE",
+        help="a Python callable that makes an nn.Module; the current folder is searched as well",
     )
     parser.add_argument(
-        "--model-args", metavar="JSON", default="{}", help="its keyword arguments, as a JSON object"
+        "--model-args",
+        metavar="JSON",
+        help="keyword arguments of --model's callable, as a JSON object",
     )
     options.add_space(parser)
     options.add_proxies(parser)
@@ -33,26 +42,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Score."""
-    import torch
+    """Score.
 
+    Raises:
+        InputError: Arguments for a model, but none.
+    """
     from sigeo.scoring import export, score
 
+    if args.arch is not None and args.model_args is not None:
+        raise InputError("--model-args: has no effect with --arch")
     data, space = options.load_data_and_space(args)
     proxies = options.proxies(args, "scratch")
-    if args.arch is not None:
-        model: Any = space.build(space.parse(args.arch), seed=args.seed)
-    else:
-        torch.manual_seed(args.seed)
-        model = _made(args.model, args.model_args)
     batches = _batches(data, args)
-    _try(model, batches[0][0], data)
-    scores = score(model.to(args.device), batches, proxies)
+    # What the user's code prints is no part of the document.
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        if args.arch is not None:
+            arch = space.parse(args.arch)
+            model: Any = space.build(arch, seed=args.seed)
+        else:
+            model = _made(args.model, args.model_args or "{}", args.seed)
+        _try(model, batches[0][0], data, args)
+        scores = score(model, batches, proxies)
+    if args.arch is not None:
+        scores |= _published_costs(space.cost(arch), proxies)
     if args.json:
-        print(export.strict_dumps(_document(args, data, scores)))
+        print(export.strict_dumps(_document(args, data, space, proxies, scores)))
     else:
         _show(scores)
     return 0
+
+
+def _published_costs(cost: Cost, proxies: Sequence[Proxy]) -> dict[str, Score]:
+    """The scores of params and flops, where asked for, by the space's published rule."""
+    from sigeo.proxies import Score
+
+    values = {"params": float(cost.parameters), "flops": float(cost.flops)}
+    asked = {proxy.name for proxy in proxies}
+    return {name: Score(value) for name, value in values.items() if name in asked}
 
 
 def _batches(data: ImageData, args: argparse.Namespace) -> list[Any]:
@@ -66,8 +92,8 @@ def _batches(data: ImageData, args: argparse.Namespace) -> list[Any]:
     return [data.batch(p) for p in places]
 
 
-def _try(model: Any, images: Any, data: ImageData) -> None:
-    """Run the model once, on two images.
+def _try(model: Any, images: Any, data: ImageData, args: argparse.Namespace) -> None:
+    """Take the model to its device and run it once, on two images.
 
     Raises:
         InputError: It does not take such images, or has too few outputs for the classes.
@@ -76,50 +102,70 @@ def _try(model: Any, images: Any, data: ImageData) -> None:
 
     from sigeo.capture import preserved
 
-    shape = list(images.shape[1:])
+    option = "--model" if args.arch is None else "--arch"
     try:
+        model.to(args.device)
         with preserved(model, parameters=False), torch.no_grad():
-            output = model(images[:2])
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        first = str(error).strip().splitlines()[0]
-        where = f"does not run on images {shape} of {data.name}"
-        raise InputError(f"--model: {where}: {first}") from None
+            output = model(images[:2].to(args.device))
+    except Exception as error:  # the user's code, which may raise anything
+        where = f"does not run on images {list(images.shape[1:])} of {data.name}"
+        raise InputError(f"{option}: {where}: {_said(error)}") from None
     outputs = output.shape[-1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
     if outputs is None or outputs < data.classes:
         came = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
         raise InputError(
-            f"--model: expected [images, {data.classes} or more] outputs for {data.name}, "
+            f"{option}: expected [images, {data.classes} or more] outputs for {data.name}, "
             f"got {came}"
         )
 
 
-def _made(target: str, arguments: str) -> Any:
+def _made(target: str, arguments: str, seed: int) -> Any:
+    """What the callable makes.
+
+    Raises:
+        InputError: There is no such callable, it fails, or it makes something else.
+    """
+    import torch
     from torch import nn
 
     module_name, colon, attribute = target.partition(":")
     if not colon:
         raise InputError(f"--model: expected MODULE:CALLABLE, got {target!r}")
+    keywords = _keywords(arguments)
+    if os.getcwd() not in sys.path:  # as `python -m` has it, and the installed script has not
+        sys.path.insert(0, os.getcwd())
+    torch.manual_seed(seed)
+    try:
+        model = getattr(importlib.import_module(module_name), attribute)(**keywords)
+    except (Exception, SystemExit) as error:  # the user's code, which may raise anything
+        raise InputError(f"--model: {target}: {_said(error)}") from None
+    if not isinstance(model, nn.Module):
+        raise InputError(f"--model: {target} must make an nn.Module, got {type(model).__name__}")
+    return model
+
+
+def _keywords(arguments: str) -> dict[str, Any]:
     try:
         keywords = json.loads(arguments)
     except json.JSONDecodeError as error:
         raise InputError(f"--model-args: expected a JSON object ({error})") from None
     if not isinstance(keywords, dict):
         raise InputError(f"--model-args: expected a JSON object, got {arguments}")
-    try:
-        factory = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"--model: {error}") from None
-    try:
-        model = factory(**keywords)
-    except TypeError as error:
-        raise InputError(f"--model: {error}") from None
-    if not isinstance(model, nn.Module):
-        raise InputError(f"--model: {target} must make an nn.Module, got {type(model).__name__}")
-    return model
+    return keywords
+
+
+def _said(error: BaseException) -> str:
+    """An exception's type and the first line of its message, if it has one."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def _document(
-    args: argparse.Namespace, data: ImageData, scores: dict[str, Score]
+    args: argparse.Namespace,
+    data: ImageData,
+    space: SearchSpace[Any],
+    proxies: Sequence[Proxy],
+    scores: dict[str, Score],
 ) -> dict[str, Any]:
     from sigeo.scoring.export import SCHEMA, environment, finite_or_none
 
@@ -133,8 +179,20 @@ def _document(
             for name, score in scores.items()
             if score.terms
         },
+        "options": {proxy.name: dict(proxy.options) for proxy in proxies if proxy.options},
         "finite": all(score.finite for score in scores.values()),
         "notes": [f"{name}: {note}" for name, score in scores.items() for note in score.notes],
+        "settings": {
+            "space": space.describe() if args.arch is not None else None,
+            "data": {
+                "name": data.name,
+                "fingerprint": data.fingerprint,
+                "images": len(data.train),
+            },
+            "batches": args.batches,
+            "batch_size": args.batch_size,
+            "seed": args.seed,
+        },
         "env": environment(args.device),
     }
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from sigeo.cli import console
+from sigeo.errors import InputError
 
 HELP = "show or convert a benchmark table"
 
@@ -14,25 +15,36 @@ HELP = "show or convert a benchmark table"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("file", help="csv, csv.gz or parquet with an arch_str column")
-    parser.add_argument("--convert", metavar="FILE", help="write it as parquet")
+    parser.add_argument(
+        "--convert",
+        metavar="FILE",
+        help="write it as parquet, all columns as they are, with the architectures as arch_str",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show."""
+    """Show.
+
+    Raises:
+        InputError: The name to write to is no parquet file's.
+    """
     import numpy as np
 
     from sigeo.tables import read_table, write_parquet
 
+    if args.convert is not None and Path(args.convert).suffix != ".parquet":
+        raise InputError(f"--convert: expected a name that ends in .parquet, got {args.convert}")
     table = read_table(args.file)
+    finite = {name: values[np.isfinite(values)] for name, values in table.values.items()}
     summary = {
         name: {
-            "count": int(np.isfinite(values).sum()),
-            "min": float(np.nanmin(values)) if np.isfinite(values).any() else None,
-            "mean": float(np.nanmean(values)) if np.isfinite(values).any() else None,
-            "max": float(np.nanmax(values)) if np.isfinite(values).any() else None,
+            "count": len(values),
+            "min": float(values.min()) if len(values) else None,
+            "mean": float(values.mean()) if len(values) else None,
+            "max": float(values.max()) if len(values) else None,
         }
-        for name, values in table.values.items()
+        for name, values in finite.items()
     }
     if args.convert is not None:
         write_parquet(table, Path(args.convert))

@@ -108,14 +108,20 @@ def _read_pickle(path: Path, version: _Version) -> tuple[NDArray[Any], NDArray[A
             content = _ArraysOnly(file, encoding="bytes").load()
         entries = {key.decode() if isinstance(key, bytes) else key: v for key, v in content.items()}
         pixels = np.asarray(entries["data"])
-        labels = np.asarray(entries[version.label], dtype=np.int64)
+        labels = np.asarray(entries[version.label])
     except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (pickle.UnpicklingError, EOFError, AttributeError, KeyError, ValueError) as error:
-        what = f"{type(error).__name__} {error}".strip()
+        raise InputError(f"{path}: {' '.join(str(error).split())}") from None
+    except Exception as error:  # a pickle is a program: hostile bytes raise whatever they like
+        what = " ".join(f"{type(error).__name__} {error}".split())
         raise InputError(f"{path}: expected a CIFAR batch in the python version ({what})") from None
     if pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
         raise InputError(
             f"{path}: data must be uint8 [N, {_PIXELS}], got {pixels.dtype} {list(pixels.shape)}"
         )
-    return pixels, labels
+    if labels.shape != pixels.shape[:1] or (len(labels) and labels.dtype.kind not in "iu"):
+        name = version.label
+        raise InputError(
+            f"{path}: {name} must be {len(pixels)} integers, got {labels.dtype} "
+            f"{list(labels.shape)}"
+        )
+    return pixels, labels.astype(np.int64)

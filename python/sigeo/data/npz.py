@@ -9,7 +9,6 @@ classes; without them it is the largest label plus one.
 from __future__ import annotations
 
 import io
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -28,25 +27,55 @@ def load_npz(path: Path) -> ImageData:
         InputError: The file is damaged, holds pickled objects, or an array is missing or of the
             wrong shape.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files if not name.endswith("_index")}
-    except (zipfile.BadZipFile, ValueError, EOFError, OSError) as error:
-        raise InputError(f"{path}: expected an .npz file of plain arrays ({error})") from None
+    arrays = _arrays(path)
     train_images = _images(path, arrays, "train")
     train_labels = _labels(path, arrays, "train")
     if any(name.startswith("test_") for name in arrays):
         test_images, test_labels = _images(path, arrays, "test"), _labels(path, arrays, "test")
     else:
         test_images, test_labels = train_images[:0], train_labels[:0]
-    names = arrays.get("class_names", arrays.get("fine_names"))
-    classes = int(train_labels.max()) + 1 if names is None else len(names)
     return ImageData(
         name=path.stem,
         train=Split(torch.from_numpy(train_images), torch.from_numpy(train_labels)),
         test=Split(torch.from_numpy(test_images), torch.from_numpy(test_labels)),
-        classes=classes,
+        classes=_classes(path, arrays, train_labels),
     )
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise InputError(f"{path}: expected an .npz file, got a single array")
+        with file:
+            arrays = {name: file[name] for name in file.files if not name.endswith("_index")}
+    except InputError:
+        raise
+    except Exception as error:  # bytes from anywhere make zipfile, zlib and NumPy raise anything
+        what = " ".join(f"{type(error).__name__} {error}".split())
+        raise InputError(f"{path}: expected an .npz file of plain arrays ({what})") from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):  # a member of the archive that is no .npy file
+            raise InputError(f"{path}: expected an .npz file of plain arrays, found {name}")
+    return arrays
+
+
+def _classes(path: Path, arrays: dict[str, NDArray[Any]], labels: NDArray[np.int64]) -> int:
+    """The number of classes.
+
+    Raises:
+        InputError: The names are no list, or there is no label to count by.
+    """
+    for name in ("class_names", "fine_names"):
+        if name in arrays:
+            if arrays[name].ndim != 1:
+                raise InputError(
+                    f"{path}: {name} must be [classes], got {list(arrays[name].shape)}"
+                )
+            return len(arrays[name])
+    if not len(labels):
+        raise InputError(f"{path}: expected training images, got none")
+    return int(labels.max()) + 1
 
 
 def _images(path: Path, arrays: dict[str, NDArray[Any]], which: str) -> NDArray[np.uint8]:
@@ -90,11 +119,17 @@ def _labels(path: Path, arrays: dict[str, NDArray[Any]], which: str) -> NDArray[
 def _decode(
     path: Path, streams: NDArray[Any], offsets: NDArray[Any], which: str
 ) -> NDArray[np.uint8]:
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
     if streams.dtype != np.uint8 or streams.ndim != 1:
         raise InputError(f"{path}: {which}_jpeg must be uint8 [bytes], got {list(streams.shape)}")
-    rising = offsets.ndim == 1 and len(offsets) > 0 and bool((np.diff(offsets) > 0).all())
+    if not np.issubdtype(offsets.dtype, np.integer) or offsets.ndim != 1:
+        raise InputError(
+            f"{path}: {which}_offsets must be integers [images + 1], "
+            f"got {offsets.dtype} {list(offsets.shape)}"
+        )
+    offsets = offsets.astype(np.int64)  # differences of unsigned ones would wrap around
+    rising = len(offsets) > 0 and bool((np.diff(offsets) > 0).all())
     if not rising or offsets[0] != 0 or offsets[-1] != len(streams):
         raise InputError(
             f"{path}: {which}_offsets must rise from 0 to the {len(streams)} bytes of {which}_jpeg"
@@ -105,8 +140,9 @@ def _decode(
         stream = io.BytesIO(data[offsets[index] : offsets[index + 1]])
         try:
             pixels = np.asarray(Image.open(stream).convert("RGB"))
-        except (UnidentifiedImageError, OSError) as error:
-            raise InputError(f"{path}: image {index} of {which}_jpeg: {error}") from None
+        except Exception as error:  # a broken stream makes the decoders raise anything
+            what = " ".join(f"{type(error).__name__} {error}".split())
+            raise InputError(f"{path}: image {index} of {which}_jpeg: {what}") from None
         if images is None:
             images = np.empty((len(offsets) - 1, 3, *pixels.shape[:2]), np.uint8)
         if pixels.shape[:2] != images.shape[2:]:

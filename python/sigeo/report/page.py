@@ -67,17 +67,13 @@ def render(
     )
     page = environment.get_template("page.html.jinja")
     settings = head["settings"]
-    not_finite = sum(not finite for finite in columns["finite"])
     return page.render(
         title=f"{head['space']} on {head['data']}",
         subtitle=f"{len(seconds)} architectures ranked by {proxies[0]}",
         facts=_facts(head, settings, seconds),
         columns=_headings(proxies, measured),
         rows=_rows(proxies, columns, measured),
-        ranking_note=(
-            f"Best first by {proxies[0]}; {not_finite} architectures have a score that is not "
-            "finite and rank last."
-        ),
+        ranking_note="; ".join([f"Best first by {proxies[0]}", *not_finite_notes(scores)]) + ".",
         metric=None if measured is None else measured.metric,
         correlations=[] if measured is None else _correlations(measured),
         correlation_note="" if measured is None else _correlation_note(measured),
@@ -89,7 +85,25 @@ def render(
     )
 
 
-def _floats(values: Sequence[Any]) -> Values:
+def not_finite_notes(scores: Mapping[str, Sequence[float | None] | Values]) -> list[str]:
+    """What to say about scores that are not finite; nothing if all are.
+
+    Args:
+        scores: The columns of a ranking by proxy; the first one ranks.
+    """
+    missing = [~np.isfinite(_floats(values)) for values in scores.values()]
+    first = next(iter(scores))
+    last = int(missing[0].sum())
+    elsewhere = int(np.any(missing[1:], axis=0).sum())
+    notes = []
+    if last:
+        notes.append(f"architectures without a finite {first} score, which rank last: {last}")
+    if elsewhere:
+        notes.append(f"architectures with another score that is not finite: {elsewhere}")
+    return notes
+
+
+def _floats(values: Sequence[Any] | Values) -> Values:
     return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
 
 

@@ -123,7 +123,7 @@ def write_whole(path: Path, write: Any) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         write(partial)
         os.replace(partial, path)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import sqlite3
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 from sigeo.errors import InputError
 
 _VERSION = 1
+_TIMEOUT = 30.0  # seconds to wait for other processes
 _SCHEMA = """
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
@@ -71,7 +73,7 @@ class RunStore:
         text = json.dumps(settings, sort_keys=True)
         fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         try:
-            self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+            self._connection = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None)
             self._prepare()
             self._run = self._enter(fingerprint, text)
         except sqlite3.Error as error:
@@ -79,7 +81,7 @@ class RunStore:
 
     def _prepare(self) -> None:
         connection = self._connection
-        connection.execute("PRAGMA journal_mode = WAL")
+        self._write_ahead()
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute("BEGIN IMMEDIATE")
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -95,6 +97,22 @@ class RunStore:
                 "choose another --out, or use the release that wrote it"
             )
         connection.execute("COMMIT")
+
+    def _write_ahead(self) -> None:
+        """Switch to write-ahead mode; SQLite itself does not wait for others that do the same.
+
+        Raises:
+            sqlite3.OperationalError: Others kept the file for too long, or it cannot be written.
+        """
+        deadline = time.monotonic() + _TIMEOUT
+        while True:
+            try:
+                self._connection.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(0.01)
 
     def _enter(self, fingerprint: str, settings: str) -> int:
         self._connection.execute(
@@ -118,7 +136,7 @@ class RunStore:
         }
 
     def put(self, network: str, records: Mapping[str, Record]) -> None:
-        """Keep the scores of a network, all or none.
+        """Keep the scores of a network, all or none; a score that is there already stays.
 
         Raises:
             InputError: The file cannot be written, because the disk is full, say.
@@ -137,7 +155,10 @@ class RunStore:
         ]
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            self._connection.executemany("INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            # Another process of the same run may have been faster; its score is as good.
+            self._connection.executemany(
+                "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
+            )
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             if self._connection.in_transaction:

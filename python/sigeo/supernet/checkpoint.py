@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -37,6 +38,8 @@ class TrainingState:
 def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
     """Write a checkpoint, by way of a second file, so that a kill leaves the old one.
 
+    The second file is this process's own, so that two that write the same checkpoint do not meet.
+
     Raises:
         InputError: The file cannot be written.
     """
@@ -48,7 +51,7 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         "settings": json.dumps(settings, sort_keys=True),
     }
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -56,6 +59,8 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
+            partial.unlink()
         raise InputError(f"checkpoint {path}: {error.strerror}") from None
 
 

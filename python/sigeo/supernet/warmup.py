@@ -93,16 +93,19 @@ class WarmUp:
     @classmethod
     def published(cls, images: int, epochs: int = 10) -> WarmUp:
         """Each candidate alone, as SiGeo's code for vision does: SGD of lr 1, in order."""
-        return cls(
-            images,
-            epochs,
-            batch_size=128,
-            lr=1.0,
-            momentum=0.0,
-            weight_decay=0.0,
-            clip=None,
-            shuffle=False,
-        )
+        return cls(images, epochs, **cls.published_settings())
+
+    @staticmethod
+    def published_settings() -> dict[str, Any]:
+        """What `published` sets beside the number of images and passes."""
+        return {
+            "batch_size": 128,
+            "lr": 1.0,
+            "momentum": 0.0,
+            "weight_decay": 0.0,
+            "clip": None,
+            "shuffle": False,
+        }
 
     @property
     def steps_per_epoch(self) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +26,13 @@ class Table:
         path: Where it came from.
         archs: Architecture strings, one a row.
         values: The numeric columns, float64, NaN where a cell is empty.
+        whole: All columns as they were read, the architectures as ``arch_str``.
     """
 
     path: Path
     archs: tuple[str, ...]
     values: dict[str, NDArray[np.float64]]
+    whole: pa.Table
 
     def column(self, metric: str) -> str:
         """The column that a metric's name means.
@@ -39,20 +44,20 @@ class Table:
         Raises:
             InputError: No column fits.
         """
-        name = metric.replace(".", "_")
-        if name in self.values:
-            return name
-        schedules = {
-            int(rest): column
-            for column in self.values
-            if (rest := column.removeprefix(f"{name}_")) != column and rest.isdecimal()
-        }
-        if not schedules:
-            raise InputError(
-                f"{self.path}: expected a column for metric {metric!r}, "
-                f"found {', '.join(self.values) or 'no numeric column'}"
-            )
-        return schedules[max(schedules)]
+        for name in (metric, metric.replace(".", "_")):  # a column's own name may have dots
+            if name in self.values:
+                return name
+            schedules = {
+                int(rest): column
+                for column in self.values
+                if (rest := column.removeprefix(f"{name}_")) != column and rest.isdecimal()
+            }
+            if schedules:
+                return schedules[max(schedules)]
+        raise InputError(
+            f"{self.path}: expected a column for metric {metric!r}, "
+            f"found {', '.join(self.values) or 'no numeric column'}"
+        )
 
     def lookup(self, metric: str) -> dict[str, float]:
         """Architecture string to value, without empty cells; names as in `column`."""
@@ -64,10 +69,13 @@ def read_table(path: str | Path) -> Table:
     """Read ``.csv``, ``.csv.gz`` or ``.parquet`` with an ``arch_str`` (or ``arch``) column.
 
     Raises:
-        InputError: No such file or column, or the file is damaged.
+        InputError: No such file or column, a column twice, or the file is damaged.
     """
     path = Path(path)
     table = _read(path)
+    twice = [name for name, count in Counter(table.column_names).items() if count > 1]
+    if twice:
+        raise InputError(f"{path}: expected each column once, found {twice[0]} more than once")
     column = next((c for c in ARCHITECTURE_COLUMNS if c in table.column_names), None)
     if column is None:
         raise InputError(
@@ -78,7 +86,9 @@ def read_table(path: str | Path) -> Table:
         for name in table.column_names
         if pa.types.is_integer(table[name].type) or pa.types.is_floating(table[name].type)
     }
-    return Table(path, tuple(str(arch) for arch in table[column].to_pylist()), values)
+    names = ["arch_str" if name == column else name for name in table.column_names]
+    whole = table.rename_columns(names).replace_schema_metadata(table.schema.metadata)
+    return Table(path, tuple(str(arch) for arch in table[column].to_pylist()), values, whole)
 
 
 def _read(path: Path) -> pa.Table:
@@ -86,18 +96,27 @@ def _read(path: Path) -> pa.Table:
         raise InputError(f"table: found no file {path}")
     try:
         if path.suffix == ".parquet":
-            return parquet.read_table(path)
+            with parquet.ParquetFile(path) as file:  # read_table refuses a repeated column
+                return file.read()
         if path.name.endswith((".csv", ".csv.gz")):
             return csv.read_csv(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError) as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"{path}: {first}") from None
     raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
 
 
 def write_parquet(table: Table, path: Path) -> None:
-    """Write a table as parquet, with the architectures as ``arch_str``."""
-    columns = {
-        "arch_str": pa.array(table.archs),
-        **{k: pa.array(v) for k, v in table.values.items()},
-    }
-    parquet.write_table(pa.table(columns), path)
+    """Write a table as parquet, whole or not at all; also in the place of the file it came from.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        parquet.write_table(table.whole, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise InputError(f"{path}: {error.strerror or error}") from None
