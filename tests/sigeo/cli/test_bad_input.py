@@ -1,0 +1,247 @@
+"""Bad input: one clear line, exit code 2, nothing lost."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
+
+BAD = {
+    "proxy": (["rank", "--proxy", "zen"], "proxy must be one of"),
+    "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
+    "space": (["rank", "--space", "darts"], "space must be one of nasbench201, got 'darts'"),
+    "data": (["rank", "--data", "nowhere.npz"], "found no nowhere.npz"),
+    "archs": (
+        ["rank", "--archs", "99999"],
+        "--archs: the space has 15625 architectures, got 99999",
+    ),
+    "archs-file": (["rank", "--archs-file", "none.txt"], "none.txt: No such file or directory"),
+    "init": (
+        ["rank", "--init", "warm"],
+        "--init: must be scratch, candidate, supernet or supernet:PATH",
+    ),
+    "candidate": (
+        ["rank", "--init", "candidate"],
+        "--init candidate: needs --warmup or --warmup-steps, got none",
+    ),
+    "scratch": (
+        ["rank", "--init", "scratch", "--warmup", "0.1"],
+        "--init scratch: cannot be given with --warmup",
+    ),
+    "both": (
+        ["rank", "--init", "supernet:x", "--warmup", "0.1"],
+        "--warmup: cannot be given with --init supernet:PATH",
+    ),
+    "checkpoint": (
+        ["rank", "--init", "supernet:none.safetensors"],
+        "checkpoint: found no file none.safetensors",
+    ),
+    "warmup": (
+        ["rank", "--warmup", "0.0001"],
+        "--warmup: 0.0001 of 1437 training images is less than one step",
+    ),
+    "batches": (["rank", "--batches", "1"], "sigeo needs at least 2 batches, got 1"),
+    "images": (
+        ["rank", "--batches", "100"],
+        "100 batches of 64 need 6400 training images, digits has 1437",
+    ),
+    "device": (
+        ["rank", "--device", "tpu9", "--data", "nowhere.npz"],
+        "device: must be cpu, cuda or cuda:N, got 'tpu9'",
+    ),
+    "device-score": (
+        ["score", "--arch", EXAMPLE, "--device", "mps", "--data", "nowhere.npz"],
+        "device: must be cpu, cuda or cuda:N, got 'mps'",
+    ),
+    "device-warmup": (
+        ["warmup", "--device", "cuda:99", "--data", "nowhere.npz"],
+        "device: cuda:99 asked for, torch finds",
+    ),
+    "lambdas": (
+        ["rank", "--lambdas", "1,2"],
+        "--lambdas: must be three finite numbers A,B,C, got '1,2'",
+    ),
+    "lambdas-text": (["rank", "--lambdas", "a,b,c"], "three finite numbers A,B,C, got 'a,b,c'"),
+    "fraction": (["rank", "--warmup", "1.5"], "--warmup: must be a number from 0 to 1, got '1.5'"),
+    "fraction-text": (["rank", "--warmup", "ten"], "must be a number from 0 to 1, got 'ten'"),
+    "not-a-number": (["warmup", "--warmup", "nan"], "must be a number from 0 to 1, got 'nan'"),
+    "step-size": (["rank", "--inner-lr", "-1"], "--inner-lr: must be a number from 0, got '-1'"),
+    "warmup-lr": (
+        ["rank", "--warmup-lr", "inf"],
+        "--warmup-lr: must be a number from 0, got 'inf'",
+    ),
+    "schedule": (["rank", "--schedule", "steps"], "--schedule: invalid choice: 'steps'"),
+    "unknown": (["rank", "--archs", "3", "--none"], "sigeo rank: unrecognized arguments: --none"),
+    "zero": (["rank", "--archs", "0"], "--archs: must be a whole number from 1, got '0'"),
+    "whole": (["rank", "--archs", "1.5"], "--archs: must be a whole number from 1, got '1.5'"),
+    "one-image": (
+        ["rank", "--batch-size", "1"],
+        "--batch-size: must be a whole number from 2, got '1'",
+    ),
+    "one-image-score": (["score", "--arch", EXAMPLE, "--batch-size", "1"], "from 2, got '1'"),
+    "one-image-warmup": (["warmup", "--warmup-batch", "1"], "from 2, got '1'"),
+    **{
+        f"seed-{verb}-{seed}": (
+            [verb, "--seed", seed],
+            f"--seed: must be a whole number from 0 to {2**63 - 1}, got '{seed}'",
+        )
+        for verb in ("rank", "score", "warmup", "correlate")
+        for seed in ("-1", str(2**63), "x")
+    },
+    "steps-and-share": (
+        ["rank", "--warmup-steps", "3", "--warmup", "0.1"],
+        "argument --warmup: not allowed with argument --warmup-steps",
+    ),
+    "steps-and-passes": (
+        ["warmup", "--warmup-steps", "3", "--epochs", "2"],
+        "--epochs: has no effect with --warmup-steps",
+    ),
+    "steps-and-checkpoint": (
+        ["rank", "--init", "supernet:x", "--warmup-steps", "3"],
+        "--warmup-steps: cannot be given with --init supernet:PATH",
+    ),
+    **{
+        f"no-warmup{option}": (
+            ["rank", option, value],
+            f"{option}: has no effect without --warmup or --warmup-steps",
+        )
+        for option, value in (
+            ("--epochs", "1"),
+            ("--warmup-lr", "0.025"),
+            ("--warmup-batch", "64"),
+            ("--schedule", "constant"),
+        )
+    },
+    "candidate-schedule": (
+        ["rank", "--init", "candidate", "--warmup", "0.1", "--schedule", "cosine"],
+        "--schedule: --init candidate keeps the published constant step size",
+    ),
+    "args-without-model": (
+        ["score", "--arch", EXAMPLE, "--model-args", "{}"],
+        "--model-args: has no effect with --arch",
+    ),
+    "rank-table": (["rank", "--table", "none.csv"], "table: found no file none.csv"),
+    "convert": (
+        ["tables", "none.csv", "--convert", "out.csv"],
+        "--convert: expected a name that ends in .parquet, got out.csv",
+    ),
+    "verb": (["rang"], "invalid choice: 'rang'"),
+    "arch": (["score", "--arch", "|none~0|"], "expected 3 nodes joined by '+', got 1"),
+    "model": (["score", "--model", "nowhere"], "--model: expected MODULE:CALLABLE, got 'nowhere'"),
+    "module": (["score", "--model", "nowhere:x"], "--model: nowhere:x: ModuleNotFoundError: No"),
+    "callable": (["score", "--model", "torch.nn:Nothing"], "has no attribute 'Nothing'"),
+    "no-module": (["score", "--model", "builtins:dict"], "must make an nn.Module, got dict"),
+    "model-args": (
+        ["score", "--model", "torch.nn:Linear", "--model-args", "3"],
+        "--model-args: expected a JSON object, got 3",
+    ),
+    "bad-json": (
+        ["score", "--model", "torch.nn:Linear", "--model-args", "{"],
+        "--model-args: expected a JSON object",
+    ),
+    "arguments": (
+        ["score", "--model", "torch.nn:Linear"],
+        "--model: torch.nn:Linear: TypeError: Linear.__init__() missing 2 required",
+    ),
+    "shape": (
+        [
+            "score",
+            "--model",
+            "torch.nn:Linear",
+            "--model-args",
+            '{"in_features": 3, "out_features": 4}',
+        ],
+        "--model: does not run on images [1, 8, 8] of digits",
+    ),
+    "outputs": (["score", "--model", "torch.nn:Flatten"], None),
+    "few-outputs": (
+        ["score", "--model", "torch.nn:Identity"],
+        "expected [images, 10 or more] outputs for digits, got [2, 1, 8, 8]",
+    ),
+    "table": (["tables", "none.csv"], "table: found no file none.csv"),
+    "scores": (
+        ["correlate", "--scores", "none.csv", "--table", "t.csv", "--metric", "x"],
+        "found no file none.csv",
+    ),
+    "report": (["report", "none"], "scores: found no file none"),
+    "warmup-verb": (["warmup", "--warmup", "0"], "--warmup: must be above 0, got 0"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_line_and_exit_code_2(name, capsys):
+    arguments, message = BAD[name]
+    code, out, err = run(*arguments, capsys=capsys)
+    if message is None:  # a network without weights: nothing to score, and said so
+        message = "model: expected at least one convolution or linear weight, found none"
+    assert code == 2 and out == "" and message in err, err
+    assert err.startswith(f"sigeo {arguments[0]}: " if name != "verb" else "sigeo: ")
+    assert err.endswith("\n") and err.count("\n") == 1
+
+
+def test_a_table_without_the_column_and_one_without_the_architectures(ranking, capsys):
+    folder, _ = ranking
+    scores = str(folder / "scores.parquet")
+    Path("a.csv").write_text("architecture,acc\nx,1\n")
+    Path("b.csv").write_text("arch_str,acc\nx,1\n")
+    for table, metric, message in (
+        ("a.csv", "acc", "a.csv: expected a column arch_str, found architecture, acc"),
+        ("b.csv", "top1", "b.csv: expected a column for metric 'top1', found acc"),
+        ("b.csv", "acc", "--table: expected at least 3 of the 12 architectures in b.csv, found 0"),
+    ):
+        code, _, err = run(
+            "correlate", "--scores", scores, "--table", table, "--metric", metric, capsys=capsys
+        )
+        assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_a_truncated_checkpoint(capsys):
+    run("warmup", *SMALL[:4], "--warmup", "0.1", "--out", "w", "--json", capsys=capsys)
+    (path,) = Path("w").glob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:1000])
+    code, _, err = run("rank", *SMALL, "--init", f"supernet:{path}", capsys=capsys)
+    assert code == 2 and "damaged or truncated" in err and err.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_written(capsys):
+    Path("file").write_text("")
+    code, _, err = run("rank", *SMALL, "--archs", "2", "--out", "file/run", capsys=capsys)
+    assert code == 2 and "file/run: Not a directory" in err
+    if os.geteuid() != 0:
+        Path("locked").mkdir(mode=0o500)
+        code, _, err = run("rank", *SMALL, "--archs", "2", "--out", "locked/run", capsys=capsys)
+        assert code == 2 and "Permission denied" in err
+
+
+def test_a_store_of_another_version(ranking, capsys):
+    import sqlite3
+
+    folder = Path("old")
+    shutil.copytree(ranking[0], folder)
+    connection = sqlite3.connect(folder / "run.sqlite")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    code, _, err = run("rank", *SMALL, "--archs", "2", "--out", "old", capsys=capsys)
+    assert code == 2 and "expected version 1, got 99" in err and err.count("\n") == 1
+
+
+def test_a_full_disk_while_scoring(capsys, monkeypatch):
+    from sigeo.store import RunStore
+
+    original = RunStore._prepare
+
+    def small(self):
+        original(self)
+        self._connection.execute("PRAGMA max_page_count = 6")
+
+    monkeypatch.setattr(RunStore, "_prepare", small)
+    given = ["rank", *SMALL, "--archs", "400", "--proxy", "params,flops,l2_norm"]
+    code, _, err = run(*given, capsys=capsys)
+    assert code == 2 and "database or disk is full" in err and err.count("\n") == 1
+    monkeypatch.setattr(RunStore, "_prepare", original)
+    code, out, _ = run(*given, "--json", capsys=capsys)
+    assert code == 0 and len(strict(out)["rows"]) == 400

@@ -1,0 +1,236 @@
+"""sigeo rank, warmup and report: their contracts and what they leave behind."""
+
+from __future__ import annotations
+
+import html.parser
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
+
+
+def test_rank_prints_the_document_of_the_contract(ranking):
+    _, document = ranking
+    assert document["schema"] == 1
+    assert document["space"] == "nasbench201" and document["data"] == "digits"
+    assert len(document["rows"]) == 12 and document["env"]["threads"] >= 1
+    for row in document["rows"]:
+        assert set(row) == {
+            "arch",
+            "index",
+            "scores",
+            "terms",
+            "options",
+            "finite",
+            "notes",
+            "seconds",
+        }
+        assert set(row["scores"]) == {"sigeo", "zico", "params"}
+        assert set(row["terms"]["sigeo"]) == {"zico", "fr", "loss"}
+        assert row["options"]["sigeo"]["lambdas"] == [1.0, 1.0, 0.0]
+    values = [row["scores"]["sigeo"] for row in document["rows"]]
+    assert values == sorted(values, reverse=True)
+
+
+def test_rank_leaves_scores_report_and_store(ranking):
+    folder, document = ranking
+    table = pyarrow.parquet.read_table(folder / "scores.parquet")
+    assert table["arch_str"].to_pylist() == [row["arch"] for row in document["rows"]]
+    assert table["sigeo.fr"].to_pylist() == [
+        row["terms"]["sigeo"]["fr"] for row in document["rows"]
+    ]
+    assert (folder / "run.sqlite").exists()
+    page = (folder / "report.html").read_text()
+    assert "http-equiv" not in page and "src=" not in page  # nothing is loaded from elsewhere
+    assert page.count("<svg") == 2 and document["rows"][0]["arch"] in page
+
+
+class Balanced(html.parser.HTMLParser):
+    """Checks that every element that must be closed is."""
+
+    def __init__(self):
+        super().__init__()
+        self.open = []
+
+    def handle_starttag(self, tag, attrs):
+        if tag not in ("meta", "br", "path", "use", "rect", "clippath"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.open:
+            while self.open.pop() != tag:
+                pass
+
+
+def test_report_with_a_table(ranking, capsys):
+    folder, document = ranking
+    Path("t.csv").write_text(
+        "arch_str,acc_200\n"
+        + "".join(f"{r['arch']},{90 - i / 7}\n" for i, r in enumerate(document["rows"][:9]))
+    )
+    code, out, _ = run(
+        "report",
+        str(folder),
+        "--table",
+        "t.csv",
+        "--metric",
+        "acc",
+        "--out",
+        "r.html",
+        capsys=capsys,
+    )
+    page = Path("r.html").read_text()
+    assert code == 0 and out == "" and page.count("<svg") == 3
+    assert "9 of 12 architectures are in t.csv" in page and "acc_200" in page
+    parser = Balanced()
+    parser.feed(page)
+    assert parser.open == []
+
+
+def test_the_same_command_again_scores_nothing_and_gives_the_same(ranking, capsys, monkeypatch):
+    folder, document = ranking
+    from sigeo.scoring.networks import Networks
+
+    monkeypatch.setattr(Networks, "score", lambda *_: pytest.fail("scored twice"))
+    again = [
+        *SMALL,
+        "--archs",
+        "12",
+        "--json",
+        "--out",
+        str(folder),
+        "--proxy",
+        "sigeo,zico,params",
+    ]
+    code, out, _ = run("rank", *again, capsys=capsys)
+    assert code == 0 and strict(out)["rows"] == document["rows"]
+
+
+def test_rank_prints_a_table_for_people(capsys):
+    code, out, err = run("rank", *SMALL, "--archs", "3", "--top", "2", capsys=capsys)
+    assert code == 0 and "2 best of 3" in out and "params" in out and "flops" in out
+    assert "runs/nasbench201-digits/scores.parquet" in err
+    assert Path("runs/nasbench201-digits/report.html").exists()
+
+
+def test_warm_up_then_rank_from_the_checkpoint(capsys):
+    code, out, _ = run(
+        "warmup", *SMALL[:4], "--warmup", "0.1", "--out", "w", "--json", capsys=capsys
+    )
+    document = strict(out)
+    assert code == 0 and document["images"] == 144 and document["steps"] == 3
+    given = ["rank", *SMALL, "--archs", "3", "--json"]
+    code, loaded, _ = run(
+        *given, "--init", f"supernet:{document['checkpoint']}", "--out", "a", capsys=capsys
+    )
+    assert code == 0
+    code, here, err = run(*given, "--warmup", "0.1", "--out", "b", capsys=capsys)
+    assert code == 0 and "144 images, 1 pass(es), 3 steps of 64" in err
+    key = lambda text: [(r["arch"], r["scores"]) for r in strict(text)["rows"]]  # noqa: E731
+    assert key(loaded) == key(here)
+    assert strict(here)["settings"]["warmup"]["steps"] == 3
+
+
+def test_candidates_take_the_published_lambdas(capsys):
+    given = ["rank", *SMALL, "--archs", "2", "--json", "--init", "candidate", "--warmup", "0.1"]
+    code, out, _ = run(*given, capsys=capsys)
+    document = strict(out)
+    assert code == 0 and document["rows"][0]["options"]["sigeo"]["lambdas"] == [1.0, 50.0, 1.0]
+    assert document["settings"]["warmup"]["lr"] == 1.0
+    assert document["settings"]["warmup"]["epochs"] == 1
+    code, out, _ = run(*given, "--lambdas", "1,2,3", capsys=capsys)
+    assert strict(out)["rows"][0]["options"]["sigeo"]["lambdas"] == [1.0, 2.0, 3.0]
+
+
+def test_only_the_preset_for_vision_takes_the_published_lambdas_of_candidates(capsys):
+    given = ["rank", *SMALL, "--archs", "2", "--json", "--init", "candidate", "--warmup", "0.1"]
+    code, out, _ = run(*given, "--proxy", "sigeo_paper,sigeo_cv_official", capsys=capsys)
+    options = strict(out)["rows"][0]["options"]
+    assert code == 0 and options["sigeo_cv_official"]["lambdas"] == [1.0, 50.0, 1.0]
+    assert options["sigeo_paper"]["lambdas"] == [1.0, 1.0, 0.0]
+
+
+def test_a_warm_up_of_a_number_of_steps(capsys):
+    given = ["warmup", *SMALL[:4], "--warmup-steps", "30", "--out", "w", "--json"]
+    code, out, _ = run(*given, capsys=capsys)
+    document = strict(out)
+    assert code == 0 and document["steps"] == 30 and document["images"] == 1437
+    assert document["settings"]["warmup"]["batch_size"] == 64
+    given = ["rank", *SMALL, "--archs", "2", "--json", "--proxy", "zico", "--warmup-steps", "3"]
+    code, out, err = run(*given, "--warmup-batch", "8", capsys=capsys)
+    warmup = strict(out)["settings"]["warmup"]
+    assert code == 0 and "24 images, 1 pass(es), 3 steps of 8" in err
+    assert warmup["steps"] == 3 and warmup["images"] == 24 and warmup["lr"] == 0.025
+    assert strict(out)["settings"]["init"] == "supernet"
+    code, out, _ = run(*given, "--init", "candidate", capsys=capsys)
+    warmup = strict(out)["settings"]["warmup"]
+    assert code == 0 and warmup["steps"] == 3 and warmup["images"] == 3 * 128
+    assert (warmup["lr"], warmup["momentum"], warmup["shuffle"]) == (1.0, 0.0, False)
+
+
+def test_the_largest_seed(capsys):
+    largest = ["--seed", str(2**63 - 1)]
+    given = ["rank", *SMALL, "--archs", "2", "--json", "--proxy", "zico", "--warmup", "1"]
+    code, out, _ = run(*given, "--epochs", "2", *largest, capsys=capsys)
+    assert code == 0 and strict(out)["settings"]["seed"] == 2**63 - 1
+    assert run("score", *SMALL, "--arch", EXAMPLE, *largest, capsys=capsys)[0] == 0
+
+
+def test_a_table_or_metric_that_is_not_there_costs_no_scoring(capsys, monkeypatch):
+    from sigeo.scoring import networks
+
+    monkeypatch.setattr(networks, "Networks", lambda *_, **__: pytest.fail("went on"))
+    Path("t.csv").write_text("arch_str,acc\na,1\n")
+    code, out, err = run("rank", "--table", "t.csv", "--metric", "top1", capsys=capsys)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert "t.csv: expected a column for metric 'top1', found acc" in err
+
+
+@pytest.mark.parametrize("file", ["report.html", "scores.parquet"])
+def test_the_result_is_printed_also_if_a_file_cannot_be_written(file, capsys):
+    Path("r", file).mkdir(parents=True)
+    given = ["rank", *SMALL, "--archs", "2", "--proxy", "params", "--out", "r"]
+    code, out, err = run(*given, "--json", capsys=capsys)
+    assert code == 2 and len(strict(out)["rows"]) == 2
+    assert err == f"sigeo rank: r/{file}: Is a directory\n"
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 2 and "2 best of 2" in out and err.count("\n") == 1
+
+
+def test_only_what_the_first_proxy_lacks_ranks_last(capsys, monkeypatch):
+    from sigeo.scoring.networks import Networks
+    from sigeo.store import Record
+
+    def scored(self, arch, proxies):
+        bad = {"sigeo": "nor_conv_1x1" in str(arch), "zico": True}
+        return {p.name: Record(None if bad[p.name] else 1.0) for p in proxies}
+
+    monkeypatch.setattr(Networks, "score", scored)
+    other = EXAMPLE.replace("skip_connect~0", "nor_conv_1x1~0")
+    Path("a.txt").write_text(f"{EXAMPLE}\n{other}")
+    given = ["rank", *SMALL, "--archs-file", "a.txt", "--out", "r", "--proxy"]
+    for first, second, last, elsewhere in (("sigeo", "zico", 1, 2), ("zico", "sigeo", 2, 1)):
+        code, _, err = run(*given, f"{first},{second}", capsys=capsys)
+        notes = [
+            f"architectures without a finite {first} score, which rank last: {last}",
+            f"architectures with another score that is not finite: {elsewhere}",
+        ]
+        assert code == 0 and err.splitlines()[:2] == notes
+        assert f"Best first by {first}; {'; '.join(notes)}." in Path("r/report.html").read_text()
+
+
+def test_archs_file(capsys):
+    arch = EXAMPLE
+    Path("a.txt").write_text(f"{arch}\n\n{arch.replace('avg_pool_3x3', 'none')}\n{arch}\n")
+    code, out, _ = run("rank", *SMALL, "--archs-file", "a.txt", "--json", capsys=capsys)
+    assert code == 0 and len(strict(out)["rows"]) == 2
+    Path("a.txt").write_text(f"{arch}\n{arch[:-3]}\n")
+    code, _, err = run("rank", *SMALL, "--archs-file", "a.txt", capsys=capsys)
+    assert (
+        code == 2 and err.startswith("sigeo rank: a.txt:2: architecture") and err.count("\n") == 1
+    )
+    Path("a.txt").write_bytes(arch.encode() + b"\n\xff\n")
+    code, _, err = run("rank", *SMALL, "--archs-file", "a.txt", capsys=capsys)
+    assert code == 2 and err.startswith("sigeo rank: a.txt: expected text in UTF-8, invalid start")

@@ -1,0 +1,295 @@
+"""The other verbs: correlate, tables, score, doctor."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import shared_file
+from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("s.json", b"\xff\xfe", "s.json: expected text in UTF-8, invalid start byte at 0"),
+        ("s.json", b"{", "s.json: expected the JSON of sigeo rank (JSONDecodeError"),
+        ("s.json", b'{"rows": []}', "s.json: expected the JSON of sigeo rank (IndexError"),
+        (
+            "s.json",
+            b'{"rows": [{"arch": "a", "scores": {"zico": "high"}}]}',
+            "s.json: scores of a: zico must be a number or null, got 'high'",
+        ),
+        (
+            "s.json",
+            b'{"rows": [{"arch": "a", "scores": {"zico": 1}}, {"arch": "b", "scores": {}}]}',
+            "s.json: expected the JSON of sigeo rank (KeyError 'zico')",
+        ),
+        ("s.csv", b"arch_str,x,x\na,1,2\n", "s.csv: expected each column once, found x more"),
+    ],
+)
+def test_scores_that_are_damaged(name, content, message, capsys):
+    Path(name).write_bytes(content)
+    Path("t.csv").write_text("arch_str,acc\na,1\n")
+    given = ["correlate", "--scores", name, "--table", "t.csv", "--metric", "acc"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+
+
+def test_correlate_in_every_format(ranking, capsys):
+    folder, document = ranking
+    rows = document["rows"]
+    Path("t.csv").write_text(
+        "arch_str,acc\n" + "".join(f"{r['arch']},{i}\n" for i, r in enumerate(rows))
+    )
+    Path("s.json").write_text(json.dumps(document))
+    Path("s.csv").write_text(
+        "arch_str,zico,sigeo\n"
+        + "".join(f"{r['arch']},{r['scores']['zico']},{r['scores']['sigeo']}\n" for r in rows)
+    )
+    results = []
+    for scores in (folder / "scores.parquet", "s.json", "s.csv"):
+        given = ["correlate", "--scores", str(scores), "--table", "t.csv", "--metric", "acc"]
+        code, out, _ = run(*given, "--json", capsys=capsys)
+        results.append(strict(out)["proxies"])
+        assert code == 0 and set(results[-1]) == {"sigeo", "zico", "params", "flops"}
+        assert results[-1]["sigeo"] == results[0]["sigeo"]
+        assert results[-1]["sigeo"]["spearman"]["value"] == pytest.approx(-1)
+    code, out, _ = run(*given, capsys=capsys)
+    assert code == 0 and "Kendall" in out
+
+
+def test_correlate_with_the_published_table(ranking, capsys):
+    folder, _ = ranking
+    table = str(shared_file("data/nasbench201.csv.gz"))
+    given = ["correlate", "--scores", str(folder / "scores.parquet"), "--table", table]
+    code, out, _ = run(*given, "--metric", "cifar10.test", "--json", capsys=capsys)
+    document = strict(out)
+    assert code == 0 and document["column"] == "cifar10_test_200"
+    assert set(document["proxies"]) == {"sigeo", "zico", "params", "flops"}
+
+
+def test_tables(capsys):
+    Path("t.csv").write_text("arch_str,acc\na,1\nb,\nc,3\n")
+    code, out, _ = run("tables", "t.csv", "--convert", "t.parquet", "--json", capsys=capsys)
+    summary = strict(out)
+    assert code == 0 and summary["columns"]["acc"] == {
+        "count": 2,
+        "min": 1.0,
+        "mean": 2.0,
+        "max": 3.0,
+    }
+    assert run("tables", "t.parquet", capsys=capsys)[0] == 0
+    Path("t.csv").write_text("arch_str,acc\na,1\nb,inf\n")
+    code, out, _ = run("tables", "t.csv", "--json", capsys=capsys)
+    assert code == 0 and strict(out)["columns"]["acc"]["max"] == 1.0
+
+
+def test_score_one_architecture_and_any_module(capsys):
+    arch = EXAMPLE
+    code, out, _ = run(
+        "score", *SMALL, "--arch", arch, "--proxy", "sigeo,synflow", "--json", capsys=capsys
+    )
+    document = strict(out)
+    assert code == 0 and set(document["scores"]) == {"sigeo", "synflow"} and document["finite"]
+    Path("mine.py").write_text(
+        "from torch import nn\n"
+        "def net(width=4):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, 10))\n"
+    )
+    given = ["score", *SMALL[4:], "--model", "mine:net", "--proxy", "zico,params", "--json"]
+    code, out, _ = run(*given, "--model-args", '{"width": 7}', capsys=capsys)
+    document = strict(out)
+    assert code == 0 and document["scores"]["params"] == 64 * 7 + 7 + 70 + 10
+    assert document["settings"]["space"] is None and document["options"] == {}
+    assert run(*given[:-1], capsys=capsys)[0] == 0
+
+
+def test_score_says_how_an_architecture_was_scored_and_counts_it_as_rank_does(capsys):
+    proxies = ["--proxy", "sigeo,params,flops", "--seed", "3", "--json"]
+    code, out, _ = run("score", *SMALL, "--arch", EXAMPLE, *proxies, capsys=capsys)
+    document = strict(out)
+    assert code == 0 and list(document["scores"]) == ["sigeo", "params", "flops"]
+    assert document["options"]["sigeo"]["lambdas"] == [1.0, 1.0, 0.0]
+    Path("a.txt").write_text(EXAMPLE)
+    code, out, _ = run("rank", *SMALL, "--archs-file", "a.txt", *proxies, capsys=capsys)
+    ranked = strict(out)
+    for name in ("params", "flops"):
+        assert document["scores"][name] == ranked["rows"][0]["scores"][name]
+    settings = document["settings"]
+    assert set(settings) == {"space", "data", "batches", "batch_size", "seed"}
+    assert all(settings[name] == ranked["settings"][name] for name in settings)
+
+
+USER_MODULE = """
+import sys
+from torch import nn
+print("imported")
+
+class Net(nn.Sequential):
+    def __init__(self, fails=None):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+        self.fails = fails
+
+    def forward(self, x):
+        print("run")
+        if self.fails == "empty":
+            raise ZeroDivisionError
+        if self.fails == "lines":
+            raise KeyError("first line\\nsecond line")
+        return super().forward(x)
+
+def broken():
+    raise MemoryError("no room\\nat all")
+
+def leaves():
+    sys.exit(3)
+"""
+
+
+@pytest.fixture
+def user_module(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "user_module", raising=False)
+    Path("user_module.py").write_text(USER_MODULE)
+    Path("user_broken.py").write_text("raise SyntaxWarning('odd')")
+    Path("user_syntax.py").write_text("def")
+
+
+@pytest.mark.usefixtures("user_module")
+@pytest.mark.parametrize(
+    ("target", "arguments", "message"),
+    [
+        ("user_broken:x", "{}", "--model: user_broken:x: SyntaxWarning: odd"),
+        ("user_syntax:x", "{}", "--model: user_syntax:x: SyntaxError: invalid syntax"),
+        (":x", "{}", "--model: :x: ValueError: Empty module name"),
+        ("user_module:broken", "{}", "--model: user_module:broken: MemoryError: no room"),
+        ("user_module:leaves", "{}", "--model: user_module:leaves: SystemExit: 3"),
+        ("user_module:Net", '{"fails": "empty"}', "images [1, 8, 8] of digits: ZeroDivisionError"),
+        ("user_module:Net", '{"fails": "lines"}', "of digits: KeyError: 'first line"),
+    ],
+)
+def test_whatever_a_users_model_raises_is_one_line(target, arguments, message, capsys):
+    given = ["score", "--model", target, "--model-args", arguments, "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    own = [line for line in err.splitlines() if line not in ("imported", "run")]
+    assert code == 2 and out == "" and len(own) == 1 and message in own[0], err
+    assert own[0].startswith("sigeo score: --model: ") and "at all" not in own[0]
+
+
+def test_an_architecture_that_does_not_run_is_no_fault_of_a_model(capsys, monkeypatch):
+    from torch import nn
+
+    from sigeo.spaces import NASBench201
+
+    given = ["score", "--arch", EXAMPLE]
+    for network, message in (
+        (nn.Linear(3, 4), "--arch: does not run on images [1, 8, 8] of digits: RuntimeError: mat"),
+        (nn.Flatten(), "--arch: expected [images, 65 or more] outputs for x, got [2, 64]"),
+    ):
+        monkeypatch.setattr(NASBench201, "build", lambda *_, network=network, **__: network)
+        code, _, err = run(*given, capsys=capsys)
+        assert code == 2 and message in err and err.count("\n") == 1
+        labels = np.arange(300) % 65
+        np.savez("x.npz", train_images=np.ones((300, 8, 8), np.uint8), train_labels=labels)
+        given += ["--data", "x.npz"]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("user_module")
+def test_the_installed_script_finds_a_model_in_the_current_folder():
+    script = shutil.which("sigeo", path=Path(sys.executable).parent)
+    if script is None:
+        pytest.skip("needs the package installed in this environment")
+    given = [script, "score", "--model", "user_module:Net", "--proxy", "zico", "--json"]
+    result = subprocess.run(given, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert strict(result.stdout)["scores"]["zico"] is not None
+    assert "imported\nrun\n" in result.stderr
+
+
+def test_only_what_keeps_its_work_promises_to_go_on(capsys, monkeypatch):
+    from sigeo.cli import options
+    from sigeo.tables import table
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(options, "load_data_and_space", interrupt)
+    monkeypatch.setattr(table, "_read", interrupt)
+    for verb, more in (
+        (["rank"], "; the same command goes on from here"),
+        (["warmup"], "; the same command goes on from here"),
+        (["score", "--arch", EXAMPLE], ""),
+        (["tables", "t.csv"], ""),
+    ):
+        code, _, err = run(*verb, capsys=capsys)
+        assert code == 130 and err == f"sigeo {verb[0]}: stopped{more}\n"
+
+
+def test_doctor(capsys):
+    code, out, _ = run("doctor", "--json", capsys=capsys)
+    document = strict(out)
+    assert code == 0 and all(test["ok"] for test in document["self_test"])
+    assert document["implementations"].keys() and document["versions"]["torch"]
+    assert run("doctor", capsys=capsys)[0] == 0
+
+
+def test_doctor_finds_a_kernel_that_is_wrong(capsys, monkeypatch):
+    from sigeo_ext import moments
+
+    monkeypatch.setattr(moments, "update_", lambda *_, **__: None)
+    assert run("doctor", "--json", capsys=capsys)[0] == 1
+
+
+def test_doctor_finds_a_kernel_that_fails(capsys, monkeypatch):
+    from sigeo_ext import moments
+
+    monkeypatch.setattr(moments, "update_", lambda: None)
+    code, out, _ = run("doctor", "--json", capsys=capsys)
+    (test,) = [test for test in strict(out)["self_test"] if test["device"] == "cpu"]
+    assert code == 1 and not test["ok"] and test["problem"].startswith("TypeError: ")
+    assert run("doctor", capsys=capsys)[0] == 1
+
+
+def test_doctor_finds_kernels_that_do_not_load(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sigeo_ext", None)  # what makes any import of it fail
+    code, out, err = run("doctor", "--json", capsys=capsys)
+    document = strict(out)
+    assert code == 1 and err == "" and document["self_test"] == []
+    assert "sigeo_ext" in document["problem"] and document["versions"]["torch"]
+    code, out, err = run("doctor", capsys=capsys)
+    assert code == 1 and err == "" and "WRONG" in out
+
+
+@pytest.mark.slow
+def test_doctor_says_which_implementation_there_is_not():
+    given = [sys.executable, "-m", "sigeo", "doctor", "--json"]
+    environment = {**os.environ, "SIGEO_EXT_IMPL": "fastest"}
+    result = subprocess.run(given, capture_output=True, text=True, env=environment)
+    assert result.returncode == 1 and result.stderr == ""
+    assert "SIGEO_EXT_IMPL must be one of" in strict(result.stdout)["problem"]
+
+
+def test_help_of_every_verb(capsys):
+    for verb in ("rank", "score", "warmup", "correlate", "tables", "report", "doctor"):
+        code, out, _ = run(verb, "--help", capsys=capsys)
+        assert code == 0 and out.startswith(f"usage: sigeo {verb}")
+
+
+def test_scores_of_the_wrong_kind(capsys):
+    np.savez("x.npz", a=np.zeros(1))
+    Path("x.json").write_text("[]")
+    Path("t.csv").write_text("arch_str,acc\nx,1\n")
+    for scores in ("x.json", "t.csv"):
+        code, _, err = run(
+            "correlate", "--scores", scores, "--table", "t.csv", "--metric", "acc", capsys=capsys
+        )
+        assert code == 2 and err.count("\n") == 1
