@@ -16,6 +16,11 @@ from sigeo.capture.samples.axis_rules import follow
 class Follower(TorchDispatchMode):
     """Follows the axis through all the aten operations of one call."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: torch would import its compiler (70 MiB) just to keep it away from here."""
+        return False  # and a capture runs nothing compiled
+
     def __init__(self, arguments: Any):
         """Start from what is noted on the tensors among the arguments."""
         super().__init__()  # type: ignore[no-untyped-call]
