@@ -56,6 +56,8 @@ def _cells(row: Row) -> list[str]:
     time = f"{median:.4g} [{low:.4g}, {high:.4g}]" if median else ""
     speedup = "" if row["speedup"] is None else f"{row['speedup']:.2f} x {row['baseline']}"
     more = ", ".join(f"{_words(k)} {_short(v)}" for k, v in row["config"].items())
+    if row["peak_mib"] is not None:
+        more = f"peak {row['peak_mib']:.0f} MiB, {more}"
     return [
         row["op"],
         row["impl"],
