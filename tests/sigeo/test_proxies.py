@@ -367,7 +367,8 @@ def sample_gradients(model, images, labels):
 def test_sample_proxies_are_their_formulas():
     torch.manual_seed(0)
     model, ((images, labels),) = golden_net().double(), image_batches(1, 9, torch.float64)
-    scores = sigeo.score(model, [(images, labels)], SAMPLE_PROXIES, memory_format="preserve")
+    frozen = [proxies.get(name, batch_norm="frozen") for name in SAMPLE_PROXIES]
+    scores = sigeo.score(model, [(images, labels)], frozen, memory_format="preserve")
     rows = sample_gradients(model, images, labels)
     model.eval()
     loss = float(F.cross_entropy(model(images), labels).detach())

@@ -337,3 +337,37 @@ def test_hooks_and_modes_are_gone_after_an_exception():
         assert not module._forward_hooks and not module._forward_pre_hooks
     assert type(model(torch.randn(3, 4)).grad_fn).__name__ == "ReluBackward0"
     assert torch.overrides._get_current_function_mode() is None
+
+
+def test_a_second_backward_pass_is_refused():
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.randint(0, 3, (5,))
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(x), y).backward()
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        output = model(x)
+        F.cross_entropy(output, y).backward(retain_graph=True)
+        F.cross_entropy(output, y).backward()
+
+
+def test_attention_without_heads():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.project, self.head = nn.Linear(8, 24), nn.Linear(8, 5)
+
+        def forward(self, x):
+            q, k, v = self.project(x).chunk(3, -1)
+            return self.head(F.scaled_dot_product_attention(q, k, v).mean(1))
+
+    torch.manual_seed(0)
+    inputs = (torch.randn(SAMPLES, SAMPLES, 8, dtype=torch.float64),)
+    check(Attention().double(), inputs, torch.randint(0, 5, (SAMPLES,)))
+
+
+def test_sparse_statistics_come_without_a_warning(recwarn):
+    model = nn.Sequential(nn.Embedding(9, 2), nn.Flatten(), nn.Linear(4, 3))
+    with capture(model) as stats:
+        F.cross_entropy(model(torch.randint(0, 9, (5, 2))), torch.randint(0, 3, (5,))).backward()
+    assert stats["0.weight"].abs_sum.is_sparse
+    assert not [w for w in recwarn if "parse" in str(w.message)]

@@ -39,6 +39,8 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     return convert
 
 
+METRIC = "cifar10.test"
+
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
 _at_least_two = whole(2)  # batch norm needs two images
@@ -176,22 +178,53 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
 
 
 def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
-    """The proxies asked for, SiGeo's with the weights that belong to the protocol."""
+    """The proxies asked for, SiGeo's with the weights that belong to the protocol.
+
+    Raises:
+        InputError: An unknown proxy, or an option that none of them has.
+    """
     from sigeo import proxies as registry
     from sigeo.proxies.sigeo import LAMBDAS, LAMBDAS_WARMED
     from sigeo.scoring.score import resolve
 
     names = [name.strip() for name in args.proxy.split(",") if name.strip()]
+    weighted = [name for name in names if name.startswith("sigeo")]
+    stepping = [name for name in weighted if name != "sigeo_sample"]
+    for option, value, takers in (
+        ("--lambdas", args.lambdas, weighted),
+        ("--inner-lr", args.inner_lr, stepping),
+    ):
+        if value is not None and not takers:
+            raise InputError(f"{option}: has no effect on {', '.join(names) or 'no proxy'}")
 
     def made(name: str) -> Proxy:
-        if not name.startswith("sigeo"):
+        if name not in weighted:
             return registry.get(name)
         # The published weights for networks warmed up alone are those of the vision code.
         warmed = init == "candidate" and name in ("sigeo", "sigeo_cv_official")
         lambdas = args.lambdas or (LAMBDAS_WARMED if warmed else LAMBDAS)
+        if name not in stepping:
+            return registry.get(name, lambdas=lambdas)
         return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
 
     return tuple(resolve([made(name) for name in names]))
+
+
+def add_table(parser: argparse.ArgumentParser, why: str) -> None:
+    """A benchmark table and its column."""
+    parser.add_argument("--table", metavar="FILE", help=f"benchmark table {why}")
+    parser.add_argument("--metric", help=f"its column (default: {METRIC})")
+
+
+def metric(args: argparse.Namespace) -> str:
+    """The column of the table.
+
+    Raises:
+        InputError: A column without a table.
+    """
+    if args.metric is not None and args.table is None:
+        raise InputError("--metric: has no effect without --table")
+    return METRIC if args.metric is None else str(args.metric)
 
 
 def warms_up(args: argparse.Namespace) -> bool:

@@ -42,10 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where weights come from: drawn; each network warmed up alone; shared weights warmed "
         "up here, or loaded from PATH (default: supernet with a warm-up, else scratch)",
     )
-    parser.add_argument("--table", metavar="FILE", help="benchmark table for the report")
-    parser.add_argument(
-        "--metric", default="cifar10.test", help="its column (default: %(default)s)"
-    )
+    options.add_table(parser, "for the report")
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
@@ -61,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.tables import read_table
 
     data, space = options.load_data_and_space(args)
+    metric = options.metric(args)
     if args.table is not None:  # a wrong name must not cost a ranking
-        read_table(args.table).column(args.metric)
+        read_table(args.table).column(metric)
     protocol = _protocol(args, len(data.train))
     archs = _architectures(args, space)
     folder = options.run_folder(args)
@@ -83,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(rows, names, args.top, networks)
     export.write_scores(folder / "scores.parquet", document, names)
-    write_report(folder / "scores.parquet", folder / "report.html", args.table, args.metric)
+    write_report(folder / "scores.parquet", folder / "report.html", args.table, metric)
     if not args.json:
         console.say(f"scores: {folder / 'scores.parquet'}\nreport: {folder / 'report.html'}")
     return 0

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigeo.cli import console
+from sigeo.cli import console, options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -18,10 +18,7 @@ HELP = "write the HTML report of a ranking"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument("run", help="a run's folder, or its scores.parquet")
-    parser.add_argument("--table", metavar="FILE", help="benchmark table to compare with")
-    parser.add_argument(
-        "--metric", default="cifar10.test", help="its column (default: %(default)s)"
-    )
+    options.add_table(parser, "to compare with")
     parser.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
 
 
@@ -30,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     given = Path(args.run)
     scores = given / "scores.parquet" if given.is_dir() else given
     out = Path(args.out) if args.out is not None else scores.with_name("report.html")
-    write_report(scores, out, args.table, args.metric)
+    write_report(scores, out, args.table, options.metric(args))
     console.say(f"report: {out}")
     return 0
 

@@ -80,7 +80,7 @@ class OnSamples:
 
     function: Callable[[nn.Module, SampleStatistics, float], Outcome]
     want: frozenset[str]
-    batch_norm: BatchNormPolicy = "frozen"
+    batch_norm: BatchNormPolicy = "contribution"
 
 
 Measurement = OnModel | OnGradient | OnStatistics | OnSamples

@@ -1,8 +1,8 @@
 """Proxies of single samples' gradients: zico_sample, sigeo_sample, gradsign, Fisher, noise.
 
-All from one backward pass over the first batch. Batch norm is taken on running statistics unless
-``batch_norm`` says otherwise, since on batch statistics a sample has no gradient of its own. Layers
-are the weights of convolutions and linear layers.
+All from one backward pass over the first batch. Where batch norm uses the batch's statistics, a
+sample has no gradient of its own; what counts is its contribution to the batch's gradient, unless
+``batch_norm`` says otherwise. Layers are the weights of convolutions and linear layers.
 
 ====================  ==========================================================================
 zico_sample           ZiCo's formula with samples in the place of batches: many units, less noise
@@ -102,7 +102,7 @@ def _proxy(name: str, measurement: OnSamples, source: str, **options: object) ->
 
 
 @register("zico_sample")
-def zico_sample(*, batch_norm: BatchNormPolicy = "frozen") -> Proxy:
+def zico_sample(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """ZiCo over the samples of one batch."""
     source = "Li et al., ICLR 2023, section 3, with samples for batches"
     return _proxy("zico_sample", OnSamples(_zico, _RATIO, batch_norm), source)
@@ -110,7 +110,7 @@ def zico_sample(*, batch_norm: BatchNormPolicy = "frozen") -> Proxy:
 
 @register("sigeo_sample")
 def sigeo_sample(
-    *, lambdas: Sequence[float] = LAMBDAS, batch_norm: BatchNormPolicy = "frozen"
+    *, lambdas: Sequence[float] = LAMBDAS, batch_norm: BatchNormPolicy = "contribution"
 ) -> Proxy:
     """SiGeo as in the paper, all three terms from the samples of one batch.
 
@@ -129,7 +129,7 @@ def sigeo_sample(
 
 
 @register("gradsign")
-def gradsign(*, batch_norm: BatchNormPolicy = "frozen") -> Proxy:
+def gradsign(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """GradSign: agreement of the samples' gradient signs."""
     measurement = OnSamples(_gradsign, frozenset({"sign_sum"}), batch_norm)
     proxy = _proxy("gradsign", measurement, "Zhang and Jia, ICLR 2022, section 4")
@@ -137,14 +137,14 @@ def gradsign(*, batch_norm: BatchNormPolicy = "frozen") -> Proxy:
 
 
 @register("fisher_trace")
-def fisher_trace(*, batch_norm: BatchNormPolicy = "frozen") -> Proxy:
+def fisher_trace(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """Trace of the empirical Fisher matrix, over all parameters."""
     measurement = OnSamples(_fisher_trace, frozenset({"sample_sq_norm"}), batch_norm)
     return _proxy("fisher_trace", measurement, "Kunstner et al., NeurIPS 2019, section 2")
 
 
 @register("gradient_noise_scale")
-def gradient_noise_scale(*, batch_norm: BatchNormPolicy = "frozen") -> Proxy:
+def gradient_noise_scale(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """The simple noise scale, over all parameters."""
     measurement = OnSamples(_noise_scale, frozenset({"sum", "m2"}), batch_norm)
     source = "McCandlish et al., arXiv 1812.06162, section 2.2"

@@ -11,6 +11,16 @@ import pytest
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
 BAD = {
+    "lambdas-without": (
+        ["rank", "--proxy", "params", "--lambdas", "1,2,3"],
+        "--lambdas: has no effect on params",
+    ),
+    "inner-lr-without": (
+        ["rank", "--proxy", "sigeo_sample", "--inner-lr", "1"],
+        "--inner-lr: has no effect on sigeo_sample",
+    ),
+    "metric-without": (["rank", "--metric", "x"], "--metric: has no effect without --table"),
+    "metric-of-report": (["report", "r", "--metric", "x"], "--metric: has no effect without"),
     "proxy": (["rank", "--proxy", "zen"], "proxy must be one of"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
     "space": (["rank", "--space", "darts"], "space must be one of nasbench201, got 'darts'"),

@@ -221,6 +221,15 @@ def test_only_what_the_first_proxy_lacks_ranks_last(capsys, monkeypatch):
         assert f"Best first by {first}; {'; '.join(notes)}." in Path("r/report.html").read_text()
 
 
+def test_proxies_of_single_samples(capsys):
+    names = "sigeo_sample,zico_sample,gradsign,fisher_trace,gradient_noise_scale"
+    given = ["rank", *SMALL, "--archs", "3", "--proxy", names, "--json"]
+    for more in ([], ["--warmup", "0.1"], ["--lambdas", "1,2,3"]):
+        code, out, err = run(*given, *more, capsys=capsys)
+        assert code == 0, err
+        assert all(row["scores"]["fisher_trace"] > 0 for row in strict(out)["rows"])
+
+
 def test_archs_file(capsys):
     arch = EXAMPLE
     Path("a.txt").write_text(f"{arch}\n\n{arch.replace('avg_pool_3x3', 'none')}\n{arch}\n")

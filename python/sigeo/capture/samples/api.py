@@ -64,7 +64,9 @@ class SampleStatistics:
         if record.rows is not None:
             rows, shape = record.rows[None], record.parameter.shape
             sparse = {
-                key: torch.sparse_coo_tensor(rows, value, shape, is_coalesced=True)
+                key: torch.sparse_coo_tensor(
+                    rows, value, shape, is_coalesced=True, check_invariants=False
+                )
                 for key, value in moments._asdict().items()
                 if value is not None and key != "sq_norm"
             }
@@ -125,7 +127,9 @@ def capture(
 
     ::
 
-        with sigeo.capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        from sigeo.capture import capture
+
+        with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
             loss_fn(model(x), y).backward()
         stats["conv.weight"].abs_sum, stats.sample_sq_norm
 
@@ -155,7 +159,7 @@ def capture(
 
     Raises:
         InputError: An argument out of its range, inputs without one number of samples, a parameter
-            that cannot be served, batch norm that the policy refuses.
+            that cannot be served, batch norm that the policy refuses, a second backward pass.
     """
     wanted = frozenset(want)
     unknown = sorted(wanted - set(WANTS))

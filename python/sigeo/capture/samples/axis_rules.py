@@ -187,7 +187,15 @@ def _along(place: int, default: int | None = None) -> Rule:
     return known
 
 
-for _name in ("_softmax", "_log_softmax", "cumsum", "cumprod", "logcumsumexp", "flip"):
+for _name in (
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "flip",
+):
     _RULES[_name] = _along(1)
 _RULES["sort"] = _along(1, -1)
 _RULES["topk"] = _along(2, -1)

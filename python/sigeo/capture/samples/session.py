@@ -112,6 +112,7 @@ class Session:
         }
         self.unsupported: dict[str, str] = {}
         self.finished = False
+        self._finishing = False
         self._of_parameter = {id(r.parameter): r for r in self.records.values()}
         self.look_ups: list[LookUp] = []
         self._frames: list[Frame] = []
@@ -165,8 +166,9 @@ class Session:
         ]
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if self.finished:  # a module runs again for its units' gradients
+        if self._finishing:  # a module runs again for its units' gradients
             return
+        self._refuse_more()
         tensors = tensors_in(args, kwargs)
         sizes = {t.shape[self.batch_dim] for t in tensors if t.dim() > self.batch_dim}
         if len(sizes) != 1:
@@ -383,16 +385,35 @@ class Session:
 
     def backward_begun(self) -> None:
         """Called by every use as the backward pass comes by; the first asks to hear of its end."""
+        self._refuse_more()
         if not self._told:
             self._told = True
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(self.finish)
 
+    def _refuse_more(self) -> None:
+        """Complain of a pass after the one that was measured.
+
+        Raises:
+            InputError: There is one.
+        """
+        if self.finished:
+            raise InputError(
+                "capture: measures one backward pass, and the body goes on with another; "
+                "add the losses up, or open a capture for each"
+            )
+
     def finish(self) -> None:
         """Called when the backward pass has ended: what is still open is worked out."""
         if self.finished:
             return
-        self.finished = True
+        self.finished = self._finishing = True
+        try:
+            self._work_out()
+        finally:
+            self._finishing = False
+
+    def _work_out(self) -> None:
         for look_up in self.look_ups:
             if len(look_up.use.record.uses) == 1 and look_up.use.record.uses[0] is look_up.use:
                 look_up.finish()
