@@ -45,12 +45,14 @@ def run(args: argparse.Namespace) -> int:
     """Score.
 
     Raises:
-        InputError: Arguments for a model, but none.
+        InputError: An option without effect.
     """
     from sigeo.scoring import export, score
 
     if args.arch is not None and args.model_args is not None:
         raise InputError("--model-args: has no effect with --arch")
+    if args.model is not None and (args.channels or args.cells):
+        raise InputError("--channels, --cells: have no effect with --model")
     data, space = options.load_data_and_space(args)
     proxies = options.proxies(args, "scratch")
     batches = _batches(data, args)

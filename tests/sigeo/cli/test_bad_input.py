@@ -11,6 +11,10 @@ import pytest
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
 BAD = {
+    "sizes-of-model": (
+        ["score", "--model", "torch.nn:Flatten", "--channels", "8"],
+        "--channels, --cells: have no effect with --model",
+    ),
     "lambdas-without": (
         ["rank", "--proxy", "params", "--lambdas", "1,2,3"],
         "--lambdas: has no effect on params",
