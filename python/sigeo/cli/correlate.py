@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scores",
         required=True,
         metavar="FILE",
-        help="scores.parquet or JSON of rank, or a table with an arch_str column and score columns",
+        help="a run's folder, scores.parquet or JSON of rank, or a table of scores by arch_str",
     )
     parser.add_argument("--table", required=True, metavar="FILE", help="csv, csv.gz or parquet")
     parser.add_argument("--metric", required=True, help="a column of it, such as cifar10.test")
@@ -55,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
 
     from sigeo.tables import correlate, read_table
 
-    archs, scores = read_any_scores(Path(args.scores))
+    given = Path(args.scores)
+    scores_file = given / "scores.parquet" if given.is_dir() else given
+    if not scores_file.is_file():
+        raise InputError(f"--scores: found no file {scores_file}")
+    archs, scores = read_any_scores(scores_file)
     table = read_table(args.table)
     truth = table.lookup(args.metric)
     known = [i for i, arch in enumerate(archs) if arch in truth]

@@ -179,7 +179,7 @@ BAD = {
     "table": (["tables", "none.csv"], "table: found no file none.csv"),
     "scores": (
         ["correlate", "--scores", "none.csv", "--table", "t.csv", "--metric", "x"],
-        "found no file none.csv",
+        "--scores: found no file none.csv",
     ),
     "report": (["report", "none"], "scores: found no file none"),
     "warmup-verb": (["warmup", "--warmup", "0"], "--warmup: must be above 0, got 0"),

@@ -55,7 +55,7 @@ def test_correlate_in_every_format(ranking, capsys):
         + "".join(f"{r['arch']},{r['scores']['zico']},{r['scores']['sigeo']}\n" for r in rows)
     )
     results = []
-    for scores in (folder / "scores.parquet", "s.json", "s.csv"):
+    for scores in (folder, folder / "scores.parquet", "s.json", "s.csv"):
         given = ["correlate", "--scores", str(scores), "--table", "t.csv", "--metric", "acc"]
         code, out, _ = run(*given, "--json", capsys=capsys)
         results.append(strict(out)["proxies"])
