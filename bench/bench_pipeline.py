@@ -2,7 +2,7 @@
 
 SiGeo over 4 batches of 64 images of random NAS-Bench-201 networks, full size. The plain route takes
 NCHW images, runs every edge and keeps every gradient in NumPy. Both routes score the same
-candidates in turn, in one process. What equal functions save comes on top and is counted apart.
+candidates in turn, in one process. What equal networks save comes on top and is counted apart.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ def summary() -> str:
         _find("pipeline", impl="pipeline"),
         lambda r: (
             f"{r['config']['gain_in_candidates_per_s']:.2f} times, Spearman "
-            f"{r['config']['spearman_with_plain']:.4f} between the two; equal functions give "
+            f"{r['config']['spearman_with_plain']:.4f} between the two; equal networks give "
             f"{r['config']['further_gain_from_equal_functions']:.2f} more"
         ),
     )

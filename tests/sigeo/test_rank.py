@@ -1,4 +1,4 @@
-"""Ranking: equal functions once, the same result by every route, every protocol."""
+"""Ranking: equal networks once, the same result by every route, every protocol."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_pipeline_gives_what_the_plain_route_gives(tmp_path):
 
 
 def same_function(count=3):
-    """Architectures of which some are the same function."""
+    """Architectures of which some are the same network."""
     groups = {}
     for index in range(space().size):
         cell = space().at(index)

@@ -93,8 +93,8 @@ def diag_fisher(
 ) -> dict[str, Tensor]:
     """Diagonal of the Fisher matrix: mean_b of g_b^2, for each trainable parameter by name.
 
-    Tensors are like the parameters; those of embedding tables are sparse, with the rows that were
-    looked up. Arguments and errors are those of `fisher_trace`.
+    Tensors are like the parameters; those of embedding tables that are looked up in once a pass are
+    sparse, with the rows that were touched. Arguments and errors are those of `fisher_trace`.
     """
     result: dict[str, Tensor] = {}
     count = 0

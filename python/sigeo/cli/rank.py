@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--archs-file", metavar="FILE", help="one architecture string a line instead"
     )
     which.add_argument(
-        "--no-dedup", action="store_true", help="score architectures of the same function each"
+        "--no-dedup", action="store_true", help="score architectures that are the same network each"
     )
     options.add_proxies(parser)
     options.add_warmup(parser, default=0.0)

@@ -222,7 +222,7 @@ def _cost_note(seconds: Values) -> str:
     shared = len(seconds) - len(paid)
     return (
         f"{paid.sum():.1f} seconds for {len(paid)} networks, {np.median(paid):.3g} s in the "
-        f"median; {shared} architectures are the same function as one of these and cost nothing."
+        f"median; {shared} architectures are the same network as one of these and cost nothing."
     )
 
 

@@ -1,4 +1,4 @@
-"""Networks of a space ready to be scored: built once, weights in place, equal functions known."""
+"""Networks of a space ready to be scored: built once, weights in place, equal ones known."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Protocol:
         batch_size: Images of one.
         seed: Of weights, order of images, sampled paths.
         device: Where the networks run.
-        deduplicate: Whether equal functions share one score.
+        deduplicate: Whether equal networks share one score.
     """
 
     proxies: tuple[Proxy, ...]

@@ -27,7 +27,7 @@ class Row:
         options: What each proxy was made with, if anything.
         finite: Whether all values are.
         notes: For the reader, each begun with the proxy's name where it is one proxy's.
-        seconds: What scoring it took; 0 if another architecture of the same function was scored.
+        seconds: What scoring it took; 0 if an equal network was scored.
     """
 
     arch: str

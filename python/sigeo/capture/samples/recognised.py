@@ -296,7 +296,8 @@ def _instance_norm(
         return session.foreign(F.instance_norm, given, {})
     shape = (input.shape[1],)
     if not use_input_stats:
-        assert running_mean is not None and running_var is not None
+        if running_mean is None or running_var is None:  # torch says what is wrong
+            return NotImplemented
         frozen = scaled.FrozenBatchNorm(axis, uses, shape, running_mean, running_var, eps)
         return _run(session, frozen, input, weight, bias, axis)
     if running_mean is not None:  # moves the running statistics, as the layer would

@@ -1,0 +1,111 @@
+"""Proxies of single samples: their formulas from a loop, batch norm, and the model left alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sigeo
+from sigeo import InputError, proxies
+from tests.sigeo.models import golden_net, image_batches
+
+SAMPLE_PROXIES = (
+    "zico_sample",
+    "sigeo_sample",
+    "gradsign",
+    "fisher_trace",
+    "gradient_noise_scale",
+)
+
+
+def sample_gradients(model, images, labels):
+    """Each sample's gradient, by name, with batch norm on running statistics."""
+    model.eval()
+    rows = []
+    for b in range(len(labels)):
+        loss = F.cross_entropy(model(images[b : b + 1]), labels[b : b + 1])
+        rows.append(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+    model.train()
+    return {
+        name: torch.stack([torch.zeros_like(p) if g is None else g for g in gradients])
+        for (name, p), gradients in zip(
+            model.named_parameters(), zip(*rows, strict=True), strict=True
+        )
+    }
+
+
+def test_sample_proxies_are_their_formulas():
+    torch.manual_seed(0)
+    model, ((images, labels),) = golden_net().double(), image_batches(1, 9, torch.float64)
+    frozen = [proxies.get(name, batch_norm="frozen") for name in SAMPLE_PROXIES]
+    scores = sigeo.score(model, [(images, labels)], frozen, memory_format="preserve")
+    rows = sample_gradients(model, images, labels)
+    model.eval()
+    loss = float(F.cross_entropy(model(images), labels).detach())
+    model.train()
+    zico = signs = 0.0
+    layers = ("0.weight", "3.weight", "7.weight")
+    for name in layers:
+        g = rows[name].flatten(1)
+        std = g.std(0, correction=0)
+        kept = std > 0
+        zico += math.log(float((g.abs().mean(0)[kept] / std[kept]).sum()))
+        signs += float(g.sign().sum(0).abs().sum())
+    assert scores["zico_sample"].value == pytest.approx(zico, rel=1e-10)
+    coordinates = sum(rows[name][0].numel() for name in layers)
+    assert scores["gradsign"].value == pytest.approx(signs / coordinates, rel=1e-12)
+    flat = torch.cat([g.flatten(1) for g in rows.values()], 1)
+    weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert scores["fisher_trace"].value == pytest.approx(float(flat.square().sum(1).mean()))
+    fr = 0.5 * math.log(float((flat @ weights).square().mean()))
+    assert scores["sigeo_sample"].terms["fr"] == pytest.approx(fr, rel=1e-10)
+    assert scores["sigeo_sample"].terms["loss"] == pytest.approx(loss, rel=1e-10)
+    assert scores["sigeo_sample"].value == pytest.approx(zico + fr, rel=1e-10)
+    variance = float(flat.var(0).sum())
+    signal = float(flat.mean(0).square().sum()) - variance / 9
+    noise = scores["gradient_noise_scale"]
+    assert noise.terms["variance"] == pytest.approx(variance, rel=1e-10)
+    assert noise.terms["signal"] == pytest.approx(signal, rel=1e-8)
+    assert noise.value == (pytest.approx(-variance / signal) if signal > 0 else -math.inf)
+
+
+def test_sample_proxies_leave_the_model_alone_and_share_a_pass():
+    torch.manual_seed(0)
+    model, batches = golden_net(), image_batches(2)
+    calls = []
+    model.register_forward_hook(lambda *_: calls.append(None))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model[0].weight.grad = kept = torch.ones_like(model[0].weight)
+    alone = {n: sigeo.score(model, batches, [n])[n].value for n in SAMPLE_PROXIES}
+    calls.clear()
+    together = sigeo.score(model, batches, SAMPLE_PROXIES)
+    assert len(calls) == 1
+    assert {n: s.value for n, s in together.items()} == pytest.approx(alone, rel=1e-6)
+    assert model.training and model[0].weight.grad is kept and bool((kept == 1).all())
+    assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+
+
+def test_sample_proxies_and_batch_norm():
+    model, batches = golden_net(), image_batches(1)
+    given = {p: proxies.get("fisher_trace", batch_norm=p) for p in ("frozen", "contribution")}
+    found = {
+        p: sigeo.score(model, batches, [proxy])["fisher_trace"].value for p, proxy in given.items()
+    }
+    assert found["frozen"] != found["contribution"]
+    with pytest.raises(InputError, match="batch norm"):
+        sigeo.score(model, batches, [proxies.get("fisher_trace", batch_norm="refuse")])
+    with pytest.raises(InputError, match="batch_norm: must be refuse, frozen"):
+        sigeo.score(model, batches, [proxies.get("fisher_trace", batch_norm="odd")])
+
+
+def test_sample_proxies_of_a_single_sample_and_of_nothing_to_learn():
+    model, batches = golden_net(), image_batches(1, 1)
+    one = sigeo.score(model, batches, ["gradient_noise_scale"])["gradient_noise_scale"]
+    assert one.value == -math.inf and "one sample has no variance" in one.notes
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    for score in sigeo.score(model, batches, SAMPLE_PROXIES).values():
+        assert score.value == -math.inf and not score.finite
