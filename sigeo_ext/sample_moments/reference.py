@@ -31,6 +31,10 @@ def check_units(op: str, samples: int, unit: int, segments: int, want: int) -> N
     _check.require(0 < want < known, op, f"want must be from 1 to {known - 1}, got {want}")
 
 
+def _sign(g: Tensor) -> Tensor:
+    return torch.where(g.isnan(), g, g.sign())  # torch has sign(NaN) = 0
+
+
 def of_units(
     gradients: Iterator[Tensor],
     like: Tensor,
@@ -61,7 +65,7 @@ def of_units(
         sums["sum"][segment] += g
         sums["abs_sum"][segment] += g.abs()
         sums["sq_sum"][segment] += g * g
-        sums["sign_sum"][segment] += g.sign()
+        sums["sign_sum"][segment] += _sign(g)
         mean = g if count == 0 else mean
         delta = g - mean
         mean = mean + delta / (count + 1)

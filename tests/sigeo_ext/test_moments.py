@@ -14,7 +14,7 @@ from torch import Tensor
 from sigeo_ext import moments
 from sigeo_ext.moments import op, reference
 from sigeo_ext.testing import TOLERANCE, assert_close, poison_empty, threads
-from tests.cases import DTYPES, LAYERS, tensors
+from tests.cases import DTYPES, LAYERS, needs_kernels, tensors
 
 pytestmark = pytest.mark.filterwarnings("error")
 CASES = pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS.keys())
@@ -235,6 +235,7 @@ def test_outputs_are_written_whole(device):
     assert not any(t.isnan().any() for t in results)
 
 
+@needs_kernels
 def test_same_bits_whatever_the_threads():
     layers = LAYERS["chunks"]
     units = [unit(layers, i) for i in range(4)]

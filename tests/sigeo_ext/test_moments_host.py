@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from sigeo_ext import moments
-from tests.cases import LAYERS, tensors
+from tests.cases import LAYERS, needs_kernels, tensors
 
 host = pytest.importorskip("sigeo_ext.moments.host", reason="needs the compiled package")
 
 
+@needs_kernels
 @pytest.mark.parametrize("layers", LAYERS.values(), ids=LAYERS.keys())
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64], ids=str)
 def test_host_equals_ops_bit_for_bit(layers, dtype):

@@ -90,7 +90,7 @@ def test_what_is_written_in_place_is_not_used_by_a_later_backward(device):
     loss = moments.dot(state[1], [weight]).sum()
     version = state[1][0]._version
     moments.update_(*state, [torch.ones(3, device=device)], count=2)
-    assert state[1][0]._version == version + 1
+    assert state[1][0]._version > version
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sigeo_ext import sample_moments as sm
 from sigeo_ext.sample_moments import op, reference
 from sigeo_ext.testing import TOLERANCE, assert_close, poison_empty, threads
+from tests.cases import needs_kernels
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 EVERYTHING = sm.STATISTICS
@@ -189,6 +190,7 @@ def test_a_subset_of_statistics_has_the_bits_of_all():
         assert sum(value is not None for value in alone) == 1
 
 
+@needs_kernels
 @pytest.mark.parametrize("channels", [16, 96])
 def test_same_bits_for_any_number_of_threads(channels):
     x, d = torch.randn(9, channels, 6, 6), torch.randn(9, channels, 6, 6)
