@@ -53,12 +53,12 @@ class Workload:
     peers: tuple[str, ...] = ("loop", "vmap")
 
 
-def _cell(text: str) -> nn.Module:
+def cell(text: str) -> nn.Module:
     space = spaces.get("nasbench201", spaces.InputShape(3, 32, 10))
     return space.build(space.parse(text), seed=0).eval()
 
 
-def _images(batch: int) -> Callable[[], tuple[Tensor, ...]]:
+def images(batch: int) -> Callable[[], tuple[Tensor, ...]]:
     def make() -> tuple[Tensor, ...]:
         images = torch.randn(batch, 3, 32, 32)
         return (images.contiguous(memory_format=torch.channels_last),)
@@ -66,26 +66,26 @@ def _images(batch: int) -> Callable[[], tuple[Tensor, ...]]:
     return make
 
 
-def _clicks(batch: int, rows: int) -> Callable[[], tuple[Tensor, ...]]:
+def clicks(batch: int, rows: int) -> Callable[[], tuple[Tensor, ...]]:
     return lambda: (torch.randn(batch, 13), torch.randint(0, rows, (batch, 26)))
 
 
 WORKLOADS = (
-    Workload("NAS-Bench-201 middling, batch 64", lambda: _cell(MIDDLING), _images(64)),
-    Workload("NAS-Bench-201 largest, batch 64", lambda: _cell(LARGEST), _images(64), rounds=3),
-    Workload("ResNet-18 GN, batch 16", models.resnet18, _images(16), rounds=3),
-    Workload("ResNet-18 GN, batch 64", models.resnet18, _images(64), rounds=3, peers=("loop",)),
-    Workload("MobileNetV2, batch 32", lambda: models.mobilenet_v2().eval(), _images(32)),
+    Workload("NAS-Bench-201 middling, batch 64", lambda: cell(MIDDLING), images(64)),
+    Workload("NAS-Bench-201 largest, batch 64", lambda: cell(LARGEST), images(64), rounds=3),
+    Workload("ResNet-18 GN, batch 16", models.resnet18, images(16), rounds=3),
+    Workload("ResNet-18 GN, batch 64", models.resnet18, images(64), rounds=3, peers=("loop",)),
+    Workload("MobileNetV2, batch 32", lambda: models.mobilenet_v2().eval(), images(32)),
     Workload("transformer, batch 64", models.Encoder, lambda: (torch.randint(0, 1000, (64, 64)),)),
     Workload("CTR 10,000 rows, batch 128", lambda: models.ClickThrough(10_000),
-             _clicks(128, 10_000), 2, 15),
+             clicks(128, 10_000), 2, 15),
     Workload("CTR 10,000 rows, batch 512", lambda: models.ClickThrough(10_000),
-             _clicks(512, 10_000), 2, 15, ("loop",)),
+             clicks(512, 10_000), 2, 15, ("loop",)),
     Workload("CTR 1,000,000 rows, batch 128", lambda: models.ClickThrough(1_000_000),
-             _clicks(128, 1_000_000), 2, 3, ()),
+             clicks(128, 1_000_000), 2, 3, ()),
     Workload("CTR 1,000,000 rows, sparse, batch 128",
              lambda: models.ClickThrough(1_000_000, sparse=True),
-             _clicks(128, 1_000_000), 2, 5, ()),
+             clicks(128, 1_000_000), 2, 5, ()),
 )  # fmt: skip
 
 

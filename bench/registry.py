@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench import bench_moments, bench_pipeline, bench_samples, bench_start, bench_statistics
+from bench import (
+    bench_gram,
+    bench_moments,
+    bench_pipeline,
+    bench_samples,
+    bench_start,
+    bench_statistics,
+)
 
 Rows = Callable[[], list[dict[str, Any]]]
 
@@ -61,6 +68,13 @@ BENCHMARKS = (
         ("tests/sigeo_ext/test_sample_moments.py", "tests/sigeo/test_samples.py"),
         bench_samples.rows,
         lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
+    ),
+    Benchmark(
+        "gram",
+        "bench_gram",
+        ("tests/sigeo_ext/test_gram.py", "tests/sigeo/test_ntk.py"),
+        bench_gram.rows,
+        lambda: bench_gram.ntk_rows("CTR 10,000 rows", rounds=1),
     ),
     Benchmark(
         "pipeline",

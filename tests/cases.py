@@ -1,6 +1,8 @@
-"""Shapes as data: the lists of layers that every test of a list op runs over."""
+"""Shapes as data: what the tests of an op run over."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,21 @@ LAYERS: dict[str, list[tuple[int, ...]]] = {
     "one-chunk": [(16384,)],
     "chunks": [(3, 16411), (5,), (2, 8192), (70001,)],
     "long-list": [(7,)] * 700,
+}
+# Shape of the input, shape of the weight, options.
+CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
+    "3x3": ((6, 8, 9, 9), (16, 8, 3, 3), {"padding": 1}),
+    "stem": ((5, 3, 8, 8), (20, 3, 3, 3), {"padding": 1, "stride": 2}),
+    "wide": ((4, 40, 4, 4), (70, 40, 3, 3), {"padding": 1}),
+    "pointwise": ((7, 5, 6, 6), (33, 5, 1, 1), {}),
+    "dilated": ((3, 4, 11, 9), (8, 4, 3, 2), {"padding": (2, 1), "dilation": (2, 3)}),
+    "groups": ((4, 8, 7, 7), (12, 2, 3, 3), {"groups": 4, "stride": (2, 1)}),
+    "depthwise": ((4, 9, 7, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
+    "multiplier": ((4, 6, 7, 7), (12, 1, 3, 3), {"groups": 6, "padding": 1}),
+    "signal": ((5, 6, 23), (10, 6, 5), {"padding": 2, "stride": 2}),
+    "volume": ((3, 4, 5, 6, 4), (6, 4, 2, 3, 2), {"padding": (1, 0, 1), "stride": (1, 2, 1)}),
+    "beyond": ((4, 3, 2, 2), (5, 3, 5, 5), {"padding": 2}),
+    "one-sample": ((1, 3, 5, 5), (4, 3, 3, 3), {}),
 }
 # Equal bits are what the compiled kernels promise; the references promise equal numbers.
 needs_kernels = pytest.mark.skipif(

@@ -16,8 +16,28 @@ Touched::Touched(const int64_t* rows, const int64_t* units, int64_t count, int64
   std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
     return std::tie(a.row, a.unit, a.place) < std::tie(b.row, b.unit, b.place);
   });
-  for (const Entry& entry : entries_) {
-    if (rows_.empty() || rows_.back() != entry.row) rows_.push_back(entry.row);
+  for (size_t n = 0; n < entries_.size(); ++n) {
+    if (!rows_.empty() && rows_.back() == entries_[n].row) continue;
+    rows_.push_back(entries_[n].row);
+    first_.push_back(static_cast<int64_t>(n));
+  }
+  first_.push_back(static_cast<int64_t>(entries_.size()));
+}
+
+template <class T>
+void Touched::gradients(const EmbeddingJob<T>& job, int64_t row, std::vector<int64_t>& units,
+                        std::vector<T>& values) const {
+  units.clear();
+  values.clear();
+  for (int64_t n = first_[row]; n < first_[row + 1]; ++n) {
+    const Entry& entry = entries_[n];
+    if (units.empty() || units.back() != entry.unit) {
+      units.push_back(entry.unit);
+      values.resize(values.size() + job.width);
+    }
+    T* to = values.data() + static_cast<int64_t>(values.size()) - job.width;
+    const T* from = job.gradients + entry.place * job.width;
+    for (int64_t i = 0; i < job.width; ++i) to[i] += from[i];
   }
 }
 
@@ -27,9 +47,10 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
   const int64_t width = job.width;
   const double factor = static_cast<double>(job.factor);
   if (sq_norm != nullptr) std::fill_n(sq_norm, job.unit_count, 0.0);
-  std::vector<T> g(width), mean(width);
-  size_t entry = 0;
+  std::vector<int64_t> units;
+  std::vector<T> values, mean(width);
   for (int64_t row = 0; row < static_cast<int64_t>(rows_.size()); ++row) {
+    gradients(job, row, units, values);
     const auto line = [&](Statistic s) {
       return statistics[s] == nullptr ? nullptr : statistics[s] + row * width;
     };
@@ -37,25 +58,8 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
       if (T* to = line(s)) std::fill_n(to, width, T{0});
     }
     std::fill(mean.begin(), mean.end(), T{0});
-    // Calls body() with each touching unit's gradient in g; twice over the row where M2 is wanted.
-    const auto each_unit = [&](size_t from, const auto& body) {
-      int64_t touching = 0;
-      while (from < entries_.size() && entries_[from].row == rows_[row]) {
-        const int64_t unit = entries_[from].unit;
-        std::fill(g.begin(), g.end(), T{0});
-        for (; from < entries_.size() && entries_[from].row == rows_[row] &&
-               entries_[from].unit == unit;
-             ++from) {
-          const T* source = job.gradients + entries_[from].place * width;
-          for (int64_t i = 0; i < width; ++i) g[i] += source[i];
-        }
-        body(unit);
-        ++touching;
-      }
-      return std::pair(from, touching);
-    };
-    const size_t begin = entry;
-    const auto [end, touching] = each_unit(begin, [&](int64_t unit) {
+    for (size_t n = 0; n < units.size(); ++n) {
+      const T* g = values.data() + static_cast<int64_t>(n) * width;
       double squares = 0;
       for (int64_t i = 0; i < width; ++i) {
         mean[i] += g[i];
@@ -75,16 +79,16 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
           to[i] += static_cast<T>((g[i] > 0) - (g[i] < 0)) + (g[i] - g[i]);
         }
       }
-      if (sq_norm != nullptr) sq_norm[unit] += squares * factor * factor;
-    });
-    entry = end;
+      if (sq_norm != nullptr) sq_norm[units[n]] += squares * factor * factor;
+    }
     if (T* to = line(kM2)) {
       // Units that do not touch the row have a gradient of zero: (0 - mean)^2 each.
-      const T absent = static_cast<T>(job.unit_count - touching);
+      const T absent = static_cast<T>(job.unit_count - static_cast<int64_t>(units.size()));
       for (T& value : mean) value /= static_cast<T>(job.unit_count);
-      each_unit(begin, [&](int64_t) {
+      for (size_t n = 0; n < units.size(); ++n) {
+        const T* g = values.data() + static_cast<int64_t>(n) * width;
         for (int64_t i = 0; i < width; ++i) to[i] += (g[i] - mean[i]) * (g[i] - mean[i]);
-      });
+      }
       for (int64_t i = 0; i < width; ++i) {
         to[i] = (to[i] + absent * mean[i] * mean[i]) * (job.factor * job.factor);
       }
@@ -92,6 +96,10 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
   }
 }
 
+template void Touched::gradients(const EmbeddingJob<float>&, int64_t, std::vector<int64_t>&,
+                                 std::vector<float>&) const;
+template void Touched::gradients(const EmbeddingJob<double>&, int64_t, std::vector<int64_t>&,
+                                 std::vector<double>&) const;
 template void Touched::measure(const EmbeddingJob<float>&, const std::array<float*, kStatistics>&,
                                double*) const;
 template void Touched::measure(const EmbeddingJob<double>&, const std::array<double*, kStatistics>&,

@@ -10,6 +10,7 @@
 
 #include <array>
 #include <cstdint>
+#include <functional>
 #include <vector>
 
 #include "common/parallel.h"
@@ -110,6 +111,11 @@ class Touched {
           int64_t skipped);
   const std::vector<int64_t>& rows() const { return rows_; }
 
+  // The units that touch rows()[row], rising, and their gradients of it [units, width].
+  template <class T>
+  void gradients(const EmbeddingJob<T>& job, int64_t row, std::vector<int64_t>& units,
+                 std::vector<T>& values) const;
+
   template <class T>
   void measure(const EmbeddingJob<T>& job, const std::array<T*, kStatistics>& statistics,
                double* sq_norm) const;
@@ -120,9 +126,22 @@ class Touched {
   };
   std::vector<Entry> entries_;  // by row, unit and place
   std::vector<int64_t> rows_;
+  std::vector<int64_t> first_;  // of each row: where its entries begin; one more for their end
 };
 
 template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel);
+
+// Takes g [units, length]: a part of every unit's gradient, with zeros where a vector of channels
+// is filled up.
+template <class T>
+using TakePart = std::function<void(int64_t slot, const T* g, int64_t length)>;
+
+// Hands out every unit's gradient of the weight, part after part, from memory that is used again.
+// The parts are dealt to `slots` runs; those of one run come one after another, whatever the number
+// of threads.
+template <class T>
+void unit_gradients(const Convolution& shape, const T* x, const T* d, int64_t unit, int64_t slots,
+                    const TakePart<T>& take, const Parallel& parallel);
 
 }  // namespace sigeo_ext::sample_moments

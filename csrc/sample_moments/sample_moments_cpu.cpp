@@ -22,6 +22,9 @@ constexpr int64_t kFarBytes = 512;
 // Below this many positions of a unit the update of the statistics shows, and two units share one.
 constexpr int64_t kFewPositions = 128;
 
+// Of a part of every unit's gradient, which is read again for all pairs of units.
+constexpr int64_t kEachBytes = 384 * 1024;
+
 // Rows of a slab that are transposed together: whole cache lines on both sides.
 constexpr int64_t kSquare = 16;
 
@@ -117,11 +120,26 @@ class Work {
     taps_ = taps_of(c_, x_.width, d_.width);
     panels_ = (columns_ + width_ - 1) / width_;
     pieces_ = groups_ * panels_ * static_cast<int64_t>(taps_.size());
-    if (job.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
+  }
+
+  void measure(const Parallel& parallel) {
+    if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
     parallel(pieces_, [&](int64_t from, int64_t to) {
       for (int64_t piece = from; piece < to; ++piece) run(piece);
     });
-    if (job.sq_norm != nullptr) add_norms();
+    if (job_.sq_norm != nullptr) add_norms();
+  }
+
+  void hand_out(int64_t slots, const TakePart<T>& take, const Parallel& parallel) const {
+    parallel(slots, [&](int64_t from, int64_t to) {
+      std::vector<T> memory;
+      for (int64_t slot = from; slot < to; ++slot) {
+        const int64_t last = pieces_ * (slot + 1) / slots;
+        for (int64_t piece = pieces_ * slot / slots; piece < last; ++piece) {
+          hand_out_piece(piece, memory, [&](const T* g, int64_t size) { take(slot, g, size); });
+        }
+      }
+    });
   }
 
  private:
@@ -153,20 +171,59 @@ class Work {
     return {packed, width, places, sample, panels * width};
   }
 
-  // One tap, one panel of output channels of one group, all its input channels and all units.
-  void run(int64_t piece) {
+  // A piece is one tap, one panel of output channels of one group, all its input channels and all
+  // units.
+  struct Place {
+    int64_t tap, group, begin;
+  };
+
+  Place place_of(int64_t piece) const {
     const int64_t taps = static_cast<int64_t>(taps_.size());
-    const int64_t tap = piece % taps, panel = piece / taps % panels_;
-    const int64_t group = piece / taps / panels_, begin = panel * width_;
+    return {piece % taps, piece / taps / panels_, piece / taps % panels_ * width_};
+  }
+
+  Tile<T> tile_of(const Place& place) const {
     Tile<T> tile{};
+    const Tap& tap = taps_[place.tap];
     tile.x_sample = x_.sample;
     tile.d_sample = d_.sample;
-    tile.x_at = taps_[tap].x.data();
-    tile.d_at = taps_[tap].d.data();
-    tile.positions = static_cast<int64_t>(taps_[tap].x.size());
+    tile.x_at = tap.x.data();
+    tile.d_at = tap.d.data();
+    tile.positions = static_cast<int64_t>(tap.x.size());
     tile.unit = job_.unit;
-    tile.width = std::min(round_up(columns_ - begin, tiles_.lanes), width_);
-    Piece part{group, begin, tile.width, {}};
+    tile.width = std::min(round_up(columns_ - place.begin, tiles_.lanes), width_);
+    return tile;
+  }
+
+  // Every unit's gradient of a piece, so many rows at a time that they stay in the cache.
+  template <class Take>
+  void hand_out_piece(int64_t piece, std::vector<T>& memory, const Take& take) const {
+    const Place place = place_of(piece);
+    Tile<T> tile = tile_of(place);
+    if (tile.positions == 0 || units_ == 0) return;
+    const int64_t line = units_ * tile.width * static_cast<int64_t>(sizeof(T));
+    const int64_t at_once =
+        std::max<int64_t>(kPackedRows, kEachBytes / line / kPackedRows * kPackedRows);
+    for (int64_t begin = 0; begin < rows_; begin += at_once) {
+      const int64_t end = std::min(rows_, begin + at_once);
+      tile.each_unit = (end - begin) * tile.width;
+      memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
+      const int64_t block = units_of_block(tile.positions, tile.width);
+      for (int64_t unit = 0; unit < units_; unit += block) {
+        const int64_t count = std::min(block, units_ - unit);
+        for (int64_t row = begin; row < end;) {
+          tile.each = memory.data() + unit * tile.each_unit + (row - begin) * tile.width;
+          row += run_rows(tile, place, row, end, unit * job_.unit, nullptr, count);
+        }
+      }
+      take(memory.data(), tile.each_unit);
+    }
+  }
+
+  void run(int64_t piece) {
+    const Place place = place_of(piece);
+    Tile<T> tile = tile_of(place);
+    Piece part{place, tile.width, {}};
     part.memory.resize(slabs() * rows_ * tile.width);
     const int64_t of_segment = units_ / job_.segments;
     const int64_t block = units_of_block(tile.positions, tile.width);
@@ -178,16 +235,18 @@ class Work {
         tile.first = unit == segment * of_segment;
         T* norms = norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit;
         for (int64_t row = 0; row < rows_;) {
-          row += run_rows(tile, part, row, unit * job_.unit, norms, count);
+          point_at_slabs(tile, part, row);
+          row += run_rows(tile, place, row, rows_, unit * job_.unit, norms, count);
         }
       }
-      write(part, segment, tap, of_segment);
+      write(part, segment, of_segment);
     }
   }
 
   // What a piece accumulates: a slab [rows, width] for each statistic, and two more with kM2.
   struct Piece {
-    int64_t group, begin, width;
+    Place place;
+    int64_t width;
     std::vector<T> memory;
   };
 
@@ -204,15 +263,7 @@ class Work {
                              kBlockBytes / std::max<int64_t>(1, bytes) / kMostUnits * kMostUnits);
   }
 
-  // Runs the tiles that begin at `row`, for `count` units; returns how many rows they have.
-  int64_t run_rows(Tile<T> tile, Piece& part, int64_t row, int64_t sample, T* norms,
-                   int64_t count) const {
-    const int vectors = static_cast<int>(tile.width / tiles_.lanes);
-    int rows = std::min<int>(kPackedRows, tiles_.accumulators / vectors);
-    if (tile.positions * tile.unit < kFewPositions) rows = std::max(1, rows / 2);
-    while (rows > rows_ - row) rows /= 2;
-    int units = kMostUnits;
-    while (units * rows * vectors > tiles_.accumulators) units /= 2;
+  void point_at_slabs(Tile<T>& tile, Piece& part, int64_t row) const {
     const int64_t size = rows_ * tile.width;
     T* slab = part.memory.data() + row * tile.width;
     for (int s = 0; s < kStatistics; ++s) {
@@ -222,15 +273,29 @@ class Work {
     }
     tile.origin = slab;
     tile.deviation = slab + size;
+  }
+
+  // Runs the tiles that begin at `row`, for `count` units; returns how many rows, up to `last`,
+  // they have.
+  int64_t run_rows(Tile<T> tile, const Place& place, int64_t row, int64_t last, int64_t sample,
+                   T* norms, int64_t count) const {
+    const int vectors = static_cast<int>(tile.width / tiles_.lanes);
+    int rows = std::min<int>(kPackedRows, tiles_.accumulators / vectors);
+    if (tile.positions * tile.unit < kFewPositions) rows = std::max(1, rows / 2);
+    while (rows > last - row) rows /= 2;
+    int units = kMostUnits;
+    while (units * rows * vectors > tiles_.accumulators) units /= 2;
     const bool each = pairing_ == Pairing::kEach;
-    const T* x = each ? x_.at(0, part.begin) : x_.at(part.group, row);
-    const T* d = d_.at(part.group, part.begin);
+    const T* x = each ? x_.at(0, place.begin) : x_.at(place.group, row);
+    const T* d = d_.at(place.group, place.begin);
+    T* const gradients = tile.each;
     const auto run_units = [&](int64_t from, int64_t to, int at_once) {
       if (from == to) return;
       tile.x = x + (sample + from * tile.unit) * tile.x_sample;
       tile.d = d + (sample + from * tile.unit) * tile.d_sample;
       tile.units = to - from;
       tile.sq_norm = norms == nullptr ? nullptr : norms + from;
+      tile.each = gradients == nullptr ? nullptr : gradients + from * tile.each_unit;
       tile.first = tile.first && from == 0;
       tiles_.find(pairing_, at_once, rows, vectors)(tile);
     };
@@ -241,29 +306,30 @@ class Work {
   }
 
   // Slabs [rows, width] to results [columns, taps, rows].
-  void write(const Piece& part, int64_t segment, int64_t tap, int64_t units) const {
+  void write(const Piece& part, int64_t segment, int64_t units) const {
     const int64_t size = rows_ * part.width, taps = static_cast<int64_t>(taps_.size());
-    const int64_t columns = std::min(part.width, columns_ - part.begin);
-    const int64_t first = segment * c_.out_channels + part.group * columns_ + part.begin;
+    const auto [tap, group, begin] = part.place;
+    const int64_t columns = std::min(part.width, columns_ - begin);
+    const int64_t first = segment * c_.out_channels + group * columns_ + begin;
     const T* deviation = part.memory.data() + part.memory.size() - size;
     const T* slab = part.memory.data();
     for (int s = 0; s < kStatistics; ++s) {
       if (job_.statistics[s] == nullptr) continue;
       T* to = job_.statistics[s] + (first * taps + tap) * rows_;
       const T power = power_of(job_.factor, s);
-      for (int64_t begin = 0; begin < rows_; begin += kSquare) {
-        const int64_t end = std::min(rows_, begin + kSquare);
+      for (int64_t from = 0; from < rows_; from += kSquare) {
+        const int64_t end = std::min(rows_, from + kSquare);
         for (int64_t o = 0; o < columns; ++o) {
           T* line = to + o * taps * rows_;
           if (s == kM2) {
             const T count = static_cast<T>(std::max<int64_t>(1, units));
-            for (int64_t i = begin; i < end; ++i) {
+            for (int64_t i = from; i < end; ++i) {
               const T sum = deviation[i * part.width + o];
               const T m2 = slab[i * part.width + o] - sum * (sum / count);
               line[i] = (m2 < 0 ? T{0} : m2) * power;  // a NaN stays one
             }
           } else {
-            for (int64_t i = begin; i < end; ++i) line[i] = slab[i * part.width + o] * power;
+            for (int64_t i = from; i < end; ++i) line[i] = slab[i * part.width + o] * power;
           }
         }
       }
@@ -300,7 +366,18 @@ class Work {
 
 template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel) {
-  Work<T>(shape, job, parallel);
+  Work<T>(shape, job, parallel).measure(parallel);
+}
+
+template <class T>
+void unit_gradients(const Convolution& shape, const T* x, const T* d, int64_t unit, int64_t slots,
+                    const TakePart<T>& take, const Parallel& parallel) {
+  Job<T> job{};
+  job.x = x;
+  job.d = d;
+  job.unit = unit;
+  job.segments = 1;
+  Work<T>(shape, job, parallel).hand_out(slots, take, parallel);
 }
 
 template <class T>
@@ -369,5 +446,9 @@ template void scale(const ScaleJob<float>&, const Parallel&);
 template void scale(const ScaleJob<double>&, const Parallel&);
 template void convolution(const Convolution&, const Job<float>&, const Parallel&);
 template void convolution(const Convolution&, const Job<double>&, const Parallel&);
+template void unit_gradients(const Convolution&, const float*, const float*, int64_t, int64_t,
+                             const TakePart<float>&, const Parallel&);
+template void unit_gradients(const Convolution&, const double*, const double*, int64_t, int64_t,
+                             const TakePart<double>&, const Parallel&);
 
 }  // namespace sigeo_ext::sample_moments

@@ -29,6 +29,8 @@ struct Tile {
   T* deviation;          // sum of deviations from it; with kM2
   int64_t width;         // output channels of the slab
   T* sq_norm;            // [units], or null; this tile's share is added
+  T* each;               // every unit's gradient, [units, rows, width], or null
+  int64_t each_unit;     // from one unit to the next
 };
 
 template <class T, int kLanes>
@@ -154,6 +156,16 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
         store<T, kLanes>(a.deviation + at, load<T, kLanes>(a.deviation + at) + sum);
         store<T, kLanes>(a.slab[kM2] + at, load<T, kLanes>(a.slab[kM2] + at) + squares);
       }
+  }
+  if (a.each) {
+#pragma GCC unroll 64
+    for (int u = 0; u < kUnits; ++u)
+#pragma GCC unroll 64
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; ++v)
+          store<T, kLanes>(a.each + (unit + u) * a.each_unit + r * a.width + v * kLanes,
+                           block.g[u][r][v]);
   }
   if (a.sq_norm) {
 #pragma GCC unroll 64

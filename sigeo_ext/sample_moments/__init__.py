@@ -99,12 +99,12 @@ def convolution(
         x, d = d, x
     bits = _bits(want)
     results = op.sample_moments_convolution(
-        _channels_last(x),
-        _channels_last(d),
+        as_channels_last(x),
+        as_channels_last(d),
         list(kernel_size),
-        _each(stride, dims),
-        _each(padding, dims),
-        _each(dilation, dims),
+        each_dimension(stride, dims),
+        each_dimension(padding, dims),
+        each_dimension(dilation, dims),
         groups,
         unit,
         segments or 1,
@@ -144,11 +144,11 @@ def linear(
     bits = _bits(want)
     if x.dim() == 2:
         if unit == 1 and segments is None and not bits & _NEEDS_EACH:
-            return _separable(_wide(x), _wide(d), bits, factor)
+            return _separable(widened(x), widened(d), bits, factor)
         x, d = x[:, None], d[:, None]
     results = op.sample_moments_convolution(
-        _wide(x).contiguous(),
-        _wide(d).contiguous(),
+        widened(x).contiguous(),
+        widened(d).contiguous(),
         [1],
         [1],
         [0],
@@ -208,18 +208,18 @@ def _named(bits: int, results: list[Tensor], segments: int | None) -> SampleMome
     return SampleMoments(*values)
 
 
-def _each(value: int | Sequence[int], dims: int) -> list[int]:
+def each_dimension(value: int | Sequence[int], dims: int) -> list[int]:
     return [value] * dims if isinstance(value, int) else list(value)
 
 
-def _wide(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     """At least float32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
-def _channels_last(tensor: Tensor) -> Tensor:
+def as_channels_last(tensor: Tensor) -> Tensor:
     """[B, channels, *size] as [B, *size, channels] in memory, without a copy where it is so."""
-    return _wide(tensor).movedim(1, -1).contiguous()
+    return widened(tensor).movedim(1, -1).contiguous()
 
 
 def rows(
@@ -244,7 +244,7 @@ def rows(
         ValueError: An unknown statistic.
     """
     bits = _bits(want)
-    flat = _wide(gradients).reshape(len(gradients), -1).contiguous()
+    flat = widened(gradients).reshape(len(gradients), -1).contiguous()
     results = op.sample_moments_rows(flat, unit, segments or 1, bits, factor)
     shape = gradients.shape[1:]
     statistics = [r if r.dim() == 1 else r.view(r.shape[0], *shape) for r in results]
@@ -289,7 +289,7 @@ def embedding(
     touched, *results = op.sample_moments_embedding(
         rows.contiguous(),
         units,
-        _wide(gradients).contiguous(),
+        widened(gradients).contiguous(),
         count,
         entries,
         skipped,

@@ -174,28 +174,44 @@ def convolution(
     check_convolution(op, x, d, kernel, stride, padding, dilation, groups)
     samples, inputs, outputs = x.shape[0], x.shape[-1], d.shape[-1]
     check_units(op, samples, unit, segments, want)
-    weight = x.new_empty(outputs, inputs // groups, *kernel, dtype=torch.float64)
-
-    def gradients() -> Iterator[Tensor]:
-        for begin in range(0, samples, unit):
-            part = slice(begin, begin + unit)
-            _, gradient, _ = torch.ops.aten.convolution_backward(
-                d[part].movedim(-1, 1).double(),
-                x[part].movedim(-1, 1).double(),
-                weight,
-                None,
-                stride,
-                padding,
-                dilation,
-                False,
-                [0] * len(kernel),
-                groups,
-                [False, True, False],
-            )
-            yield gradient.movedim(1, -1)
-
+    gradients = unit_gradients(x, d, kernel, stride, padding, dilation, groups, unit)
     shape = (outputs, *kernel, inputs // groups)
-    return of_units(gradients(), x, shape, samples // unit, segments, want, factor)
+    return of_units(gradients, x, shape, samples // unit, segments, want, factor)
+
+
+def unit_gradients(
+    x: Tensor,
+    d: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    unit: int,
+) -> Iterator[Tensor]:
+    """Each unit's gradient of a convolution's weight, one after another.
+
+    Yields:
+        [O, *kernel, I/groups], float64.
+    """
+    shape = (d.shape[-1], x.shape[-1] // groups, *kernel)
+    weight = x.new_empty(shape, dtype=torch.float64)
+    for begin in range(0, x.shape[0], unit):
+        part = slice(begin, begin + unit)
+        _, gradient, _ = torch.ops.aten.convolution_backward(
+            d[part].movedim(-1, 1).double(),
+            x[part].movedim(-1, 1).double(),
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            [0] * len(kernel),
+            groups,
+            [False, True, False],
+        )
+        yield gradient.movedim(1, -1)
 
 
 def embedding(
@@ -211,6 +227,20 @@ def embedding(
     """The touched rows [R], statistics [R, E] of them, and sq_norm [count]."""
     op = "sample_moments_embedding"
     check_units(op, count, 1, 1, want)
+    units = check_entries(op, rows, units, gradients, count, entries)
+    kept = rows != skipped
+    touched, place = rows[kept].unique(return_inverse=True)
+    dense = gradients.new_zeros(count, len(touched), gradients.shape[1], dtype=torch.float64)
+    dense.index_put_((units[kept], place), gradients[kept].double(), accumulate=True)
+    shape = (len(touched), gradients.shape[1])
+    found = of_units(iter(dense), gradients, shape, count, 1, want, factor)
+    return [touched, *(f if f.dim() == 1 else f[0] for f in found)]
+
+
+def check_entries(
+    op: str, rows: Tensor, units: Tensor | None, gradients: Tensor, count: int, entries: int
+) -> Tensor:
+    """Require entries of an embedding table that fit together; returns the unit of each."""
     fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
     _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
     if units is None:
@@ -222,13 +252,7 @@ def embedding(
         if bad:
             place = f"{name}[{bad[0]}] must be from 0 to {limit - 1}, got {int(values[bad[0]])}"
             _check.require(False, op, place)
-    kept = rows != skipped
-    touched, place = rows[kept].unique(return_inverse=True)
-    dense = gradients.new_zeros(count, len(touched), gradients.shape[1], dtype=torch.float64)
-    dense.index_put_((units[kept], place), gradients[kept].double(), accumulate=True)
-    shape = (len(touched), gradients.shape[1])
-    found = of_units(iter(dense), gradients, shape, count, 1, want, factor)
-    return [touched, *(f if f.dim() == 1 else f[0] for f in found)]
+    return units
 
 
 def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:

@@ -14,7 +14,9 @@ from sigeo import InputError
 from sigeo.capture import capture
 from tests.sigeo import zoo
 
-EVERYTHING = {"sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao"}
+EVERYTHING = {
+    "sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao", "gram",
+}  # fmt: skip
 SAMPLES = 6
 
 
@@ -47,7 +49,7 @@ def error(actual, expected):
 
 def assert_statistics(stats, rows, model, tolerance=1e-10, unit=1):
     """All statistics of all parameters, the norms and the inner products."""
-    sq_norm, inner = 0, 0
+    sq_norm, inner, gram = 0, 0, 0
     parameters = dict(model.named_parameters())
     for name, gradients in rows.items():
         g = gradients.unflatten(0, (-1, unit)).mean(1)
@@ -58,8 +60,10 @@ def assert_statistics(stats, rows, model, tolerance=1e-10, unit=1):
         assert error(got.m2, ((g - g.mean(0)) ** 2).sum(0)) <= tolerance, name
         sq_norm = sq_norm + (g**2).flatten(1).sum(1)
         inner = inner + (g * parameters[name]).flatten(1).sum(1)
+        gram = gram + g.flatten(1) @ g.flatten(1).t()
     assert error(stats.sample_sq_norm, sq_norm) <= tolerance
     assert error(stats.fisher_rao, inner.detach()) <= tolerance
+    assert error(stats.gram, gram) <= tolerance
 
 
 def check(model, inputs, labels, loss_fn=F.cross_entropy, tolerance=1e-10, unit=1, **options):

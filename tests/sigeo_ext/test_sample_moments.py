@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sigeo_ext import sample_moments as sm
 from sigeo_ext.sample_moments import op, reference
 from sigeo_ext.testing import TOLERANCE, assert_close, poison_empty, threads
-from tests.cases import needs_kernels
+from tests.cases import CONVOLUTIONS, needs_kernels
 
 FLOATS = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 EVERYTHING = sm.STATISTICS
@@ -52,20 +52,6 @@ def tolerance_of(dtype):
     return 1e-10 if dtype == torch.float64 else TOLERANCE[dtype]
 
 
-CONVOLUTIONS = {
-    "3x3": ((6, 8, 9, 9), (16, 8, 3, 3), {"padding": 1}),
-    "stem": ((5, 3, 8, 8), (20, 3, 3, 3), {"padding": 1, "stride": 2}),
-    "wide": ((4, 40, 4, 4), (70, 40, 3, 3), {"padding": 1}),
-    "pointwise": ((7, 5, 6, 6), (33, 5, 1, 1), {}),
-    "dilated": ((3, 4, 11, 9), (8, 4, 3, 2), {"padding": (2, 1), "dilation": (2, 3)}),
-    "groups": ((4, 8, 7, 7), (12, 2, 3, 3), {"groups": 4, "stride": (2, 1)}),
-    "depthwise": ((4, 9, 7, 7), (9, 1, 3, 3), {"groups": 9, "padding": 1}),
-    "multiplier": ((4, 6, 7, 7), (12, 1, 3, 3), {"groups": 6, "padding": 1}),
-    "signal": ((5, 6, 23), (10, 6, 5), {"padding": 2, "stride": 2}),
-    "volume": ((3, 4, 5, 6, 4), (6, 4, 2, 3, 2), {"padding": (1, 0, 1), "stride": (1, 2, 1)}),
-    "beyond": ((4, 3, 2, 2), (5, 3, 5, 5), {"padding": 2}),
-    "one-sample": ((1, 3, 5, 5), (4, 3, 3, 3), {}),
-}
 FUNCTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 

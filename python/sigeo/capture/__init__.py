@@ -4,6 +4,7 @@ from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.fisher import diag_fisher, fisher_rao, fisher_trace
 from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
+from sigeo.capture.ntk import ntk
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
@@ -34,6 +35,7 @@ __all__ = [
     "fisher_rao",
     "fisher_trace",
     "gradient_statistics",
+    "ntk",
     "preserved",
     "sample_inner_products",
     "select",

@@ -1,8 +1,9 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, samples, sigeo, size, synflow, zico
+from sigeo.proxies import gradient, ntk, samples, sigeo, size, synflow, zico
 from sigeo.proxies.base import (
     OnGradient,
+    OnInputs,
     OnModel,
     OnSamples,
     OnStatistics,
@@ -14,6 +15,7 @@ from sigeo.proxies.registry import get, names, register
 
 __all__ = [
     "OnGradient",
+    "OnInputs",
     "OnModel",
     "OnSamples",
     "OnStatistics",
@@ -23,6 +25,7 @@ __all__ = [
     "get",
     "gradient",
     "names",
+    "ntk",
     "register",
     "samples",
     "sigeo",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +55,17 @@ class OnModel:
 
 
 @dataclass(frozen=True)
+class OnInputs:
+    """The function gets the inputs of several batches: ``f(model, [inputs, ...]) -> Outcome``.
+
+    The model is in the mode the user left it in and must be left as it was.
+    """
+
+    function: Callable[[nn.Module, Sequence[Any]], Outcome]
+    batches: int
+
+
+@dataclass(frozen=True)
 class OnGradient:
     """The function gets the first batch's gradient: ``f(gradient) -> 0-d tensor``."""
 
@@ -83,7 +94,7 @@ class OnSamples:
     batch_norm: BatchNormPolicy = "contribution"
 
 
-Measurement = OnModel | OnGradient | OnStatistics | OnSamples
+Measurement = OnModel | OnInputs | OnGradient | OnStatistics | OnSamples
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,16 @@ from sigeo.capture import (
     preserved,
 )
 from sigeo.errors import InputError
-from sigeo.proxies import OnGradient, OnModel, OnSamples, OnStatistics, Outcome, Proxy, Score
+from sigeo.proxies import (
+    OnGradient,
+    OnInputs,
+    OnModel,
+    OnSamples,
+    OnStatistics,
+    Outcome,
+    Proxy,
+    Score,
+)
 
 
 def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
@@ -59,10 +68,9 @@ def check_needs(
             raise InputError(f"{proxy.name} needs weights as drawn, got warmed-up ones")
         if proxy.labels and not labelled:
             raise InputError(f"{proxy.name} needs labels, got batches of inputs alone")
-        if isinstance(proxy.measurement, OnStatistics) and batches < proxy.measurement.batches:
-            raise InputError(
-                f"{proxy.name} needs at least {proxy.measurement.batches} batches, got {batches}"
-            )
+        least = getattr(proxy.measurement, "batches", 1)
+        if batches < least:
+            raise InputError(f"{proxy.name} needs at least {least} batches, got {batches}")
 
 
 def score(
@@ -103,6 +111,9 @@ def score(
     for proxy in wanted:
         if isinstance(proxy.measurement, OnModel):
             outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
+        elif isinstance(proxy.measurement, OnInputs):
+            inputs = [data[index][0] for index in range(proxy.measurement.batches)]
+            outcomes[proxy.name] = proxy.measurement.function(model, inputs)
     outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
     outcomes |= _measure_samples(model, data, wanted, loss_fn)
     return {proxy.name: proxy.score(outcomes[proxy.name]) for proxy in wanted}

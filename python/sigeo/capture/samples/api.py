@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from sigeo.capture.layers import Selection
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
 from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
 
 Reduction = Literal["mean", "sum"]
-WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao")
+WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao", "gram")
 
 
 class SampleStatistics:
@@ -40,7 +41,9 @@ class SampleStatistics:
 
     def keys(self) -> list[str]:
         """Names of the parameters that were served."""
-        return [name for name in self._session.records if name not in self._session.unsupported]
+        unsupported = self._session.unsupported
+        records = self._session.records.values()
+        return [r.name for r in records if r.measured and r.name not in unsupported]
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
@@ -56,6 +59,8 @@ class SampleStatistics:
         if name in self._session.unsupported:
             raise KeyError(f"{name}: {self._session.unsupported[name]}")
         record = self._session.records[name]
+        if not record.measured:
+            raise KeyError(f"{name}: not among the parameters that are measured")
         moments = record.moments
         assert moments is not None
         if all(value is None for value in moments):
@@ -99,10 +104,23 @@ class SampleStatistics:
         uses = [use for record in self._session.records.values() for use in record.uses]
         return self._total([use.inner for use in uses])
 
-    def _total(self, parts: Iterable[Tensor | None]) -> Tensor:
+    @property
+    def gram(self) -> Tensor:
+        """<g_u, g_v> of all pairs of units over all parameters, float64 [units, units].
+
+        Raises:
+            InputError: It was not asked for.
+        """
+        self._complete()
+        if "gram" not in self._want:
+            raise InputError("want: gram was not asked for")
+        uses = [use for record in self._session.records.values() for use in record.uses]
+        return self._total([use.gram for use in uses], self.units, self.units)
+
+    def _total(self, parts: Iterable[Tensor | None], *shape: int) -> Tensor:
         present = [part for part in parts if part is not None]
         if not present:
-            return torch.zeros(self.units, dtype=torch.float64)
+            return torch.zeros(shape or (self.units,), dtype=torch.float64)
         return torch.stack(present).sum(0)
 
     def _complete(self) -> None:
@@ -117,6 +135,7 @@ def capture(
     *,
     unit: int | Literal["sample"] = "sample",
     reduction: Reduction = "mean",
+    params: Selection = "all",
     batch_dim: int = 0,
     batch_norm: BatchNormPolicy = "refuse",
     grads: bool = True,
@@ -138,11 +157,14 @@ def capture(
     Args:
         model: Any module; called in the body, on inputs whose samples lie in ``batch_dim``.
         want: Of sum, abs_sum, sq_sum, m2, sign_sum (over units, of each parameter),
-            sample_sq_norm and fisher_rao (of each unit, over all parameters).
+            sample_sq_norm and fisher_rao (of each unit) and gram (of each pair of units), over all
+            parameters.
         unit: "sample", or how many consecutive samples form one unit; a unit's gradient is that of
             its mean loss.
         reduction: What the loss did with the samples' losses: "mean" or "sum". Statistics are the
             same for both. A weighted mean is neither.
+        params: Which parameters are measured: "all", or "layers", the weights of convolutions and
+            linear layers. The others get their ``.grad`` as always.
         batch_dim: Of the model's inputs.
         batch_norm: What to do where batch norm uses the batch's statistics, which couples the
             samples. "refuse"; "frozen": running statistics instead; "per_unit": each unit's own;
@@ -170,14 +192,18 @@ def capture(
         raise InputError(f'unit: must be "sample" or a number from 1, got {unit!r}')
     if reduction not in ("mean", "sum"):
         raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
+    if params not in ("all", "layers"):
+        raise InputError(f'params: must be "all" or "layers", got {params!r}')
     if batch_norm not in ("refuse", "frozen", "per_unit", "contribution"):
         raise InputError(
             f"batch_norm: must be refuse, frozen, per_unit or contribution, got {batch_norm!r}"
         )
-    names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted if w != "fisher_rao")
+    of_units = {"fisher_rao", "gram"}
+    names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted - of_units)
     session = Session(
         model,
-        Plan(names, "fisher_rao" in wanted, size, grads, reduction == "mean"),
+        Plan(names, "fisher_rao" in wanted, "gram" in wanted, size, grads, reduction == "mean"),
+        params=params,
         batch_dim=batch_dim,
         batch_norm=batch_norm,
         max_bytes=max_bytes,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
-from sigeo_ext import sample_moments
+from sigeo_ext import gram, sample_moments
 from sigeo_ext.sample_moments import SampleMoments
 
 if TYPE_CHECKING:
@@ -81,6 +81,13 @@ class Call(ABC):
         product = x * dx if dx is not None else d * self.forward(x, value, None)[0]
         samples = samples_first(product, self.axis).flatten(1).sum(1, dtype=torch.float64)
         return samples.view(plan.units, -1).sum(1)
+
+    def gram(
+        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], plan: Plan
+    ) -> Tensor:
+        """<g_u, g_v> of one argument, float64 [units, units]."""
+        everything = slice(0, plan.units)
+        return gram.rows(self.unit_gradients(argument, x, d, saved, everything, plan.unit))
 
 
 class Layer(torch.autograd.Function):
@@ -162,6 +169,15 @@ class Linear(Call):
         x = self._positions(x).to(d.dtype)
         return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
 
+    def gram(
+        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], plan: Plan
+    ) -> Tensor:
+        """By the cheaper route."""
+        if argument == "bias":
+            return super().gram(argument, x, d, saved, plan)
+        x = self._positions(x).to(d.dtype)
+        return gram.linear(x, self._positions(d), unit=plan.unit)
+
     def unit_gradients(
         self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int
     ) -> Tensor:
@@ -235,6 +251,26 @@ class Convolution(Call):
             unit=use.unit * images,
             want=use.want,
             factor=use.factor,
+        )
+
+    def gram(
+        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], plan: Plan
+    ) -> Tensor:
+        """By the cheaper route."""
+        if argument == "bias":
+            return super().gram(argument, x, d, saved, plan)
+        d, images = self._images(d)
+        x, _ = self._images(x)
+        return gram.convolution(
+            x.to(d.dtype),
+            d,
+            self.uses["weight"].shape[2:],
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            transposed=self.transposed,
+            unit=plan.unit * images,
         )
 
     def unit_gradients(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
 from sigeo.capture.samples.uses import Use
-from sigeo_ext import sample_moments
+from sigeo_ext import gram, sample_moments
 
 
 @dataclass
@@ -54,15 +54,16 @@ class LookUp:
     def finish(self) -> None:
         """Measure the table, if this is its only use."""
         use = self.use
-        if self.gradient is None:
+        if self.gradient is None or not use.record.measured:
             return
         rows, samples, gradients = self.entries()
+        units = None if samples is None else samples.div(use.unit, rounding_mode="floor")
         if use.plan.want:
             touched, found = sample_moments.embedding(
                 rows,
                 gradients,
                 count=use.units,
-                units=None if samples is None else samples.div(use.unit, rounding_mode="floor"),
+                units=units,
                 skipped=self.padding_idx,
                 want=use.plan.want,
                 factor=use.factor,
@@ -71,17 +72,20 @@ class LookUp:
                 found = found._replace(sum=found.sum * use.factor)
             use.record.rows, use.record.moments = touched, found
         if use.plan.inner:
-            use.inner = self._inner(rows, samples, gradients)
+            use.inner = self._inner(rows, units, gradients)
+        if use.plan.gram:
+            count, skipped = use.units, self.padding_idx
+            products = gram.embedding(rows, gradients, count=count, units=units, skipped=skipped)
+            use.gram = products * use.factor**2
 
-    def _inner(self, rows: Tensor, samples: Tensor | None, gradients: Tensor) -> Tensor:
+    def _inner(self, rows: Tensor, units: Tensor | None, gradients: Tensor) -> Tensor:
         """<table, g_u> of each unit, float64 [units]."""
         use = self.use
         products = (gradients * use.record.parameter.detach()[rows]).sum(1, dtype=torch.float64)
         products = torch.where(rows == self.padding_idx, 0.0, products) * use.factor
-        if samples is None:
+        if units is None:
             return products.view(use.units, -1).sum(1)
-        place = samples.div(use.unit, rounding_mode="floor")
-        return products.new_zeros(use.units).index_add_(0, place, products)
+        return products.new_zeros(use.units).index_add_(0, units, products)
 
     def unit_gradients(self, units: slice) -> Tensor:
         """The gradients of some units [units, *table], dense, for a table that is used twice."""

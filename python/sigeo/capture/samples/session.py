@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
 from sigeo.capture.samples.axis_rules import indexed, leading, pointwise
 from sigeo.capture.samples.embedding import LookUp
@@ -99,6 +100,7 @@ class Session:
         model: nn.Module,
         plan: Plan,
         *,
+        params: Selection,
         batch_dim: int,
         batch_norm: BatchNormPolicy,
         max_bytes: int,
@@ -107,8 +109,11 @@ class Session:
         """Set up; nothing is recorded before `running`."""
         self.model, self.plan, self.batch_dim = model, plan, batch_dim
         self.batch_norm, self.max_bytes, self.strict = batch_norm, max_bytes, strict
+        measured = None if params == "all" else select(model, params)
         self.records = {
-            name: Record(name, p) for name, p in model.named_parameters() if p.requires_grad
+            name: Record(name, p, measured is None or name in measured)
+            for name, p in model.named_parameters()
+            if p.requires_grad
         }
         self.unsupported: dict[str, str] = {}
         self.finished = False
@@ -232,6 +237,7 @@ class Session:
         Raises:
             InputError: The capture is strict.
         """
+        names = [name for name in names if self.records[name].measured]
         for name in names:
             self.unsupported.setdefault(name, reason)
         if self.strict and names:
@@ -315,6 +321,8 @@ class Session:
             found = self._resolve(leaf)
             if found is None or all(t._base is found[0].parameter for t in tensors):
                 continue  # no parameter, or only looked at in another shape
+            if not found[0].measured:
+                continue
             self._fall_back(found[0], getattr(func, "__name__", str(func)))
 
     def _fall_back(self, record: Record, function: str) -> None:
@@ -418,7 +426,7 @@ class Session:
             if len(look_up.use.record.uses) == 1 and look_up.use.record.uses[0] is look_up.use:
                 look_up.finish()
         for record in self.records.values():
-            if record.name in self.unsupported:
+            if record.name in self.unsupported or not record.measured:
                 continue
             alone = len(record.uses) == 1 and record.uses[0].rows is None
             if not alone:

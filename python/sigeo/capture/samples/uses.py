@@ -40,12 +40,14 @@ class Record:
         name: Qualified.
         parameter: Itself.
         uses: Each use that takes part, in order of the forward pass.
+        measured: Whether it is asked about; if not, it only gets its ordinary gradient.
         moments: The statistics, once they are known.
         rows: The rows of the parameter that ``moments`` are of, rising; None for all.
     """
 
     name: str
     parameter: nn.Parameter
+    measured: bool = True
     uses: list[Use] = field(default_factory=list)
     moments: SampleMoments | None = None
     rows: Tensor | None = None
@@ -58,6 +60,7 @@ class Plan:
     Attributes:
         want: Statistics of each parameter.
         inner: Whether <theta, g_u> is wanted.
+        gram: Whether <g_u, g_v> is wanted.
         unit: Samples of a unit.
         grads: Whether ``.grad`` is filled.
         mean: Whether the loss is the mean of the samples' losses; else it is their sum.
@@ -66,6 +69,7 @@ class Plan:
 
     want: tuple[str, ...]
     inner: bool
+    gram: bool
     unit: int
     grads: bool
     mean: bool
@@ -74,7 +78,12 @@ class Plan:
     @functools.cached_property
     def asked(self) -> tuple[str, ...]:
         """What the kernels are asked for: also the ordinary gradient, if ``.grad`` is filled."""
-        return tuple(sorted({*self.want, *(["sum"] if self.grads else [])}))
+        return tuple(sorted({*self.want, *self.asked_anyway}))
+
+    @property
+    def asked_anyway(self) -> tuple[str, ...]:
+        """What they are asked for of a parameter that is not measured."""
+        return ("sum",) if self.grads else ()
 
     @property
     def factor(self) -> float:
@@ -103,6 +112,7 @@ class Use:
         rows: After the backward pass, if the parameter is used more than once: the units' gradients
             of the whole parameter, [units of the slice, *shape].
         inner: <theta, g_u> of this use, [units].
+        gram: <g_u, g_v> of this use, [units, units].
     """
 
     record: Record
@@ -113,11 +123,12 @@ class Use:
     session: Any = None
     rows: Rows | None = None
     inner: Tensor | None = None
+    gram: Tensor | None = None
 
     @property
     def want(self) -> tuple[str, ...]:
         """Statistics to ask of a kernel."""
-        return self.plan.asked
+        return self.plan.asked if self.record.measured else self.plan.asked_anyway
 
     @property
     def unit(self) -> int:
@@ -155,9 +166,9 @@ class Use:
             dx: The gradient of its input, if it was needed.
             saved: What the call's forward pass kept.
         """
-        plan = self.plan
+        plan, measured = self.plan, self.record.measured
         self.session.backward_begun()
-        if len(self.record.uses) > 1:
+        if len(self.record.uses) > 1 and measured:
             self.rows = lambda units: self._whole(
                 call.unit_gradients(argument, x, d, saved, units, plan.unit)
             )
@@ -165,12 +176,16 @@ class Use:
                 return None
             batch = call.unit_gradients(argument, x, d, saved, slice(0, 1), plan.samples)
             return batch[0].to(value.dtype)
-        if plan.inner:
+        if plan.inner and measured:
             self.inner = call.inner(argument, value, x, d, dx, saved, plan) * plan.factor
+        if plan.gram and measured:
+            self.gram = call.gram(argument, x, d, saved, plan) * plan.factor**2
         if not self.want:
             return None
         moments = call.measure(self, argument, x, d, saved)
         gradient = moments.sum
+        if not measured:
+            return None if gradient is None else gradient.to(value.dtype)
         if self.view is not None:
             parameter = self.record.parameter
             whole = {
@@ -232,8 +247,31 @@ def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
             inner.append((g * parameter).flatten(1).sum(1, dtype=torch.float64))
     if "m2" in sums:
         sums["m2"] -= drift.square() / plan.units
+    if plan.gram:
+        record.uses[0].gram = _combined_gram(rows, plan, at_once)
+        for use in record.uses[1:]:
+            use.gram = None
     if inner:
         record.uses[0].inner = torch.cat(inner)
         for use in record.uses[1:]:
             use.inner = None
     return SampleMoments(**sums, sq_norm=torch.cat(norms) if norms else None)
+
+
+def _combined_gram(rows: Sequence[Rows], plan: Plan, at_once: int) -> Tensor:
+    """<g_u, g_v> from the units' gradients, two blocks of units at a time."""
+
+    def block(begin: int) -> Tensor:
+        units = slice(begin, min(plan.units, begin + half))
+        g = sum(part(units) for part in rows)
+        assert isinstance(g, Tensor)
+        return g.flatten(1).double() * plan.factor
+
+    half = max(1, at_once // 4) if at_once < 2 * plan.units else plan.units
+    starts = range(0, plan.units, half)
+    strips = []
+    for begin in starts:
+        left = block(begin)
+        parts = [left @ (left if other == begin else block(other)).t() for other in starts]
+        strips.append(torch.cat(parts, 1))
+    return torch.cat(strips)

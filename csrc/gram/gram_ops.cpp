@@ -1,0 +1,96 @@
+#include "gram/gram.h"
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include "common/tensor.h"
+#include "sample_moments/arguments.h"
+
+namespace sigeo_ext {
+namespace {
+
+using sample_moments::Sizes;
+using torch::headeronly::ScalarType;
+
+Tensor square(const Tensor& like, int64_t count) {
+  return torch::stable::new_empty(like, Sizes{count, count}, ScalarType::Double);
+}
+
+double* data(Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
+
+Tensor gram_lists(OptionalTensors rows, int64_t count, bool difference) {
+  const char* op = "gram_lists";
+  STD_TORCH_CHECK(count > 0, op, ": count must be at least 1, got ", count);
+  const int64_t tensors = static_cast<int64_t>(rows.size());
+  STD_TORCH_CHECK(tensors % count == 0, op, ": rows must hold the same number of tensors for ",
+                  "each of ", count, ", got ", tensors, " tensors");
+  Lists lists(op, rows.size() / count);
+  const auto arrays = lists.rows("rows", rows);
+  Tensor out = lists.new_float64({count, count});
+  const auto pair = difference ? gram::Pair::kSquaredDifference : gram::Pair::kProduct;
+  gram::of_lists(pair, arrays, count, data(out), torch_parallel_each);
+  return out;
+}
+
+Tensor gram_convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes padding,
+                        Sizes dilation, int64_t groups, int64_t unit) {
+  const char* op = "gram_convolution";
+  sample_moments::check_pair(op, x, d);
+  STD_TORCH_CHECK(unit > 0 && x.size(0) % unit == 0, op, ": unit must divide the ", x.size(0),
+                  " samples, got ", unit);
+  const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
+  Tensor out = square(x, x.size(0) / unit);
+  const auto run = [&]<class T>(T) {
+    gram::of_convolution(shape, static_cast<const T*>(x.data_ptr()),
+                         static_cast<const T*>(d.data_ptr()), unit, data(out), torch_parallel_each);
+  };
+  if (x.scalar_type() == ScalarType::Double) run(double{});
+  else run(float{});
+  return out;
+}
+
+Tensor gram_embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients, int64_t count,
+                      int64_t entries, int64_t skipped) {
+  sample_moments::check_entries("gram_embedding", rows, units, gradients, count, entries);
+  Tensor out = square(gradients, count);
+  const auto run = [&]<class T>(T) {
+    const sample_moments::EmbeddingJob<T> job{
+        static_cast<const int64_t*>(rows.data_ptr()),
+        units.has_value() ? static_cast<const int64_t*>(units->data_ptr()) : nullptr,
+        static_cast<const T*>(gradients.data_ptr()),
+        rows.size(0),
+        gradients.size(1),
+        count,
+        entries,
+        skipped,
+        T{1}};
+    gram::of_embedding(job, data(out));
+  };
+  if (gradients.scalar_type() == ScalarType::Double) run(double{});
+  else run(float{});
+  return out;
+}
+
+Tensor gram_hamming(Tensor codes) {
+  const char* op = "gram_hamming";
+  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, op,
+                  ": codes must be uint8 [count, bytes], got ", codes.dim(), " dimensions of ",
+                  torch::headeronly::toString(codes.scalar_type()));
+  const Tensor dense = torch::stable::contiguous(codes);
+  Tensor out =
+      torch::stable::new_empty(codes, Sizes{codes.size(0), codes.size(0)}, ScalarType::Long);
+  gram::hamming(static_cast<const uint8_t*>(dense.data_ptr()), codes.size(0), codes.size(1),
+                static_cast<int64_t*>(out.data_ptr()), torch_parallel_each);
+  return out;
+}
+
+}  // namespace
+}  // namespace sigeo_ext
+
+STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
+  m.impl("gram_lists", TORCH_BOX(&sigeo_ext::gram_lists));
+  m.impl("gram_convolution", TORCH_BOX(&sigeo_ext::gram_convolution));
+  m.impl("gram_embedding", TORCH_BOX(&sigeo_ext::gram_embedding));
+  m.impl("gram_hamming", TORCH_BOX(&sigeo_ext::gram_hamming));
+}

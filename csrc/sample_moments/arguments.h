@@ -1,0 +1,27 @@
+// What ops that work on a layer's input and output gradient require of their arguments.
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "common/tensor.h"
+#include "sample_moments/sample_moments.h"
+
+namespace sigeo_ext::sample_moments {
+
+using Sizes = std::vector<int64_t>;
+
+// Two contiguous tensors of one dtype, float32 or float64, with the same number of samples.
+void check_pair(const char* op, const Tensor& x, const Tensor& d);
+
+// The convolution that x [samples, size..., I] and d [samples, size..., O] belong to.
+Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Sizes& kernel,
+                     const Sizes& stride, const Sizes& padding, const Sizes& dilation,
+                     int64_t groups);
+
+// Entries of an embedding table: rows [N] and gradients [N, E] of `count` units, which `units` [N]
+// names or which have `entries` each.
+void check_entries(const char* op, const Tensor& rows, const std::optional<Tensor>& units,
+                   const Tensor& gradients, int64_t count, int64_t entries);
+
+}  // namespace sigeo_ext::sample_moments

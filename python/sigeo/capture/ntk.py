@@ -1,0 +1,111 @@
+"""The empirical neural tangent kernel of a model on one batch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.capture.batches import Batches, MemoryFormat, call
+from sigeo.capture.layers import Selection
+from sigeo.capture.samples import BatchNormPolicy, capture
+from sigeo.capture.state import preserved
+from sigeo.errors import InputError
+
+Outputs = Literal["sum", "trace", "full"]
+
+
+def ntk(
+    model: nn.Module,
+    inputs: Any,
+    *,
+    outputs: Outputs = "sum",
+    params: Selection = "all",
+    batch_norm: BatchNormPolicy = "refuse",
+    max_bytes: int = 1 << 28,
+    memory_format: MemoryFormat = "auto",
+) -> Tensor:
+    """Gram matrix of the samples' gradients of a model's outputs (Jacot et al., NeurIPS 2018).
+
+    Added up layer by layer, so the Jacobian is never held: memory of O(B^2 + parameters). The model
+    comes back as it was. `sigeo_ext.gram.spectrum` gives the extreme eigenvalues.
+
+    ==========  =========  ====================================================================
+    outputs     result     entry
+    ==========  =========  ====================================================================
+    ``sum``     [B, B]     <grad f(x_i), grad f(x_j)> of f = the sum of a sample's outputs: one
+                           pass
+    ``trace``   [B, B]     sum over outputs c of <grad f_c(x_i), grad f_c(x_j)>: a pass for each
+                           output
+    ``full``    [BK, BK]   <grad f_c(x_i), grad f_d(x_j)> at row i K + c and column j K + d: one
+                           pass over the batch with each sample K times
+    ==========  =========  ====================================================================
+
+    Args:
+        model: Any module whose output is a tensor [B, ...]; K is the number of a sample's outputs.
+        inputs: A batch: a tensor, or a tuple or dict of them.
+        outputs: Which kernel.
+        params: Of which parameters: "all", or "layers" (weights of convolutions and linear layers).
+        batch_norm: As in `capture`; ``contribution`` splits the batch's gradient into the samples'
+            contributions, which are not the gradients of their outputs, and has no ``full`` kernel.
+        max_bytes: As in `capture`.
+        memory_format: Of images, as in `gradient_statistics`.
+
+    Returns:
+        float64, on the model's device.
+
+    Raises:
+        InputError: An argument out of its range, an output that is no tensor of one row a sample,
+            or a model that `capture` refuses.
+    """
+    if outputs not in ("sum", "trace", "full"):
+        raise InputError(f'outputs: must be "sum", "trace" or "full", got {outputs!r}')
+    if outputs == "full" and batch_norm == "contribution":
+        raise InputError('outputs: "full" repeats samples, which batch_norm="contribution" counts')
+    batch, _ = Batches.of([(inputs, None)], model, memory_format)[0]
+
+    def measured(batch: Any, choose: Any) -> Tensor:
+        with capture(
+            model,
+            ["gram"],
+            reduction="sum",
+            params=params,
+            batch_norm=batch_norm,
+            grads=False,
+            max_bytes=max_bytes,
+        ) as found:
+            choose(_rows(call(model, batch))).sum().backward()
+        return found.gram
+
+    with preserved(model, parameters=False), torch.enable_grad():
+        if outputs == "sum":
+            return measured(batch, lambda rows: rows)
+        with torch.no_grad(), preserved(model, parameters=False):
+            count = _rows(call(model, batch)).shape[1]
+        if outputs == "trace":
+            kernels = [measured(batch, lambda rows, c=c: rows[:, c]) for c in range(count)]
+            return torch.stack(kernels).sum(0)
+        often = _repeated(batch, count)
+        return measured(often, lambda rows: rows.unflatten(0, (-1, count)).diagonal(0, 1, 2))
+
+
+def _rows(output: object) -> Tensor:
+    """The output as [B, K].
+
+    Raises:
+        InputError: It is no such tensor.
+    """
+    if not isinstance(output, Tensor) or output.dim() < 1:
+        what = "a number" if isinstance(output, Tensor) else type(output).__name__
+        raise InputError(f"model: expected an output [samples, ...], got {what}")
+    return output[:, None] if output.dim() == 1 else output.flatten(1)
+
+
+def _repeated(batch: Any, count: int) -> Any:
+    """Each sample so many times, one after another."""
+    if isinstance(batch, Tensor):
+        return batch.repeat_interleave(count, 0)
+    if isinstance(batch, dict):
+        return {name: _repeated(value, count) for name, value in batch.items()}
+    return type(batch)(_repeated(value, count) for value in batch)
