@@ -7,6 +7,7 @@ by J J^T.
 
 from __future__ import annotations
 
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -100,10 +101,9 @@ def route_rows(rounds: int = 7) -> list[dict[str, Any]]:
         d = torch.randn(BATCH, outputs, size, size).contiguous(memory_format=torch.channels_last)
         taps = kernel**2 if size > 1 else 1
         rule = gram.route(BATCH, size**2, inputs * taps, outputs)
+        layer = functools.partial(gram.convolution, x, d, (kernel, kernel), padding=kernel // 2)
         routes: dict[str, Callable[[], object]] = {
-            route: lambda route=route: gram.convolution(  # type: ignore[misc]
-                x, d, (kernel, kernel), padding=kernel // 2, route=route
-            )
+            route: functools.partial(layer, route=route)
             for route in ("direct", "gram")
             if route == "direct" or size < 32
         }

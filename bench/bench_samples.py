@@ -54,11 +54,14 @@ class Workload:
 
 
 def cell(text: str) -> nn.Module:
+    """A NAS-Bench-201 network of full size, batch norm on running statistics."""
     space = spaces.get("nasbench201", spaces.InputShape(3, 32, 10))
     return space.build(space.parse(text), seed=0).eval()
 
 
 def images(batch: int) -> Callable[[], tuple[Tensor, ...]]:
+    """Makes a batch of 32 px, channels last."""
+
     def make() -> tuple[Tensor, ...]:
         images = torch.randn(batch, 3, 32, 32)
         return (images.contiguous(memory_format=torch.channels_last),)
@@ -67,6 +70,7 @@ def images(batch: int) -> Callable[[], tuple[Tensor, ...]]:
 
 
 def clicks(batch: int, rows: int) -> Callable[[], tuple[Tensor, ...]]:
+    """Makes a batch of 13 dense features and 26 table rows."""
     return lambda: (torch.randn(batch, 13), torch.randint(0, rows, (batch, 26)))
 
 

@@ -196,7 +196,7 @@ def _by_positions(x: Tensor, d: Tensor) -> Tensor:
 
 
 def rows(gradients: Tensor, *, unit: int = 1) -> Tensor:
-    """<g_u, g_v> of samples' gradients that are there, [samples, *shape]; float64 [units, units].
+    """<g_u, g_v> of samples' gradients that are there, ``[samples, *shape]``; float64.
 
     Args:
         gradients: One a sample, of small parameters.
@@ -259,7 +259,7 @@ def dot(vectors: Sequence[Vector]) -> Tensor:
 def sq_distance(vectors: Sequence[Vector]) -> Tensor:
     """Squared Euclidean distances of all pairs of vectors, float64 [count, count].
 
-    Sums of squared differences, never |a|^2 + |b|^2 - 2 a.b: the distances of near neighbours keep
+    Sums of squared differences, never a difference of squared norms and products: the distances of near neighbours keep
     their digits, as estimates of local intrinsic dimension need. Arguments and errors as in `dot`.
     """
     return _of_lists(vectors, difference=True)
@@ -292,7 +292,7 @@ def pack_signs(values: Tensor) -> Tensor:
     """Which values are above zero, a bit each: uint8 [count, ceil(size / 8)].
 
     Args:
-        values: [count, *shape], a ReLU's outputs say. Bit k of byte j is value 8 j + k.
+        values: ``[count, *shape]``, a ReLU's outputs say. Bit k of byte j is value 8 j + k.
     """
     bits = (values.flatten(1) > 0).to(torch.uint8)
     bits = F.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
