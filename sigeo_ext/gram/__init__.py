@@ -259,8 +259,9 @@ def dot(vectors: Sequence[Vector]) -> Tensor:
 def sq_distance(vectors: Sequence[Vector]) -> Tensor:
     """Squared Euclidean distances of all pairs of vectors, float64 [count, count].
 
-    Sums of squared differences, never a difference of squared norms and products: the distances of near neighbours keep
-    their digits, as estimates of local intrinsic dimension need. Arguments and errors as in `dot`.
+    Sums of squared differences, never a difference of squared norms and products: the distances of
+    near neighbours keep their digits, as estimates of local intrinsic dimension need. Arguments and
+    errors as in `dot`.
     """
     return _of_lists(vectors, difference=True)
 
