@@ -375,3 +375,12 @@ def test_sparse_statistics_come_without_a_warning(recwarn):
         F.cross_entropy(model(torch.randint(0, 9, (5, 2))), torch.randint(0, 3, (5,))).backward()
     assert stats["0.weight"].abs_sum.is_sparse
     assert not [w for w in recwarn if "parse" in str(w.message)]
+
+
+@pytest.mark.parametrize("unit", [1, 2, 3])
+def test_tables_that_are_measured_together_in_units(unit):
+    torch.manual_seed(0)
+    model, inputs, labels = zoo.made("many tables", SAMPLES)
+    stats = check(model, inputs, labels, unit=unit)
+    norms = [stats[f"tables.{n}.weight"].sq_norm for n in (1, 2, 3)]
+    assert all(norm.shape == (SAMPLES // unit,) for norm in norms)

@@ -59,6 +59,8 @@ class SampleStatistics:
         if name in self._session.unsupported:
             raise KeyError(f"{name}: {self._session.unsupported[name]}")
         record = self._session.records[name]
+        if record.shared is not None:
+            record.shared.cut()
         if not record.measured:
             raise KeyError(f"{name}: not among the parameters that are measured")
         moments = record.moments
@@ -88,8 +90,11 @@ class SampleStatistics:
         self._complete()
         if "sample_sq_norm" not in self._want:
             raise InputError("want: sample_sq_norm was not asked for")
-        found = [r.moments.sq_norm for r in self._session.records.values() if r.moments is not None]
-        return self._total(found)
+        records = self._session.records.values()
+        shared = {id(r.shared): r.shared for r in records if r.shared is not None}
+        norms = [tables.found.moments.sq_norm for tables in shared.values()]
+        found = [r.moments.sq_norm for r in records if r.moments is not None and r.shared is None]
+        return self._total([*found, *(n.sum(0) for n in norms if n is not None)])
 
     @property
     def fisher_rao(self) -> Tensor:
