@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench import bench_moments, bench_pipeline, bench_samples, bench_start, bench_statistics
+from bench import (
+    bench_moments,
+    bench_pipeline,
+    bench_saliency,
+    bench_samples,
+    bench_start,
+    bench_statistics,
+)
 
 Rows = Callable[[], list[dict[str, Any]]]
 
@@ -40,6 +47,13 @@ BENCHMARKS = (
             bench_moments.updates([10_000], "smoke", 1, rounds=1)
             + bench_moments.summaries([10_000], "smoke", 1, rounds=1)
         ),
+    ),
+    Benchmark(
+        "saliency",
+        "bench_saliency",
+        ("tests/sigeo_ext/test_saliency.py",),
+        bench_saliency.rows,
+        lambda: bench_saliency.reductions([10_000], "smoke", 1, rounds=1),
     ),
     Benchmark(
         "statistics",
