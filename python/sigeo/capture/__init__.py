@@ -12,6 +12,7 @@ from sigeo.capture.statistics import (
     LossFunction,
     Request,
     gradient_statistics,
+    mean_loss,
 )
 from sigeo.capture.steps import SGD, ClippedAdagrad, Steps
 
@@ -34,6 +35,7 @@ __all__ = [
     "fisher_rao",
     "fisher_trace",
     "gradient_statistics",
+    "mean_loss",
     "preserved",
     "sample_inner_products",
     "select",

@@ -1,8 +1,9 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, samples, sigeo, size, synflow, zico
+from sigeo.proxies import gradient, grasp, samples, sigeo, size, synflow, zico
 from sigeo.proxies.base import (
     OnGradient,
+    OnLoss,
     OnModel,
     OnSamples,
     OnStatistics,
@@ -14,6 +15,7 @@ from sigeo.proxies.registry import get, names, register
 
 __all__ = [
     "OnGradient",
+    "OnLoss",
     "OnModel",
     "OnSamples",
     "OnStatistics",
@@ -22,6 +24,7 @@ __all__ = [
     "Score",
     "get",
     "gradient",
+    "grasp",
     "names",
     "register",
     "samples",
