@@ -52,7 +52,7 @@ def lists(sizes: Sequence[int], device: str = "cpu") -> tuple[list[Tensor], list
 
 
 def reductions(
-    sizes: Sequence[int], shape: str, threads: int, rounds: int = 15
+    sizes: Sequence[int], shape: str, threads: int, rounds: int = 25
 ) -> list[dict[str, Any]]:
     """Each program beside a read of the memory that it reads, and beside plain torch."""
     from sigeo_ext import _host
@@ -146,7 +146,7 @@ def rows() -> list[dict[str, Any]]:
     result = []
     for threads in (1, 2):
         result += reductions([COORDINATES], "10 M", threads)
-        result += reductions(RESNET50, "ResNet-50, 25.5 M", threads, rounds=9)
+        result += reductions(RESNET50, "ResNet-50, 25.5 M", threads, rounds=15)
     result += reductions([2304] * 100, "100 x 2304", 1, rounds=51)
     if torch.cuda.is_available():
         for sizes, shape in (([COORDINATES], "10 M"), (RESNET50, "ResNet-50, 25.5 M")):
