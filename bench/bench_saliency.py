@@ -157,7 +157,7 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("coordinates", [4096, 262_144, COORDINATES])
-@pytest.mark.parametrize("column", saliency.COLUMNS)
+@pytest.mark.parametrize("column", ["abs_product", "log1p_product"])
 def test_sums(benchmark: Any, column: str, coordinates: int, threads: int) -> None:
     weights, gradients = lists([coordinates])
     benchmark.extra_info.update(
@@ -165,7 +165,7 @@ def test_sums(benchmark: Any, column: str, coordinates: int, threads: int) -> No
         impl="kernel",
         threads=threads,
         shape=str(coordinates),
-        bytes=(4 if column.endswith("_sq") else 8) * coordinates,
+        bytes=8 * coordinates,
     )
     with harness.thread_count(threads):
         benchmark(lambda: saliency.sums(weights, gradients, want=[column]))
