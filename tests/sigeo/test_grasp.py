@@ -152,7 +152,7 @@ class OnceNet(nn.Module):
 def test_a_network_without_second_derivatives_is_not_finite_and_says_why():
     score = grasp(OnceNet(), [(torch.randn(4, 6), torch.arange(4))])
     assert score.value == -math.inf and not score.finite
-    assert "has no second derivative" in score.notes[0]
+    assert "the second derivative fails" in score.notes[0]
 
 
 def test_a_loss_of_several_numbers_is_refused():

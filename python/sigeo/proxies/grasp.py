@@ -42,7 +42,7 @@ def _grasp(model: nn.Module, loss: Tensor) -> Outcome:
         product = _hessian_gradient(loss, weights)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
-        return Outcome(math.nan, {}, (f"has no second derivative: {reason}",))
+        return Outcome(math.nan, {}, (f"the second derivative fails: {reason}",))
     sums = saliency.sums([w.detach() for w in weights], product, want=["product"])["product"]
     return Outcome(-float(sums.sum()))
 
