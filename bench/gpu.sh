@@ -48,13 +48,14 @@ step 'tests'
 step 'memory accesses'
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -m 'not slow' -p no:cacheprovider \
-    tests/sigeo_ext/test_moments.py -k 'cuda and (equals or folded or absent)'
+    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py -k 'cuda and (equals or folded or absent)'
 else
   echo 'compute-sanitizer is not here: left out'
 fi
 
 step 'timings'
 "$python" bench/run.py --only moments
+"$python" bench/run.py --only saliency
 for rows in bench/results/*.jsonl; do
   if [ "$rows" -nt setup.py ] && [ ! "$rows" -ef "$out/$(basename "$rows")" ]; then cp "$rows" "$out"; fi
 done

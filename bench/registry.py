@@ -10,6 +10,7 @@ from bench import (
     bench_gram,
     bench_moments,
     bench_pipeline,
+    bench_saliency,
     bench_samples,
     bench_start,
     bench_statistics,
@@ -47,6 +48,13 @@ BENCHMARKS = (
             bench_moments.updates([10_000], "smoke", 1, rounds=1)
             + bench_moments.summaries([10_000], "smoke", 1, rounds=1)
         ),
+    ),
+    Benchmark(
+        "saliency",
+        "bench_saliency",
+        ("tests/sigeo_ext/test_saliency.py",),
+        bench_saliency.rows,
+        lambda: bench_saliency.reductions([10_000], "smoke", 1, rounds=1),
     ),
     Benchmark(
         "statistics",

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <span>
 
 namespace sigeo_ext {
 
@@ -15,6 +16,9 @@ struct Array {
   DType dtype;
   int64_t numel;
 };
+
+// A list of tensors, one a layer.
+using Arrays = std::span<const Array>;
 
 // For the arithmetic that CPU and GPU kernels share. Forced inline, so that it is compiled anew
 // inside each clone of a SIGEO_MULTIVERSION function.

@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <span>
 #include <vector>
 
 #include "common/array.h"
@@ -19,7 +18,7 @@ struct Chunk {
 
 class Chunks {
  public:
-  explicit Chunks(std::span<const Array> layers) : layers_(layers) {
+  explicit Chunks(Arrays layers) : layers_(layers) {
     first_.reserve(layers.size() + 1);
     first_.push_back(0);
     for (const Array& layer : layers) {
@@ -40,7 +39,7 @@ class Chunks {
   }
 
  private:
-  std::span<const Array> layers_;
+  Arrays layers_;
   std::vector<int64_t> first_;
 };
 

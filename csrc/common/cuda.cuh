@@ -4,13 +4,13 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <span>
 #include <stdexcept>
 #include <string>
 
 #include <cuda_runtime.h>
 
 #include "common/array.h"
+#include "common/queue.h"
 
 namespace sigeo_ext {
 
@@ -58,7 +58,7 @@ static_assert(sizeof(Table<5, kManyLayers>) <= 32000, "kernel arguments must fit
 // Fills a table with `lists[l][begin + i]` and calls launch(table, blocks) for each group of
 // layers.
 template <int kLists, int kCapacity, class Launch>
-void for_each_group(const std::span<const Array> (&lists)[kLists], const Launch& launch) {
+void for_each_group(const Arrays (&lists)[kLists], const Launch& launch) {
   const int64_t layers = static_cast<int64_t>(lists[0].size());
   for (int64_t begin = 0; begin < layers; begin += kCapacity) {
     Table<kLists, kCapacity> table;
@@ -82,7 +82,7 @@ void for_each_group(const std::span<const Array> (&lists)[kLists], const Launch&
 
 // Calls run(table, first_layer) with tables just large enough for the lists.
 template <int kLists, class Launch>
-void for_each_table(const std::span<const Array> (&lists)[kLists], const Launch& launch) {
+void for_each_table(const Arrays (&lists)[kLists], const Launch& launch) {
   if (lists[0].size() <= kFewLayers) for_each_group<kLists, kFewLayers>(lists, launch);
   else for_each_group<kLists, kManyLayers>(lists, launch);
 }
@@ -166,6 +166,62 @@ __device__ __forceinline__ double block_sum(double value) {
     for (int warp = 0; warp < kThreads / 32; ++warp) sum += of_warp[warp];
   }
   return sum;
+}
+
+// Calls body(i) for the first value of each vector of this block's span.
+template <class Body>
+__device__ __forceinline__ void for_each_vector(int64_t begin, int64_t numel, const Body& body) {
+#pragma unroll 1  // a vector of each list is in flight already; unrolling only grows the code
+  for (int64_t step = 0; step < kSpan; step += kThreads * kVector) {
+    const int64_t i = begin + step + threadIdx.x * kVector;
+    if (i < numel) body(i);
+  }
+}
+
+// Writes this block's kCount sums to partial[blockIdx.x].
+template <int kCount>
+__device__ void write_partial(const double (&sums)[kCount], double* partial) {
+  for (int c = 0; c < kCount; ++c) {
+    const double sum = block_sum(sums[c]);
+    if (threadIdx.x == 0) partial[blockIdx.x * kCount + c] = sum;
+  }
+}
+
+// One block a layer adds up the layer's partial sums; `finish(sums, row)` turns them into the
+// layer's row of `out`, `finish.width()` values long.
+template <int kCount, int kLists, int kCapacity, class Finish>
+__global__ void __launch_bounds__(kThreads, 2)
+    reduce_kernel(const __grid_constant__ Table<kLists, kCapacity> table, const double* partial,
+                  Finish finish, double* out) {
+  const int from = table.first_block[blockIdx.x], to = table.first_block[blockIdx.x + 1];
+  double sums[kCount];
+  for (int c = 0; c < kCount; ++c) {
+    double sum = 0;
+    for (int block = from + threadIdx.x; block < to; block += kThreads) {
+      sum += partial[block * kCount + c];
+    }
+    sums[c] = block_sum(sum);
+  }
+  if (threadIdx.x == 0) finish(sums, out + blockIdx.x * finish.width());
+}
+
+// Launches `kernel(table, blocks, partial, stream)`, which writes kCount sums a block, and the
+// reduction of these into out [layers, finish.width()].
+template <int kCount, int kLists, class Finish, class Kernel>
+void reduce_lists(const Arrays (&lists)[kLists], const Finish& finish, double* out,
+                  const Queue& queue, const char* name, const Kernel& kernel) {
+  const auto stream = static_cast<cudaStream_t>(queue.stream);
+  for_each_table(lists, [&](const auto& table, int64_t first_layer) {
+    const int blocks = table.first_block[table.layers];
+    double* partial = queue.workspace(std::max<int64_t>(1, int64_t{blocks} * kCount));
+    if (blocks > 0) {
+      kernel(table, blocks, partial, stream);
+      check_launch(name);
+    }
+    reduce_kernel<kCount><<<table.layers, kThreads, 0, stream>>>(
+        table, partial, finish, out + first_layer * finish.width());
+    check_launch(name);
+  });
 }
 
 }  // namespace sigeo_ext

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "common/chunks.h"
+#include "common/load.h"
 
 namespace sigeo_ext::gram {
 namespace {
@@ -35,34 +36,15 @@ class Slots {
   std::vector<double> sums_;
 };
 
-// A run of values as T, converted into `memory` where they are of another type.
+// A run of values as T: in place, or converted into `memory`.
 template <class T>
 const T* values_of(const Array& array, int64_t begin, int64_t length, T* memory) {
-  const auto convert = [&](const auto* from, const auto& to_value) -> const T* {
-    for (int64_t i = 0; i < length; ++i) memory[i] = static_cast<T>(to_value(from[begin + i]));
-    return memory;
-  };
-  if (array.data == nullptr) {
-    std::fill_n(memory, length, T{0});
-    return memory;
+  for (int64_t at = 0; at < length; at += kBlock) {
+    T* const to = memory + at;
+    const T* values = load(array, begin + at, std::min(kBlock, length - at), to);
+    if (values != to) return values - at;
   }
-  switch (array.dtype) {
-    case DType::kFloat32: {
-      const auto* from = static_cast<const float*>(array.data);
-      if constexpr (std::is_same_v<T, float>) return from + begin;
-      else return convert(from, [](float v) { return v; });
-    }
-    case DType::kFloat64: {
-      const auto* from = static_cast<const double*>(array.data);
-      if constexpr (std::is_same_v<T, double>) return from + begin;
-      else return convert(from, [](double v) { return v; });
-    }
-    case DType::kBFloat16:
-      return convert(static_cast<const uint16_t*>(array.data), bfloat16_to_float);
-    case DType::kFloat16:
-      return convert(static_cast<const uint16_t*>(array.data), float16_to_float);
-  }
-  return nullptr;
+  return memory;
 }
 
 template <class T>
@@ -97,10 +79,7 @@ void of_lists_as(Pair pair, std::span<const Array> vectors, int64_t count, doubl
 void of_lists(Pair pair, std::span<const Array> vectors, int64_t count, double* out,
               const Parallel& parallel) {
   if (count == 0) return;
-  const bool wide = std::any_of(vectors.begin(), vectors.end(),
-                                [](const Array& a) { return a.dtype == DType::kFloat64; });
-  if (wide) of_lists_as<double>(pair, vectors, count, out, parallel);
-  else of_lists_as<float>(pair, vectors, count, out, parallel);
+  with_type({vectors}, [&]<class T>(T) { of_lists_as<T>(pair, vectors, count, out, parallel); });
 }
 
 template <class T>

@@ -10,7 +10,6 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 
 #include "common/array.h"
 #include "common/parallel.h"
@@ -31,8 +30,6 @@ enum Column : int {
 
 // The most units that summarize_rows takes.
 inline constexpr int kMaxRows = 4;
-
-using Arrays = std::span<const Array>;
 
 // Adds the unit `grads` to a state of `count` units. At count 0 the state is only written, at
 // count 1 of it only the mean is read: there A1 = |mean| and M2 = 0.

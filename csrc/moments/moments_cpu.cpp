@@ -1,11 +1,8 @@
 #include "moments/moments.h"
 
-#include <algorithm>
-#include <initializer_list>
-#include <type_traits>
-#include <vector>
-
 #include "common/chunks.h"
+#include "common/load.h"
+#include "common/sums.h"
 #include "moments/moments_math.h"
 
 namespace sigeo_ext::moments {
@@ -13,23 +10,6 @@ namespace {
 
 // Functions on one block: at most kBlock values, which stay in the first-level cache. Bodies are
 // templates; the functions around them exist to carry SIGEO_MULTIVERSION.
-
-template <class From, class To>
-SIGEO_INLINE void convert(const From* from, To* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = static_cast<To>(from[i]);
-}
-SIGEO_MULTIVERSION void convert_block(const float* from, double* to, int64_t n) {
-  convert(from, to, n);
-}
-SIGEO_MULTIVERSION void convert_block(const double* from, float* to, int64_t n) {
-  convert(from, to, n);
-}
-SIGEO_MULTIVERSION void bfloat16_block(const uint16_t* from, float* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = bfloat16_to_float(from[i]);
-}
-SIGEO_MULTIVERSION void float16_block(const uint16_t* from, float* to, int64_t n) {
-  for (int64_t i = 0; i < n; ++i) to[i] = float16_to_float(from[i]);
-}
 
 template <Stage kStage, class T>
 SIGEO_INLINE void update_stage(T* __restrict__ abs_sum, T* __restrict__ mean, T* __restrict__ m2,
@@ -69,37 +49,10 @@ SIGEO_INLINE Moment<double> moment_at(const T* const* rows, int64_t i) {
   return moment_of(unit);
 }
 
-// Sums in the making, kLanes independent ones a column: long enough for the compiler to keep the
-// inner loop a loop, which it then vectorises. Part of the result's bits.
-constexpr int64_t kLanes = 32;
-
-template <int kCount>
-struct Sums {
-  double lane[kCount][kLanes] = {};
-
-  double total(int column) {
-    double* sums = lane[column];
-    for (int64_t half = kLanes / 2; half > 0; half /= 2) {
-      for (int64_t k = 0; k < half; ++k) sums[k] += sums[k + half];
-    }
-    return sums[0];
-  }
-};
 using Summary = Sums<kColumns>;
 
 SIGEO_INLINE void add(Summary& sums, int64_t lane, const Moment<double>& moment, double weight) {
   add_moment(moment, weight, [&](Column c, double value) { sums.lane[c][lane] += value; });
-}
-
-// Calls term(i, lane) for i in [0, n): whole runs of kLanes, then the rest.
-template <class Term>
-SIGEO_INLINE void for_each_lane(int64_t n, const Term& term) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-#pragma GCC ivdep
-    for (int64_t k = 0; k < kLanes; ++k) term(i + k, k);
-  }
-  for (int64_t k = 0; i + k < n; ++k) term(i + k, k);
 }
 
 template <int N, class T>
@@ -193,72 +146,9 @@ SIGEO_MULTIVERSION void dot_block(const double* a, const double* b, int64_t n, S
   dot_body(a, b, n, sums);
 }
 
-// Values [begin, begin + n) of `array`: in place where it holds T, else converted into `buffer`.
-template <class T>
-const T* load(const Array& array, int64_t begin, int64_t n, T* buffer) {
-  constexpr bool kSingle = std::is_same_v<T, float>;
-  if (array.data == nullptr) {
-    std::fill_n(buffer, n, T{0});
-    return buffer;
-  }
-  if (array.dtype == (kSingle ? DType::kFloat32 : DType::kFloat64)) {
-    return static_cast<const T*>(array.data) + begin;
-  }
-  if (array.dtype == DType::kFloat32 || array.dtype == DType::kFloat64) {
-    using Other = std::conditional_t<kSingle, double, float>;
-    convert_block(static_cast<const Other*>(array.data) + begin, buffer, n);
-    return buffer;
-  }
-  const auto widen = array.dtype == DType::kBFloat16 ? bfloat16_block : float16_block;
-  const uint16_t* bits = static_cast<const uint16_t*>(array.data) + begin;
-  if constexpr (kSingle) {
-    widen(bits, buffer, n);
-  } else {
-    float single[kBlock];
-    widen(bits, single, n);
-    convert_block(single, buffer, n);
-  }
-  return buffer;
-}
-
-bool any_wide(Arrays arrays) {
-  return std::any_of(arrays.begin(), arrays.end(),
-                     [](const Array& array) { return array.dtype == DType::kFloat64; });
-}
-
-// Calls run(T{}) with the type that holds every value of the lists exactly.
-template <class Run>
-void with_type(std::initializer_list<Arrays> lists, const Run& run) {
-  if (std::any_of(lists.begin(), lists.end(), any_wide)) run(double{});
-  else run(float{});
-}
-
 template <class T>
 T* at(const Array& array, int64_t begin) {
   return static_cast<T*>(array.data) + begin;
-}
-
-Array layer_or_zeros(Arrays list, int64_t layer) {
-  return list.empty() ? Array{nullptr, DType::kFloat32, 0} : list[layer];
-}
-
-// Adds up kCount sums a layer: block(layer, begin, n, sums) gives one block's share, and the
-// shares of a layer's chunks are added in order, into out [layers, kCount].
-template <int kCount, class Block>
-void reduce_layers(Arrays layout, double* out, const Parallel& parallel, const Block& block) {
-  const Chunks chunks(layout);
-  std::vector<double> partial(chunks.count() * kCount);
-  for_each_chunk(chunks, parallel, [&](int64_t index, const Chunk& chunk) {
-    Sums<kCount> sums;
-    for_each_block(chunk, [&](int64_t begin, int64_t n) { block(chunk.layer, begin, n, sums); });
-    for (int c = 0; c < kCount; ++c) partial[index * kCount + c] = sums.total(c);
-  });
-  std::fill_n(out, layout.size() * kCount, 0.0);
-  for (size_t layer = 0; layer < layout.size(); ++layer) {
-    for (int64_t index = chunks.first(layer); index < chunks.first(layer + 1); ++index) {
-      for (int c = 0; c < kCount; ++c) out[layer * kCount + c] += partial[index * kCount + c];
-    }
-  }
 }
 
 void scale(double* out, size_t layers, int64_t count, int64_t ddof) {

@@ -9,16 +9,6 @@
 namespace sigeo_ext::moments {
 namespace {
 
-// Calls body(i) for the first value of each vector of this block's span.
-template <class Body>
-__device__ __forceinline__ void for_each_vector(int64_t begin, int64_t numel, const Body& body) {
-#pragma unroll 1  // a vector of each list is in flight already; unrolling only grows the code
-  for (int64_t step = 0; step < kSpan; step += kThreads * kVector) {
-    const int64_t i = begin + step + threadIdx.x * kVector;
-    if (i < numel) body(i);
-  }
-}
-
 template <Stage kStage, class T, int kCapacity>
 __global__ void __launch_bounds__(kThreads, 2)
     update_kernel(const __grid_constant__ Table<4, kCapacity> table, T units) {
@@ -66,15 +56,6 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
     for (int r = 0; r < 3; ++r) store(rows[r], i, value[r]);
   });
-}
-
-// Writes this block's kCount sums to partial[blockIdx.x].
-template <int kCount>
-__device__ void write_partial(const double (&sums)[kCount], double* partial) {
-  for (int c = 0; c < kCount; ++c) {
-    const double sum = block_sum(sums[c]);
-    if (threadIdx.x == 0) partial[blockIdx.x * kCount + c] = sum;
-  }
 }
 
 __device__ __forceinline__ void accumulate(double (&sums)[kColumns], const Moment<double>& moment,
@@ -144,40 +125,20 @@ __global__ void __launch_bounds__(kThreads, 2)
   write_partial(sums, partial);
 }
 
-// One block a layer adds up the layer's partial sums.
-template <int kCount, int kLists, int kCapacity>
-__global__ void __launch_bounds__(kThreads, 2)
-    reduce_kernel(const __grid_constant__ Table<kLists, kCapacity> table, const double* partial,
-                  double units, double ddof, double* out) {
-  const int from = table.first_block[blockIdx.x], to = table.first_block[blockIdx.x + 1];
-  double row[kCount];
-  for (int c = 0; c < kCount; ++c) {
-    double sum = 0;
-    for (int block = from + threadIdx.x; block < to; block += kThreads) {
-      sum += partial[block * kCount + c];
-    }
-    row[c] = block_sum(sum);
-  }
-  if (threadIdx.x != 0) return;
-  if constexpr (kCount == kColumns) scale_row(row, units, ddof);
-  for (int c = 0; c < kCount; ++c) out[blockIdx.x * kCount + c] = row[c];
-}
+struct ScaleRow {
+  double units, ddof;
 
-// Launches `kernel(table, partial)` and the reduction of its partial sums into out [layers,
-// kCount].
-template <int kCount, int kLists, class Kernel>
-void reduce_lists(const Arrays (&lists)[kLists], double units, double ddof, double* out,
-                  const Queue& queue, const Kernel& kernel) {
-  const auto stream = static_cast<cudaStream_t>(queue.stream);
-  for_each_table(lists, [&](const auto& table, int64_t first_layer) {
-    const int blocks = table.first_block[table.layers];
-    double* partial = queue.workspace(std::max<int64_t>(1, int64_t{blocks} * kCount));
-    if (blocks > 0) kernel(table, blocks, partial, stream);
-    reduce_kernel<kCount><<<table.layers, kThreads, 0, stream>>>(table, partial, units, ddof,
-                                                                 out + first_layer * kCount);
-    check_launch("moments reduce");
-  });
-}
+  static __host__ __device__ int width() { return kColumns; }
+  __device__ void operator()(double (&sums)[kColumns], double* row) const {
+    scale_row(sums, units, ddof);
+    for (int c = 0; c < kColumns; ++c) row[c] = sums[c];
+  }
+};
+
+struct Keep {
+  static __host__ __device__ int width() { return 1; }
+  __device__ void operator()(double (&sums)[1], double* row) const { row[0] = sums[0]; }
+};
 
 template <Stage kStage, class T>
 void launch_update(const Arrays (&lists)[4], int64_t count, const Queue& queue) {
@@ -205,11 +166,11 @@ void launch_rows(Arrays rows, Arrays weights, int64_t ddof, double* out, const Q
   Arrays lists[N + 1];
   for (int r = 0; r < N; ++r) lists[r] = rows.subspan(r * layers, layers);
   lists[N] = weights;
-  reduce_lists<kColumns>(lists, N, static_cast<double>(ddof), out, queue,
-                         [](const auto& table, int blocks, double* partial, cudaStream_t stream) {
-                           rows_kernel<N><<<blocks, kThreads, 0, stream>>>(table, partial);
-                           check_launch("moments rows");
-                         });
+  const auto kernel = [](const auto& table, int blocks, double* partial, cudaStream_t stream) {
+    rows_kernel<N><<<blocks, kThreads, 0, stream>>>(table, partial);
+  };
+  const ScaleRow finish{N, static_cast<double>(ddof)};
+  reduce_lists<kColumns>(lists, finish, out, queue, "moments rows", kernel);
 }
 
 }  // namespace
@@ -247,9 +208,9 @@ void summarize(Arrays abs_sum, Arrays mean, Arrays m2, Arrays grads, Arrays weig
     if (grads.empty())
       summary_kernel<false><<<blocks, kThreads, 0, stream>>>(table, units, partial);
     else summary_kernel<true><<<blocks, kThreads, 0, stream>>>(table, units, partial);
-    check_launch("moments summary");
   };
-  reduce_lists<kColumns>(lists, units, static_cast<double>(ddof), out, queue, kernel);
+  const ScaleRow finish{units, static_cast<double>(ddof)};
+  reduce_lists<kColumns>(lists, finish, out, queue, "moments summary", kernel);
 }
 
 void summarize_rows(Arrays rows, Arrays weights, int64_t count, int64_t ddof, double* out,
@@ -269,9 +230,8 @@ void dot(Arrays a, Arrays b, double* out, const Queue& queue) {
   const Arrays lists[] = {a, b};
   const auto kernel = [](const auto& table, int blocks, double* partial, cudaStream_t stream) {
     dot_kernel<<<blocks, kThreads, 0, stream>>>(table, partial);
-    check_launch("moments dot");
   };
-  reduce_lists<1>(lists, 1, 0, out, queue, kernel);
+  reduce_lists<1>(lists, Keep{}, out, queue, "moments dot", kernel);
 }
 
 }  // namespace sigeo_ext::moments

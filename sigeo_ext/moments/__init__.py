@@ -24,8 +24,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sigeo_ext._lists import OptionalTensorList, TensorList, detached
 from sigeo_ext.moments import op
-from sigeo_ext.moments.reference import MAX_ROWS, OptionalTensorList, TensorList
+from sigeo_ext.moments.reference import MAX_ROWS
 
 __all__ = [
     "MAX_ROWS",
@@ -82,11 +83,7 @@ def update_(
         RuntimeError: Lists of different lengths, a shape, dtype or device that does not fit, or a
             state whose tensors do not fill one run of memory in one order.
     """
-    op.moments_update_(abs_sum, mean, m2, _detached(grads), count)
-
-
-def _detached(grads: OptionalTensorList) -> list[Tensor | None]:
-    return [None if g is None else g.detach() for g in grads]
+    op.moments_update_(abs_sum, mean, m2, detached(grads), count)
 
 
 def update(
@@ -139,7 +136,7 @@ def summary(
     Raises:
         RuntimeError: No unit, ``ddof`` not below their number, or arguments that do not fit.
     """
-    lists = [_detached(values) for values in (abs_sum, mean, m2, grads, weights)]
+    lists = [detached(values) for values in (abs_sum, mean, m2, grads, weights)]
     return Summary(*op.moments_summary(*lists, count, ddof).unbind(1))
 
 
@@ -164,8 +161,8 @@ def rows_summary(
     if any(len(unit) != len(rows[0]) for unit in rows):
         lengths = ", ".join(str(len(unit)) for unit in rows)
         raise ValueError(f"rows_summary: every unit must hold one tensor a layer, got {lengths}")
-    flat = [g for unit in rows for g in _detached(unit)]
-    theta = _detached(weights)
+    flat = [g for unit in rows for g in detached(unit)]
+    theta = detached(weights)
     return Summary(*op.moments_rows_summary(flat, theta, len(rows), ddof).unbind(1))
 
 

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sigeo_ext._lists import OptionalTensorList, batched, device_of, numel, per_member
 from sigeo_ext._op import define
 from sigeo_ext.moments import reference
-from sigeo_ext.moments.reference import COLUMNS, OptionalTensorList
+from sigeo_ext.moments.reference import COLUMNS
 
 # Floating-point operations a coordinate, by count of instructions in the kernels.
 _UPDATE_FLOPS = 8
 _SUMMARY_FLOPS = 11
 _ROW_FLOPS = 8
-
-
-def _numel(shapes: Sequence[Sequence[int]]) -> int:
-    return sum(math.prod(shape) for shape in shapes)
 
 
 def _update_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -57,18 +52,8 @@ def _update_backward(
     return into_abs, into_mean, into_m2, into_grads if ctx.whole else None, None
 
 
-def _batched(tensors: OptionalTensorList, dims: Any, batch: int) -> list[Tensor | None]:
-    """Each tensor with the batch as its first dimension."""
-    if not isinstance(dims, (list, tuple)):
-        dims = [dims] * len(tensors)
-    return [
-        None if t is None else t.movedim(d, 0) if d is not None else t.expand(batch, *t.shape)
-        for t, d in zip(tensors, dims, strict=True)
-    ]
-
-
 def _update_vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
-    lists = [_batched(a, d, info.batch_size) for a, d in zip(args[:4], in_dims[:4], strict=True)]
+    lists = [batched(a, d, info.batch_size) for a, d in zip(args[:4], in_dims[:4], strict=True)]
     dims = [0] * len(lists[0])
     return moments_update(*lists, args[4]), (dims, dims, dims)
 
@@ -83,53 +68,25 @@ moments_update = define(
     setup_context=_update_context,
     backward=_update_backward,
     vmap=_update_vmap,
-    flops=lambda abs_sum, *_, **__: _UPDATE_FLOPS * _numel(abs_sum),
+    flops=lambda abs_sum, *_, **__: _UPDATE_FLOPS * numel(abs_sum),
 )
 moments_update_ = define(
     "moments_update_(Tensor(a!)[] abs_sum, Tensor(b!)[] mean, Tensor(c!)[] m2, "
     "Tensor?[] grads, SymInt count) -> ()",
     reference.update_,
     fake=lambda abs_sum, mean, m2, grads, count: None,
-    flops=lambda abs_sum, *_, **__: _UPDATE_FLOPS * _numel(abs_sum),
+    flops=lambda abs_sum, *_, **__: _UPDATE_FLOPS * numel(abs_sum),
 )
 moments_fold_rows_ = define(
     "moments_fold_rows_(Tensor(a!)[] first, Tensor(b!)[] second, Tensor(c!)[] third) -> ()",
     reference.fold_rows_,
     fake=lambda first, second, third: None,
-    flops=lambda first, *_, **__: 3 * _ROW_FLOPS * _numel(first),
+    flops=lambda first, *_, **__: 3 * _ROW_FLOPS * numel(first),
 )
 
 
-def _per_member(name: str, stacked: Sequence[bool]) -> Callable[..., tuple[Any, int]]:
-    """The batching rule of the op ``name``, which maps lists to one row a layer.
-
-    Each member of the batch becomes further layers of one call: still one launch for all.
-    ``stacked[i]`` says whether argument i holds lists end to end, as many as argument 2 says.
-    """
-
-    def rule(info: Any, in_dims: Any, *args: Any) -> tuple[Any, int]:
-        batch = info.batch_size
-        flat: list[Any] = []
-        for argument, dims, is_stacked in zip(args, in_dims, stacked, strict=True):
-            if not isinstance(argument, (list, tuple)):
-                flat.append(argument)
-                continue
-            tensors = _batched(argument, dims, batch)
-            layers = len(tensors) // (args[2] if is_stacked else 1)
-            members: list[Tensor | None] = []
-            for begin in range(0, len(tensors), layers or 1):
-                unit = tensors[begin : begin + layers]
-                members += [None if t is None else t[b] for b in range(batch) for t in unit]
-            flat.append(members)
-        out = getattr(torch.ops.sigeo_ext, name)(*flat)
-        return out.view(batch, -1, *out.shape[1:]), 0
-
-    return rule
-
-
 def _new_summary(tensors: OptionalTensorList, layers: int) -> Tensor:
-    device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
-    return torch.empty(layers, len(COLUMNS), dtype=torch.float64, device=device)
+    return torch.empty(layers, len(COLUMNS), dtype=torch.float64, device=device_of(tensors))
 
 
 moments_summary = define(
@@ -137,16 +94,16 @@ moments_summary = define(
     "SymInt count, SymInt ddof) -> Tensor",
     reference.summary,
     fake=lambda abs_sum, mean, m2, grads, weights, count, ddof: _new_summary(mean, len(mean)),
-    vmap=_per_member("moments_summary", [False] * 7),
-    flops=lambda abs_sum, *_, **__: _SUMMARY_FLOPS * _numel(abs_sum),
+    vmap=per_member("moments_summary", [False] * 7),
+    flops=lambda abs_sum, *_, **__: _SUMMARY_FLOPS * numel(abs_sum),
 )
 moments_rows_summary = define(
     "moments_rows_summary(Tensor?[] rows, Tensor[] weights, int count, SymInt ddof) -> Tensor",
     reference.rows_summary,
     fake=lambda rows, weights, count, ddof: _new_summary([*rows, *weights], len(rows) // count),
-    vmap=_per_member("moments_rows_summary", [True, False, False, False]),
+    vmap=per_member("moments_rows_summary", [True, False, False, False]),
     flops=lambda rows, weights, count, *_, **__: (
-        (_ROW_FLOPS + _SUMMARY_FLOPS // count) * _numel([row for row in rows if row is not None])
+        (_ROW_FLOPS + _SUMMARY_FLOPS // count) * numel([row for row in rows if row is not None])
     ),
 )
 
@@ -168,11 +125,9 @@ def _dot_backward(ctx: Any, grad: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 moments_dot = define(
     "moments_dot(Tensor[] a, Tensor[] b) -> Tensor",
     reference.dot,
-    fake=lambda a, b: torch.empty(
-        len(a), dtype=torch.float64, device=a[0].device if a else torch.device("cpu")
-    ),
+    fake=lambda a, b: torch.empty(len(a), dtype=torch.float64, device=device_of(a)),
     setup_context=_dot_context,
     backward=_dot_backward,
-    vmap=_per_member("moments_dot", [False, False]),
-    flops=lambda a, *_, **__: 2 * _numel(a),
+    vmap=per_member("moments_dot", [False, False]),
+    flops=lambda a, *_, **__: 2 * numel(a),
 )

@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._lists import OptionalTensorList, TensorList, device_of
 
 COLUMNS = ("ratio", "kept", "inner", "abs_sum", "mean_sq", "m2_sum")
 MAX_ROWS = 4
-
-TensorList = Sequence[Tensor]
-OptionalTensorList = Sequence[Tensor | None]
 
 
 def update(
@@ -108,12 +106,6 @@ def _stack(rows: Sequence[Tensor], device: torch.device) -> Tensor:
     return torch.stack(list(rows))
 
 
-def _device(*lists: OptionalTensorList) -> torch.device:
-    return next(
-        (t.device for tensors in lists for t in tensors if t is not None), torch.device("cpu")
-    )
-
-
 def summary(
     abs_sum: TensorList,
     mean: TensorList,
@@ -140,7 +132,7 @@ def summary(
         _summarize(a, mu, q, w, count, ddof)
         for a, mu, q, w in zip(wide_abs, wide_mean, wide_m2, theta, strict=True)
     ]
-    return _stack(rows, _device(mean))
+    return _stack(rows, device_of(mean))
 
 
 def rows_summary(rows: OptionalTensorList, weights: TensorList, count: int, ddof: int) -> Tensor:
@@ -159,10 +151,10 @@ def rows_summary(rows: OptionalTensorList, weights: TensorList, count: int, ddof
         units = rows[layer::layers]
         like = next((t for t in (*units, weight) if t is not None), None)
         if like is None:
-            like = torch.empty(0, device=_device(rows))
+            like = torch.empty(0, device=device_of(rows))
         present = [torch.zeros_like(like) if unit is None else unit for unit in units]
         summaries.append(_summarize(*of_rows(present), weight, count, ddof))
-    return _stack(summaries, _device(rows, weights))
+    return _stack(summaries, device_of(rows, weights))
 
 
 def dot(a: TensorList, b: TensorList) -> Tensor:

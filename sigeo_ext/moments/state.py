@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check, moments
-from sigeo_ext.moments.reference import OptionalTensorList, TensorList
+from sigeo_ext._lists import OptionalTensorList, TensorList
 
 _ROWS = 3
 Keep = Literal["copy", "borrow", "own"]

@@ -194,6 +194,32 @@ def test_synflow_of_a_deep_network_does_not_overflow():
     assert 300 < value < 500  # e^300 is far above the largest float32
 
 
+def test_synflow_is_finite_where_its_products_are_beyond_float64():
+    def synflow(weights):
+        model = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in weights)).double()
+        with torch.no_grad():
+            for layer, weight in zip(model, weights, strict=True):
+                layer.weight.fill_(weight)
+        return sigeo.score(model, [torch.ones(2, 1)], ["synflow"])["synflow"]
+
+    assert synflow([1e200, 1e150]).value == pytest.approx(math.log(2) + 350 * math.log(10))
+    lost = synflow([1e200] * 3)  # here the gradients themselves are infinite
+    assert not lost.finite and "beyond the largest float64" in lost.notes[0]
+
+
+def test_logsynflow_is_its_formula():
+    torch.manual_seed(0)
+    model = golden_net()
+    got = sigeo.score(model, image_batches(1), ["logsynflow"])["logsynflow"]
+    linear = nn.Sequential(*(m for m in golden_net() if not isinstance(m, nn.BatchNorm2d))).double()
+    state = {k: v.double().abs() for k, v in model.state_dict().items() if not k.startswith("1.")}
+    linear.load_state_dict(dict(zip(linear.state_dict(), state.values(), strict=True)))
+    linear(torch.ones(1, 3, 8, 8, dtype=torch.float64)).sum().backward()
+    weights = [m.weight for m in linear if hasattr(m, "weight")]
+    expected = sum(float((w.detach() * (w.grad + 1).log()).abs().sum()) for w in weights)
+    assert got.value == pytest.approx(expected, rel=1e-12) and got.finite
+
+
 def test_flops_and_params():
     model = golden_net()
     scores = sigeo.score(model, image_batches(1), ["params", "flops"])
@@ -222,7 +248,8 @@ class Poisoned(nn.Module):
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_model_that_produces_nan_scores_minus_infinity(bad):
-    names = ["sigeo", "zico", "sigeo_paper", "sigeo_recsys_official", "grad_norm", "snip", "plain"]
+    names = ["sigeo", "zico", "sigeo_paper", "sigeo_recsys_official"]
+    names += ["grad_norm", "snip", "plain", "grasp"]
     scores = sigeo.score(Poisoned(bad), image_batches(), names)
     for name in names:
         assert scores[name].value == -math.inf and not scores[name].finite

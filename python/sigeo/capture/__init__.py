@@ -13,6 +13,7 @@ from sigeo.capture.statistics import (
     LossFunction,
     Request,
     gradient_statistics,
+    mean_loss,
 )
 from sigeo.capture.steps import SGD, ClippedAdagrad, Steps
 
@@ -35,6 +36,7 @@ __all__ = [
     "fisher_rao",
     "fisher_trace",
     "gradient_statistics",
+    "mean_loss",
     "ntk",
     "preserved",
     "sample_inner_products",

@@ -147,6 +147,21 @@ def gradient_statistics(
     return [_joined(parts) for parts in zip(*results, strict=True)]
 
 
+def mean_loss(model: nn.Module, batch: tuple[object, object], loss_fn: LossFunction) -> Tensor:
+    """The mean loss of one of `Batches`, with its graph, in whatever mode the model is in.
+
+    Raises:
+        InputError: The loss is not one number.
+    """
+    inputs, labels = batch
+    output = call(model, inputs)
+    loss = loss_fn(output) if labels is None else loss_fn(output, labels)
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"loss_fn: expected one number, the mean loss of a batch, got {came}")
+    return loss
+
+
 class _Run:
     """One set of passes for one group of parameters."""
 
@@ -250,12 +265,7 @@ class _Run:
         )
 
     def _backward(self, index: int) -> Tensor:
-        inputs, labels = self.data[index]
-        output = call(self.model, inputs)
-        loss = self.loss_fn(output) if labels is None else self.loss_fn(output, labels)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-            raise InputError(f"loss_fn: expected one number, the mean loss of a batch, got {came}")
+        loss = mean_loss(self.model, self.data[index], self.loss_fn)
         if loss.requires_grad:
             self.reached = True
             loss.backward()

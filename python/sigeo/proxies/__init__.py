@@ -1,9 +1,10 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, ntk, samples, sigeo, size, synflow, zico
+from sigeo.proxies import gradient, grasp, ntk, samples, sigeo, size, synflow, zico
 from sigeo.proxies.base import (
     OnGradient,
     OnInputs,
+    OnLoss,
     OnModel,
     OnSamples,
     OnStatistics,
@@ -16,6 +17,7 @@ from sigeo.proxies.registry import get, names, register
 __all__ = [
     "OnGradient",
     "OnInputs",
+    "OnLoss",
     "OnModel",
     "OnSamples",
     "OnStatistics",
@@ -24,6 +26,7 @@ __all__ = [
     "Score",
     "get",
     "gradient",
+    "grasp",
     "names",
     "ntk",
     "register",

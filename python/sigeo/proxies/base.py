@@ -73,6 +73,17 @@ class OnGradient:
 
 
 @dataclass(frozen=True)
+class OnLoss:
+    """The function gets the first batch's mean loss with its graph: ``f(model, loss) -> Outcome``.
+
+    The model is in train mode with empty gradients, which the function may fill, and its operations
+    are such as have second derivatives where there is a choice.
+    """
+
+    function: Callable[[nn.Module, Tensor], Outcome]
+
+
+@dataclass(frozen=True)
 class OnStatistics:
     """The function gets the statistics of all batches: ``f(model, statistics) -> Outcome``."""
 
@@ -94,7 +105,7 @@ class OnSamples:
     batch_norm: BatchNormPolicy = "contribution"
 
 
-Measurement = OnModel | OnInputs | OnGradient | OnStatistics | OnSamples
+Measurement = OnModel | OnInputs | OnGradient | OnLoss | OnStatistics | OnSamples
 
 
 @dataclass(frozen=True)
@@ -105,7 +116,8 @@ class Proxy:
         name: As on the command line and in tables.
         measurement: What the function gets, and the function.
         source: Paper and section that define it.
-        cost: "free" (no pass), "forward", "backward" (one pass), "batches" (one for each batch).
+        cost: "free" (no pass), "forward", "backward" (one pass), "second" (one, and one backward
+            through it), "batches" (one for each batch).
         direction: 1 if the defining formula is better when higher, -1 if lower; `Score.value` is
             better when higher in both cases.
         labels: Whether it needs labels.
@@ -118,7 +130,7 @@ class Proxy:
     name: str
     measurement: Measurement
     source: str
-    cost: Literal["free", "forward", "backward", "batches"]
+    cost: Literal["free", "forward", "backward", "second", "batches"]
     direction: Literal[1, -1] = 1
     labels: bool = False
     initial_weights: bool = False

@@ -6,36 +6,30 @@ by Abdelfattah et al., "Zero-Cost Proxies for Lightweight NAS", ICLR 2021, secti
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from sigeo.capture import FirstGradient
 from sigeo.proxies.base import OnGradient, Proxy
 from sigeo.proxies.registry import register
-from sigeo_ext import moments
+from sigeo_ext import saliency
 
 
-def _present(gradient: FirstGradient) -> tuple[list[Tensor], list[Tensor]]:
-    """Gradients that are there, and their weights; the others are zero and add nothing."""
-    pairs = zip(gradient.grads, gradient.weights, strict=True)
-    present = [(g, w.detach()) for g, w in pairs if g is not None]
-    return [g for g, _ in present], [w for _, w in present]
+def _sum(gradient: FirstGradient, column: str) -> Tensor:
+    """A column of `saliency.sums`, of every layer."""
+    weights = [weight.detach() for weight in gradient.weights]
+    return saliency.sums(weights, gradient.grads, want=[column])[column]
 
 
 def _grad_norm(gradient: FirstGradient) -> Tensor:
-    grads, _ = _present(gradient)
-    return moments.dot(grads, grads).sqrt().sum()
+    return _sum(gradient, "gradient_sq").sqrt().sum()
 
 
 def _plain(gradient: FirstGradient) -> Tensor:
-    return moments.dot(*_present(gradient)).sum()
+    return _sum(gradient, "product").sum()
 
 
 def _snip(gradient: FirstGradient) -> Tensor:
-    products = [
-        (g * w).abs().sum(dtype=torch.float64) for g, w in zip(*_present(gradient), strict=True)
-    ]
-    return torch.stack(products).sum() if products else torch.zeros((), dtype=torch.float64)
+    return _sum(gradient, "abs_product").sum()
 
 
 @register("grad_norm")

@@ -12,7 +12,7 @@ from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.registry import register
-from sigeo_ext import moments
+from sigeo_ext import saliency
 
 
 def _params(model: nn.Module, inputs: Any) -> Outcome:
@@ -41,7 +41,8 @@ def _flops(model: nn.Module, inputs: Any) -> Outcome:
 
 def _l2_norm(model: nn.Module, inputs: Any) -> Outcome:
     weights = [w.detach() for w in select(model, "layers").values()]
-    return Outcome(float(moments.dot(weights, weights).sqrt().sum()))
+    squares = saliency.sums(weights, want=["weight_sq"])["weight_sq"]
+    return Outcome(float(squares.sqrt().sum()))
 
 
 @register("params")

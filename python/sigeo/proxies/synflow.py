@@ -1,10 +1,11 @@
-"""SynFlow, in float64 and as a logarithm.
+"""SynFlow, as a logarithm, and LogSynFlow, in float64.
 
 Tanaka et al., "Pruning neural networks without any data by iteratively conserving synaptic flow",
 NeurIPS 2020, section 6: R is the sum of the outputs for an input of ones, with every weight
 replaced by its absolute value and batch norm bypassed; the score is the sum of |theta * dR/dtheta|
 over the weights of convolutions and linear layers. It reaches 1e67 on ordinary networks, hence the
-logarithm.
+logarithm. Cavagnero et al., "FreeREA: Training-Free Evolution-based Architecture Search", WACV
+2023, damp the gradient instead: the sum of |theta * log(dR/dtheta + 1)|.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.registry import register
+from sigeo_ext import saliency
 
 _BYPASSED = (F.batch_norm, torch.batch_norm)
 
@@ -75,11 +77,20 @@ def _sum(output: Any) -> Tensor:
     return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
 
 
-def _synflow(model: nn.Module, inputs: Any) -> Outcome:
+class _DoesNotRun(Exception):
+    """The network takes no float64; the message is its own."""
+
+
+def _flow(model: nn.Module, inputs: Any, column: str) -> Tensor:
+    """A column of `saliency.sums` of the absolute weights and dR/dtheta, of every layer.
+
+    Raises:
+        _DoesNotRun: The forward pass fails on ones in float64.
+    """
     weights = {f"model.{name}" for name in select(model, "layers")}
     values = {f"model.{name}": _absolute(p) for name, p in model.named_parameters()}
     values |= {f"model.{name}": _absolute(b) for name, b in model.named_buffers()}
-    leaves = {name: values[name].requires_grad_() for name in values if name in weights}
+    leaves = [values[name].requires_grad_() for name in values if name in weights]
     try:
         with preserved(model, parameters=False), torch.inference_mode(False), torch.enable_grad():
             model.eval()  # no dropout
@@ -87,20 +98,38 @@ def _synflow(model: nn.Module, inputs: Any) -> Outcome:
                 output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
             flow = _sum(output)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        return Outcome(math.nan, {}, (f"does not run on ones in float64: {reason}",))
-    reached = flow.requires_grad
-    grads = torch.autograd.grad(flow, list(leaves.values()), allow_unused=True) if reached else ()
-    total = sum(
-        float((w.detach() * g).abs().sum())
-        for w, g in zip(leaves.values(), grads, strict=False)
-        if g is not None
-    )
-    value = math.log(total) if total > 0 else -math.inf
-    notes = () if total > 0 else ("no weight carries flow to the output",)
-    if total == math.inf:
+        raise _DoesNotRun(" ".join(str(error).split())[:200]) from error
+    grads: Sequence[Tensor | None] = [None] * len(leaves)
+    if flow.requires_grad:
+        grads = torch.autograd.grad(flow, leaves, allow_unused=True)
+    return saliency.sums([leaf.detach() for leaf in leaves], grads, want=[column])[column]
+
+
+def _measure(
+    model: nn.Module, inputs: Any, column: str, total: Callable[[Tensor], Tensor], term: str
+) -> Outcome:
+    """The column's total over the layers, also as the term of that name."""
+    try:
+        value = float(total(_flow(model, inputs, column)))
+    except _DoesNotRun as error:
+        return Outcome(math.nan, {}, (f"does not run on ones in float64: {error}",))
+    notes: tuple[str, ...] = ()
+    if value == -math.inf:
+        notes = ("no weight carries flow to the output",)
+    elif not math.isfinite(value):
         notes = ("the flow is beyond the largest float64",)
-    return Outcome(value, {"log_synflow_sum": value}, notes)
+    return Outcome(value, {term: value}, notes)
+
+
+def _synflow(model: nn.Module, inputs: Any) -> Outcome:
+    def total(logs: Tensor) -> Tensor:
+        return logs.logsumexp(0)
+
+    return _measure(model, inputs, "log_abs_product", total, "log_synflow_sum")
+
+
+def _logsynflow(model: nn.Module, inputs: Any) -> Outcome:
+    return _measure(model, inputs, "log1p_product", torch.sum, "logsynflow")
 
 
 @register("synflow")
@@ -110,6 +139,18 @@ def synflow() -> Proxy:
         name="synflow",
         measurement=OnModel(_synflow),
         source="Tanaka et al., NeurIPS 2020, section 6",
+        cost="backward",
+        initial_weights=True,
+    )
+
+
+@register("logsynflow")
+def logsynflow() -> Proxy:
+    """Synaptic flow with the logarithm of the gradient; needs no data, only the inputs' shape."""
+    return Proxy(
+        name="logsynflow",
+        measurement=OnModel(_logsynflow),
+        source="Cavagnero et al., FreeREA, WACV 2023; Tanaka et al., NeurIPS 2020",
         cost="backward",
         initial_weights=True,
     )

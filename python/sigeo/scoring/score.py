@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigeo import proxies as registry
 from sigeo.capture import (
@@ -17,12 +18,14 @@ from sigeo.capture import (
     call,
     capture,
     gradient_statistics,
+    mean_loss,
     preserved,
 )
 from sigeo.errors import InputError
 from sigeo.proxies import (
     OnGradient,
     OnInputs,
+    OnLoss,
     OnModel,
     OnSamples,
     OnStatistics,
@@ -115,6 +118,7 @@ def score(
             inputs = [data[index][0] for index in range(proxy.measurement.batches)]
             outcomes[proxy.name] = proxy.measurement.function(model, inputs)
     outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
+    outcomes |= _measure_losses(model, data, wanted, loss_fn)
     outcomes |= _measure_samples(model, data, wanted, loss_fn)
     return {proxy.name: proxy.score(outcomes[proxy.name]) for proxy in wanted}
 
@@ -157,6 +161,28 @@ def _measure_gradients(
         else _unreached()
         for name, m in on_statistics.items()
     }
+
+
+def _measure_losses(
+    model: nn.Module, data: Batches, proxies: Sequence[Proxy], loss_fn: LossFunction
+) -> dict[str, Outcome]:
+    """The outcomes of the proxies that differentiate the loss themselves: one forward pass each."""
+    outcomes: dict[str, Outcome] = {}
+    for proxy in proxies:
+        if not isinstance(proxy.measurement, OnLoss):
+            continue
+        with (
+            preserved(model, parameters=False),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
+        ):
+            model.train()
+            loss = mean_loss(model, data[0], loss_fn)
+            outcomes[proxy.name] = (
+                proxy.measurement.function(model, loss) if loss.requires_grad else _unreached()
+            )
+    return outcomes
 
 
 def _measure_samples(

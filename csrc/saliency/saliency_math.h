@@ -1,0 +1,98 @@
+// One coordinate's arithmetic, shared by the CPU and the CUDA kernels.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "common/array.h"
+#include "saliency/saliency.h"
+
+namespace sigeo_ext::saliency {
+
+// What is summed for the columns. The log takes three sums, one for products of each magnitude, so
+// that none overflows or vanishes.
+enum Part : int {
+  kSum,
+  kAbsSum,
+  kMiddle,  // |w g| from 2^-900 to 2^900
+  kLarge,   // |w g| 2^-1200 from there on
+  kSmall,   // |w g| 2^1200 below
+  kLog1pSum,
+  kWeightSqSum,
+  kGradientSqSum,
+  kParts,
+};
+
+// log(1 + x) in float64, within 3 units in the last place. Free of branches and calls, so that
+// loops over it vectorise.
+//
+// 1 + x = 2^k m with m between sqrt(1/2) and sqrt(2), and log m = 2 atanh(s), s = (m-1) / (m+1).
+// m - 1 = 2^-k x + (2^-k - 1) loses nothing where x is small, since then k = 0.
+SIGEO_INLINE double log1p_of(double x) {
+  constexpr uint64_t kOne = 0x3ff0000000000000u, kRootHalf = 0x3fe6a09e667f3bcdu;
+  const bool huge = x > 0x1p600;  // 2^-k would be subnormal, and 1 + x = x
+  const double y = huge ? x * 0x1p-512 : x;
+  const uint64_t biased = (bit_cast<uint64_t>(1.0 + y) + (kOne - kRootHalf)) >> 52;  // k + 1023
+  const double scale = bit_cast<double>((2046 - biased) << 52);                      // 2^-k
+  const double k = bit_cast<double>(biased | 0x4330000000000000u) - (0x1p52 + 1023);
+  const double f = y * scale + (scale - 1);
+  const double s = f / (2 + f);
+  const double z = s * s;  // at most 0.0295: eleven terms of the series leave 2^-58
+  double series = 1.0 / 23;
+  series = series * z + 1.0 / 21;
+  series = series * z + 1.0 / 19;
+  series = series * z + 1.0 / 17;
+  series = series * z + 1.0 / 15;
+  series = series * z + 1.0 / 13;
+  series = series * z + 1.0 / 11;
+  series = series * z + 1.0 / 9;
+  series = series * z + 1.0 / 7;
+  series = series * z + 1.0 / 5;
+  series = series * z + 1.0 / 3;
+  const double log_m = 2 * s + 2 * s * (z * series);
+  const double log = (k + (huge ? 512 : 0)) * 0x1.62e42fefa39efp-1 + log_m;
+  const double edge = x == -1 ? -HUGE_VAL : x < -1 ? NAN : x;  // x itself: infinity or NaN
+  return x > -1 && x < HUGE_VAL ? log : edge;
+}
+
+// Calls add(part, value) for each part of `kColumn`. Products of float32 values (not kWide) are
+// all of middle magnitude.
+template <Column kColumn, bool kWide, class Add>
+SIGEO_INLINE void add_column(double w, double g, const Add& add) {
+  if constexpr (kColumn == kProduct) add(kSum, w * g);
+  if constexpr (kColumn == kAbsProduct) add(kAbsSum, std::fabs(w * g));
+  if constexpr (kColumn == kLog1pProduct) add(kLog1pSum, std::fabs(w * log1p_of(g)));
+  if constexpr (kColumn == kWeightSq) add(kWeightSqSum, w * w);
+  if constexpr (kColumn == kGradientSq) add(kGradientSqSum, g * g);
+  if constexpr (kColumn == kLogAbsProduct && !kWide) add(kMiddle, std::fabs(w * g));
+  if constexpr (kColumn == kLogAbsProduct && kWide) {
+    const double a = std::fabs(w), b = std::fabs(g), product = a * b;
+    const bool large = product >= 0x1p900;
+    // Both factors are below 2^200 unless the other is zero. A NaN is of middle magnitude.
+    const bool small = product < 0x1p-900 && a < 0x1p200 && b < 0x1p200;
+    add(kMiddle, large || small ? 0.0 : product);
+    add(kLarge, large ? (a * 0x1p-600) * (b * 0x1p-600) : 0.0);
+    add(kSmall, small ? (a * 0x1p600) * (b * 0x1p600) : 0.0);
+  }
+}
+
+SIGEO_INLINE double log_of(double large, double middle, double small) {
+  constexpr double kLog = 831.776616671934371;  // 1200 log 2
+  if (large > 0) return kLog + std::log(large + std::ldexp(middle, -1200));
+  if (middle != 0) return std::log(middle + std::ldexp(small, -1200));  // a NaN as well
+  return std::log(small) - kLog;
+}
+
+// Writes the wanted columns of a layer from its parts.
+SIGEO_INLINE void write_columns(const double* parts, Columns want, double* row) {
+  if (holds(want, kProduct)) *row++ = parts[kSum];
+  if (holds(want, kAbsProduct)) *row++ = parts[kAbsSum];
+  if (holds(want, kLogAbsProduct)) {
+    *row++ = log_of(parts[kLarge], parts[kMiddle], parts[kSmall]);
+  }
+  if (holds(want, kLog1pProduct)) *row++ = parts[kLog1pSum];
+  if (holds(want, kWeightSq)) *row++ = parts[kWeightSqSum];
+  if (holds(want, kGradientSq)) *row++ = parts[kGradientSqSum];
+}
+
+}  // namespace sigeo_ext::saliency
