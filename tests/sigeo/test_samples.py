@@ -375,3 +375,41 @@ def test_sparse_statistics_come_without_a_warning(recwarn):
         F.cross_entropy(model(torch.randint(0, 9, (5, 2))), torch.randint(0, 3, (5,))).backward()
     assert stats["0.weight"].abs_sum.is_sparse
     assert not [w for w in recwarn if "parse" in str(w.message)]
+
+
+def test_without_a_backward_pass_there_is_nothing_to_read():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.randint(0, 3, (5,))
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        loss = F.cross_entropy(model(x), y)
+    for read in (lambda: stats.sample_sq_norm, lambda: stats["weight"]):
+        with pytest.raises(InputError, match="no backward pass was in the body"):
+            read()
+    with pytest.raises(InputError, match="backward pass must be in the body, got one behind it"):
+        loss.backward()
+
+
+def test_a_loss_that_reaches_no_parameter_has_statistics_of_zero():
+    model, x = nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        model(x)
+        x.square().mean().backward()
+    assert (stats.sample_sq_norm == 0).all() and (stats["weight"].abs_sum == 0).all()
+
+
+def test_a_model_of_fallbacks_alone_can_be_read_in_the_body_and_measures_one_pass():
+    torch.manual_seed(0)
+    model, x = nn.LSTM(4, 3, batch_first=True).double(), torch.randn(5, 6, 4, dtype=torch.float64)
+    with capture(model, {"sample_sq_norm"}) as stats:
+        model(x)[0].sum().backward()
+        assert stats.sample_sq_norm.shape == (5,)
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        output = model(x)[0]
+        output.sum().backward(retain_graph=True)
+        output.sum().backward()
+
+
+def test_lazy_layers_must_have_been_made():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(InputError, match=r"1\.weight has no shape yet"), capture(model):
+        model(torch.randn(2, 4))

@@ -14,6 +14,7 @@ from sigeo.capture import (
     FirstGradient,
     LossFunction,
     MemoryFormat,
+    batch_loss,
     call,
     capture,
     gradient_statistics,
@@ -102,7 +103,8 @@ def score(
         A `Score` for each proxy, in the order given.
 
     Raises:
-        InputError: An unknown proxy, or one whose needs the batches do not meet.
+        InputError: An unknown proxy, one whose needs the batches do not meet, or labels that are no
+            classes of the output.
     """
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
@@ -174,7 +176,7 @@ def _measure_samples(
             torch.enable_grad(),
             capture(model, want, batch_norm=policy, grads=False) as statistics,
         ):
-            loss = loss_fn(call(model, inputs), labels)
+            loss = batch_loss(loss_fn, call(model, inputs), labels)
             if loss.requires_grad:
                 loss.backward()
         outcomes |= {

@@ -7,7 +7,7 @@ deterministic and treats samples apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ class Fallback:
         output_gradients: Their gradients, once the backward pass has come by.
         names: Parameters by the module's own names.
         plan: What is measured.
+        begun: Told when the backward pass comes by.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class Fallback:
     output_gradients: list[Tensor | None]
     names: tuple[str, ...]
     plan: Plan
+    begun: Callable[[], None]
 
     @classmethod
     def of(
@@ -52,6 +54,7 @@ class Fallback:
         output: Any,
         parameters: Mapping[str, Record],
         plan: Plan,
+        begun: Callable[[], None],
     ) -> Fallback | str:
         """The fallback of a call that has just been made, or why there is none."""
         flat, spec = tree_flatten((args, kwargs))
@@ -70,12 +73,14 @@ class Fallback:
             output_places.append(place)
         kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
         gradients: list[Tensor | None] = [None] * len(outputs)
-        made = cls(module, kept, places, spec, output_places, gradients, tuple(parameters), plan)
+        names = tuple(parameters)
+        made = cls(module, kept, places, spec, output_places, gradients, names, plan, begun)
         for index, tensor in enumerate(outputs):
             tensor.register_hook(lambda g, index=index: made._note(index, g))
         return made
 
     def _note(self, index: int, gradient: Tensor) -> None:
+        self.begun()
         before = self.output_gradients[index]
         self.output_gradients[index] = gradient if before is None else before + gradient
 

@@ -21,6 +21,7 @@ from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.follower import Follower
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.uses import Plan, Record, Use, View, combined
+from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
 
@@ -116,7 +117,7 @@ class Session:
             if p.requires_grad
         }
         self.unsupported: dict[str, str] = {}
-        self.finished = False
+        self.begun = self.finished = False
         self._finishing = False
         self._of_parameter = {id(r.parameter): r for r in self.records.values()}
         self.look_ups: list[LookUp] = []
@@ -146,7 +147,9 @@ class Session:
         for parameter, _ in kept:  # autograd fills it where modules differentiate themselves
             parameter.grad = None
         try:
-            with _eager(), _Mode(self):
+            # Without gradients there is nothing to reduce.
+            local = nullcontext() if self.plan.grads else undistributed(self.model)
+            with local, _eager(), _Mode(self):
                 yield
         finally:
             for hook in hooks:
@@ -213,7 +216,9 @@ class Session:
         }
         for record in local.values():
             record.uses = [use for use in record.uses if use.serial < frame.serial]
-        fallback = Fallback.of(frame.module, frame.args, frame.kwargs, output, local, self.plan)
+        fallback = Fallback.of(
+            frame.module, frame.args, frame.kwargs, output, local, self.plan, self.backward_begun
+        )
         if isinstance(fallback, str):
             self.cannot([record.name for record in local.values()], fallback)
             return
@@ -392,8 +397,14 @@ class Session:
         return output
 
     def backward_begun(self) -> None:
-        """Called by every use as the backward pass comes by; the first asks to hear of its end."""
+        """Called by every use as the backward pass comes by; the first asks to hear of its end.
+
+        Where nothing is measured, any number of passes may come by.
+        """
+        if not self.plan.measures:
+            return
         self._refuse_more()
+        self.begun = True
         if not self._told:
             self._told = True
             engine = torch.autograd.Variable._execution_engine
@@ -405,6 +416,8 @@ class Session:
         Raises:
             InputError: There is one.
         """
+        if self.finished and not self.begun:
+            raise InputError("capture: the backward pass must be in the body, got one behind it")
         if self.finished:
             raise InputError(
                 "capture: measures one backward pass, and the body goes on with another; "
@@ -415,7 +428,10 @@ class Session:
         """Called when the backward pass has ended: what is still open is worked out."""
         if self.finished:
             return
-        self.finished = self._finishing = True
+        self.finished = True
+        if not self.plan.measures:
+            return
+        self._finishing = True
         try:
             self._work_out()
         finally:
@@ -448,6 +464,7 @@ class _Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is Tensor.backward:
+            self._session.begun = True  # also where it reaches no parameter
             with self:  # a checkpointed forward pass is repeated inside, and seen as the first was
                 return _backward(*args, **(kwargs or {}))
         # A backward pass runs with gradients only where it repeats a forward pass.
