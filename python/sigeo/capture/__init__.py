@@ -1,6 +1,7 @@
 """Gradient statistics of any ``nn.Module``; the model comes back as it was."""
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
+from sigeo.capture.distributed import all_reduce
 from sigeo.capture.fisher import Trace, diag_fisher, fisher_rao, fisher_trace
 from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
@@ -30,6 +31,7 @@ __all__ = [
     "Selection",
     "Steps",
     "Trace",
+    "all_reduce",
     "batch_loss",
     "call",
     "capture",
