@@ -38,7 +38,8 @@ void of_convolution(const sample_moments::Convolution& shape, const T* x, const 
 
 // <g_u, g_v> of an embedding table, over the rows that both units touch; out [units, units].
 template <class T>
-void of_embedding(const sample_moments::EmbeddingJob<T>& job, double* out);
+void of_embedding(const sample_moments::Entries& entries,
+                  const sample_moments::EmbeddingJob<T>& job, double* out);
 
 // Bits that differ between codes i and j; codes [count, bytes], out [count, count].
 void hamming(const uint8_t* codes, int64_t count, int64_t bytes, int64_t* out,

@@ -120,10 +120,11 @@ void of_convolution(const sample_moments::Convolution& shape, const T* x, const 
 }
 
 template <class T>
-void of_embedding(const sample_moments::EmbeddingJob<T>& job, double* out) {
-  const int64_t count = job.unit_count;
+void of_embedding(const sample_moments::Entries& entries,
+                  const sample_moments::EmbeddingJob<T>& job, double* out) {
+  const int64_t count = job.units;
   std::fill_n(out, count * count, 0.0);
-  const sample_moments::Touched touched(job.rows, job.units, job.count, job.entries, job.skipped);
+  const sample_moments::Touched touched(entries);
   std::vector<int64_t> units;
   std::vector<T> gradients;
   for (int64_t row = 0; row < static_cast<int64_t>(touched.rows().size()); ++row) {
@@ -145,8 +146,10 @@ template void of_convolution(const sample_moments::Convolution&, const float*, c
                              int64_t, double*, const Parallel&);
 template void of_convolution(const sample_moments::Convolution&, const double*, const double*,
                              int64_t, double*, const Parallel&);
-template void of_embedding(const sample_moments::EmbeddingJob<float>&, double*);
-template void of_embedding(const sample_moments::EmbeddingJob<double>&, double*);
+template void of_embedding(const sample_moments::Entries&,
+                           const sample_moments::EmbeddingJob<float>&, double*);
+template void of_embedding(const sample_moments::Entries&,
+                           const sample_moments::EmbeddingJob<double>&, double*);
 
 namespace {
 

@@ -54,18 +54,12 @@ Tensor gram_embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients
                       int64_t entries, int64_t skipped) {
   sample_moments::check_entries("gram_embedding", rows, units, gradients, count, entries);
   Tensor out = square(gradients, count);
+  const auto given = sample_moments::entries_of(rows, units, entries, skipped);
   const auto run = [&]<class T>(T) {
-    const sample_moments::EmbeddingJob<T> job{
-        static_cast<const int64_t*>(rows.data_ptr()),
-        units.has_value() ? static_cast<const int64_t*>(units->data_ptr()) : nullptr,
-        static_cast<const T*>(gradients.data_ptr()),
-        rows.size(0),
-        gradients.size(1),
-        count,
-        entries,
-        skipped,
-        T{1}};
-    gram::of_embedding(job, data(out));
+    const int64_t width = gradients.size(1);
+    const auto* values = static_cast<const T*>(gradients.data_ptr());
+    gram::of_embedding(given, sample_moments::EmbeddingJob<T>{values, width, width, count, T{1}},
+                       data(out));
   };
   if (gradients.scalar_type() == ScalarType::Double) run(double{});
   else run(float{});

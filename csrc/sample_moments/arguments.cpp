@@ -98,4 +98,11 @@ void check_entries(const char* op, const Tensor& rows, const std::optional<Tenso
                     ": entries must be the number of entries of a unit, got ", entries);
 }
 
+Entries entries_of(const Tensor& rows, const std::optional<Tensor>& units, int64_t entries,
+                   int64_t skipped) {
+  return {static_cast<const int64_t*>(rows.data_ptr()),
+          units.has_value() ? static_cast<const int64_t*>(units->data_ptr()) : nullptr,
+          rows.size(0), entries, skipped};
+}
+
 }  // namespace sigeo_ext::sample_moments

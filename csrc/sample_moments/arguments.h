@@ -24,4 +24,7 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
 void check_entries(const char* op, const Tensor& rows, const std::optional<Tensor>& units,
                    const Tensor& gradients, int64_t count, int64_t entries);
 
+Entries entries_of(const Tensor& rows, const std::optional<Tensor>& units, int64_t entries,
+                   int64_t skipped);
+
 }  // namespace sigeo_ext::sample_moments

@@ -6,11 +6,12 @@
 
 namespace sigeo_ext::sample_moments {
 
-Touched::Touched(const int64_t* rows, const int64_t* units, int64_t count, int64_t entries,
-                 int64_t skipped) {
-  entries_.reserve(count);
-  for (int64_t n = 0; n < count; ++n) {
-    if (rows[n] != skipped) entries_.push_back({rows[n], units ? units[n] : n / entries, n});
+Touched::Touched(const Entries& given) {
+  entries_.reserve(given.count);
+  for (int64_t n = 0; n < given.count; ++n) {
+    const int64_t row = given.rows[n * given.step];
+    if (row == given.skipped) continue;
+    entries_.push_back({row, given.units ? given.units[n] : n / given.entries, n});
   }
   // Within a row and unit in the order they came, so that sums have the same bits every time.
   std::sort(entries_.begin(), entries_.end(), [](const Entry& a, const Entry& b) {
@@ -36,7 +37,7 @@ void Touched::gradients(const EmbeddingJob<T>& job, int64_t row, std::vector<int
       values.resize(values.size() + job.width);
     }
     T* to = values.data() + static_cast<int64_t>(values.size()) - job.width;
-    const T* from = job.gradients + entry.place * job.width;
+    const T* from = job.gradients + entry.place * job.step;
     for (int64_t i = 0; i < job.width; ++i) to[i] += from[i];
   }
 }
@@ -46,7 +47,7 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
                       double* sq_norm) const {
   const int64_t width = job.width;
   const double factor = static_cast<double>(job.factor);
-  if (sq_norm != nullptr) std::fill_n(sq_norm, job.unit_count, 0.0);
+  if (sq_norm != nullptr) std::fill_n(sq_norm, job.units, 0.0);
   std::vector<int64_t> units;
   std::vector<T> values, mean(width);
   for (int64_t row = 0; row < static_cast<int64_t>(rows_.size()); ++row) {
@@ -83,8 +84,8 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
     }
     if (T* to = line(kM2)) {
       // Units that do not touch the row have a gradient of zero: (0 - mean)^2 each.
-      const T absent = static_cast<T>(job.unit_count - static_cast<int64_t>(units.size()));
-      for (T& value : mean) value /= static_cast<T>(job.unit_count);
+      const T absent = static_cast<T>(job.units - static_cast<int64_t>(units.size()));
+      for (T& value : mean) value /= static_cast<T>(job.units);
       for (size_t n = 0; n < units.size(); ++n) {
         const T* g = values.data() + static_cast<int64_t>(n) * width;
         for (int64_t i = 0; i < width; ++i) to[i] += (g[i] - mean[i]) * (g[i] - mean[i]);

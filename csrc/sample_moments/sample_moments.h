@@ -91,15 +91,21 @@ struct RowsJob {
 template <class T>
 void rows(const RowsJob<T>& job);
 
-// The touched rows of an embedding table. Entry n looked row rows[n] up for unit units[n], or,
-// where units is null, unit n / entries, and got the output gradient gradients[n]; a unit's
-// gradient of a row is the sum over its entries. Entries of row `skipped` do not count.
+// Who looked what up in an embedding table: entry n is row rows[n * step] for unit units[n], or,
+// where units is null, unit n / entries. Entries of row `skipped` do not count.
+struct Entries {
+  const int64_t* rows;
+  const int64_t* units;  // [count], or null
+  int64_t count, entries, skipped;
+  int64_t step = 1;
+};
+
+// Entry n got the output gradient gradients[n * step], of `width` values; a unit's gradient of a
+// row is the sum over its entries.
 template <class T>
 struct EmbeddingJob {
-  const int64_t* rows;   // [count]
-  const int64_t* units;  // [count], or null
-  const T* gradients;    // [count, width]
-  int64_t count, width, unit_count, entries, skipped;
+  const T* gradients;
+  int64_t width, step, units;
   T factor;
 };
 
@@ -107,8 +113,8 @@ struct EmbeddingJob {
 // where not null.
 class Touched {
  public:
-  Touched(const int64_t* rows, const int64_t* units, int64_t count, int64_t entries,
-          int64_t skipped);
+  Touched() = default;
+  explicit Touched(const Entries& entries);
   const std::vector<int64_t>& rows() const { return rows_; }
 
   // The units that touch rows()[row], rising, and their gradients of it [units, width].

@@ -103,39 +103,51 @@ Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double f
   return run_rows<float>(rows, unit, segments, want, factor);
 }
 
+// Room for the statistics of `found` rows of some tables, and where each goes.
 template <class T>
-Tensors run_embedding(const Tensor& rows, const std::optional<Tensor>& units,
-                      const Tensor& gradients, int64_t count, int64_t entries, int64_t skipped,
-                      int64_t want, double factor) {
-  const auto* row = static_cast<const int64_t*>(rows.data_ptr());
-  const auto* unit = units.has_value() ? static_cast<const int64_t*>(units->data_ptr()) : nullptr;
-  const sample_moments::EmbeddingJob<T> job{row,
-                                            unit,
-                                            static_cast<const T*>(gradients.data_ptr()),
-                                            rows.size(0),
-                                            gradients.size(1),
-                                            count,
-                                            entries,
-                                            skipped,
-                                            static_cast<T>(factor)};
-  const sample_moments::Touched touched(row, unit, rows.size(0), entries, skipped);
-  const int64_t found = static_cast<int64_t>(touched.rows().size());
-  Tensors results{torch::stable::new_empty(rows, Sizes{found})};
-  std::copy(touched.rows().begin(), touched.rows().end(),
-            static_cast<int64_t*>(results[0].data_ptr()));
+struct TouchedResults {
+  TouchedResults(const Tensor& gradients, int64_t found, const Sizes& norms, int64_t want)
+      : width(gradients.size(gradients.dim() - 1)) {
+    for (int s = 0; s < sample_moments::kStatistics; ++s) {
+      if (!(want >> s & 1)) continue;
+      tensors.push_back(torch::stable::new_empty(gradients, Sizes{found, width}));
+      statistics[s] = static_cast<T*>(tensors.back().data_ptr());
+    }
+    if (want & kSqNorm) {
+      tensors.push_back(torch::stable::new_empty(gradients, norms, ScalarType::Double));
+      sq_norm = static_cast<double*>(tensors.back().data_ptr());
+    }
+  }
+
+  std::array<T*, sample_moments::kStatistics> from(int64_t row) const {
+    auto moved = statistics;
+    for (T*& statistic : moved) {
+      if (statistic != nullptr) statistic += row * width;
+    }
+    return moved;
+  }
+
+  int64_t width;
+  Tensors tensors;
   std::array<T*, sample_moments::kStatistics> statistics{};
-  for (int s = 0; s < sample_moments::kStatistics; ++s) {
-    if (!(want >> s & 1)) continue;
-    results.push_back(torch::stable::new_empty(gradients, Sizes{found, job.width}));
-    statistics[s] = static_cast<T*>(results.back().data_ptr());
-  }
   double* sq_norm = nullptr;
-  if (want & kSqNorm) {
-    results.push_back(torch::stable::new_empty(gradients, Sizes{count}, ScalarType::Double));
-    sq_norm = static_cast<double*>(results.back().data_ptr());
-  }
-  touched.measure(job, statistics, sq_norm);
-  return results;
+};
+
+template <class T>
+Tensors run_embedding(const Tensor& rows, const sample_moments::Entries& given,
+                      const Tensor& gradients, int64_t count, int64_t want, double factor) {
+  const sample_moments::Touched touched(given);
+  const int64_t found = static_cast<int64_t>(touched.rows().size());
+  Tensor all = torch::stable::new_empty(rows, Sizes{found});
+  std::copy(touched.rows().begin(), touched.rows().end(), static_cast<int64_t*>(all.data_ptr()));
+  const TouchedResults<T> results(gradients, found, {count}, want);
+  const sample_moments::EmbeddingJob<T> job{static_cast<const T*>(gradients.data_ptr()),
+                                            results.width, results.width, count,
+                                            static_cast<T>(factor)};
+  touched.measure(job, results.statistics, results.sq_norm);
+  Tensors all_results{all};
+  all_results.insert(all_results.end(), results.tensors.begin(), results.tensors.end());
+  return all_results;
 }
 
 Tensors embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients, int64_t count,
@@ -143,10 +155,67 @@ Tensors embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients, in
   const char* op = "sample_moments_embedding";
   check_units(op, count, 1, 1, want);
   check_entries(op, rows, units, gradients, count, entries);
+  const auto given = sample_moments::entries_of(rows, units, entries, skipped);
   if (gradients.scalar_type() == ScalarType::Double) {
-    return run_embedding<double>(rows, units, gradients, count, entries, skipped, want, factor);
+    return run_embedding<double>(rows, given, gradients, count, want, factor);
   }
-  return run_embedding<float>(rows, units, gradients, count, entries, skipped, want, factor);
+  return run_embedding<float>(rows, given, gradients, count, want, factor);
+}
+
+template <class T>
+Tensors run_tables(const Tensor& rows, const Tensor& gradients, int64_t unit, int64_t want,
+                   double factor) {
+  const int64_t samples = rows.size(0), tables = rows.size(1), units = samples / unit;
+  const auto* row = static_cast<const int64_t*>(rows.data_ptr());
+  std::vector<sample_moments::Touched> touched(tables);
+  torch_parallel_each(tables, [&](int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; ++t) {
+      touched[t] = sample_moments::Touched({row + t, nullptr, samples, unit, -1, tables});
+    }
+  });
+  Tensor first = torch::stable::new_empty(rows, Sizes{tables + 1});
+  auto* begin = static_cast<int64_t*>(first.data_ptr());
+  begin[0] = 0;
+  for (int64_t t = 0; t < tables; ++t) {
+    begin[t + 1] = begin[t] + static_cast<int64_t>(touched[t].rows().size());
+  }
+  Tensor all = torch::stable::new_empty(rows, Sizes{begin[tables]});
+  const TouchedResults<T> results(gradients, begin[tables], {tables, units}, want);
+  torch_parallel_each(tables, [&](int64_t from, int64_t to) {
+    for (int64_t t = from; t < to; ++t) {
+      std::copy(touched[t].rows().begin(), touched[t].rows().end(),
+                static_cast<int64_t*>(all.data_ptr()) + begin[t]);
+      const sample_moments::EmbeddingJob<T> job{
+          static_cast<const T*>(gradients.data_ptr()) + t * results.width, results.width,
+          tables * results.width, units, static_cast<T>(factor)};
+      double* norms = results.sq_norm == nullptr ? nullptr : results.sq_norm + t * units;
+      touched[t].measure(job, results.from(begin[t]), norms);
+    }
+  });
+  Tensors all_results{first, all};
+  all_results.insert(all_results.end(), results.tensors.begin(), results.tensors.end());
+  return all_results;
+}
+
+Tensors tables(Tensor rows, Tensor gradients, int64_t unit, int64_t want, double factor) {
+  const char* op = "sample_moments_tables";
+  STD_TORCH_CHECK(rows.dim() == 2 && gradients.dim() == 3 && rows.size(0) == gradients.size(0) &&
+                      rows.size(1) == gradients.size(1),
+                  op, ": rows must be [samples, tables] and gradients [samples, tables, width]");
+  STD_TORCH_CHECK(rows.size(1) > 0, op, ": rows must be of at least one table, got none");
+  check_pair(op, gradients, gradients);
+  check_units(op, rows.size(0), unit, 1, want);
+  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Long && rows.is_contiguous(), op,
+                  ": rows must be contiguous int64");
+  const auto* row = static_cast<const int64_t*>(rows.data_ptr());
+  const auto* end = row + rows.numel();
+  STD_TORCH_CHECK(std::all_of(row, end, [](int64_t r) { return r >= 0; }), op,
+                  ": rows must be at least 0, got ",
+                  rows.numel() ? *std::min_element(row, end) : 0);
+  if (gradients.scalar_type() == ScalarType::Double) {
+    return run_tables<double>(rows, gradients, unit, want, factor);
+  }
+  return run_tables<float>(rows, gradients, unit, want, factor);
 }
 
 template <class T>
@@ -224,6 +293,7 @@ Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tens
 
 STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
   m.impl("sample_moments_embedding", TORCH_BOX(&sigeo_ext::embedding));
+  m.impl("sample_moments_tables", TORCH_BOX(&sigeo_ext::tables));
   m.impl("sample_moments_rows", TORCH_BOX(&sigeo_ext::rows));
   m.impl("sample_moments_scale", TORCH_BOX(&sigeo_ext::scale));
   m.impl("sample_moments_convolution", TORCH_BOX(&sigeo_ext::convolution));

@@ -33,11 +33,13 @@ __all__ = [
     "STATISTICS",
     "SampleMoments",
     "Scaled",
+    "Tables",
     "convolution",
     "embedding",
     "linear",
     "rows",
     "scale",
+    "tables",
 ]
 
 
@@ -297,6 +299,50 @@ def embedding(
         factor,
     )
     return touched, _named(bits, [r if r.dim() == 1 else r[None] for r in results], None)
+
+
+class Tables(NamedTuple):
+    """What `tables` computes."""
+
+    first: Tensor
+    """Where each table's rows begin among all of them, and their end; int64 [tables + 1]."""
+    rows: Tensor
+    """The touched rows of one table after another's, rising within a table; int64 [R]."""
+    moments: SampleMoments
+    """Statistics of them [R, E]; sq_norm [tables, units]."""
+
+
+def tables(
+    rows: Tensor,
+    gradients: Tensor,
+    *,
+    unit: int = 1,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
+) -> Tables:
+    """Statistics of the touched rows of many embedding tables, one look-up a sample in each.
+
+    `embedding` for each of them in one call.
+
+    Args:
+        rows: The row that each sample looked up in each table, int64 [B, tables].
+        gradients: Of what it got, [B, tables, E].
+        unit: As in `convolution`.
+        want: Which of `STATISTICS`.
+        factor: As in `convolution`.
+
+    Raises:
+        RuntimeError: Tensors that do not fit together, a negative row, samples that are not whole
+            units, or no table.
+        ValueError: An unknown statistic.
+    """
+    bits = _bits(want)
+    values = widened(gradients).contiguous()
+    first, touched, *results = op.sample_moments_tables(
+        rows.contiguous(), values, unit, bits, factor
+    )
+    names = [name for bit, name in enumerate(STATISTICS) if bits >> bit & 1]
+    return Tables(first, touched, SampleMoments(**dict(zip(names, results, strict=True))))
 
 
 class Scaled(NamedTuple):

@@ -137,3 +137,29 @@ sample_moments_embedding = define(
     fake=_embedding_fake,
     flops=lambda rows, units, gradients, *_, **__: 6 * math.prod(gradients),
 )
+
+
+def _tables_fake(
+    rows: Tensor, gradients: Tensor, unit: int, want: int, factor: float
+) -> list[Tensor]:
+    touched = torch.library.get_ctx().new_dynamic_size()
+    samples, tables = rows.shape
+    return [
+        rows.new_empty(tables + 1),
+        rows.new_empty(touched),
+        *(
+            gradients.new_empty(tables, samples // unit, dtype=torch.float64)
+            if name == "sq_norm"
+            else gradients.new_empty(touched, gradients.shape[2])
+            for name in reference.wanted(want)
+        ),
+    ]
+
+
+sample_moments_tables = define(
+    "sample_moments_tables(Tensor rows, Tensor gradients, SymInt unit, int want, float factor) "
+    "-> Tensor[]",
+    reference.tables,
+    fake=_tables_fake,
+    flops=lambda rows, gradients, *_, **__: 6 * math.prod(gradients),
+)

@@ -237,6 +237,32 @@ def embedding(
     return [touched, *(f if f.dim() == 1 else f[0] for f in found)]
 
 
+def tables(rows: Tensor, gradients: Tensor, unit: int, want: int, factor: float) -> list[Tensor]:
+    """Where each table's rows begin [F + 1], the rows, statistics, and sq_norm [F, units]."""
+    op = "sample_moments_tables"
+    fits = rows.dim() == 2 and gradients.dim() == 3 and rows.shape == gradients.shape[:2]
+    shapes = "rows must be [samples, tables] and gradients [samples, tables, width]"
+    _check.require(fits, op, shapes)
+    _check.require(rows.shape[1] > 0, op, "rows must be of at least one table, got none")
+    check_units(op, len(rows), unit, 1, want)
+    _check.require(rows.dtype == torch.int64, op, "rows must be contiguous int64")
+    lowest = int(rows.min()) if rows.numel() else 0
+    _check.require(lowest >= 0, op, f"rows must be at least 0, got {lowest}")
+    units = len(rows) // unit
+    parts = [
+        embedding(rows[:, t], None, gradients[:, t], units, unit, -1, want, factor)
+        for t in range(rows.shape[1])
+    ]
+    counts = [0, *(len(part[0]) for part in parts)]
+    first = torch.tensor(counts, device=rows.device).cumsum(0)
+    results = []
+    for index, of_first in enumerate(parts[0]):
+        of_tables = [part[index] for part in parts]
+        norms = index > 0 and of_first.dim() == 1
+        results.append(torch.stack(of_tables) if norms else torch.cat(of_tables))
+    return [first, *results]
+
+
 def check_entries(
     op: str, rows: Tensor, units: Tensor | None, gradients: Tensor, count: int, entries: int
 ) -> Tensor:

@@ -413,3 +413,12 @@ def test_lazy_layers_must_have_been_made():
     model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(InputError, match=r"1\.weight has no shape yet"), capture(model):
         model(torch.randn(2, 4))
+
+
+@pytest.mark.parametrize("unit", [1, 2, 3])
+def test_tables_that_are_measured_together_in_units(unit):
+    torch.manual_seed(0)
+    model, inputs, labels = zoo.made("many tables", SAMPLES)
+    stats = check(model, inputs, labels, unit=unit)
+    norms = [stats[f"tables.{n}.weight"].sq_norm for n in (1, 2, 3)]
+    assert all(norm.shape == (SAMPLES // unit,) for norm in norms)

@@ -241,6 +241,21 @@ def click_inputs(samples: int) -> tuple[Tensor, ...]:
     )
 
 
+def many_tables() -> nn.Module:
+    """Tables alike, one with padding, one of another width, one that is looked up in twice."""
+
+    def run(m, fields):
+        vectors = [table(fields[:, index]) for index, table in enumerate(m.tables)]
+        vectors += [m.padded(fields[:, 4]), m.wide(fields[:, 5]), m.tables[0](fields[:, 6])]
+        return m.top(torch.tanh(torch.cat(vectors, 1)))
+
+    return Function(
+        run, tables=nn.ModuleList(nn.Embedding(7 + n, 3) for n in range(4)),
+        padded=nn.Embedding(6, 3, padding_idx=2), wide=nn.Embedding(6, 5),
+        top=nn.Linear(6 * 3 + 5, CLASSES),
+    )  # fmt: skip
+
+
 def slices() -> nn.Module:
     """Elastic widths: prefixes of the weights are used."""
 
@@ -369,6 +384,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], tuple[Tensor, .
     "flattened, samples first": (flattened(True), tokens),
     "flattened, tokens first": (flattened(False), tokens),
     "click-through": (click_through, click_inputs),
+    "many tables": (many_tables, lambda samples: (torch.randint(0, 6, (samples, 7)),)),
     "slices": (slices, images),
     "mixed operation": (mixed_operation, images),
     "parametrized": (parametrized, images),

@@ -297,6 +297,13 @@ SAMPLES = {
         63,
         1.5,
     ),
+    "sample_moments_tables": lambda dtype: (
+        torch.randint(0, 3, (6, 4)),
+        torch.randn(6, 4, 5, dtype=dtype),
+        2,
+        63,
+        1.5,
+    ),
     "sample_moments_rows": lambda dtype: (torch.randn(12, 7, dtype=dtype), 2, 3, 63, 1.5),
     "sample_moments_scale": lambda dtype: (
         torch.randn(4, 5, 6, dtype=dtype),
@@ -360,3 +367,37 @@ def test_many_positions_lose_no_digits():
     x, d = torch.rand(1, positions, 1), torch.rand(1, positions, 1)
     got = sm.linear(x, d, want=["sum"]).sum.item()
     assert got == pytest.approx((x.double() * d.double()).sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("unit", [1, 2])
+@FLOATS
+def test_tables_equal_embeddings_one_by_one(unit, dtype):
+    samples, tables, width = 12, 5, 6
+    rows = torch.randint(0, 9, (samples, tables))
+    gradients = torch.randn(samples, tables, width, dtype=dtype)
+    given_ = {"want": EVERYTHING, "factor": 1.5}
+    found = sm.tables(rows, gradients, unit=unit, **given_)
+    first = found.first.tolist()
+    assert (first[0], first[-1]) == (0, len(found.rows))
+    for t in range(tables):
+        touched, expected = sm.embedding(
+            rows[:, t], gradients[:, t], count=samples // unit, **given_
+        )
+        part = slice(first[t], first[t + 1])
+        assert torch.equal(found.rows[part], touched)
+        for name, value in expected._asdict().items():
+            got = getattr(found.moments, name)
+            assert torch.equal(got[t] if name == "sq_norm" else got[part], value), name
+
+
+def test_tables_refuse_what_does_not_fit():
+    rows, gradients = torch.zeros(4, 3, dtype=torch.int64), torch.randn(4, 3, 2)
+    for call in (op.sample_moments_tables, reference.tables):
+        with pytest.raises(RuntimeError, match=r"rows must be at least 0, got -1"):
+            call(rows - 1, gradients, 1, 1, 1.0)
+        with pytest.raises(RuntimeError, match="rows must be .samples, tables. and gradients"):
+            call(rows, gradients[:, :2], 1, 1, 1.0)
+        with pytest.raises(RuntimeError, match="4 samples must be whole units of 3"):
+            call(rows, gradients, 3, 1, 1.0)
+        with pytest.raises(RuntimeError, match="rows must be of at least one table, got none"):
+            call(rows[:, :0], gradients[:, :0], 1, 1, 1.0)

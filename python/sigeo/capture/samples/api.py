@@ -118,6 +118,8 @@ class _Captured(SampleStatistics):
         if name in self._session.unsupported:
             raise KeyError(f"{name}: {self._session.unsupported[name]}")
         record = self._session.records[name]
+        if record.shared is not None:
+            record.shared.cut()
         if not record.measured:
             raise KeyError(f"{name}: not among the parameters that are measured")
         moments = record.moments
@@ -145,7 +147,10 @@ class _Captured(SampleStatistics):
             return self._total([use.inner for use in uses])
         if name == "gram":
             return self._total([use.gram for use in uses], self.units, self.units)
-        return self._total([r.moments.sq_norm for r in records if r.moments is not None])
+        shared = {id(r.shared): r.shared for r in records if r.shared is not None}
+        norms = [tables.found.moments.sq_norm for tables in shared.values()]
+        found = [r.moments.sq_norm for r in records if r.moments is not None and r.shared is None]
+        return self._total([*found, *(n.sum(0) for n in norms if n is not None)])
 
     def _total(self, parts: Iterable[Tensor | None], *shape: int) -> Tensor:
         present = [part for part in parts if part is not None]

@@ -1,19 +1,22 @@
 """Look-ups in embedding tables: statistics of the touched rows alone.
 
 The look-up and its ordinary gradient are left as they are; a hook on the output keeps its gradient
-until the backward pass has ended, and then each table is measured at once.
+until the backward pass has ended, and then each table is measured at once, tables alike together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
-from sigeo.capture.samples.uses import Use
+from sigeo.capture.samples.uses import SharedTables, Use
 from sigeo_ext import gram, sample_moments
+from sigeo_ext.sample_moments import SampleMoments
 
 
 @dataclass
@@ -34,12 +37,18 @@ class LookUp:
     padding_idx: int
     gradient: Tensor | None = None
 
+    @property
+    def single(self) -> bool:
+        """Whether each sample looks one row up, and no row is padding."""
+        return self.axis.alone and self.indices.dim() == 1 and self.padding_idx < 0
+
     def arrived(self, gradient: Tensor) -> None:
         """The hook: keep the gradient, and hear of the end of the backward pass."""
-        self.use.session.backward_begun()
-        if len(self.use.record.uses) > 1:
-            self.use.rows = self.unit_gradients
-        self.gradient = gradient if self.gradient is None else self.gradient + gradient
+        with torch._C.DisableTorchFunction():
+            self.use.session.backward_begun()
+            if len(self.use.record.uses) > 1:
+                self.use.rows = self.unit_gradients
+            self.gradient = gradient if self.gradient is None else self.gradient + gradient
 
     def entries(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """The row of each entry [N], its sample [N] and its gradient [N, E].
@@ -126,3 +135,47 @@ class BagLookUp(LookUp):
         gradients = d[bag] if factor is None else d[bag] * factor[:, None]
         samples = bag.div(self.axis.inner, rounding_mode="floor") % self.axis.samples
         return rows, samples, gradients
+
+
+def finish_all(look_ups: Sequence[LookUp]) -> None:
+    """Measure the tables: those of one width that samples look one row up in, all at once."""
+    alike: dict[Any, list[LookUp]] = {}
+    for look_up in look_ups:
+        use = look_up.use
+        if look_up.gradient is None or not use.record.measured or use.record.uses != [use]:
+            continue
+        if look_up.single:
+            kind = (look_up.gradient.shape, look_up.gradient.dtype, look_up.gradient.device)
+            alike.setdefault(kind, []).append(look_up)
+        else:
+            look_up.finish()
+    for group in alike.values():
+        if len(group) == 1:
+            group[0].finish()
+        else:
+            _finish_together(group)
+
+
+def _finish_together(look_ups: list[LookUp]) -> None:
+    """One call for several tables; norms and inner products are of all of them."""
+    plan, records = look_ups[0].use.plan, [look_up.use.record for look_up in look_ups]
+    rows = torch.stack([look_up.indices for look_up in look_ups], 1)
+    gradients = torch.stack([g for look_up in look_ups if (g := look_up.gradient) is not None], 1)
+    if plan.want:
+        found = sample_moments.tables(
+            rows, gradients, unit=plan.unit, want=plan.want, factor=plan.factor
+        )
+        shared = SharedTables(records, found, plan.factor)
+        for record in records:
+            record.shared, record.moments = shared, SampleMoments()
+    first = look_ups[0].use
+    if plan.inner:
+        looked_up = [
+            r.parameter.detach()[u.indices] for r, u in zip(records, look_ups, strict=True)
+        ]
+        products = (torch.stack(looked_up, 1) * gradients).flatten(1).sum(1, dtype=torch.float64)
+        first.inner = products.view(plan.units, -1).sum(1) * plan.factor
+    if plan.gram:
+        apart = rows + (rows.max() + 1) * torch.arange(len(records), device=rows.device)
+        products = gram.embedding(apart.flatten(), gradients.flatten(0, 1), count=plan.units)
+        first.gram = products * plan.factor**2

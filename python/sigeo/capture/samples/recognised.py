@@ -329,7 +329,7 @@ def _embedding(
         return session.foreign(F.embedding, given, {})
     padding = -1 if padding_idx is None else padding_idx % len(weight)
     look_up = embedding.LookUp(axis, uses["weight"], input, padding)
-    return _looked_up(session, F.embedding, given, look_up)
+    return _looked_up(session, torch.embedding, (weight, input, padding, False, sparse), look_up)
 
 
 def _looked_up(
@@ -337,7 +337,7 @@ def _looked_up(
 ) -> Tensor:
     """The output of a look-up, with its gradient on the way to ``look_up``."""
     if not session.plan.grads:  # nobody wants the table's own gradient
-        given = (given[0], given[1].detach(), *given[2:])
+        given = tuple(t.detach() if isinstance(t, Tensor) else t for t in given)
     y: Tensor = function(*given)
     y = y if y.requires_grad else y.requires_grad_()
     if session.register([look_up.use]):

@@ -15,8 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
-from sigeo.capture.samples.axis_rules import indexed, leading, pointwise
-from sigeo.capture.samples.embedding import LookUp
+from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
+from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.follower import Follower
 from sigeo.capture.samples.recognised import HANDLERS
@@ -59,6 +59,15 @@ _POOLS = {
     if hasattr(place, name.format(dims))
 }
 
+# Functions that are one aten operation: its rule is asked, with no need to see it run.
+_JOINS = {torch.cat: torch.ops.aten.cat.default, torch.stack: torch.ops.aten.stack.default}
+
+# Losses that are, unless told otherwise, one number for the batch.
+_LOSSES = {
+    F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div,
+    F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
+}  # fmt: skip
+_OF_BATCH = Lost("a loss mixes the samples")
 
 # Modules whose parameters are served by the calls they make: nothing is ever asked of them as a
 # whole. By exact class: a subclass, or a parametrised module, may do anything.
@@ -67,6 +76,14 @@ _SERVED = {
     nn.ConvTranspose3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm,
     nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 }  # fmt: skip
+
+
+def _is_served(module: nn.Module) -> bool:
+    kind = type(module)
+    if kind is nn.Embedding or kind is nn.EmbeddingBag:
+        odd = module.max_norm is not None or module.scale_grad_by_freq
+        return not odd and getattr(module, "mode", "sum") != "max"
+    return kind in _SERVED
 
 
 def tensors_in(*values: Any) -> list[Tensor]:
@@ -132,13 +149,14 @@ class Session:
         Yields:
             Once, when calls are seen.
         """
+        modules = list(self.model.named_modules())
         counters = [
             (m.num_batches_tracked, int(m.num_batches_tracked))
-            for m in self.model.modules()
+            for _, m in modules
             if isinstance(m, nn.modules.batchnorm._NormBase) and m.num_batches_tracked is not None
         ]
         hooks = [self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)]
-        for module in self._owners():
+        for module in self._owners(modules):
             hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             hooks.append(
                 module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
@@ -160,24 +178,30 @@ class Session:
                 for counter, count in counters:
                     counter.fill_(count)
 
-    def _owners(self) -> list[nn.Module]:
+    @staticmethod
+    def _owners(modules: Sequence[tuple[str, nn.Module]]) -> list[nn.Module]:
         """The modules that may have to take over for a parameter: it is in them or below them."""
         names = {""}
-        for module_name, module in self.model.named_modules():
+        for name, module in modules:
             if module._parameters:
-                parts = module_name.split(".")
-                names |= {".".join(parts[:depth]) for depth in range(1, len(parts) + 1)}
-        return [
-            module
-            for name, module in self.model.named_modules()
-            if name in names and type(module) not in _SERVED
-        ]
+                while name not in names:
+                    names.add(name)
+                    name = name.rpartition(".")[0]
+        return [module for name, module in modules if name in names and not _is_served(module)]
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._finishing:  # a module runs again for its units' gradients
             return
+        with torch._C.DisableTorchFunction():
+            self._note_inputs(tensors_in(args, kwargs))
+
+    def _note_inputs(self, tensors: list[Tensor]) -> None:
+        """Find the samples in a batch that the model is given.
+
+        Raises:
+            InputError: There is not one number of them, or another than before.
+        """
         self._refuse_more()
-        tensors = tensors_in(args, kwargs)
         sizes = {t.shape[self.batch_dim] for t in tensors if t.dim() > self.batch_dim}
         if len(sizes) != 1:
             raise InputError(
@@ -356,6 +380,15 @@ class Session:
                 if leaf.requires_grad:
                     mark(leaf, None)  # made of parameters alone, and seen to be
             return output
+        if func in _JOINS and not kwargs.keys() - {"dim"}:
+            output = func(*args, **kwargs)
+            mark(output, follow(_JOINS[func], args, kwargs, output, where)[0])
+            return output
+        if func in _LOSSES and not {"reduction", "reduce", "size_average"} & kwargs.keys():
+            output = func(*args, **kwargs)
+            if output.dim() == 0:
+                mark(output, _OF_BATCH)
+                return output
         if func in _POINTWISE or func in _POOLS:
             dims = [t.dim() for t in tensors]
             output = func(*args, **kwargs)
@@ -433,14 +466,13 @@ class Session:
             return
         self._finishing = True
         try:
-            self._work_out()
+            with torch._C.DisableTorchFunction():  # nothing here is the model's
+                self._work_out()
         finally:
             self._finishing = False
 
     def _work_out(self) -> None:
-        for look_up in self.look_ups:
-            if len(look_up.use.record.uses) == 1 and look_up.use.record.uses[0] is look_up.use:
-                look_up.finish()
+        finish_all(self.look_ups)
         for record in self.records.values():
             if record.name in self.unsupported or not record.measured:
                 continue
@@ -465,12 +497,15 @@ class _Mode(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.backward:
             self._session.begun = True  # also where it reaches no parameter
-            with self:  # a checkpointed forward pass is repeated inside, and seen as the first was
-                return _backward(*args, **(kwargs or {}))
+            return _backward(self, *args, **(kwargs or {}))
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = _in_backward() and not torch.is_grad_enabled()
         if backward or self._session.finished or func.__name__ in _LOOKED_AT:
             return func(*args, **(kwargs or {}))
+        if func.__name__ == "__get__":  # of a property; most are no tensors
+            value = func(*args)
+            if not isinstance(value, Tensor):
+                return value
         return self._session.call(func, args, kwargs or {})
 
 
@@ -483,6 +518,7 @@ def _eager() -> AbstractContextManager[Any]:
 
 
 def _backward(
+    mode: _Mode,
     tensor: Tensor,
     gradient: Tensor | None = None,
     retain_graph: bool | None = None,
@@ -491,15 +527,17 @@ def _backward(
 ) -> None:
     """``tensor.backward(...)``, which itself would ask the mode once more."""
     keep = create_graph if retain_graph is None else retain_graph
-    torch.autograd.graph._engine_run_backward(
-        (tensor,),
-        (torch.ones_like(tensor) if gradient is None else gradient,),
-        keep,
-        create_graph,
-        (inputs,) if isinstance(inputs, Tensor) else tuple(inputs or ()),
-        allow_unreachable=True,
-        accumulate_grad=True,
-    )
+    gradient = torch.ones_like(tensor) if gradient is None else gradient
+    with mode:  # a checkpointed forward pass is repeated inside, and seen as the first was
+        torch.autograd.graph._engine_run_backward(
+            (tensor,),
+            (gradient,),
+            keep,
+            create_graph,
+            (inputs,) if isinstance(inputs, Tensor) else tuple(inputs or ()),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
 
 
 # What makes no tensor of the forward pass.

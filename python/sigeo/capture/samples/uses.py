@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from sigeo_ext.sample_moments import SampleMoments
+from sigeo_ext.sample_moments import SampleMoments, Tables
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.calls import Call
@@ -43,6 +43,7 @@ class Record:
         measured: Whether it is asked about; if not, it only gets its ordinary gradient.
         moments: The statistics, once they are known.
         rows: The rows of the parameter that ``moments`` are of, rising; None for all.
+        shared: What was measured of several tables at once, this one among them.
     """
 
     name: str
@@ -51,6 +52,38 @@ class Record:
     uses: list[Use] = field(default_factory=list)
     moments: SampleMoments | None = None
     rows: Tensor | None = None
+    shared: SharedTables | None = None
+
+
+@dataclass
+class SharedTables:
+    """The statistics of several embedding tables, cut up when somebody reads them.
+
+    Attributes:
+        records: Of the tables.
+        found: Of all of them.
+        factor: What turns `sum` from the ordinary gradient into that of the units' mean losses.
+    """
+
+    records: list[Record]
+    found: Tables
+    factor: float
+
+    def cut(self) -> None:
+        """Give each table its part."""
+        first = self.found.first.tolist()
+        for index, record in enumerate(self.records):
+            part = slice(first[index], first[index + 1])
+            record.rows = self.found.rows[part]
+            values = {
+                name: value[index] if name == "sq_norm" else value[part]
+                for name, value in self.found.moments._asdict().items()
+                if value is not None
+            }
+            if "sum" in values:
+                values["sum"] = values["sum"] * self.factor
+            record.moments = SampleMoments(**values)
+            record.shared = None
 
 
 @dataclass
