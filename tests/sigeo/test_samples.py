@@ -422,3 +422,50 @@ def test_tables_that_are_measured_together_in_units(unit):
     stats = check(model, inputs, labels, unit=unit)
     norms = [stats[f"tables.{n}.weight"].sq_norm for n in (1, 2, 3)]
     assert all(norm.shape == (SAMPLES // unit,) for norm in norms)
+
+
+class BehindTheNorm(nn.Module):
+    """A parameter that no kernel knows, in a module that has batch norm as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.weight = nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x):
+        orthogonal = torch.linalg.qr(self.weight)[1]
+        return torch.tanh(self.norm(self.conv(x))).mean((2, 3)) @ orthogonal
+
+
+@pytest.mark.parametrize(("policy", "unit"), [("frozen", 1), ("per_unit", 3)])
+def test_a_module_that_runs_again_keeps_to_the_policy_for_batch_norm(policy, unit):
+    torch.manual_seed(0)
+    model = BehindTheNorm().double()
+    model.norm.running_mean.normal_()
+    _, inputs, labels = zoo.made("convolutions", SAMPLES)
+    if policy == "frozen":
+        expected = loop(copy.deepcopy(model).eval(), inputs, labels)
+    else:
+        twin, rows = copy.deepcopy(model), []
+        for part in range(0, SAMPLES, unit):
+            twin.zero_grad()
+            pick = slice(part, part + unit)
+            F.cross_entropy(twin(inputs[0][pick]), labels[pick]).backward()
+            rows.append({n: p.grad.clone() for n, p in twin.named_parameters()})
+        expected = {n: torch.stack([r[n] for r in rows]) for n in rows[0]}
+    buffers = [b.clone() for b in model.buffers()]
+    with capture(model, EVERYTHING, unit=unit, batch_norm=policy) as stats:
+        F.cross_entropy(model(*inputs), labels).backward()
+    assert_statistics(stats, expected, model)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+    assert model.norm.training
+
+
+def test_a_module_that_runs_again_cannot_split_a_batchs_norm():
+    torch.manual_seed(0)
+    model, (_, inputs, _) = BehindTheNorm().double(), zoo.made("convolutions", SAMPLES)
+    with (
+        pytest.raises(InputError, match="weight has no .*: its module runs again for each unit"),
+        capture(model, batch_norm="contribution"),
+    ):
+        model(*inputs)

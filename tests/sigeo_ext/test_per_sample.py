@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from sigeo.capture.samples import calls
 from sigeo_ext.testing import PER_SAMPLE_TOLERANCE, check_per_sample
@@ -53,6 +54,7 @@ def test_every_model_passes(name):
         (nn.Sequential(nn.PReLU(3), nn.Linear(4, 2)), torch.randn(5, 3, 4), 0),
         (nn.Sequential(nn.Unfold(2), nn.Linear(4, 2)), torch.randn(5, 3, 3, 3), 0),
         (nn.MultiheadAttention(8, 2, add_bias_kv=True), (torch.randn(5, 5, 8),) * 3, 1),
+        (spectral_norm(nn.Linear(4, 3)), torch.randn(5, 4), 0),
         (nn.EmbeddingBag(9, 3, sparse=True), torch.randint(0, 9, (5, 4)), 0),
     ],
 )

@@ -7,8 +7,9 @@ deterministic and treats samples apart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -33,6 +34,8 @@ class Fallback:
         names: Parameters by the module's own names.
         plan: What is measured.
         begun: Told when the backward pass comes by.
+        buffers: As the call found them, where they may have changed in it.
+        frozen: Batch norms that take running statistics.
     """
 
     module: nn.Module
@@ -44,6 +47,8 @@ class Fallback:
     names: tuple[str, ...]
     plan: Plan
     begun: Callable[[], None]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    frozen: list[nn.Module] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -99,8 +104,10 @@ class Fallback:
             for value, place in zip(self.inputs, self.places, strict=True)
         ]
         args, kwargs = tree_unflatten(inputs, self.spec)
-        with torch.enable_grad():
-            output = torch.func.functional_call(self.module, leaves, args, kwargs)
+        buffers = {**dict(self.module.named_buffers()), **self.buffers}
+        own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
+        with torch.enable_grad(), _evaluated(self.frozen):
+            output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
         pairs = [
             (t, _rows(g, place, pick))
@@ -116,6 +123,18 @@ class Fallback:
             n: torch.zeros_like(leaves[n]) if g is None else g
             for n, g in zip(leaves, gradients, strict=True)
         }
+
+
+@contextmanager
+def _evaluated(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules in eval mode that were in train mode."""
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 def _rows(tensor: Tensor, axis: Axis, pick: range) -> Tensor:

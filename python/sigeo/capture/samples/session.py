@@ -101,13 +101,23 @@ def tensors_in(*values: Any) -> list[Tensor]:
 
 @dataclass
 class Frame:
-    """A module whose forward pass is running."""
+    """A module whose forward pass is running.
+
+    Attributes:
+        module: The module.
+        args: It was called with.
+        kwargs: It was called with.
+        serial: Of the last use before it.
+        fallback: Names of the parameters that it takes over for.
+        buffers: What the pass may change and depend on, as spectral norm's; as it was before.
+    """
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     serial: int
     fallback: set[str] = field(default_factory=set)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Session:
@@ -224,7 +234,10 @@ class Session:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.finished and not _in_backward():
-            self._frames.append(Frame(module, args, kwargs, self._serial))
+            frame = Frame(module, args, kwargs, self._serial)
+            if module.training and "parametrizations" in module._modules:
+                frame.buffers = {name: b.clone() for name, b in module.named_buffers()}
+            self._frames.append(frame)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.finished or _in_backward() or not self._frames:
@@ -240,12 +253,24 @@ class Session:
         }
         for record in local.values():
             record.uses = [use for use in record.uses if use.serial < frame.serial]
+        coupled: list[nn.Module] = [
+            m
+            for m in module.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and (m.training or m.running_mean is None)
+        ]
+        if coupled and self.batch_norm == "contribution":
+            reason = "its module runs again for each unit, and has batch norm on the whole batch"
+            self.cannot([record.name for record in local.values()], reason)
+            return
         fallback = Fallback.of(
             frame.module, frame.args, frame.kwargs, output, local, self.plan, self.backward_begun
         )
         if isinstance(fallback, str):
             self.cannot([record.name for record in local.values()], fallback)
             return
+        fallback.buffers = frame.buffers
+        fallback.frozen = coupled if self.batch_norm == "frozen" else []
         for name, record in local.items():
             self._serial += 1
             use = Use(record, None, tuple(record.parameter.shape), self.plan, self._serial)
