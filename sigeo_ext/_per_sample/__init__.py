@@ -59,12 +59,13 @@ class PerSampleCheck:
     @property
     def worst(self) -> Worst:
         """The largest error ratio of all."""
-        return max(
+        everything = [
             Worst(error, dtype, parameter, statistic)
             for dtype, parameters in self.errors.items()
             for parameter, statistics in parameters.items()
             for statistic, error in statistics.items()
-        )
+        ]
+        return max(everything, key=lambda one: one.error)
 
 
 def check_per_sample(
@@ -102,7 +103,7 @@ def check_per_sample(
 
     Raises:
         ValueError: No trainable parameter or none that an output depends on, inputs without one
-            number of samples, or a dtype without tolerance.
+            number of samples, no dtype or one without tolerance.
         AssertionError: A statistic is wrong, or `capture` refuses the layer. The message names the
             worst parameter and statistic, its error, and the cause, if a test in float64 shows one:
             batch norm on batch statistics, outputs that are random or change from call to call,
@@ -113,6 +114,8 @@ def check_per_sample(
     inputs = (x,) if isinstance(x, Tensor) else tuple(x)
     _check_layer(layer)
     count = _samples(inputs, batch_dim)
+    if not dtypes:
+        raise ValueError("dtypes: expected at least one, got none")
     errors: dict[torch.dtype, dict[str, dict[str, float]]] = {}
     unreached: tuple[str, ...] = ()
     for dtype in dtypes:

@@ -171,8 +171,14 @@ def check_refusals(rank):
 
     with pytest.raises(InputError, match="gram has products of samples on different processes"):
         all_reduce(measured(model, {"gram", "sum"}))
-    with pytest.raises(InputError, match="want must have sum beside it"):
-        all_reduce(measured(model, {"m2"}))
+    with pytest.raises(InputError, match="rank 1: m2 .* want must have sum beside it"):
+        all_reduce(measured(model, {("sum", "m2")[rank]}))
+    with capture(model, {"sum"}) as own:
+        loss = model(x).sum()
+        if rank == 0:
+            loss.backward()
+    with pytest.raises(InputError, match="all_reduce: rank 1: capture: no backward pass was in"):
+        all_reduce(own)
     with pytest.raises(InputError, match=r"rank 0 measured \['sum'\], rank 1 \['abs_sum'\]"):
         all_reduce(measured(model, {("sum", "abs_sum")[rank]}))
     other = nn.Sequential(model) if rank else model

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from sigeo.capture.samples import calls
-from sigeo_ext.testing import PER_SAMPLE_TOLERANCE, check_per_sample
+from sigeo_ext.testing import PER_SAMPLE_TOLERANCE, PerSampleCheck, check_per_sample
 from tests.sigeo import zoo
 
 DOUBLE, SINGLE = torch.float64, torch.float32
@@ -209,12 +209,18 @@ def test_bad_input():
         (layer, (x, x[:2]), {}, r"one number of samples, .*, got \[2, 5\]"),
         (layer, x, {"batch_dim": -1}, "counted from the first, got -1"),
         (layer, x, {"batch_dim": 2}, "dimension 2, got no tensor that has it"),
+        (layer, x, {"dtypes": ()}, "expected at least one, got none"),
         (layer, x, {"tolerance": {SINGLE: 1}}, "expected one for torch.float64"),
         (Layer(lambda m, x: x), x, {}, "expected an output that depends on a parameter"),
     ]
     for module, inputs, options, message in cases:
         with pytest.raises(ValueError, match=message):
             check_per_sample(module, inputs, **options)
+
+
+def test_the_worst_of_equal_errors_is_one_of_them():
+    errors = {dtype: {"weight": {"sum": 0.5, "m2": 0.5}} for dtype in (DOUBLE, SINGLE)}
+    assert PerSampleCheck(errors, ()).worst == (0.5, DOUBLE, "weight", "sum")
 
 
 def test_the_kernel_library_does_not_load_the_toolkit():

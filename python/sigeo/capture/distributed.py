@@ -45,15 +45,28 @@ def all_reduce(stats: SampleStatistics, group: Any = None) -> SampleStatistics:
     """
     if not dist.is_available() or not dist.is_initialized():
         raise InputError("all_reduce: expected a process group, got none; init_process_group first")
-    if "gram" in stats.want:
-        raise InputError(
-            "all_reduce: gram has products of samples on different processes, which none can form"
-        )
-    if "m2" in stats.want and "sum" not in stats.want:
-        raise InputError("all_reduce: m2 is combined by means, so want must have sum beside it")
-    own = {name: stats[name] for name in stats.keys()}  # noqa: SIM118
-    shares = _exchanged(_Share.of(stats, own), group)
-    return _Combined(stats, own, shares, group)
+    own: dict[str, SampleMoments] = {}
+    problem = None
+    try:  # what one process refuses must not leave the others waiting
+        _check_combinable(stats.want)
+        own = {name: stats[name] for name in stats.keys()}  # noqa: SIM118
+    except InputError as error:
+        problem = str(error)
+    layouts = {name: _layout(moments) for name, moments in own.items()}
+    share = _Share(stats.want, stats.units, layouts, dict(stats.unsupported), problem)
+    return _Combined(stats, own, _exchanged(share, group), group)
+
+
+def _check_combinable(want: frozenset[str]) -> None:
+    """Check that what was asked for can be combined.
+
+    Raises:
+        InputError: It cannot.
+    """
+    if "gram" in want:
+        raise InputError("gram has products of samples on different processes, which none can form")
+    if "m2" in want and "sum" not in want:
+        raise InputError("m2 is combined by means, so want must have sum beside it")
 
 
 @dataclass(frozen=True)
@@ -66,17 +79,14 @@ class _Share:
         layouts: Of the statistics of each parameter: how many rows they are of, None for all, and
             their dtype, None if there are none.
         unsupported: As of the statistics.
+        problem: Why there is nothing to combine, if so.
     """
 
     want: frozenset[str]
     units: int
     layouts: dict[str, tuple[int | None, torch.dtype | None]]
     unsupported: dict[str, str]
-
-    @classmethod
-    def of(cls, stats: SampleStatistics, own: Mapping[str, SampleMoments]) -> _Share:
-        layouts = {name: _layout(moments) for name, moments in own.items()}
-        return cls(stats.want, stats.units, layouts, dict(stats.unsupported))
+    problem: str | None
 
 
 def _layout(moments: SampleMoments) -> tuple[int | None, torch.dtype | None]:
@@ -96,6 +106,9 @@ def _exchanged(own: _Share, group: Any) -> list[_Share]:
     """
     shares: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(shares, own, group=group)
+    for rank, share in enumerate(shares):
+        if share.problem is not None:
+            raise InputError(f"all_reduce: rank {rank}: {share.problem}")
     for rank, share in enumerate(shares):
         if share.want != shares[0].want:
             first, other = sorted(shares[0].want), sorted(share.want)
