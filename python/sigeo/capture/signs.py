@@ -36,7 +36,7 @@ def sq_norms_by_signs(
     """Estimates of sum_b ||grad of sample b's share of the loss||^2: one forward pass.
 
     Args:
-        model: Any module.
+        model: Any module; ``.grad`` must be empty, and is left so.
         inputs: Of one batch.
         label: The output to its labels.
         loss_fn: (output, labels) to the loss of the batch, made of no parameter of the model.
@@ -51,20 +51,19 @@ def sq_norms_by_signs(
         InputError: An output or a loss that this cannot be done for, or a model that `capture`
             refuses.
     """
+    estimates = []
     with undistributed(model), capture(model, (), batch_norm=batch_norm) as followed:
         output = call(model, inputs)
-    outputs, gradients = _output_gradients(model, output, label(output), loss_fn)
-    axes = [_axis(tensor) for tensor in outputs]
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    estimates = []
-    for probe in range(probes):
-        # The same draws on every device.
-        signs = torch.randint(0, 2, (followed.units,), generator=generator) * 2 - 1
-        flipped = [_flipped(g, axis, signs) for g, axis in zip(gradients, axes, strict=True)]
-        found = torch.autograd.grad(
-            outputs, parameters, flipped, retain_graph=probe + 1 < probes, allow_unused=True
-        )
-        estimates.append(sum(_sq_norm(g) for g in found if g is not None))
+        outputs, gradients = _output_gradients(model, output, label(output), loss_fn)
+        axes = [_axis(tensor) for tensor in outputs]
+        for probe in range(probes):
+            # The same draws on every device.
+            signs = torch.randint(0, 2, (followed.units,), generator=generator) * 2 - 1
+            flipped = [_flipped(g, axis, signs) for g, axis in zip(gradients, axes, strict=True)]
+            products = [(t * g).sum() for t, g in zip(outputs, flipped, strict=True)]
+            # In the body, where a checkpointed forward pass is repeated as the first was.
+            torch.stack(products).sum().backward(retain_graph=probe + 1 < probes)
+            estimates.append(sum(_taken_sq_norm(p) for p in model.parameters()))
     return torch.tensor(estimates, dtype=torch.float64), followed.units
 
 
@@ -113,6 +112,10 @@ def _flipped(gradient: Tensor, axis: Axis, signs: Tensor) -> Tensor:
     return gradient * along.view(shape)
 
 
-def _sq_norm(gradient: Tensor) -> float:
+def _taken_sq_norm(parameter: nn.Parameter) -> float:
+    """The squared norm of a parameter's gradient, which is taken out of it."""
+    gradient, parameter.grad = parameter.grad, None
+    if gradient is None:
+        return 0.0
     values = gradient.coalesce().values() if gradient.is_sparse else gradient
     return float(torch.linalg.vector_norm(values, dtype=torch.float64)) ** 2
