@@ -108,7 +108,7 @@ def signs_variance(g: torch.Tensor) -> torch.Tensor:
 def test_signs_estimate_the_trace_without_bias_and_know_their_error(reduction):
     torch.manual_seed(0)
     model, data = network(), batches(6, 4, 1)
-    draws, probes, count = 300, 3, 11
+    draws, probes, count = 200, 3, 11
     found = [
         fisher_trace(
             model,
