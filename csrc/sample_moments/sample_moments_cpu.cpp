@@ -2,22 +2,28 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <vector>
 
+#include "sample_moments/layout.h"
 #include "sample_moments/tiles.h"
 
 namespace sigeo_ext::sample_moments {
 namespace {
 
-// Of a sample block's x and d, so that both stay in the second-level cache over all its tiles.
-constexpr int64_t kBlockBytes = 384 * 1024;
+// Of a block of units: its panel of d, read by every tile, and a panel of x stay in the
+// second-level cache, with room for the slabs.
+constexpr int64_t kBlockBytes = 192 * 1024;
 
 // Input channels of a packed panel: a cache line of float32, and the rows of the largest tile.
 constexpr int64_t kPackedRows = 16;
 
 // Positions that lie further apart than this are packed: their lines would share few places in the
 // first-level cache.
-constexpr int64_t kFarBytes = 512;
+constexpr int64_t kFarBytes = 256;
+
+// So many pieces may each pack the same panel of x: more than that, and once for all is cheaper.
+constexpr int64_t kFewPanels = 2;
 
 // Below this many positions of a unit the update of the statistics shows, and two units share one.
 constexpr int64_t kFewPositions = 128;
@@ -28,65 +34,12 @@ constexpr int64_t kEachBytes = 384 * 1024;
 // Rows of a slab that are transposed together: whole cache lines on both sides.
 constexpr int64_t kSquare = 16;
 
-// The positions that one tap joins, as offsets into a sample of x and of d.
-struct Tap {
-  std::vector<int32_t> x, d;
-};
-
-std::vector<Tap> taps_of(const Convolution& c, int64_t x_step, int64_t d_step) {
-  std::vector<Tap> taps;
-  for (int64_t kz = 0; kz < c.kernel[0]; ++kz) {
-    for (int64_t ky = 0; ky < c.kernel[1]; ++ky) {
-      for (int64_t kx = 0; kx < c.kernel[2]; ++kx) {
-        const int64_t tap_at[] = {kz, ky, kx};
-        int64_t low[3], high[3], shift[3];  // the outputs whose input at this tap is inside
-        for (int a = 0; a < 3; ++a) {
-          shift[a] = tap_at[a] * c.dilation[a] - c.padding[a];
-          low[a] = shift[a] >= 0 ? 0 : (-shift[a] + c.stride[a] - 1) / c.stride[a];
-          const int64_t last = c.in_size[a] - 1 - shift[a];
-          high[a] = last < 0 ? 0 : std::min(c.out_size[a], last / c.stride[a] + 1);
-        }
-        Tap& tap = taps.emplace_back();
-        for (int64_t z = low[0]; z < high[0]; ++z) {
-          for (int64_t y = low[1]; y < high[1]; ++y) {
-            for (int64_t x = low[2]; x < high[2]; ++x) {
-              const int64_t from =
-                  ((z * c.stride[0] + shift[0]) * c.in_size[1] + y * c.stride[1] + shift[1]) *
-                      c.in_size[2] +
-                  x * c.stride[2] + shift[2];
-              const int64_t to = (z * c.out_size[1] + y) * c.out_size[2] + x;
-              tap.x.push_back(static_cast<int32_t>(from * x_step));
-              tap.d.push_back(static_cast<int32_t>(to * d_step));
-            }
-          }
-        }
-      }
-    }
-  }
-  return taps;
-}
-
-int64_t product(const std::array<int64_t, 3>& size) { return size[0] * size[1] * size[2]; }
-
-int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
-
-// Images in memory: panels of consecutive channels, each with all positions of a sample.
-// Not packed, there is one panel with all the channels.
-template <class T>
-struct Images {
-  const T* data;
-  int64_t width;   // channels of a panel: the step from one position to the next
-  int64_t places;  // positions of a sample
-  int64_t sample;  // from one sample to the next
-  int64_t group;   // channels from one group to the next, each group's last panel filled up
-
-  const T* at(int64_t of_group, int64_t column) const {
-    const int64_t channel = of_group * group + column;
-    return data + channel / width * (width * places) + channel % width;
-  }
-};
-
 // One weight's worth of work: its layout, and what every piece of it needs.
+//
+// Panels of channels that lie far apart are packed. A panel that several pieces use is packed once
+// for all of them; one that a single piece uses, or that costs little beside its work, is packed by
+// the piece, block by block, and does not leave the cache. A depthwise convolution's rows are its
+// taps.
 template <class T>
 class Work {
  public:
@@ -98,27 +51,33 @@ class Work {
                      ? Pairing::kEach
                      : Pairing::kAll),
         groups_(pairing_ == Pairing::kEach ? 1 : c_.groups),
-        rows_(pairing_ == Pairing::kEach ? 1 : c_.in_channels / groups_),
+        rows_(pairing_ == Pairing::kEach ? product(c_.kernel) : c_.in_channels / groups_),
         columns_(c_.out_channels / groups_),
         width_(tiles_.lanes * kMostVectors),
-        units_(c_.samples / job.unit) {
+        units_(c_.samples / job.unit),
+        panels_((columns_ + width_ - 1) / width_) {
     const int64_t in_places = product(c_.in_size), out_places = product(c_.out_size);
-    const bool whole = columns_ % tiles_.lanes == 0;
+    const bool alone = pairing_ == Pairing::kEach || product(c_.kernel) == 1;
     const auto far = [](int64_t channels) {
       return channels * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
     };
     d_ = {job.d, c_.out_channels, out_places, out_places * c_.out_channels, columns_};
-    if (!whole || far(c_.out_channels)) {
-      d_ = pack(job.d, out_places, c_.out_channels, columns_, width_, packed_d_, parallel);
+    if (columns_ % tiles_.lanes != 0 || far(c_.out_channels)) {
+      if (alone) d_block_ = width_;
+      else d_ = pack(job.d, out_places, c_.out_channels, columns_, width_, packed_d_, parallel);
     }
     x_ = {job.x, c_.in_channels, in_places, in_places * c_.in_channels, rows_};
-    if (pairing_ == Pairing::kEach ? !whole : far(c_.in_channels)) {
-      const bool each = pairing_ == Pairing::kEach;
-      x_ = pack(job.x, in_places, c_.in_channels, each ? columns_ : rows_,
-                each ? width_ : kPackedRows, packed_x_, parallel);
+    if (pairing_ == Pairing::kEach) {
+      x_.group = columns_;
+      x_block_ = width_;
+      place_taps();
+    } else {
+      if (far(c_.in_channels)) {
+        if (alone && panels_ <= kFewPanels) x_block_ = kPackedRows;
+        else x_ = pack(job.x, in_places, c_.in_channels, rows_, kPackedRows, packed_x_, parallel);
+      }
+      taps_ = taps_of(c_, x_block_ > 0 ? x_block_ : x_.width, d_block_ > 0 ? d_block_ : d_.width);
     }
-    taps_ = taps_of(c_, x_.width, d_.width);
-    panels_ = (columns_ + width_ - 1) / width_;
     pieces_ = groups_ * panels_ * static_cast<int64_t>(taps_.size());
   }
 
@@ -171,6 +130,20 @@ class Work {
     return {packed, width, places, sample, panels * width};
   }
 
+  // All taps of a depthwise convolution, as rows at fixed distances, and their common positions.
+  void place_taps() {
+    halo_.emplace(c_);
+    const int64_t step = d_block_ > 0 ? d_block_ : d_.width;
+    Tap& tap = taps_.emplace_back();
+    for (size_t t = 0; t < halo_->outputs.size(); ++t) {
+      tap.x.push_back(static_cast<int32_t>(halo_->outputs[t] * x_block_));
+      tap.d.push_back(static_cast<int32_t>(static_cast<int64_t>(t) * step));
+    }
+    for (const int64_t place : halo_->taps) {
+      row_at_.push_back(static_cast<int32_t>(place * x_block_));
+    }
+  }
+
   // A piece is one tap, one panel of output channels of one group, all its input channels and all
   // units.
   struct Place {
@@ -185,8 +158,9 @@ class Work {
   Tile<T> tile_of(const Place& place) const {
     Tile<T> tile{};
     const Tap& tap = taps_[place.tap];
-    tile.x_sample = x_.sample;
-    tile.d_sample = d_.sample;
+    const int64_t x_places = halo_.has_value() ? halo_->places : x_.places;
+    tile.x_sample = x_block_ > 0 ? x_places * x_block_ : x_.sample;
+    tile.d_sample = d_block_ > 0 ? d_.places * d_block_ : d_.sample;
     tile.x_at = tap.x.data();
     tile.d_at = tap.d.data();
     tile.positions = static_cast<int64_t>(tap.x.size());
@@ -208,12 +182,14 @@ class Work {
       const int64_t end = std::min(rows_, begin + at_once);
       tile.each_unit = (end - begin) * tile.width;
       memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
-      const int64_t block = units_of_block(tile.positions, tile.width);
+      const int64_t block = units_of_block(tile);
       for (int64_t unit = 0; unit < units_; unit += block) {
         const int64_t count = std::min(block, units_ - unit);
+        tile.d = gradient_at(place, unit, count);
         for (int64_t row = begin; row < end;) {
+          input_at(tile, place, row, unit, count);
           tile.each = memory.data() + unit * tile.each_unit + (row - begin) * tile.width;
-          row += run_rows(tile, place, row, end, unit * job_.unit, nullptr, count);
+          row += run_rows(tile, row, end, nullptr, count);
         }
       }
       take(memory.data(), tile.each_unit);
@@ -226,17 +202,19 @@ class Work {
     Piece part{place, tile.width, {}};
     part.memory.resize(slabs() * rows_ * tile.width);
     const int64_t of_segment = units_ / job_.segments;
-    const int64_t block = units_of_block(tile.positions, tile.width);
+    const int64_t block = units_of_block(tile);
     for (int64_t segment = 0; segment < job_.segments; ++segment) {
       if (segment > 0) std::fill(part.memory.begin(), part.memory.end(), T{0});
       const int64_t last = (segment + 1) * of_segment;
       for (int64_t unit = segment * of_segment; unit < last; unit += block) {
         const int64_t count = std::min(block, last - unit);
+        tile.d = gradient_at(place, unit, count);
         tile.first = unit == segment * of_segment;
         T* norms = norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit;
         for (int64_t row = 0; row < rows_;) {
+          input_at(tile, place, row, unit, count);
           point_at_slabs(tile, part, row);
-          row += run_rows(tile, place, row, rows_, unit * job_.unit, norms, count);
+          row += run_rows(tile, row, rows_, norms, count);
         }
       }
       write(part, segment, of_segment);
@@ -256,11 +234,13 @@ class Work {
     return count + (job_.statistics[kM2] == nullptr ? 0 : 2);
   }
 
-  int64_t units_of_block(int64_t positions, int64_t width) const {
-    const int64_t values = pairing_ == Pairing::kEach ? 2 * width : rows_ + width;
-    const int64_t bytes = job_.unit * positions * values * static_cast<int64_t>(sizeof(T));
-    return std::max<int64_t>(kMostUnits,
-                             kBlockBytes / std::max<int64_t>(1, bytes) / kMostUnits * kMostUnits);
+  int64_t units_of_block(const Tile<T>& tile) const {
+    const int64_t x_values =
+        halo_.has_value() ? halo_->places * x_block_ : tile.positions * kPackedRows;
+    const int64_t values = x_values + tile.positions * tile.width;
+    const int64_t bytes = job_.unit * values * static_cast<int64_t>(sizeof(T));
+    const int64_t units = kBlockBytes / std::max<int64_t>(1, bytes);
+    return units < kMostUnits ? std::max<int64_t>(1, units) : units / kMostUnits * kMostUnits;
   }
 
   void point_at_slabs(Tile<T>& tile, Piece& part, int64_t row) const {
@@ -275,24 +255,65 @@ class Work {
     tile.deviation = slab + size;
   }
 
+  // d of a piece and of some units, after it has been packed if pieces do that.
+  const T* gradient_at(const Place& place, int64_t unit, int64_t count) const {
+    const T* from = d_.at(place.group, place.begin) + unit * job_.unit * d_.sample;
+    if (d_block_ == 0) return from;
+    const int64_t lines = count * job_.unit * d_.places;
+    T* to = room(packed_block_d_, lines * d_block_);
+    pack_panel(from, lines, d_.width, std::min(d_block_, columns_ - place.begin), d_block_, to);
+    return to;
+  }
+
+  // Points the tile at the first of `count` units' x at a row. Where pieces pack, the rows of a
+  // panel, or all rows of a depthwise convolution, are packed at the first of them.
+  void input_at(Tile<T>& tile, const Place& place, int64_t row, int64_t unit, int64_t count) const {
+    const int64_t sample = unit * job_.unit, samples = count * job_.unit;
+    if (pairing_ == Pairing::kEach) {
+      tile.row_at = row_at_.data() + row;
+      if (row > 0) return;
+      const T* from = x_.at(0, place.begin) + sample * x_.sample;
+      const int64_t channels = std::min(x_block_, columns_ - place.begin);
+      T* to = room(packed_block_x_, samples * tile.x_sample);
+      for (int64_t s = 0; s < samples; ++s) {
+        pack_with_halo(from + s * x_.sample, c_, *halo_, x_.width, channels, x_block_,
+                       to + s * tile.x_sample);
+      }
+      tile.x = to;
+    } else if (x_block_ == 0) {
+      tile.x = x_.at(place.group, row) + sample * x_.sample;
+    } else if (row % x_block_ != 0) {
+      tile.x = packed_block_x_.data() + row % x_block_;
+    } else {
+      const T* from = x_.at(place.group, row) + sample * x_.sample;
+      const int64_t lines = samples * x_.places;
+      T* to = room(packed_block_x_, lines * x_block_);
+      pack_panel(from, lines, x_.width, std::min(x_block_, rows_ - row), x_block_, to);
+      tile.x = to;
+    }
+  }
+
+  static T* room(std::vector<T>& memory, int64_t values) {
+    if (static_cast<int64_t>(memory.size()) < values) memory.resize(values);
+    return memory.data();
+  }
+
   // Runs the tiles that begin at `row`, for `count` units; returns how many rows, up to `last`,
   // they have.
-  int64_t run_rows(Tile<T> tile, const Place& place, int64_t row, int64_t last, int64_t sample,
-                   T* norms, int64_t count) const {
+  int64_t run_rows(Tile<T> tile, int64_t row, int64_t last, T* norms, int64_t count) const {
     const int vectors = static_cast<int>(tile.width / tiles_.lanes);
     int rows = std::min<int>(kPackedRows, tiles_.accumulators / vectors);
     if (tile.positions * tile.unit < kFewPositions) rows = std::max(1, rows / 2);
     while (rows > last - row) rows /= 2;
     int units = kMostUnits;
     while (units * rows * vectors > tiles_.accumulators) units /= 2;
-    const bool each = pairing_ == Pairing::kEach;
-    const T* x = each ? x_.at(0, place.begin) : x_.at(place.group, row);
-    const T* d = d_.at(place.group, place.begin);
+    const T* const x = tile.x;
+    const T* const d = tile.d;
     T* const gradients = tile.each;
     const auto run_units = [&](int64_t from, int64_t to, int at_once) {
       if (from == to) return;
-      tile.x = x + (sample + from * tile.unit) * tile.x_sample;
-      tile.d = d + (sample + from * tile.unit) * tile.d_sample;
+      tile.x = x + from * tile.unit * tile.x_sample;
+      tile.d = d + from * tile.unit * tile.d_sample;
       tile.units = to - from;
       tile.sq_norm = norms == nullptr ? nullptr : norms + from;
       tile.each = gradients == nullptr ? nullptr : gradients + from * tile.each_unit;
@@ -351,15 +372,19 @@ class Work {
   const Tiles<T>& tiles_;
   const Pairing pairing_;
   const int64_t groups_;          // that are worked on one after another
-  const int64_t rows_, columns_;  // of one of them: channels in and out
+  const int64_t rows_, columns_;  // of one of them: channels in (or taps) and channels out
   const int64_t width_;           // of a panel of output channels
   const int64_t units_;
+  const int64_t panels_;
   Images<T> x_, d_;
-  // Kept between calls: memory that is mapped anew for each costs more than the packing.
-  inline static thread_local std::vector<T> packed_x_, packed_d_;
-  int64_t panels_, pieces_;
+  int64_t x_block_ = 0, d_block_ = 0;  // width of the panels that pieces pack; 0 if they do not
+  std::optional<Halo> halo_;           // of a depthwise convolution's x
+  std::vector<int32_t> row_at_;        // of a depthwise convolution: where each tap lies
+  int64_t pieces_;
   std::vector<Tap> taps_;
   std::vector<T> norms_;
+  // Kept between calls: memory that is mapped anew for each costs more than the packing.
+  inline static thread_local std::vector<T> packed_x_, packed_d_, packed_block_x_, packed_block_d_;
 };
 
 }  // namespace

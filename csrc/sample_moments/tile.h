@@ -11,7 +11,8 @@ namespace sigeo_ext::sample_moments {
 // Positions added up before the sum goes to a second one: bounds the growth of rounding errors.
 inline constexpr int64_t kRun = 2048;
 
-// One tile: kRows consecutive input channels of one tap and some consecutive output channels.
+// One tile: kRows consecutive input channels of one tap, or taps of a depthwise convolution, and
+// some consecutive output channels.
 template <class T>
 struct Tile {
   const T* x;        // the first unit's first sample, at the tile's first input channel
@@ -20,6 +21,7 @@ struct Tile {
   int64_t d_sample;
   const int32_t* x_at;  // where in a sample the positions lie, [positions]
   const int32_t* d_at;
+  const int32_t* row_at;  // of a depthwise convolution: where each row, which is a tap, lies
   int64_t positions;
   int64_t units;
   int64_t unit;          // samples of one
@@ -63,11 +65,10 @@ SIGEO_INLINE V term(const V& g) {
 }
 
 // How output channels meet input channels: every one with every one of the tile's rows, or, in a
-// depthwise convolution, each with its own.
+// depthwise convolution, each with its own at every tap.
 enum class Pairing { kAll, kEach };
 
-// kUnits units at a time, kRows input channels (one, if each has its own), kVectors vectors of
-// output channels.
+// kUnits units at a time, kRows input channels or taps, kVectors vectors of output channels.
 template <class T, int kLanes, int kUnits, int kRows, int kVectors>
 struct Block {
   using V = typename Vector<T, kLanes>::type;
@@ -85,12 +86,12 @@ struct Block {
   // Adds positions [from, to) of one sample of each unit.
   template <Pairing kPairing>
   SIGEO_INLINE void accumulate(const T* const (&x)[kUnits], const T* const (&d)[kUnits],
-                               const int32_t* x_at, const int32_t* d_at, int64_t from, int64_t to) {
+                               const Tile<T>& a, int64_t from, int64_t to) {
     for (int64_t t = from; t < to; ++t) {
 #pragma GCC unroll 64
       for (int u = 0; u < kUnits; ++u) {
-        const T* xs = x[u] + x_at[t];
-        const T* ds = d[u] + d_at[t];
+        const T* xs = x[u] + a.x_at[t];
+        const T* ds = d[u] + a.d_at[t];
         V dv[kVectors];
 #pragma GCC unroll 64
         for (int v = 0; v < kVectors; ++v) dv[v] = load<T, kLanes>(ds + v * kLanes);
@@ -99,7 +100,7 @@ struct Block {
 #pragma GCC unroll 64
           for (int v = 0; v < kVectors; ++v) {
             if constexpr (kPairing == Pairing::kAll) g[u][r][v] += dv[v] * xs[r];
-            else g[u][r][v] += dv[v] * load<T, kLanes>(xs + v * kLanes);
+            else g[u][r][v] += dv[v] * load<T, kLanes>(xs + a.row_at[r] + v * kLanes);
           }
       }
     }
@@ -196,14 +197,14 @@ SIGEO_INLINE void tile_body(const Tile<T>& a) {
     }
     total.clear();
     if (a.unit == 1 && a.positions <= kRun) {
-      total.template accumulate<kPairing>(x, d, a.x_at, a.d_at, 0, a.positions);
+      total.template accumulate<kPairing>(x, d, a, 0, a.positions);
     } else {
       for (int64_t sample = 0; sample < a.unit; ++sample) {
         for (int64_t from = 0; from < a.positions; from += kRun) {
           Block<T, kLanes, kUnits, kRows, kVectors> run;
           run.clear();
           const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
-          run.template accumulate<kPairing>(x, d, a.x_at, a.d_at, from, to);
+          run.template accumulate<kPairing>(x, d, a, from, to);
           total.add(run);
         }
         for (int u = 0; u < kUnits; ++u) x[u] += a.x_sample, d[u] += a.d_sample;

@@ -26,37 +26,35 @@ SIGEO_LEVEL(V3, __attribute__((target("arch=x86-64-v3"))), 32, 8);
 #endif
 SIGEO_LEVEL(Base, SIGEO_NO_TARGET, 16, 8);
 
-template <class Level, class T, int kUnits, int kRows, int kVectors>
+template <class Level, Pairing kPairing, class T, int kUnits, int kRows, int kVectors>
 constexpr typename Tiles<T>::Run run_of() {
   if constexpr (kUnits * kRows * kVectors > Level::kAccumulators) return nullptr;
-  else return &Level::template run<Pairing::kAll, T, kUnits, kRows, kVectors>;
+  else return &Level::template run<kPairing, T, kUnits, kRows, kVectors>;
 }
 
-template <class Level, class T, int kUnits>
-constexpr std::array<typename Tiles<T>::Run, 2> each_by_vectors() {
-  return {&Level::template run<Pairing::kEach, T, kUnits, 1, 1>,
-          &Level::template run<Pairing::kEach, T, kUnits, 1, 2>};
-}
-
-template <class Level, class T, int kUnits, int kRows>
+template <class Level, Pairing kPairing, class T, int kUnits, int kRows>
 constexpr std::array<typename Tiles<T>::Run, 2> by_vectors() {
-  return {run_of<Level, T, kUnits, kRows, 1>(), run_of<Level, T, kUnits, kRows, 2>()};
+  return {run_of<Level, kPairing, T, kUnits, kRows, 1>(),
+          run_of<Level, kPairing, T, kUnits, kRows, 2>()};
 }
 
-template <class Level, class T, int kUnits>
+template <class Level, Pairing kPairing, class T, int kUnits>
 constexpr std::array<std::array<typename Tiles<T>::Run, 2>, 5> by_rows() {
-  return {by_vectors<Level, T, kUnits, 1>(), by_vectors<Level, T, kUnits, 2>(),
-          by_vectors<Level, T, kUnits, 4>(), by_vectors<Level, T, kUnits, 8>(),
-          by_vectors<Level, T, kUnits, 16>()};
+  return {by_vectors<Level, kPairing, T, kUnits, 1>(), by_vectors<Level, kPairing, T, kUnits, 2>(),
+          by_vectors<Level, kPairing, T, kUnits, 4>(), by_vectors<Level, kPairing, T, kUnits, 8>(),
+          by_vectors<Level, kPairing, T, kUnits, 16>()};
+}
+
+template <class Level, Pairing kPairing, class T>
+constexpr typename Tiles<T>::Table by_units() {
+  return {by_rows<Level, kPairing, T, 1>(), by_rows<Level, kPairing, T, 2>(),
+          by_rows<Level, kPairing, T, 4>()};
 }
 
 template <class Level, class T>
-constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)),
-                          Level::kAccumulators,
-                          &Level::template scale<T>,
-                          {by_rows<Level, T, 1>(), by_rows<Level, T, 2>(), by_rows<Level, T, 4>()},
-                          {each_by_vectors<Level, T, 1>(), each_by_vectors<Level, T, 2>(),
-                           each_by_vectors<Level, T, 4>()}};
+constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)), Level::kAccumulators,
+                          &Level::template scale<T>, by_units<Level, Pairing::kAll, T>(),
+                          by_units<Level, Pairing::kEach, T>()};
 
 }  // namespace
 

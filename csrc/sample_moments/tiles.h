@@ -19,15 +19,11 @@ struct Tiles {
   void (*scale)(const ScaleJob<T>& job, int64_t from, int64_t to);
 
   // For 1, 2, 4 units, 1 to 16 rows (powers of 2) and 1 or 2 vectors; null where that is too many.
-  std::array<std::array<std::array<Run, 2>, 5>, 3> table;
-
-  // The same for a depthwise convolution, where a tile has one row.
-  std::array<std::array<Run, 2>, 3> each;
+  using Table = std::array<std::array<std::array<Run, 2>, 5>, 3>;
+  Table all, each;
 
   Run find(Pairing pairing, int units, int rows, int vectors) const {
-    if (pairing == Pairing::kEach) {
-      return each[std::countr_zero(static_cast<unsigned>(units))][vectors - 1];
-    }
+    const Table& table = pairing == Pairing::kEach ? each : all;
     return table[std::countr_zero(static_cast<unsigned>(units))]
                 [std::countr_zero(static_cast<unsigned>(rows))][vectors - 1];
   }

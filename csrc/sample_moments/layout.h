@@ -1,0 +1,126 @@
+// Where the values of a convolution's images lie, and how panels of channels are packed.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "sample_moments/sample_moments.h"
+
+namespace sigeo_ext::sample_moments {
+
+// The positions that one tap joins, as offsets into a sample of x and of d.
+struct Tap {
+  std::vector<int32_t> x, d;
+};
+
+inline std::vector<Tap> taps_of(const Convolution& c, int64_t x_step, int64_t d_step) {
+  std::vector<Tap> taps;
+  for (int64_t kz = 0; kz < c.kernel[0]; ++kz) {
+    for (int64_t ky = 0; ky < c.kernel[1]; ++ky) {
+      for (int64_t kx = 0; kx < c.kernel[2]; ++kx) {
+        const int64_t tap_at[] = {kz, ky, kx};
+        int64_t low[3], high[3], shift[3];  // the outputs whose input at this tap is inside
+        for (int a = 0; a < 3; ++a) {
+          shift[a] = tap_at[a] * c.dilation[a] - c.padding[a];
+          low[a] = shift[a] >= 0 ? 0 : (-shift[a] + c.stride[a] - 1) / c.stride[a];
+          const int64_t last = c.in_size[a] - 1 - shift[a];
+          high[a] = last < 0 ? 0 : std::min(c.out_size[a], last / c.stride[a] + 1);
+        }
+        Tap& tap = taps.emplace_back();
+        for (int64_t z = low[0]; z < high[0]; ++z) {
+          for (int64_t y = low[1]; y < high[1]; ++y) {
+            for (int64_t x = low[2]; x < high[2]; ++x) {
+              const int64_t from =
+                  ((z * c.stride[0] + shift[0]) * c.in_size[1] + y * c.stride[1] + shift[1]) *
+                      c.in_size[2] +
+                  x * c.stride[2] + shift[2];
+              const int64_t to = (z * c.out_size[1] + y) * c.out_size[2] + x;
+              tap.x.push_back(static_cast<int32_t>(from * x_step));
+              tap.d.push_back(static_cast<int32_t>(to * d_step));
+            }
+          }
+        }
+      }
+    }
+  }
+  return taps;
+}
+
+inline int64_t product(const std::array<int64_t, 3>& size) { return size[0] * size[1] * size[2]; }
+
+inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step * step; }
+
+// Images in memory: panels of consecutive channels, each with all positions of a sample.
+// Not packed, there is one panel with all the channels.
+template <class T>
+struct Images {
+  const T* data;
+  int64_t width;   // channels of a panel: the step from one position to the next
+  int64_t places;  // positions of a sample
+  int64_t sample;  // from one sample to the next
+  int64_t group;   // channels from one group to the next, each group's last panel filled up
+
+  const T* at(int64_t of_group, int64_t column) const {
+    const int64_t channel = of_group * group + column;
+    return data + channel / width * (width * places) + channel % width;
+  }
+};
+
+// The images of a depthwise convolution's input with their padding around them, so that every tap
+// of every output lies inside, at the same distance from the first tap.
+struct Halo {
+  explicit Halo(const Convolution& c) : size(c.in_size), before(c.padding) {
+    for (int a = 0; a < 3; ++a) size[a] += 2 * c.padding[a];
+    places = product(size);
+    const auto place = [&](int64_t z, int64_t y, int64_t x) {
+      return (z * size[1] + y) * size[2] + x;
+    };
+    for (int64_t z = 0; z < c.kernel[0]; ++z) {
+      for (int64_t y = 0; y < c.kernel[1]; ++y) {
+        for (int64_t x = 0; x < c.kernel[2]; ++x) {
+          taps.push_back(place(z * c.dilation[0], y * c.dilation[1], x * c.dilation[2]));
+        }
+      }
+    }
+    for (int64_t z = 0; z < c.out_size[0]; ++z) {
+      for (int64_t y = 0; y < c.out_size[1]; ++y) {
+        for (int64_t x = 0; x < c.out_size[2]; ++x) {
+          outputs.push_back(place(z * c.stride[0], y * c.stride[1], x * c.stride[2]));
+        }
+      }
+    }
+  }
+
+  std::array<int64_t, 3> size, before;
+  int64_t places;
+  std::vector<int64_t> taps;     // where the tap lies, from the first one
+  std::vector<int64_t> outputs;  // where the first tap of each output lies
+};
+
+// Channels [begin, begin + count) of some samples, in lines of `width` filled up with zeros.
+template <class T>
+void pack_panel(const T* from, int64_t lines, int64_t step, int64_t count, int64_t width, T* to) {
+  for (int64_t line = 0; line < lines; ++line, from += step, to += width) {
+    std::copy_n(from, count, to);
+    std::fill(to + count, to + width, T{0});
+  }
+}
+
+// The same of one image, with a halo.
+template <class T>
+void pack_with_halo(const T* from, const Convolution& c, const Halo& halo, int64_t step,
+                    int64_t count, int64_t width, T* to) {
+  std::fill_n(to, halo.places * width, T{0});
+  for (int64_t z = 0; z < c.in_size[0]; ++z) {
+    for (int64_t y = 0; y < c.in_size[1]; ++y) {
+      const int64_t row = ((z + halo.before[0]) * halo.size[1] + y + halo.before[1]) * halo.size[2];
+      T* line = to + (row + halo.before[2]) * width;
+      for (int64_t x = 0; x < c.in_size[2]; ++x, from += step, line += width) {
+        std::copy_n(from, count, line);
+      }
+    }
+  }
+}
+
+}  // namespace sigeo_ext::sample_moments
