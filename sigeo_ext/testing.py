@@ -1,4 +1,4 @@
-"""Helpers to test kernels with: one table of tolerances, error norms, poisoned memory.
+"""Helpers to test kernels and layers with: tolerances, error norms, poisoned memory, a judge.
 
 Public, so that users can hold their own layers and ops to the same standard.
 """
@@ -12,7 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["TOLERANCE", "assert_close", "error_ratio", "poison_empty", "threads"]
+from sigeo_ext._per_sample import PER_SAMPLE_TOLERANCE, PerSampleCheck, Worst, check_per_sample
+
+__all__ = [
+    "PER_SAMPLE_TOLERANCE",
+    "TOLERANCE",
+    "PerSampleCheck",
+    "Worst",
+    "assert_close",
+    "check_per_sample",
+    "error_ratio",
+    "poison_empty",
+    "threads",
+]
 
 TOLERANCE = {
     torch.float64: 1e-12,

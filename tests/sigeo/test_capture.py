@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sigeo
 from sigeo import InputError
 from sigeo.capture import (
     SGD,
@@ -391,3 +392,23 @@ def test_sample_products_of_a_model_with_several_outputs():
         grads = torch.autograd.grad(loss, list(model.parameters()))
         expected = sum((g * p).sum() for g, p in zip(grads, model.parameters(), strict=True))
         assert got[b].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("proxies", [["zico"], ["fisher_trace"]])
+def test_labels_out_of_range_are_named(proxies):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    data = [(torch.randn(5, 4), torch.tensor([0, 1, 2, 1, label])) for label in (0, 3)]
+    with pytest.raises(InputError, match="labels: expected classes from 0 to 2, got 3"):
+        sigeo.score(model, data[::-1], proxies)
+    data[0][1][0] = -100  # ignored by the loss
+    sigeo.score(model, [data[0]] * 2, proxies)
+
+
+def test_other_index_errors_of_a_loss_are_its_own():
+    model, data = nn.Linear(4, 3), [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))]
+
+    def broken(output, labels):
+        return [output][1]
+
+    with pytest.raises(IndexError, match="list index out of range"):
+        sigeo.score(model, data * 2, ["zico"], loss_fn=broken)

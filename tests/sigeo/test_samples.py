@@ -377,6 +377,44 @@ def test_sparse_statistics_come_without_a_warning(recwarn):
     assert not [w for w in recwarn if "parse" in str(w.message)]
 
 
+def test_without_a_backward_pass_there_is_nothing_to_read():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.randint(0, 3, (5,))
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        loss = F.cross_entropy(model(x), y)
+    for read in (lambda: stats.sample_sq_norm, lambda: stats["weight"]):
+        with pytest.raises(InputError, match="no backward pass was in the body"):
+            read()
+    with pytest.raises(InputError, match="backward pass must be in the body, got one behind it"):
+        loss.backward()
+
+
+def test_a_loss_that_reaches_no_parameter_has_statistics_of_zero():
+    model, x = nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        model(x)
+        x.square().mean().backward()
+    assert (stats.sample_sq_norm == 0).all() and (stats["weight"].abs_sum == 0).all()
+
+
+def test_a_model_of_fallbacks_alone_can_be_read_in_the_body_and_measures_one_pass():
+    torch.manual_seed(0)
+    model, x = nn.LSTM(4, 3, batch_first=True).double(), torch.randn(5, 6, 4, dtype=torch.float64)
+    with capture(model, {"sample_sq_norm"}) as stats:
+        model(x)[0].sum().backward()
+        assert stats.sample_sq_norm.shape == (5,)
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        output = model(x)[0]
+        output.sum().backward(retain_graph=True)
+        output.sum().backward()
+
+
+def test_lazy_layers_must_have_been_made():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(InputError, match=r"1\.weight has no shape yet"), capture(model):
+        model(torch.randn(2, 4))
+
+
 @pytest.mark.parametrize("unit", [1, 2, 3])
 def test_tables_that_are_measured_together_in_units(unit):
     torch.manual_seed(0)
@@ -384,3 +422,50 @@ def test_tables_that_are_measured_together_in_units(unit):
     stats = check(model, inputs, labels, unit=unit)
     norms = [stats[f"tables.{n}.weight"].sq_norm for n in (1, 2, 3)]
     assert all(norm.shape == (SAMPLES // unit,) for norm in norms)
+
+
+class BehindTheNorm(nn.Module):
+    """A parameter that no kernel knows, in a module that has batch norm as well."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+        self.weight = nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x):
+        orthogonal = torch.linalg.qr(self.weight)[1]
+        return torch.tanh(self.norm(self.conv(x))).mean((2, 3)) @ orthogonal
+
+
+@pytest.mark.parametrize(("policy", "unit"), [("frozen", 1), ("per_unit", 3)])
+def test_a_module_that_runs_again_keeps_to_the_policy_for_batch_norm(policy, unit):
+    torch.manual_seed(0)
+    model = BehindTheNorm().double()
+    model.norm.running_mean.normal_()
+    _, inputs, labels = zoo.made("convolutions", SAMPLES)
+    if policy == "frozen":
+        expected = loop(copy.deepcopy(model).eval(), inputs, labels)
+    else:
+        twin, rows = copy.deepcopy(model), []
+        for part in range(0, SAMPLES, unit):
+            twin.zero_grad()
+            pick = slice(part, part + unit)
+            F.cross_entropy(twin(inputs[0][pick]), labels[pick]).backward()
+            rows.append({n: p.grad.clone() for n, p in twin.named_parameters()})
+        expected = {n: torch.stack([r[n] for r in rows]) for n in rows[0]}
+    buffers = [b.clone() for b in model.buffers()]
+    with capture(model, EVERYTHING, unit=unit, batch_norm=policy) as stats:
+        F.cross_entropy(model(*inputs), labels).backward()
+    assert_statistics(stats, expected, model)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), buffers, strict=True))
+    assert model.norm.training
+
+
+def test_a_module_that_runs_again_cannot_split_a_batchs_norm():
+    torch.manual_seed(0)
+    model, (_, inputs, _) = BehindTheNorm().double(), zoo.made("convolutions", SAMPLES)
+    with (
+        pytest.raises(InputError, match="weight has no .*: its module runs again for each unit"),
+        capture(model, batch_norm="contribution"),
+    ):
+        model(*inputs)

@@ -1,19 +1,19 @@
 """Gradient statistics of any ``nn.Module``; the model comes back as it was."""
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
-from sigeo.capture.fisher import diag_fisher, fisher_rao, fisher_trace
+from sigeo.capture.distributed import all_reduce
+from sigeo.capture.fisher import Trace, diag_fisher, fisher_rao, fisher_trace
 from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
+from sigeo.capture.losses import LossFunction, batch_loss
 from sigeo.capture.ntk import ntk
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
     FirstGradient,
     GradientStatistics,
-    LossFunction,
     Request,
     gradient_statistics,
-    mean_loss,
 )
 from sigeo.capture.steps import SGD, ClippedAdagrad, Steps
 
@@ -30,13 +30,15 @@ __all__ = [
     "SampleStatistics",
     "Selection",
     "Steps",
+    "Trace",
+    "all_reduce",
+    "batch_loss",
     "call",
     "capture",
     "diag_fisher",
     "fisher_rao",
     "fisher_trace",
     "gradient_statistics",
-    "mean_loss",
     "ntk",
     "preserved",
     "sample_inner_products",

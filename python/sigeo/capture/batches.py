@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sigeo.capture.layers import check_made
 from sigeo.capture.state import RandomState, device_of
 from sigeo.errors import InputError
 
@@ -41,11 +42,7 @@ class Batches:
         Raises:
             InputError: There is no batch, or a parameter of the model has no shape yet.
         """
-        for name, parameter in model.named_parameters():
-            if isinstance(parameter, nn.parameter.UninitializedParameter):
-                raise InputError(
-                    f"model: {name} has no shape yet; run the lazy model once before it is measured"
-                )
+        check_made(model)
         random = RandomState(device)  # a shuffling loader draws from it
         self._batches = batches if isinstance(batches, Sequence) else list(batches)
         random.restore()

@@ -8,19 +8,45 @@ NeurIPS 2019, sections 2 and 3).
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
+from sigeo.capture.losses import (
+    LossFunction,
+    Reduction,
+    batch_loss,
+    check_reduction,
+    check_trainable,
+)
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
+from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
-from sigeo.capture.statistics import LossFunction
 from sigeo.errors import InputError
 
 Labels = Literal["given", "drawn"]
+Estimator = Literal["exact", "signs"]
+
+
+class Trace(float):
+    """The trace of a Fisher matrix: a number that says how far off it may be.
+
+    Attributes:
+        standard_error: Of the estimate, 0 where the trace is exact.
+    """
+
+    standard_error: float
+
+    def __new__(cls, value: float, standard_error: float = 0.0) -> Trace:
+        """A value and its error."""
+        trace = super().__new__(cls, value)
+        trace.standard_error = standard_error
+        return trace
 
 
 def fisher_trace(
@@ -28,11 +54,14 @@ def fisher_trace(
     batches: Iterable[object] | Batches,
     loss_fn: LossFunction = nn.functional.cross_entropy,
     *,
+    estimator: Estimator = "exact",
+    probes: int = 2,
     labels: Labels = "given",
     seed: int = 0,
+    reduction: Reduction = "mean",
     batch_norm: BatchNormPolicy = "refuse",
     memory_format: MemoryFormat = "auto",
-) -> float:
+) -> Trace:
     """Trace of the Fisher matrix over all trainable parameters: the mean squared norm of g_b.
 
     The model comes back as it was.
@@ -40,21 +69,37 @@ def fisher_trace(
     Args:
         model: Any module.
         batches: Pairs (inputs, labels); inputs alone will do where labels are drawn.
-        loss_fn: (output, labels) to the mean loss of a batch.
+        loss_fn: (output, labels) to the loss of a batch.
+        estimator: "exact", or "signs": unbiased, from one forward and ``probes`` backward passes a
+            batch, ||sum_b e_b g_b||^2 with random signs e_b, whose relative standard error is
+            sqrt(2 / probes) (sum over b != c of <g_b, g_c>^2)^(1/2) / sum_b ||g_b||^2.
+        probes: How many draws of the signs, two or more; the error is estimated from their spread,
+            and is itself rough where they are few.
         labels: "given", or "drawn" from the softmax of outputs [B, classes].
         seed: Of the draws.
-        batch_norm: As in `capture`.
+        reduction: What the loss does with the samples' losses: "mean" or "sum". The trace is the
+            same for both.
+        batch_norm: As in `capture`; with "signs", "refuse" or "frozen".
         memory_format: Of images, as in `gradient_statistics`.
 
+    Returns:
+        A number with the attribute ``standard_error``.
+
     Raises:
-        InputError: No labels, outputs that cannot be drawn from, or a model that `capture` refuses.
+        InputError: An argument out of its range, no labels, labels that are no classes of the
+            output, outputs that cannot be drawn from, a loss of the other reduction, or a model
+            that `capture` refuses.
     """
+    if estimator not in ("exact", "signs"):
+        raise InputError(f'estimator: must be "exact" or "signs", got {estimator!r}')
+    passes = _Passes(model, batches, loss_fn, labels, seed, reduction, batch_norm, memory_format)
+    if estimator == "signs":
+        return _trace_by_signs(passes, probes)
     total, count = 0.0, 0
-    given = (labels, seed, batch_norm, memory_format)
-    for found in _measured(model, batches, loss_fn, "sample_sq_norm", *given):
+    for found in passes.measured("sample_sq_norm"):
         total += float(found.sample_sq_norm.sum())
         count += found.units
-    return total / count
+    return Trace(total / count)
 
 
 def fisher_rao(
@@ -64,6 +109,7 @@ def fisher_rao(
     *,
     labels: Labels = "given",
     seed: int = 0,
+    reduction: Reduction = "mean",
     batch_norm: BatchNormPolicy = "refuse",
     memory_format: MemoryFormat = "auto",
 ) -> float:
@@ -73,9 +119,9 @@ def fisher_rao(
     gradient is formed (Liang et al., "Fisher-Rao Metric, Geometry, and Complexity of Neural
     Networks", AISTATS 2019, section 2). Arguments and errors are those of `fisher_trace`.
     """
+    passes = _Passes(model, batches, loss_fn, labels, seed, reduction, batch_norm, memory_format)
     total, count = 0.0, 0
-    given = (labels, seed, batch_norm, memory_format)
-    for found in _measured(model, batches, loss_fn, "fisher_rao", *given):
+    for found in passes.measured("fisher_rao"):
         total += float(found.fisher_rao.square().sum())
         count += found.units
     return total / count
@@ -88,6 +134,7 @@ def diag_fisher(
     *,
     labels: Labels = "given",
     seed: int = 0,
+    reduction: Reduction = "mean",
     batch_norm: BatchNormPolicy = "refuse",
     memory_format: MemoryFormat = "auto",
 ) -> dict[str, Tensor]:
@@ -96,10 +143,10 @@ def diag_fisher(
     Tensors are like the parameters; those of embedding tables that are looked up in once a pass are
     sparse, with the rows that were touched. Arguments and errors are those of `fisher_trace`.
     """
+    passes = _Passes(model, batches, loss_fn, labels, seed, reduction, batch_norm, memory_format)
     result: dict[str, Tensor] = {}
     count = 0
-    given = (labels, seed, batch_norm, memory_format)
-    for found in _measured(model, batches, loss_fn, "sq_sum", *given):
+    for found in passes.measured("sq_sum"):
         count += found.units
         for name in found.keys():  # noqa: SIM118  (the mapping computes its values)
             squares = found[name].sq_sum
@@ -108,39 +155,110 @@ def diag_fisher(
     return {name: squares / count for name, squares in result.items()}
 
 
-def _measured(
-    model: nn.Module,
-    batches: Iterable[object] | Batches,
-    loss_fn: LossFunction,
-    want: str,
-    labels: Labels,
-    seed: int,
-    batch_norm: BatchNormPolicy,
-    memory_format: MemoryFormat,
-) -> Iterator[SampleStatistics]:
-    """One statistic of every batch in turn.
+class _Passes:
+    """A model, its batches and what their losses are."""
 
-    Yields:
-        The statistics of a batch.
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterable[object] | Batches,
+        loss_fn: LossFunction,
+        labels: Labels,
+        seed: int,
+        reduction: Reduction,
+        batch_norm: BatchNormPolicy,
+        memory_format: MemoryFormat,
+    ):
+        if labels not in ("given", "drawn"):
+            raise InputError(f'labels: must be "given" or "drawn", got {labels!r}')
+        if reduction not in ("mean", "sum"):
+            raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
+        self.model, self.loss_fn = model, loss_fn
+        self.labels, self.seed, self.reduction = labels, seed, reduction
+        self.batch_norm = batch_norm
+        self._asked = False
+        self.data = Batches.of(batches, model, memory_format)
+
+    def measured(self, want: str) -> Iterator[SampleStatistics]:
+        """One statistic of every batch in turn.
+
+        Yields:
+            The statistics of a batch.
+        """
+        generator = torch.Generator().manual_seed(self.seed)
+        with preserved(self.model, parameters=False), torch.enable_grad():
+            for index in range(len(self.data)):
+                inputs, given = self.data[index]
+                with capture(
+                    self.model,
+                    [want],
+                    reduction=self.reduction,
+                    batch_norm=self.batch_norm,
+                    grads=False,
+                ) as found:
+                    output = call(self.model, inputs)
+                    targets = self.label(output, given, generator)
+                    check_trainable(self.loss(output, targets)).backward()
+                yield found
+
+    def label(self, output: Any, given: Any, generator: torch.Generator) -> Any:
+        """The labels of a batch.
+
+        Raises:
+            InputError: There are none, or the output cannot be drawn from.
+        """
+        if self.labels == "drawn":
+            return _drawn(output, generator)
+        if given is None:
+            raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
+        return given
+
+    def loss(self, output: Any, labels: Any) -> Tensor:
+        """The loss of a batch; the first is also asked whether it is a mean or a sum."""
+        loss = batch_loss(self.loss_fn, output, labels)
+        if not self._asked:
+            self._asked = True
+            check_reduction(self.loss_fn, output, labels, loss, self.reduction)
+        return loss
+
+
+_SIGNS = 0x5F1A6ED5  # signs that shared the labels' draws would not be independent of them
+
+
+def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
+    """The mean over probes, and its error from their spread within each batch.
 
     Raises:
-        InputError: As `fisher_trace` says.
+        InputError: Too few probes, or a policy for batch norm that does not keep samples apart.
     """
-    if labels not in ("given", "drawn"):
-        raise InputError(f'labels: must be "given" or "drawn", got {labels!r}')
-    data = Batches.of(batches, model, memory_format)
-    generator = torch.Generator().manual_seed(seed)
-    with preserved(model, parameters=False), torch.enable_grad():
-        for index in range(len(data)):
-            inputs, targets = data[index]
-            with capture(model, [want], batch_norm=batch_norm, grads=False) as found:
-                output = call(model, inputs)
-                if labels == "drawn":
-                    targets = _drawn(output, generator)
-                elif targets is None:
-                    raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
-                loss_fn(output, targets).backward()
-            yield found
+    if not isinstance(probes, int) or probes < 2:
+        raise InputError(f"probes: expected 2 or more, from which an error follows, got {probes!r}")
+    if passes.batch_norm not in ("refuse", "frozen"):
+        raise InputError(
+            'batch_norm: must be "refuse" or "frozen" with estimator="signs", '
+            f"got {passes.batch_norm!r}"
+        )
+    draws = torch.Generator().manual_seed(passes.seed)
+    signs = torch.Generator().manual_seed(passes.seed ^ _SIGNS)
+    total, variance, count = 0.0, 0.0, 0
+    with preserved(passes.model, parameters=False), torch.enable_grad():
+        for index in range(len(passes.data)):
+            inputs, given = passes.data[index]
+            estimates, samples = sq_norms_by_signs(
+                passes.model,
+                inputs,
+                functools.partial(passes.label, given=given, generator=draws),
+                passes.loss,
+                probes=probes,
+                generator=signs,
+                batch_norm=passes.batch_norm,
+            )
+            if passes.reduction == "mean":
+                estimates = estimates * samples**2
+            total += float(estimates.mean())
+            variance += float(estimates.var()) / probes
+            count += samples
+    return Trace(total / count, math.sqrt(variance) / count)
 
 
 def _drawn(output: object, generator: torch.Generator) -> Tensor:

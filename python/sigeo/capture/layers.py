@@ -14,6 +14,19 @@ Selection = Literal["layers", "all"]
 field mean it (no biases, no norms). ``all``: every trainable parameter."""
 
 
+def check_made(model: nn.Module) -> None:
+    """Check that every parameter is there.
+
+    Raises:
+        InputError: A lazy layer has not been run yet.
+    """
+    for name, parameter in model.named_parameters():
+        if isinstance(parameter, nn.parameter.UninitializedParameter):
+            raise InputError(
+                f"model: {name} has no shape yet; run the lazy model once before it is measured"
+            )
+
+
 def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
     """The selected parameters by qualified name, each once however often the model uses it.
 

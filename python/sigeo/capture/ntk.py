@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.layers import Selection
 from sigeo.capture.samples import BatchNormPolicy, capture
-from sigeo.capture.state import preserved
+from sigeo.capture.state import preserved, undistributed
 from sigeo.errors import InputError
 
 Outputs = Literal["sum", "trace", "full"]
@@ -81,7 +81,7 @@ def ntk(
     with preserved(model, parameters=False), torch.enable_grad():
         if outputs == "sum":
             return measured(batch, lambda rows: rows)
-        with torch.no_grad(), preserved(model, parameters=False):
+        with torch.no_grad(), preserved(model, parameters=False), undistributed(model):
             count = _rows(call(model, batch)).shape[1]
         if outputs == "trace":
             kernels = [measured(batch, lambda rows, c=c: rows[:, c]) for c in range(count)]

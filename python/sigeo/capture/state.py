@@ -79,6 +79,30 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextlib.contextmanager
+def undistributed(model: nn.Module) -> Iterator[None]:
+    """Let calls of a `DistributedDataParallel` wrapper be calls of the module inside.
+
+    Its backward passes then reduce nothing over the processes, and its buffers stay its own.
+
+    Args:
+        model: The wrapper, a module that contains one, or any other.
+
+    Yields:
+        Once, when it is so.
+    """
+    wrappers: list[Any] = [
+        m for m in model.modules() if isinstance(m, nn.parallel.DistributedDataParallel)
+    ]
+    for wrapper in wrappers:
+        wrapper.forward = wrapper.module.__call__
+    try:
+        yield
+    finally:
+        for wrapper in wrappers:
+            del wrapper.forward
+
+
+@contextlib.contextmanager
 def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
     """Restore the model on exit, also after an exception.
 

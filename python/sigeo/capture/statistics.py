@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
+from sigeo.capture.losses import LossFunction, batch_loss
 from sigeo.capture.state import RandomState, Snapshot, device_of, preserved
 from sigeo.capture.steps import Steps
 from sigeo.errors import InputError
 from sigeo_ext.moments import Moments, Summary
 from sigeo_ext.moments.state import Keep
 
-LossFunction = Callable[..., Tensor]
 Gradients = dict[str, Tensor | None]
 
 
@@ -125,8 +125,8 @@ def gradient_statistics(
         One result a request.
 
     Raises:
-        InputError: No batch, no parameter, a loss that is not one number, or ``max_bytes`` below
-            what the largest parameter needs.
+        InputError: No batch, no parameter, a loss that is not one number, a label that is no class
+            of the output, or ``max_bytes`` below what the largest parameter needs.
     """
     data = Batches.of(batches, model, memory_format)
     selected = {r.selection: select(model, r.selection) for r in requests}
@@ -145,21 +145,6 @@ def gradient_statistics(
             run = _Run(model, data, loss_fn, start, group, requests)
             results.append(run.measure(observer if index == 0 else None))
     return [_joined(parts) for parts in zip(*results, strict=True)]
-
-
-def mean_loss(model: nn.Module, batch: tuple[object, object], loss_fn: LossFunction) -> Tensor:
-    """The mean loss of one of `Batches`, with its graph, in whatever mode the model is in.
-
-    Raises:
-        InputError: The loss is not one number.
-    """
-    inputs, labels = batch
-    output = call(model, inputs)
-    loss = loss_fn(output) if labels is None else loss_fn(output, labels)
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
-        raise InputError(f"loss_fn: expected one number, the mean loss of a batch, got {came}")
-    return loss
 
 
 class _Run:
@@ -265,7 +250,8 @@ class _Run:
         )
 
     def _backward(self, index: int) -> Tensor:
-        loss = mean_loss(self.model, self.data[index], self.loss_fn)
+        inputs, labels = self.data[index]
+        loss = batch_loss(self.loss_fn, call(self.model, inputs), labels)
         if loss.requires_grad:
             self.reached = True
             loss.backward()

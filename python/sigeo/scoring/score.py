@@ -15,10 +15,10 @@ from sigeo.capture import (
     FirstGradient,
     LossFunction,
     MemoryFormat,
+    batch_loss,
     call,
     capture,
     gradient_statistics,
-    mean_loss,
     preserved,
 )
 from sigeo.errors import InputError
@@ -105,7 +105,8 @@ def score(
         A `Score` for each proxy, in the order given.
 
     Raises:
-        InputError: An unknown proxy, or one whose needs the batches do not meet.
+        InputError: An unknown proxy, one whose needs the batches do not meet, or labels that are no
+            classes of the output.
     """
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
@@ -178,7 +179,8 @@ def _measure_losses(
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
         ):
             model.train()
-            loss = mean_loss(model, data[0], loss_fn)
+            inputs, labels = data[0]
+            loss = batch_loss(loss_fn, call(model, inputs), labels)
             outcomes[proxy.name] = (
                 proxy.measurement.function(model, loss) if loss.requires_grad else _unreached()
             )
@@ -200,7 +202,7 @@ def _measure_samples(
             torch.enable_grad(),
             capture(model, want, batch_norm=policy, grads=False) as statistics,
         ):
-            loss = loss_fn(call(model, inputs), labels)
+            loss = batch_loss(loss_fn, call(model, inputs), labels)
             if loss.requires_grad:
                 loss.backward()
         outcomes |= {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
@@ -9,52 +10,110 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sigeo.capture.layers import Selection
+from sigeo.capture.layers import Selection, check_made
+from sigeo.capture.losses import Reduction
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
 from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
 
-Reduction = Literal["mean", "sum"]
 WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao", "gram")
 
 
-class SampleStatistics:
+class SampleStatistics(ABC):
     """What a backward pass gave; complete once it has ended.
 
-    A mapping of parameter names to `SampleMoments`.
+    A mapping of parameter names to `SampleMoments`. Made by `capture` and `all_reduce`.
     """
 
-    def __init__(self, session: Session, want: frozenset[str]):
-        """Made by `capture`."""
-        self._session, self._want = session, want
+    def __init__(self, want: frozenset[str]):
+        """What was asked for."""
+        self.want = want
 
     @property
+    @abstractmethod
     def unsupported(self) -> Mapping[str, str]:
         """Parameters that could not be served, with the reason."""
-        return dict(self._session.unsupported)
 
     @property
+    @abstractmethod
     def units(self) -> int:
         """How many units there were."""
-        return self._session.plan.units
 
+    @abstractmethod
     def keys(self) -> list[str]:
         """Names of the parameters that were served."""
-        unsupported = self._session.unsupported
-        records = self._session.records.values()
-        return [r.name for r in records if r.measured and r.name not in unsupported]
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
         return iter(self.keys())
 
+    @abstractmethod
     def __getitem__(self, name: str) -> SampleMoments:
         """Statistics of one parameter; zeros where the loss does not reach it.
 
         Raises:
             KeyError: There is no such parameter, or it could not be served.
         """
+
+    @property
+    def sample_sq_norm(self) -> Tensor:
+        """Squared norm of each unit's gradient over all parameters, float64 [units].
+
+        Raises:
+            InputError: It was not asked for.
+        """
+        return self._asked_for("sample_sq_norm")
+
+    @property
+    def fisher_rao(self) -> Tensor:
+        """<theta, g_u> of each unit over all parameters, float64 [units].
+
+        Raises:
+            InputError: It was not asked for.
+        """
+        return self._asked_for("fisher_rao")
+
+    @property
+    def gram(self) -> Tensor:
+        """<g_u, g_v> of all pairs of units over all parameters, float64 [units, units].
+
+        Raises:
+            InputError: It was not asked for.
+        """
+        return self._asked_for("gram")
+
+    def _asked_for(self, name: str) -> Tensor:
+        if name not in self.want:
+            raise InputError(f"want: {name} was not asked for")
+        return self._over_parameters(name)
+
+    @abstractmethod
+    def _over_parameters(self, name: str) -> Tensor:
+        """One of the statistics that are about all parameters together."""
+
+
+class _Captured(SampleStatistics):
+    """Those of a session."""
+
+    def __init__(self, session: Session, want: frozenset[str]):
+        super().__init__(want)
+        self._session = session
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        return dict(self._session.unsupported)
+
+    @property
+    def units(self) -> int:
+        return self._session.plan.units
+
+    def keys(self) -> list[str]:
+        unsupported = self._session.unsupported
+        records = self._session.records.values()
+        return [r.name for r in records if r.measured and r.name not in unsupported]
+
+    def __getitem__(self, name: str) -> SampleMoments:
         self._complete()
         if name in self._session.unsupported:
             raise KeyError(f"{name}: {self._session.unsupported[name]}")
@@ -80,47 +139,18 @@ class SampleStatistics:
             moments = moments._replace(**sparse)
         return moments
 
-    @property
-    def sample_sq_norm(self) -> Tensor:
-        """Squared norm of each unit's gradient over all parameters, float64 [units].
-
-        Raises:
-            InputError: It was not asked for.
-        """
+    def _over_parameters(self, name: str) -> Tensor:
         self._complete()
-        if "sample_sq_norm" not in self._want:
-            raise InputError("want: sample_sq_norm was not asked for")
         records = self._session.records.values()
+        uses = [use for record in records for use in record.uses]
+        if name == "fisher_rao":
+            return self._total([use.inner for use in uses])
+        if name == "gram":
+            return self._total([use.gram for use in uses], self.units, self.units)
         shared = {id(r.shared): r.shared for r in records if r.shared is not None}
         norms = [tables.found.moments.sq_norm for tables in shared.values()]
         found = [r.moments.sq_norm for r in records if r.moments is not None and r.shared is None]
         return self._total([*found, *(n.sum(0) for n in norms if n is not None)])
-
-    @property
-    def fisher_rao(self) -> Tensor:
-        """<theta, g_u> of each unit over all parameters, float64 [units].
-
-        Raises:
-            InputError: It was not asked for.
-        """
-        self._complete()
-        if "fisher_rao" not in self._want:
-            raise InputError("want: fisher_rao was not asked for")
-        uses = [use for record in self._session.records.values() for use in record.uses]
-        return self._total([use.inner for use in uses])
-
-    @property
-    def gram(self) -> Tensor:
-        """<g_u, g_v> of all pairs of units over all parameters, float64 [units, units].
-
-        Raises:
-            InputError: It was not asked for.
-        """
-        self._complete()
-        if "gram" not in self._want:
-            raise InputError("want: gram was not asked for")
-        uses = [use for record in self._session.records.values() for use in record.uses]
-        return self._total([use.gram for use in uses], self.units, self.units)
 
     def _total(self, parts: Iterable[Tensor | None], *shape: int) -> Tensor:
         present = [part for part in parts if part is not None]
@@ -129,6 +159,8 @@ class SampleStatistics:
         return torch.stack(present).sum(0)
 
     def _complete(self) -> None:
+        if self._session.finished and not self._session.begun:
+            raise InputError("capture: no backward pass was in the body, so nothing was measured")
         if not self._session.finished:
             raise InputError("capture: statistics are there after loss.backward(), not before")
 
@@ -176,7 +208,8 @@ def capture(
             "contribution": split the batch's gradient into what each sample's output gradient adds
             to it.
         grads: Whether ``.grad`` is filled; if not, and no statistic of the parameters is wanted, no
-            weight gradient is formed at all.
+            weight gradient is formed at all, and a `DistributedDataParallel` wrapper neither
+            reduces nor broadcasts anything.
         max_bytes: Bound on memory where units' gradients must be formed: parameters that are used
             more than once, or in a way that no kernel knows.
         strict: Whether a parameter that cannot be served raises; if not, `unsupported` names it.
@@ -185,8 +218,9 @@ def capture(
         The statistics, to be read after the backward pass.
 
     Raises:
-        InputError: An argument out of its range, inputs without one number of samples, a parameter
-            that cannot be served, batch norm that the policy refuses, a second backward pass.
+        InputError: An argument out of its range, a lazy layer that has not been run, inputs without
+            one number of samples, a parameter that cannot be served, batch norm that the policy
+            refuses, a second backward pass; and when statistics are read, that there was none.
     """
     wanted = frozenset(want)
     unknown = sorted(wanted - set(WANTS))
@@ -203,6 +237,7 @@ def capture(
         raise InputError(
             f"batch_norm: must be refuse, frozen, per_unit or contribution, got {batch_norm!r}"
         )
+    check_made(model)
     of_units = {"fisher_rao", "gram"}
     names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted - of_units)
     session = Session(
@@ -215,5 +250,5 @@ def capture(
         strict=strict,
     )
     with session.running():
-        yield SampleStatistics(session, wanted)
+        yield _Captured(session, wanted)
     session.finish()

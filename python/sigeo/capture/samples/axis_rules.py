@@ -94,6 +94,7 @@ def pointwise(given: list[Where], dims: list[int], out_dims: int) -> Where:
     return found
 
 
+@rule("_prelu_kernel")
 def _pointwise(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     return pointwise(given, [len(s) for s in _shapes(args, kwargs)], result.dim())
 
@@ -364,6 +365,31 @@ def _product(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wher
     if len(places) == 2 and (places[0] != places[1] or places[0].dim >= batch):
         return _mixed("a product of samples with samples")
     return places[0]
+
+
+@rule("im2col", "col2im")
+def _patches(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = _first(given)
+    if axis.dim != 0 or result.dim() != args[0].dim() + (1 if args[0].dim() == 3 else -1):
+        return _mixed("a rearrangement of patches")
+    return axis
+
+
+@rule("_trilinear")
+def _trilinear(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    operands, spread, summed = args[:3], args[3:6], args[6]
+    whole = range(operands[0].dim() + len(spread[0]))
+    places = {
+        axis.at([d for d in whole if d not in dims][axis.dim])
+        for axis, dims in zip(given, spread, strict=True)
+        if isinstance(axis, Axis)
+    }
+    if len(places) != 1:
+        return _mixed("a product of samples with samples")
+    (axis,) = places
+    if axis.dim in summed:
+        return _mixed("a product over the samples")
+    return axis.at(axis.dim - sum(d < axis.dim for d in summed))
 
 
 @rule("convolution", "_convolution", "convolution_overrideable")

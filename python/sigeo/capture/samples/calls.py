@@ -59,6 +59,9 @@ class Call(ABC):
     ) -> Tensor:
         """Each unit's own gradient of an argument [units, *shape], for arguments used twice."""
 
+    def forget(self) -> None:  # noqa: B027  (most calls keep nothing)
+        """Drop what was kept of an earlier backward pass."""
+
     def inner(
         self,
         argument: str,
@@ -109,6 +112,7 @@ class Layer(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         """Input gradient as usual; each parameter's from its statistics."""
         call: Call = ctx.call
+        call.forget()
         x, weight, bias, *saved = ctx.saved_tensors
         _, need_x, *need = ctx.needs_input_grad
         with torch._C.DisableTorchFunction():  # nothing here is the model's

@@ -7,8 +7,9 @@ deterministic and treats samples apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ class Fallback:
         output_gradients: Their gradients, once the backward pass has come by.
         names: Parameters by the module's own names.
         plan: What is measured.
+        begun: Told when the backward pass comes by.
+        buffers: As the call found them, where they may have changed in it.
+        frozen: Batch norms that take running statistics.
     """
 
     module: nn.Module
@@ -42,6 +46,9 @@ class Fallback:
     output_gradients: list[Tensor | None]
     names: tuple[str, ...]
     plan: Plan
+    begun: Callable[[], None]
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+    frozen: list[nn.Module] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -52,6 +59,7 @@ class Fallback:
         output: Any,
         parameters: Mapping[str, Record],
         plan: Plan,
+        begun: Callable[[], None],
     ) -> Fallback | str:
         """The fallback of a call that has just been made, or why there is none."""
         flat, spec = tree_flatten((args, kwargs))
@@ -70,12 +78,14 @@ class Fallback:
             output_places.append(place)
         kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
         gradients: list[Tensor | None] = [None] * len(outputs)
-        made = cls(module, kept, places, spec, output_places, gradients, tuple(parameters), plan)
+        names = tuple(parameters)
+        made = cls(module, kept, places, spec, output_places, gradients, names, plan, begun)
         for index, tensor in enumerate(outputs):
             tensor.register_hook(lambda g, index=index: made._note(index, g))
         return made
 
     def _note(self, index: int, gradient: Tensor) -> None:
+        self.begun()
         before = self.output_gradients[index]
         self.output_gradients[index] = gradient if before is None else before + gradient
 
@@ -94,8 +104,10 @@ class Fallback:
             for value, place in zip(self.inputs, self.places, strict=True)
         ]
         args, kwargs = tree_unflatten(inputs, self.spec)
-        with torch.enable_grad():
-            output = torch.func.functional_call(self.module, leaves, args, kwargs)
+        buffers = {**dict(self.module.named_buffers()), **self.buffers}
+        own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
+        with torch.enable_grad(), _evaluated(self.frozen):
+            output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
         outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
         pairs = [
             (t, _rows(g, place, pick))
@@ -111,6 +123,18 @@ class Fallback:
             n: torch.zeros_like(leaves[n]) if g is None else g
             for n, g in zip(leaves, gradients, strict=True)
         }
+
+
+@contextmanager
+def _evaluated(modules: Sequence[nn.Module]) -> Iterator[None]:
+    """Modules in eval mode that were in train mode."""
+    for module in modules:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.training = True
 
 
 def _rows(tensor: Tensor, axis: Axis, pick: range) -> Tensor:

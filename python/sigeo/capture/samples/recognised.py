@@ -433,8 +433,14 @@ def _matmul(session: Session, a: Tensor, b: Tensor) -> Any:
 
 @handles(F.multi_head_attention_forward)
 def _attention(session: Session, *args: Any, **kwargs: Any) -> Any:
-    """Seen through: its linear layers are recognised, everything between them is followed."""
-    return session.seen_through(F.multi_head_attention_forward, args, kwargs)
+    """Seen through: its linear layers are recognised, everything between them is followed.
+
+    Only the rows that may be added to keys and values are parameters that no linear layer takes.
+    """
+    output = session.seen_through(F.multi_head_attention_forward, args, kwargs)
+    added = (*args[7:9], kwargs.get("bias_k"), kwargs.get("bias_v"))
+    session.note_foreign(F.multi_head_attention_forward, added, {}, output)
+    return output
 
 
 def _recurrent(function: Any) -> Handler:

@@ -96,6 +96,10 @@ class Norm(Scaled):
         assert found is not None
         return self.of_samples(found).reshape(-1, *self.shape)
 
+    def forget(self) -> None:
+        """Drop the sums."""
+        self._sums = None
+
     @abstractmethod
     def sums(self, x: Tensor, d: Tensor, saved: Sequence[Tensor]) -> sample_moments.Scaled:
         """The sums over positions of every image or sample."""

@@ -21,6 +21,7 @@ from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.follower import Follower
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.uses import Plan, Record, Use, View, combined
+from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
 
@@ -100,13 +101,23 @@ def tensors_in(*values: Any) -> list[Tensor]:
 
 @dataclass
 class Frame:
-    """A module whose forward pass is running."""
+    """A module whose forward pass is running.
+
+    Attributes:
+        module: The module.
+        args: It was called with.
+        kwargs: It was called with.
+        serial: Of the last use before it.
+        fallback: Names of the parameters that it takes over for.
+        buffers: What the pass may change and depend on, as spectral norm's; as it was before.
+    """
 
     module: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     serial: int
     fallback: set[str] = field(default_factory=set)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Session:
@@ -133,7 +144,7 @@ class Session:
             if p.requires_grad
         }
         self.unsupported: dict[str, str] = {}
-        self.finished = False
+        self.begun = self.finished = False
         self._finishing = False
         self._of_parameter = {id(r.parameter): r for r in self.records.values()}
         self.look_ups: list[LookUp] = []
@@ -164,7 +175,9 @@ class Session:
         for parameter, _ in kept:  # autograd fills it where modules differentiate themselves
             parameter.grad = None
         try:
-            with _eager(), _Mode(self):
+            # Without gradients there is nothing to reduce.
+            local = nullcontext() if self.plan.grads else undistributed(self.model)
+            with local, _eager(), _Mode(self):
                 yield
         finally:
             for hook in hooks:
@@ -221,7 +234,10 @@ class Session:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.finished and not _in_backward():
-            self._frames.append(Frame(module, args, kwargs, self._serial))
+            frame = Frame(module, args, kwargs, self._serial)
+            if module.training and "parametrizations" in module._modules:
+                frame.buffers = {name: b.clone() for name, b in module.named_buffers()}
+            self._frames.append(frame)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if self.finished or _in_backward() or not self._frames:
@@ -237,10 +253,24 @@ class Session:
         }
         for record in local.values():
             record.uses = [use for use in record.uses if use.serial < frame.serial]
-        fallback = Fallback.of(frame.module, frame.args, frame.kwargs, output, local, self.plan)
+        coupled: list[nn.Module] = [
+            m
+            for m in module.modules()
+            if isinstance(m, nn.modules.batchnorm._BatchNorm)
+            and (m.training or m.running_mean is None)
+        ]
+        if coupled and self.batch_norm == "contribution":
+            reason = "its module runs again for each unit, and has batch norm on the whole batch"
+            self.cannot([record.name for record in local.values()], reason)
+            return
+        fallback = Fallback.of(
+            frame.module, frame.args, frame.kwargs, output, local, self.plan, self.backward_begun
+        )
         if isinstance(fallback, str):
             self.cannot([record.name for record in local.values()], fallback)
             return
+        fallback.buffers = frame.buffers
+        fallback.frozen = coupled if self.batch_norm == "frozen" else []
         for name, record in local.items():
             self._serial += 1
             use = Use(record, None, tuple(record.parameter.shape), self.plan, self._serial)
@@ -425,8 +455,14 @@ class Session:
         return output
 
     def backward_begun(self) -> None:
-        """Called by every use as the backward pass comes by; the first asks to hear of its end."""
+        """Called by every use as the backward pass comes by; the first asks to hear of its end.
+
+        Where nothing is measured, any number of passes may come by.
+        """
+        if not self.plan.measures:
+            return
         self._refuse_more()
+        self.begun = True
         if not self._told:
             self._told = True
             engine = torch.autograd.Variable._execution_engine
@@ -438,6 +474,8 @@ class Session:
         Raises:
             InputError: There is one.
         """
+        if self.finished and not self.begun:
+            raise InputError("capture: the backward pass must be in the body, got one behind it")
         if self.finished:
             raise InputError(
                 "capture: measures one backward pass, and the body goes on with another; "
@@ -448,7 +486,10 @@ class Session:
         """Called when the backward pass has ended: what is still open is worked out."""
         if self.finished:
             return
-        self.finished = self._finishing = True
+        self.finished = True
+        if not self.plan.measures:
+            return
+        self._finishing = True
         try:
             with torch._C.DisableTorchFunction():  # nothing here is the model's
                 self._work_out()
@@ -480,6 +521,7 @@ class _Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is Tensor.backward:
+            self._session.begun = True  # also where it reaches no parameter
             return _backward(self, *args, **(kwargs or {}))
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = _in_backward() and not torch.is_grad_enabled()

@@ -114,6 +114,11 @@ class Plan:
         return tuple(sorted({*self.want, *self.asked_anyway}))
 
     @property
+    def measures(self) -> bool:
+        """Whether anything is; if not, samples are followed and that is all."""
+        return bool(self.want) or self.inner or self.gram
+
+    @property
     def asked_anyway(self) -> tuple[str, ...]:
         """What they are asked for of a parameter that is not measured."""
         return ("sum",) if self.grads else ()

@@ -1,0 +1,101 @@
+"""The loss of a batch, and what can be wrong with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from sigeo.errors import InputError
+
+LossFunction = Callable[..., Tensor]
+Reduction = Literal["mean", "sum"]
+"""What a loss does with the samples' losses. A weighted mean is neither."""
+
+
+def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
+    """The loss of a batch, of the output alone where there are no labels.
+
+    Raises:
+        InputError: It is not one number, or a label is no class of the output.
+        IndexError: The loss function's own.
+    """
+    try:
+        loss = loss_fn(output) if labels is None else loss_fn(output, labels)
+    except IndexError:
+        _check_classes(output, labels)
+        raise
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise InputError(f"loss_fn: expected one number, the loss of a batch, got {came}")
+    return loss
+
+
+def _check_classes(output: Any, labels: Any) -> None:
+    """Look for labels that no logits [samples, classes, ...] have.
+
+    Raises:
+        InputError: There is one.
+    """
+    if not isinstance(output, Tensor) or not isinstance(labels, Tensor) or output.dim() < 2:
+        return
+    if labels.is_floating_point():
+        return
+    classes, ignored = output.shape[1], -100  # torch's own label for "does not count"
+    outside = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
+    if len(outside):
+        raise InputError(f"labels: expected classes from 0 to {classes - 1}, got {int(outside[0])}")
+
+
+def check_trainable(loss: Tensor) -> Tensor:
+    """The loss, if there is anything to differentiate it by.
+
+    Raises:
+        InputError: There is not.
+    """
+    if not loss.requires_grad:
+        raise InputError("model: the loss depends on no parameter that asks for a gradient")
+    return loss
+
+
+def check_reduction(
+    loss_fn: LossFunction, output: Any, labels: Any, loss: Tensor, reduction: Reduction
+) -> None:
+    """Notice a loss that sums where the mean is expected, or the reverse, by those of two halves.
+
+    A loss that cannot be taken apart, or that fits both or neither, passes.
+
+    Args:
+        loss_fn: The loss function, which is called for each half of the batch.
+        output: Of the model for the batch.
+        labels: Of the batch.
+        loss: Of the batch.
+        reduction: What it is said to be.
+
+    Raises:
+        InputError: The loss is of the other kind.
+    """
+    whole = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 0
+    if not whole or len(output) < 2 or labels.dim() == 0 or len(output) != len(labels):
+        return
+    count, half = len(output), len(output) // 2
+    try:
+        with torch.no_grad():
+            first = float(loss_fn(output[:half], labels[:half]))
+            second = float(loss_fn(output[half:], labels[half:]))
+    except Exception:  # whatever a loss that takes whole batches alone does with half of one
+        return
+    value = float(loss.detach())
+    expected = {
+        "mean": (half * first + (count - half) * second) / count,
+        "sum": first + second,
+    }
+    fits = {kind: abs(value - e) <= 1e-4 * abs(value) for kind, e in expected.items()}
+    other = "sum" if reduction == "mean" else "mean"
+    if fits[other] and not fits[reduction]:
+        raise InputError(
+            f"reduction: loss_fn gives the {other} of the samples' losses, expected their "
+            f'{reduction}; pass reduction="{other}"'
+        )
