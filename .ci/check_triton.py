@@ -133,6 +133,9 @@ def others() -> list[tuple[str, Callable[[], Any]]]:
         x, channel = torch.zeros(4, 256, 256, dtype=dtype), torch.zeros(256, dtype=dtype)
         for want in (tiles.FEW, EVERYTHING):
             found.append((f"rows {dtype}", partial(triton.rows, x[0], 1, 2, want, 1.5)))
+            entries = torch.arange(256) // 8
+            call = partial(triton.embedding, entries, None, x[0], 16, 16, -1, want, 1.5)
+            found.append((f"embedding {dtype}", call))
         for last in (True, False):
             call = partial(triton.scale, x, x, channel, channel, channel, last, True)
             found.append((f"scale {dtype}", call))

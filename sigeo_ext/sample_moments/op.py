@@ -140,4 +140,5 @@ sample_moments_embedding = define(
     reference.embedding,
     fake=_embedding_fake,
     flops=lambda rows, units, gradients, *_, **__: 6 * math.prod(gradients),
+    triton=f"{_TRITON}:embedding",
 )

@@ -17,8 +17,8 @@ def set_matmul_precision(precision: str) -> None:
     A backward pass runs in threads of its own, so a choice of one thread would not reach it.
 
     Args:
-        precision: "ieee", float32 throughout; "tf32x3", three products on tensor cores that together
-            keep nearly all digits of float32; "tf32", one product of inputs rounded to 10 bits,
+        precision: "ieee", float32 throughout; "tf32x3", three products on tensor cores that keep
+            nearly all digits of float32 together; "tf32", one product of inputs rounded to 10 bits,
             with relative errors near 1e-3.
 
     Raises:

@@ -198,6 +198,24 @@ def convolution(
     return of_units(gradients(), x, shape, samples // unit, segments, want, factor)
 
 
+def check_entries(
+    op: str, rows: Tensor, units: Tensor | None, gradients: Tensor, count: int, entries: int
+) -> Tensor:
+    """Require entries that fit together, and indices within their ranges; returns the units."""
+    fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
+    _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
+    if units is None:
+        units = torch.arange(len(rows), device=rows.device) // entries
+    for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
+        long = values.dtype == torch.int64 and values.shape == rows.shape
+        _check.require(long, op, f"{name} must be contiguous int64 [entries]")
+        bad = ((values < 0) | (values >= limit)).nonzero().flatten().tolist()
+        if bad:
+            place = f"{name}[{bad[0]}] must be from 0 to {limit - 1}, got {int(values[bad[0]])}"
+            _check.require(False, op, place)
+    return units
+
+
 def embedding(
     rows: Tensor,
     units: Tensor | None,
@@ -211,17 +229,7 @@ def embedding(
     """The touched rows [R], statistics [R, E] of them, and sq_norm [count]."""
     op = "sample_moments_embedding"
     check_units(op, count, 1, 1, want)
-    fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
-    _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
-    if units is None:
-        units = torch.arange(len(rows), device=rows.device) // entries
-    for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
-        long = values.dtype == torch.int64 and values.shape == rows.shape
-        _check.require(long, op, f"{name} must be contiguous int64 [entries]")
-        bad = ((values < 0) | (values >= limit)).nonzero().flatten().tolist()
-        if bad:
-            place = f"{name}[{bad[0]}] must be from 0 to {limit - 1}, got {int(values[bad[0]])}"
-            _check.require(False, op, place)
+    units = check_entries(op, rows, units, gradients, count, entries)
     kept = rows != skipped
     touched, place = rows[kept].unique(return_inverse=True)
     dense = gradients.new_zeros(count, len(touched), gradients.shape[1], dtype=torch.float64)

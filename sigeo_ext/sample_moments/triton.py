@@ -22,7 +22,7 @@ from sigeo_ext.sample_moments.precision import matmul_precision
 _RUN = 2048
 _LAST_INT32 = 2**31 - 1
 _SQ_NORM = 1 << reference.STATISTICS.index("sq_norm")
-_M2 = 1 << reference.STATISTICS.index("m2")
+_M2 = reference.STATISTICS.index("m2")
 
 
 class _Results:
@@ -42,24 +42,15 @@ class _Results:
         least = tiles.shipped().programs
         self.parts, self.length = tiles.parts(blocks * segments, self.units, least)
         self.programs = blocks * segments * self.parts
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         self.norms = None
         if want & _SQ_NORM:
             self.norms = like.new_empty(blocks, units, dtype=torch.float64)
-
-        def pointers(*sizes: int) -> list[Tensor | None]:
-            return [
-                like.new_empty(*sizes, dtype=dtype) if want >> bit & 1 else None for bit in range(5)
-            ]
-
-        self.final = pointers(segments, *shape)
+        self.final = _empty(like, (segments, *shape), want)
         self._partial = None
         if self.parts > 1:
-            mean = like.new_empty(segments, self.parts, self.size, dtype=dtype)
-            self._partial = (
-                *pointers(segments, self.parts, self.size),
-                mean if want & _M2 else None,
-            )
+            sizes = (segments, self.parts, self.size)
+            mean = _empty(like, sizes, want >> _M2 & 1)[0]
+            self._partial = (*_empty(like, sizes, want), mean)
 
     @property
     def pointers(self) -> tuple[Tensor | None, ...]:
@@ -83,6 +74,12 @@ class _Results:
 # Products and sums in one instruction, whatever Triton's default. All the registers there are: the
 # compiler would spill to have more programs on a multiprocessor.
 _OPTIONS = {"enable_fp_fusion": True, "maxnreg": 255}
+
+
+def _empty(like: Tensor, sizes: Sequence[int], want: int) -> list[Tensor | None]:
+    """Memory for each of the statistics over units, None for one that is not in ``want``."""
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return [like.new_empty(sizes, dtype=dtype) if want >> bit & 1 else None for bit in range(5)]
 
 
 def _dtype(tensor: Tensor) -> Any:
@@ -269,3 +266,65 @@ def scale(
             if value is not None
         ]
     return found if dx is None else [*found, dx]
+
+
+def embedding(
+    rows: Tensor,
+    units: Tensor | None,
+    gradients: Tensor,
+    count: int,
+    entries: int,
+    skipped: int,
+    want: int,
+    factor: float,
+) -> list[Tensor]:
+    """The touched rows [R], statistics [R, E] of them, and sq_norm [count]."""
+    op = "sample_moments_embedding"
+    reference.check_units(op, count, 1, 1, want)
+    units = reference.check_entries(op, rows, units, gradients, count, entries)
+    kept = (rows != skipped).nonzero().flatten()
+    # By row, within it by unit, within that as they came: sums have the same bits every time.
+    places = kept[units[kept].argsort(stable=True)]
+    places = places[rows[places].argsort(stable=True)]
+    row, unit = rows[places], units[places]
+    begins = torch.ones_like(row, dtype=torch.bool)
+    begins[1:] = (row[1:] != row[:-1]) | (unit[1:] != unit[:-1])
+    pairs = begins.nonzero().flatten()
+    touched, pairs_of_row = row[pairs].unique_consecutive(return_counts=True)
+    width = gradients.shape[1]
+    if 0 in (len(touched), width):
+        empty = _zeros(gradients, (width,), count, len(touched), want)
+        return [touched, *empty]
+    block = tiles.power_of_two(width, tiles.shipped().rows, 16)
+    blocks = -(-width // block)
+    results = _empty(gradients, (len(touched), width), want)
+    norms = None
+    if want & _SQ_NORM:
+        norms = gradients.new_empty(blocks, len(pairs), dtype=torch.float64)
+    with torch.cuda.device_of(gradients):
+        triton_kernels.embedding_kernel[(len(touched) * blocks,)](
+            gradients.contiguous(), places, _bounds(pairs, len(places)),
+            _bounds(pairs_of_row.cumsum(0) - pairs_of_row, len(pairs)), (*results, None), norms,
+            factor, count, width, len(pairs), WANT=want, DTYPE=_dtype(gradients), BLOCK=block,
+            **_OPTIONS,
+        )  # fmt: skip
+        found = [result for result in results if result is not None]
+        if norms is not None:
+            found.append(_sums_of_units(norms.sum(0), unit[pairs], count) * factor**2)
+    return [touched, *found]
+
+
+def _bounds(begins: Tensor, end: int) -> Tensor:
+    """Where runs begin, and where the last one ends."""
+    return torch.cat([begins, begins.new_tensor([end])])
+
+
+def _sums_of_units(values: Tensor, units: Tensor, count: int) -> Tensor:
+    """The sum of each unit's values, in the order they come in."""
+    order = units.argsort(stable=True)
+    begins = torch.searchsorted(units[order], torch.arange(count + 1, device=units.device))
+    sums = values.new_empty(count)
+    triton_kernels.sum_runs_kernel[(count,)](
+        values, order, begins, sums, BLOCK=tiles.shipped().rows, **_OPTIONS
+    )
+    return sums

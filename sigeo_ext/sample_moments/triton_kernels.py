@@ -374,3 +374,53 @@ def scale_kernel(
         tl.store(scale + at, tl.sum(of_scale, 0)[None, :], is_channel)
     if SHIFT:
         tl.store(shift + at, tl.sum(of_shift, 0)[None, :], is_channel)
+
+
+@triton.jit
+def embedding_kernel(
+    gradients, places, pairs, rows, results, norms, factor: tl.float64, count, width, pair_count,
+    WANT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Statistics of the touched rows of an embedding table, [rows, width].
+
+    ``rows`` says where each row's pairs of a row and a unit begin, ``pairs`` where each pair's
+    entries do, ``places`` which of the gradients they are; ``norms`` is [tiles, pairs].
+    """
+    tiles = tl.cdiv(width, BLOCK)
+    tile = tl.program_id(0) % tiles
+    row = tl.program_id(0) // tiles
+    column = tile * BLOCK + tl.arange(0, BLOCK)
+    mask = column < width
+
+    total = tl.zeros((BLOCK,), DTYPE)
+    absolute, square, m2, sign, mean = total, total, total, total, total
+    seen = tl.full((), 0, DTYPE)
+    for pair in range(tl.load(rows + row), tl.load(rows + row + 1)):
+        g = tl.zeros((BLOCK,), DTYPE)
+        for entry in range(tl.load(pairs + pair), tl.load(pairs + pair + 1)):
+            place = tl.load(places + entry)
+            g += tl.load(gradients + place * width + column, mask, 0.0).to(DTYPE)
+        seen += 1.0
+        total, absolute, square, m2, sign, mean = _update(
+            g, seen, total, absolute, square, m2, sign, mean, WANT
+        )
+        if SQ_NORM & WANT:
+            tl.store(norms + tile.to(tl.int64) * pair_count + pair, tl.sum(g * g, 0))
+    if M2 & WANT:  # units that do not touch the row have a gradient of zero
+        units = tl.full((), count, DTYPE)
+        m2 += mean * mean * (seen * ((units - seen) / units))
+    at = row.to(tl.int64) * width + column
+    scale = tl.full((), factor, DTYPE)
+    _write(results, at, mask, total, absolute, square, m2, sign, mean, scale, WANT)
+
+
+@triton.jit
+def sum_runs_kernel(values, order, begins, sums, BLOCK: tl.constexpr):
+    """The sum of values[order[n]] over each run of n, in float64."""
+    run = tl.program_id(0)
+    total = tl.zeros((BLOCK,), tl.float64)
+    end = tl.load(begins + run + 1)
+    for block in range(tl.load(begins + run), end, BLOCK):
+        n = block + tl.arange(0, BLOCK)
+        total += tl.load(values + tl.load(order + n, n < end, 0), n < end, 0.0)
+    tl.store(sums + run, tl.sum(total, 0))

