@@ -50,12 +50,15 @@ step 'memory accesses'
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -m 'not slow' -p no:cacheprovider \
     tests/sigeo_ext/test_moments.py -k 'cuda and (equals or folded or absent)'
+  compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
+    tests/sigeo_ext/test_sample_moments_triton.py -k 'convolution_equals_reference or embedding or rows or asked'
 else
   echo 'compute-sanitizer is not here: left out'
 fi
 
 step 'timings'
 "$python" bench/run.py --only moments
+"$python" bench/run.py --only sample_moments
 for rows in bench/results/*.jsonl; do
   if [ "$rows" -nt setup.py ] && [ ! "$rows" -ef "$out/$(basename "$rows")" ]; then cp "$rows" "$out"; fi
 done

@@ -6,7 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from bench import bench_moments, bench_pipeline, bench_samples, bench_start, bench_statistics
+from bench import (
+    bench_moments,
+    bench_pipeline,
+    bench_sample_moments,
+    bench_samples,
+    bench_start,
+    bench_statistics,
+)
 
 Rows = Callable[[], list[dict[str, Any]]]
 
@@ -61,6 +68,16 @@ BENCHMARKS = (
         ("tests/sigeo_ext/test_sample_moments.py", "tests/sigeo/test_samples.py"),
         bench_samples.rows,
         lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
+    ),
+    Benchmark(
+        "sample_moments",
+        "bench_sample_moments",
+        (
+            "tests/sigeo_ext/test_sample_moments.py",
+            "tests/sigeo_ext/test_sample_moments_triton.py",
+        ),
+        bench_sample_moments.rows,
+        lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
     ),
     Benchmark(
         "pipeline",

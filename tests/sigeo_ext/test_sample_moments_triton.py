@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -268,6 +269,12 @@ def test_embedding_equals_reference(entries, dtype):
         got, expected = kernels.embedding(*arguments), reference.embedding(*arguments)
         assert torch.equal(got[0], expected[0])
         assert_close(got[1:], expected[1:], tolerance=tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("name", ["convolution", "rows", "scale", "embedding"])
+def test_functions_take_the_arguments_of_the_reference(name):
+    ours, theirs = (inspect.signature(getattr(module, name)) for module in (kernels, reference))
+    assert list(ours.parameters) == list(theirs.parameters)
 
 
 def test_errors_are_those_of_the_reference():
