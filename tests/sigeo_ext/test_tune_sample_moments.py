@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from dataclasses import replace
 
@@ -13,6 +12,7 @@ from bench import bench_sample_moments
 from bench import tune_sample_moments as tuner
 from sigeo_ext.sample_moments import reference, tiles
 from sigeo_ext.testing import assert_close
+from tests.cases import needs_triton
 
 FASTEST = tiles.Tile(16, 32, 32, 4, 3)
 
@@ -73,7 +73,7 @@ def test_a_layer_calls_the_op():
     assert got.shape == expected[0].shape
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@needs_triton
 @pytest.mark.parametrize("outputs", tiles.SIDES)
 def test_a_candidate_computes_what_the_reference_does(outputs, monkeypatch):
     from sigeo_ext.sample_moments import triton
