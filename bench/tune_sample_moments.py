@@ -124,9 +124,9 @@ def measure(table: Table, layer: Layer, want: int) -> float | None:
     from triton.runtime.errors import OutOfResources
     from triton.testing import do_bench
 
-    from sigeo_ext.sample_moments import triton_kernels
+    from sigeo_ext.sample_moments.triton.product_kernels import convolution_kernel, pairs_kernel
 
-    kernels = (triton_kernels.convolution_kernel, triton_kernels.pairs_kernel)
+    kernels = (convolution_kernel, pairs_kernel)
     for kernel in kernels:
         kernel.device_caches.clear()
     with mock.patch.object(tiles, "shipped", return_value=table):

@@ -69,8 +69,8 @@ class Table:
         programs: How many programs a launch should have at least: the units of a segment are spread
             over parts until it does. A constant, so that results do not depend on the card.
         pairs: Pairs and positions of a program of `pairs_kernel`, at most.
-        rows: Columns of a program of `rows_kernel`, `combine_kernel` and the embedding's kernels.
-        scale: Values of a block of `scale_kernel`, at most channels or positions.
+        rows: Columns of a program of the kernels of gradients that are there, at most.
+        scale: Of a step of `scale_kernel`, at most: values side by side, and such runs.
     """
 
     tiles: dict[Class, Tile]
