@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["length", "parts"])
 def scale_kernel(
     x, d, mean, rstd, factor, dx, scale, shift, positions, channels, length, parts,
     sample_step, position_step, channel_step,

@@ -8,6 +8,9 @@ import triton.language as tl
 
 from sigeo_ext.sample_moments.triton.statistic_kernels import SQ_NORM, update, write
 
+# One compiled kernel for whatever values these have; they say nothing of alignment.
+_ANY = ["unit", "units", "length", "parts", "positions", "in_rows", "sizes", "strides", "taps"]
+
 
 @triton.jit
 def _rows_of_x(position, tap, sizes, strides, DIMS: tl.constexpr):
@@ -53,7 +56,7 @@ def _tile_gradient(
     return g
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def convolution_kernel(
     x, d, results, norms, factor: tl.float64,
     unit, units, length, parts, positions, in_rows, inputs, outputs, groups, sizes, strides, taps,
@@ -150,7 +153,7 @@ def _pair_gradient(
     return tl.sum(g, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def pairs_kernel(
     x, d, results, norms, factor: tl.float64,
     unit, units, length, parts, positions, in_rows, inputs, outputs, groups, sizes, strides, taps,

@@ -21,6 +21,9 @@ M2 = tl.constexpr(8)
 SIGN_SUM = tl.constexpr(16)
 SQ_NORM = tl.constexpr(32)
 
+# One compiled kernel for whatever values these have; they say nothing of alignment.
+_ANY = ["unit", "units", "length", "parts"]
+
 
 @triton.jit
 def update(g, count, total, absolute, square, m2, sign, mean, WANT: tl.constexpr):
@@ -61,7 +64,7 @@ def write(
         tl.store(results[4] + at, sign, mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def rows_kernel(
     rows, results, norms, factor: tl.float64, unit, units, length, parts, size,
     WANT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
@@ -96,7 +99,7 @@ def rows_kernel(
     write(results, at, mask, total, absolute, square, m2, sign, mean, scale, WANT)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_ANY)
 def combine_kernel(
     partial, results, size, units, length, parts,
     WANT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
@@ -133,7 +136,7 @@ def combine_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "pair_count"])
 def embedding_kernel(
     gradients, places, pairs, rows, results, norms, factor: tl.float64, count, width, pair_count,
     WANT: tl.constexpr, DTYPE: tl.constexpr, BLOCK: tl.constexpr,
