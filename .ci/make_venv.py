@@ -27,6 +27,8 @@ import importlib.metadata, sys
 from pip._vendor.packaging.requirements import Requirement
 for text in sys.argv[1:]:
     requirement = Requirement(text)
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        continue
     try:
         version = importlib.metadata.version(requirement.name)
     except importlib.metadata.PackageNotFoundError:

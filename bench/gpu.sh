@@ -33,7 +33,8 @@ import torch
 import sigeo_ext
 from sigeo_ext import moments
 
-assert {row["cuda"] for row in sigeo_ext.implementations().values()} == {"cuda"}
+for op, row in sigeo_ext.implementations().items():
+    assert row["cuda"] == ("triton" if op.startswith("sample_moments") else "cuda"), (op, row)
 a = torch.randn(1000, device="cuda")
 assert torch.allclose(moments.dot([a], [a]), a.double().square().sum())
 maps = pathlib.Path("/proc/self/maps").read_text()
@@ -48,7 +49,10 @@ step 'tests'
 step 'memory accesses'
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -m 'not slow' -p no:cacheprovider \
-    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py -k 'cuda and (equals or folded or absent)'
+    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py \
+    -k 'cuda and (equals or folded or absent)'
+  compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
+    tests/sigeo_ext/test_sample_moments_triton.py -k 'convolution_equals_reference or embedding or rows or asked'
 else
   echo 'compute-sanitizer is not here: left out'
 fi
@@ -56,6 +60,7 @@ fi
 step 'timings'
 "$python" bench/run.py --only moments
 "$python" bench/run.py --only saliency
+"$python" bench/run.py --only sample_moments
 for rows in bench/results/*.jsonl; do
   if [ "$rows" -nt setup.py ] && [ ! "$rows" -ef "$out/$(basename "$rows")" ]; then cp "$rows" "$out"; fi
 done

@@ -11,6 +11,7 @@ from bench import (
     bench_moments,
     bench_pipeline,
     bench_saliency,
+    bench_sample_moments,
     bench_samples,
     bench_start,
     bench_statistics,
@@ -83,6 +84,16 @@ BENCHMARKS = (
         ("tests/sigeo_ext/test_gram.py", "tests/sigeo/test_ntk.py"),
         bench_gram.rows,
         lambda: bench_gram.ntk_rows("CTR 10,000 rows", rounds=1),
+    ),
+    Benchmark(
+        "sample_moments",
+        "bench_sample_moments",
+        (
+            "tests/sigeo_ext/test_sample_moments.py",
+            "tests/sigeo_ext/test_sample_moments_triton.py",
+        ),
+        bench_sample_moments.rows,
+        lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
     ),
     Benchmark(
         "pipeline",

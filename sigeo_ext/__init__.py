@@ -5,9 +5,9 @@ that is its fallback and its judge, and compiled kernels where the package was b
 """
 
 from sigeo_ext import gram, moments, saliency, sample_moments
-from sigeo_ext._load import check_choice, implementations
+from sigeo_ext._load import complete, implementations
 
 __all__ = ["__version__", "gram", "implementations", "moments", "saliency", "sample_moments"]
 __version__ = "0.1.0"
 
-check_choice()
+complete()

@@ -21,8 +21,8 @@ def _load() -> str:
     choice = os.environ.get("SIGEO_EXT_IMPL", "auto")
     if choice not in CHOICES:
         raise ValueError(f"SIGEO_EXT_IMPL must be one of {', '.join(CHOICES)}, got {choice!r}")
-    if choice == "reference" or (choice == "auto" and not _LIBRARY.exists()):
-        return "reference"
+    if choice == "reference" or (choice in ("auto", "triton") and not _LIBRARY.exists()):
+        return choice
     if not _LIBRARY.exists():
         raise ImportError(
             f"SIGEO_EXT_IMPL={choice} needs the compiled library {_LIBRARY}, found none"
@@ -34,22 +34,25 @@ def _load() -> str:
             f"{_LIBRARY} was built for schema version {version}, this package has "
             f"{_SCHEMA_VERSION}: build it again (pip install --no-build-isolation -e .)"
         )
-    if choice == "cuda" and not torch.cuda.is_available():
-        raise ImportError("SIGEO_EXT_IMPL=cuda needs a CUDA device, torch finds none")
     return choice
 
 
-def check_choice() -> None:
-    """Check that the implementation asked for serves every op; called once all are defined.
+def complete() -> None:
+    """Let Triton serve where it should, and check that the choice is met; once all ops are defined.
 
     Raises:
-        ImportError: It does not; the message names the first op that has none.
+        ImportError: It is not met; the message names what is missing.
     """
-    if _choice in ("auto", "reference"):
-        return
-    for op in _op.names():
-        if _choice == "triton" or not _op.has_kernel(op, _choice.upper()):
-            raise ImportError(f"SIGEO_EXT_IMPL={_choice}: {op} has no such kernel in this build")
+    if _choice in ("cuda", "triton") and not torch.cuda.is_available():
+        raise ImportError(f"SIGEO_EXT_IMPL={_choice} needs a CUDA device, torch finds none")
+    if _choice == "triton" and not _op.has_triton():
+        raise ImportError("SIGEO_EXT_IMPL=triton needs the package triton, found none")
+    if _choice in ("auto", "cuda", "triton") and _op.has_triton():
+        _op.register_triton(instead_of_compiled=_choice == "triton")
+    if _choice in ("cpu", "cuda"):
+        for op in _op.names():
+            if _op.implementation(op, _choice) == "reference":
+                raise ImportError(f"SIGEO_EXT_IMPL={_choice}: {op} has no such kernel here")
 
 
 _choice = _load()
@@ -63,9 +66,6 @@ def implementations() -> dict[str, dict[str, str]]:
         "cuda" (compiled) or "triton".
     """
     return {
-        op: {
-            device: device if _op.has_kernel(op, device.upper()) else "reference"
-            for device in ("cpu", "cuda")
-        }
+        op: {device: _op.implementation(op, device) for device in ("cpu", "cuda")}
         for op in _op.names()
     }

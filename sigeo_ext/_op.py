@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import register_flop_formula
+
+from sigeo_ext import _flops
 
 NAMESPACE = "sigeo_ext"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _names: list[str] = []
+_triton: dict[str, str] = {}
+_served_by_triton: set[str] = set()
 
 
 def define(
@@ -22,6 +27,7 @@ def define(
     backward: Callable[..., Any] | None = None,
     vmap: Callable[..., Any] | None = None,
     flops: Callable[..., int] | None = None,
+    triton: str | None = None,
 ) -> Any:
     """Register an op and return it.
 
@@ -36,6 +42,8 @@ def define(
         backward: The gradient, itself made of ops. An op without one is not differentiable.
         vmap: The batching rule, ``(info, in_dims, *args) -> (outputs, out_dims)``.
         flops: Floating-point operations from the arguments' shapes (tensors come as shapes).
+        triton: "module:function" with the schema's arguments, for CUDA tensors, imported when first
+            called; see `register_triton`.
 
     Returns:
         The default overload of the op.
@@ -55,9 +63,33 @@ def define(
         torch.library.register_vmap(qualified, vmap, lib=_library)
     op = getattr(torch.ops.sigeo_ext, name)
     if flops is not None:
-        register_flop_formula(op)(flops)
+        _flops.add(op, flops)
+    if triton is not None:
+        _triton[name] = triton
     _names.append(name)
     return op.default
+
+
+def register_triton(*, instead_of_compiled: bool) -> None:
+    """Let the Triton kernels serve CUDA tensors.
+
+    Args:
+        instead_of_compiled: Also for an op that has a compiled CUDA kernel.
+    """
+    for name, target in _triton.items():
+        if instead_of_compiled or not has_kernel(name, "CUDA"):
+            _library.impl(name, _imported_when_called(target), "CUDA", allow_override=True)
+            _served_by_triton.add(name)
+
+
+def has_triton() -> bool:
+    """Whether the package triton is installed; does not import it."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def _imported_when_called(target: str) -> Callable[..., Any]:
+    module, function = target.split(":")
+    return lambda *args: getattr(importlib.import_module(module), function)(*args)
 
 
 def _count_versions(name: str) -> None:
@@ -83,6 +115,13 @@ def names() -> list[str]:
 
 
 def has_kernel(name: str, dispatch_key: str) -> bool:
-    """Whether a compiled kernel serves op ``name`` for ``dispatch_key`` ("CPU" or "CUDA")."""
+    """Whether a kernel serves op ``name`` for ``dispatch_key`` ("CPU" or "CUDA")."""
     qualified = f"{NAMESPACE}::{name}"
     return torch._C._dispatch_has_kernel_for_dispatch_key(qualified, dispatch_key)
+
+
+def implementation(name: str, device: str) -> str:
+    """What serves op ``name`` on ``device``: that word (compiled), "triton" or "reference"."""
+    if device == "cuda" and name in _served_by_triton:
+        return "triton"
+    return device if has_kernel(name, device.upper()) else "reference"

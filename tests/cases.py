@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import importlib.util
 from typing import Any
 
 import pytest
@@ -40,6 +42,20 @@ CONVOLUTIONS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]]
 needs_kernels = pytest.mark.skipif(
     {row["cpu"] for row in implementations().values()} != {"cpu"},
     reason="the compiled kernels do not serve here",
+)
+
+
+def _triton_serves() -> bool:
+    """Triton is there, and can run here: on a GPU, or interpreted by a version that can."""
+    if importlib.util.find_spec("triton") is None:
+        return False
+    # The interpreter of 3.6 fails on loop bounds that are not constants, with NumPy 2.4.
+    numbers = importlib.metadata.version("triton").split(".")[:2]
+    return torch.cuda.is_available() or tuple(map(int, numbers)) >= (3, 9)
+
+
+needs_triton = pytest.mark.skipif(
+    not _triton_serves(), reason="needs triton, and 3.9 or newer where there is no GPU"
 )
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

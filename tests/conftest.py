@@ -10,6 +10,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch starts it
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # read when Triton is imported: its kernels run on CPU tensors
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 
 

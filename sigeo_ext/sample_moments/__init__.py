@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext.sample_moments import op
+from sigeo_ext.sample_moments.precision import matmul_precision, set_matmul_precision
 from sigeo_ext.sample_moments.reference import STATISTICS
 
 __all__ = [
@@ -37,8 +38,10 @@ __all__ = [
     "convolution",
     "embedding",
     "linear",
+    "matmul_precision",
     "rows",
     "scale",
+    "set_matmul_precision",
     "tables",
 ]
 

@@ -13,6 +13,7 @@ from sigeo_ext.sample_moments import reference
 
 # Beside the multiply-add of the gradient itself, for each statistic of each unit.
 _STATISTIC_FLOPS = 2
+_TRITON = "sigeo_ext.sample_moments.triton"
 
 
 def _new(like: Tensor, shape: Sequence[int], units: int, segments: int, want: int) -> list[Tensor]:
@@ -63,6 +64,7 @@ sample_moments_scale = define(
     reference.scale,
     fake=_scale_fake,
     flops=lambda x, *_, **__: 5 * math.prod(x),
+    triton=f"{_TRITON}:scale",
 )
 
 
@@ -92,6 +94,7 @@ sample_moments_convolution = define(
     reference.convolution,
     fake=_convolution_fake,
     flops=_convolution_flops,
+    triton=f"{_TRITON}:convolution",
 )
 
 
@@ -105,6 +108,7 @@ sample_moments_rows = define(
     flops=lambda rows, unit, segments, want, *_, **__: (
         _STATISTIC_FLOPS * len(reference.wanted(want)) * math.prod(rows)
     ),
+    triton=f"{_TRITON}:rows",
 )
 
 
@@ -136,6 +140,7 @@ sample_moments_embedding = define(
     reference.embedding,
     fake=_embedding_fake,
     flops=lambda rows, units, gradients, *_, **__: 6 * math.prod(gradients),
+    triton=f"{_TRITON}:embedding",
 )
 
 
@@ -161,5 +166,6 @@ sample_moments_tables = define(
     "-> Tensor[]",
     reference.tables,
     fake=_tables_fake,
+    triton=f"{_TRITON}:tables",
     flops=lambda rows, gradients, *_, **__: 6 * math.prod(gradients),
 )

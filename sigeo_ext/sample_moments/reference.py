@@ -214,6 +214,24 @@ def unit_gradients(
         yield gradient.movedim(1, -1)
 
 
+def check_entries(
+    op: str, rows: Tensor, units: Tensor | None, gradients: Tensor, count: int, entries: int
+) -> Tensor:
+    """Require entries that fit together, and indices within their ranges; returns the units."""
+    fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
+    _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
+    if units is None:
+        units = torch.arange(len(rows), device=rows.device) // entries
+    for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
+        long = values.dtype == torch.int64 and values.shape == rows.shape
+        _check.require(long, op, f"{name} must be contiguous int64 [entries]")
+        bad = ((values < 0) | (values >= limit)).nonzero().flatten().tolist()
+        if bad:
+            place = f"{name}[{bad[0]}] must be from 0 to {limit - 1}, got {int(values[bad[0]])}"
+            _check.require(False, op, place)
+    return units
+
+
 def embedding(
     rows: Tensor,
     units: Tensor | None,
@@ -239,15 +257,7 @@ def embedding(
 
 def tables(rows: Tensor, gradients: Tensor, unit: int, want: int, factor: float) -> list[Tensor]:
     """Where each table's rows begin [F + 1], the rows, statistics, and sq_norm [F, units]."""
-    op = "sample_moments_tables"
-    fits = rows.dim() == 2 and gradients.dim() == 3 and rows.shape == gradients.shape[:2]
-    shapes = "rows must be [samples, tables] and gradients [samples, tables, width]"
-    _check.require(fits, op, shapes)
-    _check.require(rows.shape[1] > 0, op, "rows must be of at least one table, got none")
-    check_units(op, len(rows), unit, 1, want)
-    _check.require(rows.dtype == torch.int64, op, "rows must be contiguous int64")
-    lowest = int(rows.min()) if rows.numel() else 0
-    _check.require(lowest >= 0, op, f"rows must be at least 0, got {lowest}")
+    check_tables(rows, gradients, unit, want)
     units = len(rows) // unit
     parts = [
         embedding(rows[:, t], None, gradients[:, t], units, unit, -1, want, factor)
@@ -263,22 +273,17 @@ def tables(rows: Tensor, gradients: Tensor, unit: int, want: int, factor: float)
     return [first, *results]
 
 
-def check_entries(
-    op: str, rows: Tensor, units: Tensor | None, gradients: Tensor, count: int, entries: int
-) -> Tensor:
-    """Require entries of an embedding table that fit together; returns the unit of each."""
-    fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
-    _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
-    if units is None:
-        units = torch.arange(len(rows), device=rows.device) // entries
-    for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
-        long = values.dtype == torch.int64 and values.shape == rows.shape
-        _check.require(long, op, f"{name} must be contiguous int64 [entries]")
-        bad = ((values < 0) | (values >= limit)).nonzero().flatten().tolist()
-        if bad:
-            place = f"{name}[{bad[0]}] must be from 0 to {limit - 1}, got {int(values[bad[0]])}"
-            _check.require(False, op, place)
-    return units
+def check_tables(rows: Tensor, gradients: Tensor, unit: int, want: int) -> None:
+    """Require look-ups of many tables that fit together."""
+    op = "sample_moments_tables"
+    fits = rows.dim() == 2 and gradients.dim() == 3 and rows.shape == gradients.shape[:2]
+    shapes = "rows must be [samples, tables] and gradients [samples, tables, width]"
+    _check.require(fits, op, shapes)
+    _check.require(rows.shape[1] > 0, op, "rows must be of at least one table, got none")
+    check_units(op, len(rows), unit, 1, want)
+    _check.require(rows.dtype == torch.int64, op, "rows must be contiguous int64")
+    lowest = int(rows.min()) if rows.numel() else 0
+    _check.require(lowest >= 0, op, f"rows must be at least 0, got {lowest}")
 
 
 def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 import sigeo_ext
 
@@ -34,8 +36,38 @@ def test_compiled_kernels_serve_when_asked():
 
 def test_a_choice_that_cannot_be_met_raises():
     assert "SIGEO_EXT_IMPL must be one of" in run("import sigeo_ext", "fast").stderr
-    error = run("import sigeo_ext", "triton").stderr
-    assert "SIGEO_EXT_IMPL=triton" in error and "ImportError" in error
+    if torch.cuda.is_available():
+        pytest.skip("the other choices can be met on a machine with a GPU")
+    for choice in ("cuda", "triton"):
+        error = run("import sigeo_ext", choice).stderr
+        assert f"ImportError: SIGEO_EXT_IMPL={choice} needs" in error
+
+
+def test_triton_serves_cuda_tensors_where_there_is_no_compiled_kernel():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    table = json.loads(run(TABLE, "auto").stdout)
+    served = {op for op, row in table.items() if row["cuda"] == "triton"}
+    assert served == {op for op in table if op.startswith("sample_moments")}
+
+
+def test_importing_the_package_does_not_import_triton():
+    code = "import json, sys, sigeo_ext; print(json.dumps([*sys.modules]))"
+    modules = json.loads(run(code, "auto").stdout)
+    assert "sigeo_ext" in modules and "triton" not in modules
+
+
+@pytest.mark.parametrize("first", ["sigeo_ext", "torch.utils.flop_counter"])
+def test_flops_are_counted_whichever_is_imported_first(first):
+    code = f"""
+import {first}
+from torch.utils.flop_counter import FlopCounterMode
+import torch, sigeo_ext.sample_moments
+with FlopCounterMode(display=False) as counter:
+    sigeo_ext.sample_moments.rows(torch.ones(4, 5), want=["sum"])
+print(counter.get_total_flops())
+"""
+    assert int(run(code, "auto").stdout) == 40
 
 
 @pytest.mark.slow

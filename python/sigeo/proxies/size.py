@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
@@ -29,6 +28,8 @@ def _one(inputs: Any) -> Any:
 
 
 def _flops(model: nn.Module, inputs: Any) -> Outcome:
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes long
+
     with (
         preserved(model, parameters=False),
         torch.no_grad(),

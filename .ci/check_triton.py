@@ -1,0 +1,193 @@
+"""Compiles every Triton kernel, as it would be launched, for every supported GPU; refuses spills.
+
+`python .ci/check_triton.py`. Needs Triton, needs no GPU: the ops run on CPU tensors up to each
+launch, with a driver that only names an architecture, and the launch compiles instead.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import io
+import itertools
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+# Read when triton is imported: compile in earnest, and print what ptxas says.
+os.environ |= {"TRITON_ALWAYS_COMPILE": "1", "TRITON_DUMP_PTXAS_LOG": "1", "TRITON_INTERPRET": "0"}
+
+import torch  # noqa: E402  (found, as triton is, through what is set above)
+
+from sigeo_ext.sample_moments import tiles  # noqa: E402
+from sigeo_ext.sample_moments.precision import PRECISIONS  # noqa: E402
+
+FLOATS = (torch.float32, torch.float64)
+ARCHITECTURES = (80, 90, 100, 120)
+EVERYTHING = 63
+
+
+class Architecture:
+    """Stands where Triton's driver of a real device would."""
+
+    def __init__(self, capability: int):
+        self.capability = capability
+
+    def get_current_device(self) -> int:
+        """One cache of compiled kernels an architecture."""
+        return self.capability
+
+    def get_current_stream(self, device: int) -> int:
+        """Not used, since nothing is launched."""
+        return 0
+
+    def get_current_target(self) -> Any:
+        """What to compile for."""
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", self.capability, 32)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What ptxas said of one kernel.
+
+    Attributes:
+        call: The op and its configuration.
+        kernel: Its name.
+        registers: Of a thread.
+        spilled: Bytes stored and loaded.
+    """
+
+    call: str
+    kernel: str
+    registers: int
+    spilled: int
+
+
+def calls() -> list[tuple[str, Callable[[], Any]]]:
+    """Calls of the ops that together need every kernel in every shipped configuration."""
+    return [*matrix_products(), *pairs(), *others()]
+
+
+def convolution(
+    inputs: int,
+    outputs: int,
+    kernel: list[int],
+    want: int,
+    *,
+    groups: int = 1,
+    dtype: torch.dtype = torch.float32,
+    choice: str = "ieee",
+) -> None:
+    """A convolution of so many channels."""
+    from sigeo_ext.sample_moments import precision, triton
+
+    precision.set_matmul_precision(choice)
+    dims = len(kernel)
+    x = torch.zeros(4, *[5 + k for k in kernel], inputs, dtype=dtype)
+    d = torch.zeros(4, *[6] * dims, outputs, dtype=dtype)
+    one, none = [1] * dims, [0] * dims
+    triton.convolution(x, d, kernel, one, none, one, groups, 1, 1, want, 1.5)
+
+
+def matrix_products() -> list[tuple[str, Callable[[], Any]]]:
+    """Every tile with every precision, for linear layers and for both forms of convolutions."""
+    found = []
+    for key, choice in itertools.product(tiles.classes(), PRECISIONS):
+        want = EVERYTHING if key.many else tiles.FEW
+        name = f"{key.outputs}x{key.columns} {'all' if key.many else 'few'} {choice}"
+        # Folded, 9 x 3 columns make one of 32, 9 x 8 more than one of 64.
+        forms = [("linear", key.columns, [1]), ("3x3", 8 if key.columns == 64 else 3, [3, 3])]
+        if key.columns >= tiles.FOLDED_CHANNELS:
+            forms.append(("3x3 of many channels", key.columns, [3, 3]))
+        for form, inputs, kernel in forms:
+            call = partial(convolution, inputs, key.outputs, kernel, want, choice=choice)
+            found.append((f"{form} {name}", call))
+    return found
+
+
+def pairs() -> list[tuple[str, Callable[[], Any]]]:
+    """Depthwise convolutions."""
+    found = []
+    for want, dtype, dims in itertools.product((tiles.FEW, EVERYTHING), FLOATS, (1, 2, 3)):
+        call = partial(convolution, 128, 128, [3] * dims, want, groups=128, dtype=dtype)
+        found.append((f"depthwise {dims}-d {dtype}", call))
+    return found
+
+
+def others() -> list[tuple[str, Callable[[], Any]]]:
+    """The ops without products of x and d at taps."""
+    from sigeo_ext.sample_moments import triton
+
+    found: list[tuple[str, Callable[[], Any]]] = []
+    for dtype in FLOATS:
+        x, channel = torch.zeros(4, 256, 256, dtype=dtype), torch.zeros(256, dtype=dtype)
+        for want in (tiles.FEW, EVERYTHING):
+            found.append((f"rows {dtype}", partial(triton.rows, x[0], 1, 2, want, 1.5)))
+            entries = torch.arange(256) // 8
+            call = partial(triton.embedding, entries, None, x[0], 16, 16, -1, want, 1.5)
+            found.append((f"embedding {dtype}", call))
+        for last in (True, False):
+            call = partial(triton.scale, x, x, channel, channel, channel, last, True)
+            found.append((f"scale {dtype}", call))
+    return found
+
+
+def compile_for(capability: int) -> list[Compiled]:
+    """Compile every call's kernels for one architecture."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    launch = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, warmup: bool, **options: Any) -> Any:
+        return launch(self, *args, warmup=True, **options)
+
+    JITFunction.run = compile_only
+    driver.set_active(Architecture(capability))
+    found = []
+    for name, call in calls():
+        log = io.StringIO()
+        with contextlib.redirect_stdout(log):
+            call()
+        text = log.getvalue()
+        kernels = re.findall(r"Compiling entry function '(\w+)'", text)
+        registers = re.findall(r"Used (\d+) registers", text)
+        spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", text)
+        for kernel, used, spilled in zip(kernels, registers, spills, strict=True):
+            found.append(Compiled(name, kernel, int(used), sum(map(int, spilled))))
+    return found
+
+
+def main(chosen: list[int]) -> int:
+    """Compile for each architecture, one line each and one for each spill; 1 if there was any."""
+    spilled = 0
+    with (
+        tempfile.TemporaryDirectory() as cache,
+        concurrent.futures.ProcessPoolExecutor(min(len(chosen), os.cpu_count() or 1)) as pool,
+    ):
+        os.environ["TRITON_CACHE_DIR"] = cache
+        for capability, compiled in zip(chosen, pool.map(compile_for, chosen), strict=True):
+            most = max(compiled, key=lambda c: c.registers)
+            bad = [c for c in compiled if c.spilled]
+            print(
+                f"sm_{capability}: {len(compiled)} kernels, at most {most.registers} registers "
+                f"({most.call}), {len(bad)} with spills"
+            )
+            for c in bad:
+                print(f"  {c.call}: {c.kernel}, {c.registers} registers, {c.spilled} bytes spilled")
+            spilled += len(bad)
+    return int(spilled > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main([int(number) for number in sys.argv[1:]] or list(ARCHITECTURES)))
