@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -469,3 +472,30 @@ def test_a_module_that_runs_again_cannot_split_a_batchs_norm():
         capture(model, batch_norm="contribution"),
     ):
         model(*inputs)
+
+
+def test_gradients_of_activations_are_not_kept_until_the_end():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 7, 3, padding=1), nn.BatchNorm2d(7), nn.Conv2d(7, 7, 1))
+    model.append(nn.BatchNorm2d(7)).eval()
+    x = torch.randn(5, 3, 9, 9)
+    with capture(model, {"abs_sum"}):
+        model(x).square().mean().backward()
+        alive = [t for t in gc.get_objects() if type(t) is torch.Tensor]
+        assert not any(t.shape == (5, 7, 9, 9) for t in alive)
+
+
+def test_a_capture_imports_neither_a_compiler_nor_a_computer_algebra_system():
+    code = """
+import sys, torch
+from torch import nn
+from sigeo.capture import capture
+model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+model.scale = nn.Parameter(torch.ones(8))
+model.register_forward_hook(lambda m, args, y: y * m.scale)
+with capture(model):
+    model(torch.randn(3, 4, 8)).square().mean().backward()
+print(*[name for name in ("sympy", "torch._dynamo") if name in sys.modules])
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == []

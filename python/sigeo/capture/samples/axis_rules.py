@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -422,7 +423,7 @@ def _indexed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wher
         return _mixed("an index along the samples or by them")
     if dims != list(range(dims[0], dims[0] + len(dims))):
         return Lost("an index by several tensors that do not stand together")
-    shape = torch.broadcast_shapes(*(indices[d].shape for d in dims))
+    shape = np.broadcast_shapes(*(indices[d].shape for d in dims))
     return axis if axis.dim < dims[0] else axis.at(axis.dim + len(shape) - len(dims))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -415,7 +416,8 @@ def _elementwise(
     spread = isinstance(axis, Axis) and (
         axis.dim < x.dim() - p.dim() or p.shape[axis.dim - x.dim() + p.dim()] == 1
     )
-    grown = torch.broadcast_shapes(x.shape, p.shape) != x.shape
+    # NumPy's: torch's imports a computer algebra system (35 MiB) for it.
+    grown = np.broadcast_shapes(x.shape, p.shape) != x.shape
     if not spread or grown or not x.is_floating_point():
         return NotImplemented
     assert isinstance(axis, Axis)

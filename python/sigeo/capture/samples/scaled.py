@@ -144,6 +144,7 @@ class ChannelNorm(Norm):
             return found, None
         sizes = x.movedim(1, -1).shape if last else x.shape
         dx = found.dx.view(sizes)
+        found = found._replace(dx=None)  # sums are kept for long, gradients must not be
         return found, (dx.movedim(-1, 1) if last else dx).to(d.dtype)
 
 
