@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext.gram import op
-from sigeo_ext.sample_moments import as_channels_last, each_dimension, widened
+from sigeo_ext.sample_moments import as_channels_last, each_dimension, patches, widened
 
 __all__ = [
     "Spectrum",
@@ -51,7 +51,8 @@ _AT_ONCE = 1 << 22
 def route(units: int, positions: int, inputs: int, outputs: int) -> Literal["gram", "direct"]:
     """The cheaper route, by multiply-adds.
 
-    The gram route works in float64, at half the speed.
+    The gram route works in float64, at half the speed: where contributions of positions cancel, its
+    products must too.
 
     Args:
         units: B.
@@ -61,7 +62,7 @@ def route(units: int, positions: int, inputs: int, outputs: int) -> Literal["gra
     """
     gram = units * units * positions * positions * (inputs + outputs)
     direct = units * positions * inputs * outputs + units * units * inputs * outputs / 2
-    return "gram" if gram < direct else "direct"
+    return "gram" if 2 * gram < direct else "direct"
 
 
 def convolution(
@@ -101,14 +102,17 @@ def convolution(
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
     if groups == 1 and dims < 3 and route != "direct" and unit > 0 and x.shape[0] % unit == 0:
         positions = unit * math.prod(d.shape[2:])
-        sizes = zip(x.shape[2:], d.shape[2:], kernel_size, *spread, strict=True)
-        axes = [_Axis(*of_axis) for of_axis in sizes]
+        axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
         inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
-        chosen = _chosen(route, x.shape[0] // unit, positions, inputs, d.shape[1])
+        chosen = (
+            "direct"
+            if not axes
+            else _chosen(route, x.shape[0] // unit, positions, inputs, d.shape[1])
+        )
         if chosen == "gram":
-            patches = _patches(widened(x), axes)
+            seen = patches.seen_by_positions(widened(x), axes)
             gradients = widened(d).flatten(2).transpose(1, 2)
-            return _by_positions(_units(patches, unit), _units(gradients, unit))
+            return _by_positions(patches.of_units(seen, unit), patches.of_units(gradients, unit))
     return op.gram_convolution(
         as_channels_last(x), as_channels_last(d), list(kernel_size), *spread, groups, unit
     )
@@ -131,7 +135,8 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
     if route != "direct" and unit > 0 and len(x) % unit == 0:
         chosen = _chosen(route, len(x) // unit, unit * x.shape[1], x.shape[2], d.shape[2])
         if chosen == "gram":
-            return _by_positions(_units(widened(x), unit), _units(widened(d), unit))
+            x, d = (patches.of_units(widened(t), unit) for t in (x, d))
+            return _by_positions(x, d)
     geometry = ([1], [1], [0], [1], 1)
     return op.gram_convolution(widened(x).contiguous(), widened(d).contiguous(), *geometry, unit)
 
@@ -140,56 +145,19 @@ def _chosen(wanted: Route, units: int, positions: int, inputs: int, outputs: int
     return route(units, positions, inputs, outputs) if wanted == "auto" else wanted
 
 
-def _units(values: Tensor, unit: int) -> Tensor:
-    """[samples, positions, channels] as [units, positions of all its samples, channels]."""
-    units: Tensor = values.unflatten(0, (-1, unit))
-    return units.flatten(1, 2)
-
-
-class _Axis:
-    """One dimension of a convolution, without the taps that see nothing but padding."""
-
-    def __init__(self, size: int, out: int, kernel: int, stride: int, padding: int, dilation: int):
-        last = (out - 1) * stride  # where the last output's first tap is, padding counted
-        inside = [
-            tap
-            for tap in range(kernel)
-            if tap * dilation - padding < size and tap * dilation - padding + last >= 0
-        ]
-        first = inside[0] if inside else 0
-        self.taps, self.out = len(inside), out
-        self.stride, self.dilation = stride, dilation
-        self.before = padding - first * dilation
-        self.after = last + (self.taps - 1) * dilation + 1 - size - self.before
-
-
-def _patches(x: Tensor, axes: Sequence[_Axis]) -> Tensor:
-    """What each output position sees, [B, T, I * taps]."""
-    if any(axis.taps == 0 for axis in axes):  # nothing but padding is seen
-        positions = math.prod(axis.out for axis in axes)
-        return x.new_zeros(len(x), positions, 1)
-    if len(axes) == 1:
-        x, axes = x[:, :, None], [_Axis(1, 1, 1, 1, 0, 1), *axes]
-    padded = F.pad(x, [size for axis in reversed(axes) for size in (axis.before, axis.after)])
-    taps = tuple(axis.taps for axis in axes)
-    dilation, stride = tuple(axis.dilation for axis in axes), tuple(axis.stride for axis in axes)
-    return F.unfold(padded, taps, dilation, 0, stride).transpose(1, 2)
-
-
 def _by_positions(x: Tensor, d: Tensor) -> Tensor:
     """The gram route: x [U, T, I] and d [U, T, O]; a few units at a time against all later ones."""
     count, positions = x.shape[:2]
+    x, d = x.double(), d.double()
     if positions == 1:
-        x, d = x[:, 0].double(), d[:, 0].double()
-        return (x @ x.t()).mul_(d @ d.t())
-    out = x.new_zeros(count, count, dtype=torch.float64)
+        return (x[:, 0] @ x[:, 0].t()).mul_(d[:, 0] @ d[:, 0].t())
+    out = x.new_zeros(count, count)
     at_once = max(1, min(count // 4, _AT_ONCE // max(1, positions * positions * count)))
     for begin in range(0, count, at_once):
         end = min(count, begin + at_once)
         products = x[begin:end].flatten(0, 1) @ x[begin:].flatten(0, 1).t()
         products *= d[begin:end].flatten(0, 1) @ d[begin:].flatten(0, 1).t()
-        places = products.view(end - begin, positions, count - begin, positions)
-        block = places.sum(1).sum(2, dtype=torch.float64)
+        block = products.view(end - begin, positions, count - begin, positions).sum((1, 3))
         out[begin:end, begin:] = block
         out[begin:, begin:end] = block.t()
     return out

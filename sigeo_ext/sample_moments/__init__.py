@@ -20,13 +20,14 @@ A *segment* is a run of consecutive units with statistics of its own, one subnet
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sigeo_ext.sample_moments import op
+from sigeo_ext.sample_moments import op, patches
 from sigeo_ext.sample_moments.precision import matmul_precision, set_matmul_precision
 from sigeo_ext.sample_moments.reference import STATISTICS
 
@@ -103,6 +104,14 @@ def convolution(
         # g[i, o, k] pairs the input at t with the output at t's tap k: the roles change places.
         x, d = d, x
     bits = _bits(want)
+    if bits == _SQ_NORM and groups == 1 and dims < 3 and _whole(x, d, unit, segments):
+        spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
+        axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
+        inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
+        if axes and _few(unit * math.prod(d.shape[2:]), inputs, d.shape[1]):
+            seen = patches.seen_by_positions(widened(x), axes)
+            gradients = widened(d).flatten(2).transpose(1, 2)
+            return _norms_by_positions(seen, gradients, unit, factor)
     results = op.sample_moments_convolution(
         as_channels_last(x),
         as_channels_last(d),
@@ -151,6 +160,9 @@ def linear(
         if unit == 1 and segments is None and not bits & _NEEDS_EACH:
             return _separable(widened(x), widened(d), bits, factor)
         x, d = x[:, None], d[:, None]
+    by_positions = bits == _SQ_NORM and _whole(x, d, unit, segments) and x.shape[1] == d.shape[1]
+    if by_positions and _few(unit * x.shape[1], x.shape[2], d.shape[2]):
+        return _norms_by_positions(widened(x), widened(d), unit, factor)
     results = op.sample_moments_convolution(
         widened(x).contiguous(),
         widened(d).contiguous(),
@@ -166,6 +178,38 @@ def linear(
     )
     statistics = [result if result.dim() == 1 else result.squeeze(2) for result in results]
     return _named(bits, statistics, segments)
+
+
+# The one statistic of units rather than of the weight.
+_SQ_NORM = 1 << STATISTICS.index("sq_norm")
+
+
+def _whole(x: Tensor, d: Tensor, unit: int, segments: int | None) -> bool:
+    """Whether arguments are what the ops would take, so that another route may."""
+    same = x.dtype == d.dtype and x.device == d.device and x.dim() == d.dim() > 2
+    return (
+        same
+        and len(x) == len(d)
+        and x.is_floating_point()
+        and unit > 0
+        and len(x) % (unit * (segments or 1)) == 0
+    )
+
+
+def _few(positions: int, inputs: int, outputs: int) -> bool:
+    """Whether products of positions cost less than a unit's gradient, by multiply-adds.
+
+    They are taken in float64, at half the speed: where contributions of positions cancel, squares
+    of the large ones must too.
+    """
+    return 2 * positions * (inputs + outputs) < inputs * outputs
+
+
+def _norms_by_positions(x: Tensor, d: Tensor, unit: int, factor: float) -> SampleMoments:
+    """||g||^2 = sum over t, s of (x_t . x_s)(d_t . d_s): no gradient is formed."""
+    x, d = (patches.of_units(t, unit).double() for t in (x, d))
+    products = torch.bmm(x, x.mT).mul_(torch.bmm(d, d.mT))
+    return SampleMoments(sq_norm=products.sum((1, 2)).clamp_min(0) * factor**2)
 
 
 def _bits(want: Iterable[str]) -> int:

@@ -127,7 +127,8 @@ def test_both_routes_equal_the_reference_on_any_shapes(
 def test_route_counts_multiply_adds():
     assert gram.route(32, 1, 64 * 9, 64) == "gram"
     assert gram.route(32, 49, 64 * 9, 64) == "direct"
-    assert gram.route(32, 16, 512 * 9, 512) == "gram"
+    assert gram.route(32, 16, 512 * 9, 512) == "direct"
+    assert gram.route(32, 4, 512 * 9, 512) == "gram"
     assert gram.route(32, 64, 128, 128) == "direct"
 
 

@@ -1,0 +1,65 @@
+"""A convolution as a linear layer with a position for each output: what each of them sees."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Axis:
+    """One dimension of a convolution, without the taps that see nothing but padding."""
+
+    def __init__(self, size: int, out: int, kernel: int, stride: int, padding: int, dilation: int):
+        last = (out - 1) * stride  # where the last output's first tap is, padding counted
+        inside = [
+            tap
+            for tap in range(kernel)
+            if tap * dilation - padding < size and tap * dilation - padding + last >= 0
+        ]
+        first = inside[0] if inside else 0
+        self.taps, self.out = len(inside), out
+        self.stride, self.dilation = stride, dilation
+        self.before = padding - first * dilation
+        self.after = last + (self.taps - 1) * dilation + 1 - size - self.before
+
+
+def seen_by_positions(x: Tensor, axes: Sequence[Axis]) -> Tensor:
+    """What each output position sees of x [B, I, *size], 1- or 2-d: [B, T, I * taps]."""
+    if any(axis.taps == 0 for axis in axes):  # nothing but padding is seen
+        positions = math.prod(axis.out for axis in axes)
+        return x.new_zeros(len(x), positions, 1)
+    if len(axes) == 1:
+        x, axes = x[:, :, None], [Axis(1, 1, 1, 1, 0, 1), *axes]
+    padded = F.pad(x, [size for axis in reversed(axes) for size in (axis.before, axis.after)])
+    taps = tuple(axis.taps for axis in axes)
+    dilation, stride = tuple(axis.dilation for axis in axes), tuple(axis.stride for axis in axes)
+    return F.unfold(padded, taps, dilation, 0, stride).transpose(1, 2)
+
+
+def axes_of(
+    size: Sequence[int],
+    out: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[Axis]:
+    """The dimensions of a convolution; none where the sizes are no convolution's."""
+    lists = (size, out, kernel, stride, padding, dilation)
+    if any(len(values) != len(kernel) for values in lists):
+        return []
+    axes = []
+    for n, m, k, step, pad, apart in zip(*lists, strict=True):
+        if min(k, step, apart) < 1 or m != (n + 2 * pad - apart * (k - 1) - 1) // step + 1:
+            return []
+        axes.append(Axis(n, m, k, step, pad, apart))
+    return axes
+
+
+def of_units(values: Tensor, unit: int) -> Tensor:
+    """[samples, positions, channels] as [units, positions of all its samples, channels]."""
+    units: Tensor = values.unflatten(0, (-1, unit))
+    return units.flatten(1, 2)
