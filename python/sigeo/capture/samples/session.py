@@ -362,6 +362,9 @@ class Session:
 
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that uses parameters in no recognised way: their module takes over."""
+        for tensor in tensors_in(args, kwargs):
+            if not tensor.is_leaf and self._resolve(tensor) is not None:
+                mark(tensor, None)  # a view of a parameter, made where nobody looked
         output = self.followed(func, args, kwargs)
         self.note_foreign(func, args, kwargs, output)
         return output
@@ -380,14 +383,27 @@ class Session:
             self._fall_back(found[0], getattr(func, "__name__", str(func)))
 
     def _fall_back(self, record: Record, function: str) -> None:
-        for frame in reversed(self._frames):
-            owned = any(p is record.parameter for p in frame.module.parameters())
-            inputs = tensors_in(frame.args, frame.kwargs)
-            if owned and any(isinstance(where(t), Axis) for t in inputs):
-                frame.fallback.add(record.name)
-                return
-        if not _in_backward():
+        owners = [
+            frame
+            for frame in reversed(self._frames)
+            if any(p is record.parameter for p in frame.module.parameters())
+            and any(isinstance(where(t), Axis) for t in tensors_in(frame.args, frame.kwargs))
+        ]
+        if owners:
+            chosen = next(filter(self._runs_in_units, owners), owners[0])
+            chosen.fallback.add(record.name)
+        elif not _in_backward():
             self.cannot([record.name], f"{function} uses it outside of its module's forward pass")
+
+    def _runs_in_units(self, frame: Frame) -> bool:
+        """Whether a module's inputs can be cut into units.
+
+        What is the same for all samples may still have been spread over them before, as an initial
+        state of zeros is. A size that happens to be the batch's costs time, as a module further out
+        is run then.
+        """
+        constants = [t for t in tensors_in(frame.args, frame.kwargs) if where(t) is None]
+        return all(size % self.plan.samples for t in constants for size in t.shape)
 
     def followed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run any other function and note where the samples of its results are."""
