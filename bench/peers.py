@@ -11,6 +11,7 @@ import importlib.util
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -22,15 +23,22 @@ def has(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
+def _contiguous(model: nn.Module) -> nn.Module:
+    """A copy in the default memory format: Opacus 1.6 is wrong in silence on channels_last."""
+    twin = copy.deepcopy(model)
+    twin.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return twin
+
+
 def opacus_gradients(model: nn.Module) -> Callable[[Inputs, Tensor], dict[str, Tensor]]:
     """Per-sample gradients by Opacus' hooks, [samples, *shape] by the parameter's name."""
     from opacus import GradSampleModule
 
-    hooked: Any = GradSampleModule(copy.deepcopy(model), loss_reduction="mean")
+    hooked: Any = GradSampleModule(_contiguous(model), loss_reduction="mean")
 
     def gradients(inputs: Inputs, labels: Tensor) -> dict[str, Tensor]:
         hooked.zero_grad()
-        F.cross_entropy(hooked(*inputs), labels).backward()
+        F.cross_entropy(hooked(*(x.contiguous() for x in inputs)), labels).backward()
         return {name: p.grad_sample for name, p in hooked._module.named_parameters()}
 
     return gradients
@@ -41,12 +49,12 @@ def opacus_norms(model: nn.Module) -> Callable[[Inputs, Tensor], Tensor]:
     from opacus.grad_sample import GradSampleModuleFastGradientClipping
 
     hooked: Any = GradSampleModuleFastGradientClipping(
-        copy.deepcopy(model), loss_reduction="mean", use_ghost_clipping=True
+        _contiguous(model), loss_reduction="mean", use_ghost_clipping=True
     )
 
     def norms(inputs: Inputs, labels: Tensor) -> Tensor:
         hooked.zero_grad()
-        F.cross_entropy(hooked(*inputs), labels).backward()
+        F.cross_entropy(hooked(*(x.contiguous() for x in inputs)), labels).backward()
         found: Tensor = hooked.get_norm_sample()
         return found
 
