@@ -129,7 +129,43 @@ def experts() -> nn.Module:
     )  # fmt: skip
 
 
+class Passing(nn.Module):
+    """Gives its input back beside what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return x, torch.einsum("bti,io->bto", x, self.weight.softmax(0))
+
+
+def passed_through() -> nn.Module:
+    def run(m, x):
+        before, after = m.passing(m.body(x))
+        return m.out((before * after).mean(1))
+
+    return Function(run, body=nn.Linear(6, 6), passing=Passing(), out=nn.Linear(6, CLASSES))
+
+
+def in_place_behind_tokens() -> nn.Module:
+    """A linear layer of many positions, whose output is modified in place."""
+
+    def run(m, x):
+        y = m.body(x)
+        y += x
+        y *= m.scale
+        return m.out(m.again(y).relu_().mean(1))
+
+    return Function(
+        run, body=nn.Linear(6, 6), again=nn.Linear(6, 6), scale=nn.Parameter(torch.rand(6) + 0.5),
+        out=nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
 MODELS = {
+    "passed through": (passed_through, sequences),
+    "in place behind tokens": (in_place_behind_tokens, sequences),
     "state of two": (state_of_two, sequences),
     "recurrent twice": (recurrent_twice, sequences),
     "own keys": (own_keys, sequences),
