@@ -38,6 +38,15 @@ for text in sys.argv[1:]:
         print(text)
 """
 
+# Run inside .venv: prints the torch that is there as a requirement, so that pip leaves it there.
+_TORCH = """
+import importlib.metadata
+try:
+    print("torch==" + importlib.metadata.version("torch"))
+except importlib.metadata.PackageNotFoundError:
+    pass
+"""
+
 _READ = """
 import json, sys
 try:
@@ -91,7 +100,8 @@ def install(requirements: list[str]) -> None:
     missing = unmet(requirements)
     if missing:
         print(f"installing {', '.join(missing)}", flush=True)
-        subprocess.run([PYTHON, "-m", "pip", "install", "-q", *missing], check=True)
+        kept = run(PYTHON, "-c", _TORCH).split()
+        subprocess.run([PYTHON, "-m", "pip", "install", "-q", *missing, *kept], check=True)
 
 
 def build() -> None:

@@ -1,13 +1,15 @@
 """Statistics of single samples' gradients over the plain forward and backward pass.
 
 Every row's ``over_plain`` is the median, over rounds in one process, of a route's CPU time over
-that of the plain passes beside it. The peers are a loop over the samples and the vmap of grad of
-``torch.func``, both followed by the same statistics in plain torch.
+that of the plain passes beside it. The peers are a loop over the samples, the vmap of grad of
+``torch.func``, and, where they are installed and take the model, Opacus and BackPACK; all followed
+by the same statistics in plain torch, but for Opacus' ghost norms, which are norms alone.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import subprocess
@@ -20,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench import harness, models
+from bench import harness, models, peers
 from bench.bench_statistics import MIDDLING
 from bench.harness import Times
 from sigeo import spaces
@@ -30,6 +32,9 @@ LARGEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+" + (
     "|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 )
 ALL = ("sum", "abs_sum", "m2", "sample_sq_norm")
+HOOKS, GHOST, BACKPACK = "Opacus hooks", "Opacus ghost norms", "BackPACK"
+PEERS = {"loop": None, "vmap": None, HOOKS: "opacus", GHOST: "opacus", BACKPACK: "backpack"}
+"""The package of each, beside torch."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Workload:
         inputs: Of the batch.
         classes: Of the labels.
         rounds: For the time.
-        peers: Which peers finish in reasonable time and memory.
+        peers: Which of `PEERS` take the model and finish in reasonable time and memory; the page on
+            benchmarks says why others do not.
     """
 
     name: str
@@ -51,6 +57,10 @@ class Workload:
     classes: int = 10
     rounds: int = 5
     peers: tuple[str, ...] = ("loop", "vmap")
+
+    def present_peers(self) -> list[str]:
+        """Those whose package is installed."""
+        return [name for name in self.peers if PEERS[name] is None or peers.has(PEERS[name])]
 
 
 def cell(text: str) -> nn.Module:
@@ -75,21 +85,27 @@ def clicks(batch: int, rows: int) -> Callable[[], tuple[Tensor, ...]]:
 
 
 WORKLOADS = (
-    Workload("NAS-Bench-201 middling, batch 64", lambda: cell(MIDDLING), images(64)),
-    Workload("NAS-Bench-201 largest, batch 64", lambda: cell(LARGEST), images(64), rounds=3),
-    Workload("ResNet-18 GN, batch 16", models.resnet18, images(16), rounds=3),
-    Workload("ResNet-18 GN, batch 64", models.resnet18, images(64), rounds=3, peers=("loop",)),
-    Workload("MobileNetV2, batch 32", lambda: models.mobilenet_v2().eval(), images(32)),
-    Workload("transformer, batch 64", models.Encoder, lambda: (torch.randint(0, 1000, (64, 64)),)),
+    Workload("NAS-Bench-201 middling, batch 64", lambda: cell(MIDDLING), images(64),
+             peers=("loop", "vmap", BACKPACK)),
+    Workload("NAS-Bench-201 largest, batch 64", lambda: cell(LARGEST), images(64), rounds=3,
+             peers=("loop", "vmap", BACKPACK)),
+    Workload("ResNet-18 GN, batch 16", models.resnet18, images(16), rounds=3,
+             peers=("loop", "vmap", HOOKS, GHOST)),
+    Workload("ResNet-18 GN, batch 64", models.resnet18, images(64), rounds=3,
+             peers=("loop", HOOKS, GHOST)),
+    Workload("MobileNetV2, batch 32", lambda: models.mobilenet_v2().eval(), images(32),
+             peers=("loop", "vmap", BACKPACK)),
+    Workload("transformer, batch 64", models.Encoder, lambda: (torch.randint(0, 1000, (64, 64)),),
+             peers=("loop", "vmap", HOOKS, GHOST)),
     Workload("CTR 10,000 rows, batch 128", lambda: models.ClickThrough(10_000),
-             clicks(128, 10_000), 2, 15),
+             clicks(128, 10_000), 2, 7, ("loop", "vmap", HOOKS, GHOST, BACKPACK)),
     Workload("CTR 10,000 rows, batch 512", lambda: models.ClickThrough(10_000),
-             clicks(512, 10_000), 2, 15, ("loop",)),
+             clicks(512, 10_000), 2, 15, ("loop", GHOST)),
     Workload("CTR 1,000,000 rows, batch 128", lambda: models.ClickThrough(1_000_000),
-             clicks(128, 1_000_000), 2, 3, ()),
+             clicks(128, 1_000_000), 2, 3, (GHOST,)),
     Workload("CTR 1,000,000 rows, sparse, batch 128",
              lambda: models.ClickThrough(1_000_000, sparse=True),
-             clicks(128, 1_000_000), 2, 5, ()),
+             clicks(128, 1_000_000), 2, 5, (GHOST,)),
 )  # fmt: skip
 
 
@@ -142,8 +158,36 @@ class Case:
 
         axes = (None, 0, *(0 for _ in self.inputs))
         gradient = torch.func.vmap(torch.func.grad(loss), in_dims=axes, randomness="different")
-        for g in gradient(weights, self.labels, *self.inputs).values():
-            g.sum(0), g.abs().sum(0), g.var(0), g.flatten(1).square().sum(1)
+        reduce(gradient(weights, self.labels, *self.inputs))
+
+    @functools.cached_property
+    def _opacus_gradients(self) -> Callable[..., dict[str, Tensor]]:
+        return peers.opacus_gradients(self.model)
+
+    @functools.cached_property
+    def _opacus_norms(self) -> Callable[..., Tensor]:
+        return peers.opacus_norms(self.model)
+
+    @functools.cached_property
+    def _backpack_gradients(self) -> Callable[..., dict[str, Tensor]]:
+        return peers.backpack_gradients(self.model)
+
+    def peer(self, name: str) -> Callable[[], object]:
+        """What runs one of `PEERS`."""
+        batch = self.inputs, self.labels
+        return {
+            "loop": self.loop,
+            "vmap": self.vmap,
+            HOOKS: lambda: reduce(self._opacus_gradients(*batch)),
+            GHOST: lambda: self._opacus_norms(*batch),
+            BACKPACK: lambda: reduce(self._backpack_gradients(*batch)),
+        }[name]
+
+
+def reduce(gradients: dict[str, Tensor]) -> None:
+    """The statistics of per-sample gradients that are there."""
+    for g in gradients.values():
+        g.sum(0), g.abs().sum(0), g.var(0), g.flatten(1).square().sum(1)
 
 
 def time_rows(workload: Workload, rounds: int | None = None) -> list[dict[str, Any]]:
@@ -155,7 +199,7 @@ def time_rows(workload: Workload, rounds: int | None = None) -> list[dict[str, A
         "capture, norms": lambda: case.captured(("sample_sq_norm",)),
         "capture, Fisher-Rao, no .grad": lambda: case.captured(("fisher_rao",), grads=False),
     }
-    routes |= {name: getattr(case, name) for name in workload.peers}
+    routes |= {name: case.peer(name) for name in workload.present_peers()}
     with harness.thread_count(1):
         times = harness.in_turn(routes, rounds=rounds or workload.rounds)
         return [_row(workload, name, times) for name in routes]
@@ -180,16 +224,11 @@ def rows() -> list[dict[str, Any]]:
     return [row for workload in WORKLOADS for row in time_rows(workload)] + memory_rows()
 
 
-MEMORY_ROUTES = ("plain", "capture", "vmap")
-
-
 def memory_rows() -> list[dict[str, Any]]:
     """Peak memory of each route in a process of its own."""
     result = []
     for index, workload in enumerate(WORKLOADS):
-        for route in MEMORY_ROUTES:
-            if route == "vmap" and "vmap" not in workload.peers:
-                continue
+        for route in ("plain", "capture", *workload.present_peers()):
             command = [sys.executable, "-m", "bench.bench_samples", str(index), route]
             found = subprocess.run(command, capture_output=True, text=True, check=True)
             with harness.thread_count(1):
@@ -210,14 +249,15 @@ def measure_memory(workload: Workload, route: str) -> None:
     case = Case(workload)
     parameters = sum(p.numel() * 4 for p in case.model.parameters()) / 2**20
     peak = harness.PeakMemory()
-    {"plain": case.plain, "capture": case.captured, "vmap": case.vmap}[route]()
+    routes = {"plain": case.plain, "capture": case.captured}
+    (routes.get(route) or case.peer(route))()
     print(json.dumps({"peak_mib": peak.mib(), "parameters_mib": parameters}))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("workload", type=int)
-    parser.add_argument("route", choices=MEMORY_ROUTES)
+    parser.add_argument("route", choices=("plain", "capture", *PEERS))
     given = parser.parse_args()
     torch.set_num_threads(1)
     measure_memory(WORKLOADS[given.workload], given.route)

@@ -17,7 +17,7 @@ from typing import Any
 from bench.harness import RESULTS
 
 ROOT = RESULTS.parent.parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/ranking.md")
+PAGES = ("README.md", "docs/benchmarks.md", "docs/ranking.md", "docs/sample_moments.md")
 _PART = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -241,10 +241,39 @@ _RANKING: dict[str, Callable[[Row], str]] = {
 }
 
 
+def accuracy() -> str:
+    """The study of accuracy: a row a case, a column a statistic, kernels beside plain torch."""
+    path = RESULTS / "accuracy.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    content = json.loads(path.read_text())
+
+    def cell(entry: Row, statistic: str) -> str:
+        if statistic not in entry["kernels"]:
+            return ""
+        errors = [entry[route][statistic] for route in ("kernels", "torch")]
+        if statistic == "m2":
+            errors.append(entry["naive m2"])
+        return " / ".join("0" if e == 0 else f"{e:.0e}" for e in errors)
+
+    statistics = list(content["entries"][0]["kernels"])
+    rows = [
+        [entry["layer"], entry["case"], *(cell(entry, s) for s in statistics)]
+        for entry in content["entries"]
+    ]
+    facts = (
+        f"`{content['command']}` on `{content['machine']}`, torch {content['torch']}, "
+        f"commit {content['sha']}:\n"
+    )
+    return f"{facts}\n{table(['layer', 'case', *statistics], rows)}"
+
+
 def part(name: str) -> str:
     """What stands in the part of a name."""
     if name == "summary":
         return summary()
+    if name == "accuracy":
+        return accuracy()
     kind, _, rest = name.partition("-")
     return ranking(rest) if kind == "ranking" else benchmark(name)
 

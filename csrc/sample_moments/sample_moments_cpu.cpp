@@ -209,7 +209,7 @@ class Work {
       for (int64_t unit = segment * of_segment; unit < last; unit += block) {
         const int64_t count = std::min(block, last - unit);
         tile.d = gradient_at(place, unit, count);
-        tile.first = unit == segment * of_segment;
+        tile.before = unit - segment * of_segment;
         T* norms = norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit;
         for (int64_t row = 0; row < rows_;) {
           input_at(tile, place, row, unit, count);
@@ -217,7 +217,7 @@ class Work {
           row += run_rows(tile, row, rows_, norms, count);
         }
       }
-      write(part, segment, of_segment);
+      write(part, segment);
     }
   }
 
@@ -310,6 +310,7 @@ class Work {
     const T* const x = tile.x;
     const T* const d = tile.d;
     T* const gradients = tile.each;
+    const int64_t before = tile.before;
     const auto run_units = [&](int64_t from, int64_t to, int at_once) {
       if (from == to) return;
       tile.x = x + from * tile.unit * tile.x_sample;
@@ -317,7 +318,7 @@ class Work {
       tile.units = to - from;
       tile.sq_norm = norms == nullptr ? nullptr : norms + from;
       tile.each = gradients == nullptr ? nullptr : gradients + from * tile.each_unit;
-      tile.first = tile.first && from == 0;
+      tile.before = before + from;
       tiles_.find(pairing_, at_once, rows, vectors)(tile);
     };
     const int64_t even = count / units * units;
@@ -327,12 +328,11 @@ class Work {
   }
 
   // Slabs [rows, width] to results [columns, taps, rows].
-  void write(const Piece& part, int64_t segment, int64_t units) const {
+  void write(const Piece& part, int64_t segment) const {
     const int64_t size = rows_ * part.width, taps = static_cast<int64_t>(taps_.size());
     const auto [tap, group, begin] = part.place;
     const int64_t columns = std::min(part.width, columns_ - begin);
     const int64_t first = segment * c_.out_channels + group * columns_ + begin;
-    const T* deviation = part.memory.data() + part.memory.size() - size;
     const T* slab = part.memory.data();
     for (int s = 0; s < kStatistics; ++s) {
       if (job_.statistics[s] == nullptr) continue;
@@ -342,16 +342,7 @@ class Work {
         const int64_t end = std::min(rows_, from + kSquare);
         for (int64_t o = 0; o < columns; ++o) {
           T* line = to + o * taps * rows_;
-          if (s == kM2) {
-            const T count = static_cast<T>(std::max<int64_t>(1, units));
-            for (int64_t i = from; i < end; ++i) {
-              const T sum = deviation[i * part.width + o];
-              const T m2 = slab[i * part.width + o] - sum * (sum / count);
-              line[i] = (m2 < 0 ? T{0} : m2) * power;  // a NaN stays one
-            }
-          } else {
-            for (int64_t i = from; i < end; ++i) line[i] = slab[i * part.width + o] * power;
-          }
+          for (int64_t i = from; i < end; ++i) line[i] = slab[i * part.width + o] * power;
         }
       }
       slab += size;
@@ -433,16 +424,11 @@ void rows(const RowsJob<T>& job) {
         origin = g;
         std::fill(drift.begin(), drift.end(), T{0});
       }
-      for (int64_t i = 0; i < job.size; ++i) {
-        const T deviation = g[i] - origin[i];
-        drift[i] += deviation;
-        m2[at + i] += deviation * deviation;
-      }
-      if (unit % of_segment == of_segment - 1) {
-        for (int64_t i = 0; i < job.size; ++i) {
-          const T value = m2[at + i] - drift[i] * (drift[i] / static_cast<T>(of_segment));
-          m2[at + i] = value < 0 ? T{0} : value;
-        }
+      const T share = T{1} / static_cast<T>(unit % of_segment + 1);
+      for (int64_t i = 0; i < job.size; ++i) {  // Welford's, on deviations from the first unit
+        const T deviation = g[i] - origin[i], step = deviation - drift[i];
+        drift[i] += step * share;
+        m2[at + i] += step * (deviation - drift[i]);
       }
     }
     if (job.sq_norm != nullptr) {

@@ -25,10 +25,10 @@ struct Tile {
   int64_t positions;
   int64_t units;
   int64_t unit;          // samples of one
-  bool first;            // whether these units begin a segment
+  int64_t before;        // units of the segment that came before these
   T* slab[kStatistics];  // [rows, width] each, or null
   T* origin;             // the segment's first unit, [rows, width]; with kM2
-  T* deviation;          // sum of deviations from it; with kM2
+  T* deviation;          // mean deviation from it, of the units so far; with kM2
   int64_t width;         // output channels of the slab
   T* sq_norm;            // [units], or null; this tile's share is added
   T* each;               // every unit's gradient, [units, rows, width], or null
@@ -140,22 +140,31 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
   if (a.slab[kSqSum]) block.template add_to<kSqSum>(a.slab[kSqSum], a.width);
   if (a.slab[kSignSum]) block.template add_to<kSignSum>(a.slab[kSignSum], a.width);
   if (a.slab[kM2]) {
+    // The units so far and these each have a mean; what lies between the two is added as well (Chan
+    // et al. 1979). All is done on deviations from the first unit: small where units are alike.
+    const int64_t before = a.before + unit;
+    const T share = static_cast<T>(kUnits) / static_cast<T>(before + kUnits);
+    const T between = static_cast<T>(before) * share;
 #pragma GCC unroll 64
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
       for (int v = 0; v < kVectors; ++v) {
         const int64_t at = r * a.width + v * kLanes;
-        if (a.first && unit == 0) store<T, kLanes>(a.origin + at, block.g[0][r][v]);
+        if (before == 0) store<T, kLanes>(a.origin + at, block.g[0][r][v]);
         const V origin = load<T, kLanes>(a.origin + at);
-        V sum{}, squares{};
+        V mean{}, squares{};
 #pragma GCC unroll 64
-        for (int u = 0; u < kUnits; ++u) {
-          const V deviation = block.g[u][r][v] - origin;
-          sum += deviation;
+        for (int u = 0; u < kUnits; ++u) mean += block.g[u][r][v] - origin;
+        mean *= T{1} / kUnits;
+#pragma GCC unroll 64
+        for (int u = 0; u < kUnits && kUnits > 1; ++u) {
+          const V deviation = block.g[u][r][v] - origin - mean;
           squares += deviation * deviation;
         }
-        store<T, kLanes>(a.deviation + at, load<T, kLanes>(a.deviation + at) + sum);
-        store<T, kLanes>(a.slab[kM2] + at, load<T, kLanes>(a.slab[kM2] + at) + squares);
+        const V mean_before = load<T, kLanes>(a.deviation + at), step = mean - mean_before;
+        store<T, kLanes>(a.deviation + at, mean_before + step * share);
+        store<T, kLanes>(a.slab[kM2] + at,
+                         load<T, kLanes>(a.slab[kM2] + at) + squares + step * step * between);
       }
   }
   if (a.each) {

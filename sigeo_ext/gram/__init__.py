@@ -104,12 +104,8 @@ def convolution(
         positions = unit * math.prod(d.shape[2:])
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
         inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
-        chosen = (
-            "direct"
-            if not axes
-            else _chosen(route, x.shape[0] // unit, positions, inputs, d.shape[1])
-        )
-        if chosen == "gram":
+        units, outputs = x.shape[0] // unit, d.shape[1]
+        if axes and _chosen(route, units, positions, inputs, outputs) == "gram":
             seen = patches.seen_by_positions(widened(x), axes)
             gradients = widened(d).flatten(2).transpose(1, 2)
             return _by_positions(patches.of_units(seen, unit), patches.of_units(gradients, unit))

@@ -61,9 +61,9 @@ def assert_statistics(stats, rows, model, tolerance=1e-10, unit=1):
         assert error(got.abs_sum, g.abs().sum(0)) <= tolerance, name
         assert error(got.sq_sum, (g**2).sum(0)) <= tolerance, name
         assert error(got.m2, ((g - g.mean(0)) ** 2).sum(0)) <= tolerance, name
-        sq_norm = sq_norm + (g**2).flatten(1).sum(1)
-        inner = inner + (g * parameters[name]).flatten(1).sum(1)
-        gram = gram + g.flatten(1) @ g.flatten(1).t()
+        sq_norm = sq_norm + (g**2).reshape(len(g), -1).sum(1)
+        inner = inner + (g * parameters[name]).reshape(len(g), -1).sum(1)
+        gram = gram + g.reshape(len(g), -1) @ g.reshape(len(g), -1).t()
     assert error(stats.sample_sq_norm, sq_norm) <= tolerance
     assert error(stats.fisher_rao, inner.detach()) <= tolerance
     assert error(stats.gram, gram) <= tolerance

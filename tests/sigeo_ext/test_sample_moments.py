@@ -143,7 +143,11 @@ def test_compiled_equals_reference_on_any_shapes(
     out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
     if out < 1:
         return
-    x, d = torch.randn(batch, size, inputs), torch.randn(batch, out, outputs)
+    # Whole numbers, whose sums are exact: of a few random ones nothing but rounding may be left.
+    x, d = (
+        torch.randint(-4, 5, shape).float()
+        for shape in ((batch, size, inputs), (batch, out, outputs))
+    )
     given_ = (x, d, [kernel], [stride], [padding], [dilation], 1, 1, 1, want, 0.5)
     got = op.sample_moments_convolution(*given_)
     assert_close(got, reference.convolution(*given_), tolerance=1e-5)
@@ -367,6 +371,27 @@ def test_many_positions_lose_no_digits():
     x, d = torch.rand(1, positions, 1), torch.rand(1, positions, 1)
     got = sm.linear(x, d, want=["sum"]).sum.item()
     assert got == pytest.approx((x.double() * d.double()).sum().item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("spread", [1e-3, 1e3])
+def test_m2_is_exact_where_samples_are_alike_or_the_first_is_far_from_all(spread):
+    generator = torch.Generator().manual_seed(0)
+    samples = 2048
+    if spread < 1:  # values of few bits, so that gradients are exact
+        x = 1 + torch.randint(-8, 8, (samples, 5), generator=generator) / 2**12
+        d = torch.ones(samples, 7)
+    else:
+        x, d = (torch.randn(samples, size, generator=generator) for size in (5, 7))
+        d[0] *= spread
+    gradients = d[:, :, None] * x[:, None]
+    expected = by_loop(gradients)["m2"]
+    images = (x[..., None, None], d[..., None, None])
+    for got in (
+        sm.linear(x, d, want=["m2"]).m2,
+        sm.convolution(*images, (1, 1), want=["m2"]).m2[..., 0, 0],
+        sm.rows(gradients, want=["m2"]).m2,
+    ):
+        assert_close(got, expected, tolerance=5e-6)
 
 
 @pytest.mark.parametrize("unit", [1, 2])

@@ -126,7 +126,9 @@ class _Captured(SampleStatistics):
         assert moments is not None
         if all(value is None for value in moments):
             zero = torch.zeros_like(record.parameter)
-            moments = SampleMoments(**{w: zero for w in self._session.plan.want if w != "sq_norm"})
+            norms = zero.new_zeros(self.units, dtype=torch.float64)
+            want = self._session.plan.want
+            moments = SampleMoments(**{w: norms if w == "sq_norm" else zero for w in want})
         if record.rows is not None:
             rows, shape = record.rows[None], record.parameter.shape
             sparse = {

@@ -100,6 +100,9 @@ def _pointwise(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wh
     return pointwise(given, [len(s) for s in _shapes(args, kwargs)], result.dim())
 
 
+_RULES["_prelu_kernel"] = _pointwise
+
+
 @rule("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "copy", "native_dropout")
 def _same(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     return _first(given)
@@ -157,8 +160,9 @@ for _dims in (1, 2, 3):
         "_upsample_nearest_exact{}d", "reflection_pad{}d", "replication_pad{}d",
     ):  # fmt: skip
         _RULES[_name.format(_dims)] = _leading(_dims)
-for _name in ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"):
+for _name in ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle", "im2col"):
     _RULES[_name] = _leading(3)
+_RULES["col2im"] = _leading(2)
 for _name in (
     "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
@@ -348,11 +352,9 @@ def _reduced(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wher
 
 @rule("mm", "addmm", "bmm", "baddbmm", "matmul", "linear", "mv", "addmv")
 def _product(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
-    skip = 1 if len([t for t in args if isinstance(t, Tensor)]) == 3 else 0
-    if skip and isinstance(given[0], Axis):
-        return Lost("a matrix product was added to something that holds samples")
-    left, right = given[skip : skip + 2]
-    a, b = [t for t in args if isinstance(t, Tensor)][skip : skip + 2]
+    tensors = [t for t in args if isinstance(t, Tensor)]
+    *summand, left, right = given
+    a, b = tensors[-2:]
     batch = result.dim() - 2 if a.dim() > 1 and b.dim() > 1 else 0
     places: list[Axis] = []
     if isinstance(left, Axis):
@@ -365,7 +367,10 @@ def _product(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wher
         places.append(right)
     if len(places) == 2 and (places[0] != places[1] or places[0].dim >= batch):
         return _mixed("a product of samples with samples")
-    return places[0]
+    product = places[0] if places else None
+    if not summand:
+        return product
+    return pointwise([summand[0], product], [tensors[0].dim(), result.dim()], result.dim())
 
 
 @rule("im2col", "col2im")

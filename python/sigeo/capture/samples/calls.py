@@ -104,6 +104,8 @@ class Layer(torch.autograd.Function):
         output, *saved = call.forward(x, weight, bias)
         ctx.call = call
         ctx.save_for_backward(x, weight, bias, *saved)
+        if output._is_view():  # such may not be modified in place behind a function of our own
+            output = aten._unsafe_view(output, output.shape)
         result: Tensor = output
         return result
 

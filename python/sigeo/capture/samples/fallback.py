@@ -29,7 +29,8 @@ class Fallback:
         inputs: Flat (args, kwargs), tensors detached.
         places: Where the samples of each are; None where it is the same for all.
         spec: How they were nested.
-        output_places: Where the samples of each differentiable output are.
+        output_places: Where the samples of each differentiable output are, by its place among the
+            outputs.
         output_gradients: Their gradients, once the backward pass has come by.
         names: Parameters by the module's own names.
         plan: What is measured.
@@ -42,8 +43,8 @@ class Fallback:
     inputs: list[Any]
     places: list[Axis | None]
     spec: Any
-    output_places: list[Axis]
-    output_gradients: list[Tensor | None]
+    output_places: dict[int, Axis]
+    output_gradients: dict[int, Tensor]
     names: tuple[str, ...]
     plan: Plan
     begun: Callable[[], None]
@@ -69,24 +70,27 @@ class Fallback:
             if isinstance(place, Lost):
                 return place.reason
             places.append(place)
-        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
-        output_places = []
-        for tensor in outputs:
+        outputs = {
+            index: leaf
+            for index, leaf in enumerate(tree_leaves(output))
+            if isinstance(leaf, Tensor) and leaf.requires_grad
+        }
+        output_places = {}
+        for index, tensor in outputs.items():
             place = where(tensor)
             if not isinstance(place, Axis):
                 return place.reason if place else "its module's output is the same for all samples"
-            output_places.append(place)
+            output_places[index] = place
         kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
-        gradients: list[Tensor | None] = [None] * len(outputs)
         names = tuple(parameters)
-        made = cls(module, kept, places, spec, output_places, gradients, names, plan, begun)
-        for index, tensor in enumerate(outputs):
+        made = cls(module, kept, places, spec, output_places, {}, names, plan, begun)
+        for index, tensor in outputs.items():
             tensor.register_hook(lambda g, index=index: made._note(index, g))
         return made
 
     def _note(self, index: int, gradient: Tensor) -> None:
         self.begun()
-        before = self.output_gradients[index]
+        before = self.output_gradients.get(index)
         self.output_gradients[index] = gradient if before is None else before + gradient
 
     def unit_gradients(self, name: str, units: slice) -> Tensor:
@@ -108,11 +112,11 @@ class Fallback:
         own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
         with torch.enable_grad(), _evaluated(self.frozen):
             output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
-        outputs = [t for t in tree_leaves(output) if isinstance(t, Tensor) and t.requires_grad]
+        outputs = tree_leaves(output)
         pairs = [
-            (t, _rows(g, place, pick))
-            for t, g, place in zip(outputs, self.output_gradients, self.output_places, strict=True)
-            if g is not None
+            (outputs[index], _rows(g, self.output_places[index], pick))
+            for index, g in self.output_gradients.items()
+            if outputs[index].requires_grad  # else it is one of the inputs
         ]
         if not pairs:
             return {n: torch.zeros_like(p) for n, p in leaves.items()}

@@ -18,6 +18,7 @@ from sigeo.errors import InputError
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
 
+_LINEAR = F.linear  # another function has its name while attention is seen through
 Handler = Callable[..., Any]
 HANDLERS: dict[Any, Handler] = {}
 """Torch function to handler: it gets the session and the function's arguments, and returns the
@@ -54,7 +55,7 @@ def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None
         return NotImplemented  # a computed bias: its own operations are followed
     axis = session.where(input)
     if not isinstance(axis, Axis) or axis.dim == input.dim() - 1:
-        return session.foreign(F.linear, (input, weight, bias), {})
+        return session.foreign(_LINEAR, (input, weight, bias), {})
     return _run(session, calls.Linear(axis, uses), input, weight, bias, axis)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
 from sigeo.capture.samples.calls import Call, in_units, of_rows
-from sigeo.capture.samples.uses import Plan, Use
+from sigeo.capture.samples.uses import Plan, Use, flat
 from sigeo_ext import sample_moments
 from sigeo_ext.sample_moments import SampleMoments
 
@@ -70,7 +70,7 @@ class Scaled(Call):
     ) -> Tensor:
         """<argument, g_u> for each unit, float64 [units]."""
         rows = in_units(self.rows(argument, x, d, saved), slice(0, plan.units), plan.unit)
-        return (rows * value).flatten(1).sum(1, dtype=torch.float64)
+        return flat(rows * value).sum(1, dtype=torch.float64)
 
     @abstractmethod
     def rows(self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
@@ -239,12 +240,13 @@ class Session:
                 frame.buffers = {name: b.clone() for name, b in module.named_buffers()}
             self._frames.append(frame)
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.finished or _in_backward() or not self._frames:
-            return
+            return None
         frame = self._frames.pop()
         if not frame.fallback or output is None:
-            return
+            return None
+        output = _apart(output)
         wanted = {n for n, p in module.named_parameters() if n and id(p) in self._of_parameter}
         local = {
             local: self._of_parameter[id(p)]
@@ -252,7 +254,7 @@ class Session:
             if local in wanted and self._of_parameter[id(p)].name in frame.fallback
         }
         for record in local.values():
-            record.uses = [use for use in record.uses if use.serial < frame.serial]
+            record.uses = [use for use in record.uses if use.serial <= frame.serial]
         coupled: list[nn.Module] = [
             m
             for m in module.modules()
@@ -262,13 +264,13 @@ class Session:
         if coupled and self.batch_norm == "contribution":
             reason = "its module runs again for each unit, and has batch norm on the whole batch"
             self.cannot([record.name for record in local.values()], reason)
-            return
+            return None
         fallback = Fallback.of(
             frame.module, frame.args, frame.kwargs, output, local, self.plan, self.backward_begun
         )
         if isinstance(fallback, str):
             self.cannot([record.name for record in local.values()], fallback)
-            return
+            return None
         fallback.buffers = frame.buffers
         fallback.frozen = coupled if self.batch_norm == "frozen" else []
         for name, record in local.items():
@@ -276,6 +278,7 @@ class Session:
             use = Use(record, None, tuple(record.parameter.shape), self.plan, self._serial)
             use.rows = lambda units, name=name: fallback.unit_gradients(name, units)
             record.uses.append(use)
+        return output
 
     def where(self, tensor: Tensor) -> Where:
         """Where the samples of a layer's input are.
@@ -362,6 +365,9 @@ class Session:
 
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that uses parameters in no recognised way: their module takes over."""
+        for tensor in tensors_in(args, kwargs):
+            if not tensor.is_leaf and self._resolve(tensor) is not None:
+                mark(tensor, None)  # a view of a parameter, made where nobody looked
         output = self.followed(func, args, kwargs)
         self.note_foreign(func, args, kwargs, output)
         return output
@@ -380,14 +386,27 @@ class Session:
             self._fall_back(found[0], getattr(func, "__name__", str(func)))
 
     def _fall_back(self, record: Record, function: str) -> None:
-        for frame in reversed(self._frames):
-            owned = any(p is record.parameter for p in frame.module.parameters())
-            inputs = tensors_in(frame.args, frame.kwargs)
-            if owned and any(isinstance(where(t), Axis) for t in inputs):
-                frame.fallback.add(record.name)
-                return
-        if not _in_backward():
+        owners = [
+            frame
+            for frame in reversed(self._frames)
+            if any(p is record.parameter for p in frame.module.parameters())
+            and any(isinstance(where(t), Axis) for t in tensors_in(frame.args, frame.kwargs))
+        ]
+        if owners:
+            chosen = next(filter(self._runs_in_units, owners), owners[0])
+            chosen.fallback.add(record.name)
+        elif not _in_backward():
             self.cannot([record.name], f"{function} uses it outside of its module's forward pass")
+
+    def _runs_in_units(self, frame: Frame) -> bool:
+        """Whether a module's inputs can be cut into units.
+
+        What is the same for all samples may still have been spread over them before, as an initial
+        state of zeros is. A size that happens to be the batch's costs time, as a module further out
+        is run then.
+        """
+        constants = [t for t in tensors_in(frame.args, frame.kwargs) if where(t) is None]
+        return all(size % self.plan.samples for t in constants for size in t.shape)
 
     def followed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run any other function and note where the samples of its results are."""
@@ -414,6 +433,11 @@ class Session:
             if output.dim() == 0:
                 mark(output, _OF_BATCH)
                 return output
+        if func is F.pad:
+            output = func(*args, **kwargs)
+            padded = len(args[1] if len(args) > 1 else kwargs["pad"]) // 2
+            mark(output, leading(places[0], tensors[0].dim(), padded))
+            return output
         if func in _POINTWISE or func in _POOLS:
             dims = [t.dim() for t in tensors]
             output = func(*args, **kwargs)
@@ -506,6 +530,24 @@ class Session:
                 record.moments = combined(record, self.plan, self.max_bytes)
             elif record.moments is None:
                 record.moments = SampleMoments()
+
+
+def _apart(output: Any) -> Any:
+    """Several outputs of a module so that none is made of another.
+
+    The gradient of each is then what comes from outside of the module.
+    """
+
+    def view(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        with torch._C.DisableTorchFunction():
+            other = tensor.view_as(tensor)
+        mark(other, where(tensor))
+        return other
+
+    tensors = [t for t in tensors_in(output) if t.requires_grad]
+    return tree_map_only(Tensor, view, output) if len(tensors) > 1 else output
 
 
 class _Mode(TorchFunctionMode):

@@ -245,6 +245,11 @@ class Use:
         return torch.stack([self.view.into(self.record.parameter, row) for row in rows])
 
 
+def flat(rows: Tensor) -> Tensor:
+    """[units, *shape] as [units, size], also of parameters that are one number."""
+    return rows.unsqueeze(-1).flatten(1)
+
+
 def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
     """Statistics of a parameter from the units' gradients, added up over its uses.
 
@@ -276,15 +281,15 @@ def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
                 sums[name] += term(g).sum(0)
         if "m2" in sums:
             origin = g[0].clone() if origin is None else origin
-            deviation = g - origin
-            drift += deviation.sum(0)
-            sums["m2"] += deviation.square().sum(0)
+            deviation, share = g - origin, len(g) / (begin + len(g))
+            mean = deviation.mean(0)
+            between = (mean - drift).square() * (begin * share)
+            sums["m2"] += (deviation - mean).square().sum(0) + between
+            drift += (mean - drift) * share  # the mean deviation so far
         if "sq_norm" in plan.want:
-            norms.append(g.square().flatten(1).sum(1, dtype=torch.float64))
+            norms.append(flat(g.square()).sum(1, dtype=torch.float64))
         if plan.inner:
-            inner.append((g * parameter).flatten(1).sum(1, dtype=torch.float64))
-    if "m2" in sums:
-        sums["m2"] -= drift.square() / plan.units
+            inner.append(flat(g * parameter).sum(1, dtype=torch.float64))
     if plan.gram:
         record.uses[0].gram = _combined_gram(rows, plan, at_once)
         for use in record.uses[1:]:
@@ -303,7 +308,7 @@ def _combined_gram(rows: Sequence[Rows], plan: Plan, at_once: int) -> Tensor:
         units = slice(begin, min(plan.units, begin + half))
         g = sum(part(units) for part in rows)
         assert isinstance(g, Tensor)
-        return g.flatten(1).double() * plan.factor
+        return flat(g).double() * plan.factor
 
     half = max(1, at_once // 4) if at_once < 2 * plan.units else plan.units
     starts = range(0, plan.units, half)

@@ -1,0 +1,206 @@
+"""`capture` on models with parts that are called several times, or parameters in odd places."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sigeo.capture import capture
+from tests.sigeo.test_samples import check, error, loop
+from tests.sigeo.zoo import CLASSES, Function, images
+
+SAMPLES = 6
+
+
+def sequences(samples):
+    return (torch.randn(samples, 6, 6, dtype=torch.float64),)
+
+
+def state_of_two() -> nn.Module:
+    """A cell that makes one of its outputs of the other, and is called again and again."""
+
+    def run(m, x):
+        state = None
+        for step in range(x.shape[1]):
+            state = m.cell(x[:, step], state)
+        return m.out(state[0])
+
+    return Function(run, cell=nn.LSTMCell(6, 7), out=nn.Linear(7, CLASSES))
+
+
+def recurrent_twice() -> nn.Module:
+    def run(m, x):
+        first, _ = m.cell(x)
+        second, (last, _) = m.cell(torch.tanh(first))
+        return m.out(second[:, 0] + last[0])
+
+    return Function(run, cell=nn.LSTM(6, 6, batch_first=True), out=nn.Linear(6, CLASSES))
+
+
+def own_keys() -> nn.Module:
+    """Attention with keys and values that are parameters."""
+    return Function(
+        lambda m, x: m.out(m.attention(x, x, x)[0].mean(1)), out=nn.Linear(6, CLASSES),
+        attention=nn.MultiheadAttention(6, 2, add_bias_kv=True, batch_first=True),
+    )  # fmt: skip
+
+
+def padding_mask(need_weights: bool):
+    """Attention that leaves some tokens of each sample out."""
+
+    def made() -> nn.Module:
+        def run(m, x):
+            padding = x[..., 0] > 0.8
+            z, _ = m.attention(x, x, x, key_padding_mask=padding, need_weights=need_weights)
+            return m.out(z.mean(1))
+
+        return Function(
+            run, attention=nn.MultiheadAttention(6, 2, batch_first=True), out=nn.Linear(6, CLASSES)
+        )
+
+    return made
+
+
+def decoder() -> nn.Module:
+    return Function(
+        lambda m, x: m.out(m.layer(x, torch.tanh(x)).mean(1)), out=nn.Linear(6, CLASSES),
+        layer=nn.TransformerDecoderLayer(6, 2, 8, dropout=0.0, batch_first=True),
+    )  # fmt: skip
+
+
+def one_number() -> nn.Module:
+    """A learned temperature."""
+    return Function(
+        lambda m, x: m.out(x.mean(1)) * m.temperature.exp(), out=nn.Linear(6, CLASSES),
+        temperature=nn.Parameter(torch.randn(())),
+    )  # fmt: skip
+
+
+def parametric_relu() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), nn.PReLU(6), nn.Conv2d(6, 6, 3), nn.PReLU(), nn.Flatten(),
+        nn.Linear(96, CLASSES),
+    )  # fmt: skip
+
+
+def rearranged() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, padding_mode="circular"), nn.PixelShuffle(2), nn.Tanh(),
+        nn.Conv2d(2, 6, 3), nn.PixelUnshuffle(2), nn.Conv2d(24, 4, 3), nn.Flatten(),
+        nn.Linear(100, CLASSES),
+    )  # fmt: skip
+
+
+def unfolded() -> nn.Module:
+    """A convolution as a matrix product of patches."""
+    return Function(
+        lambda m, x: m.out(torch.tanh(m.weight @ F.unfold(x, 3)).mean(2)),
+        weight=nn.Parameter(torch.randn(7, 27)), out=nn.Linear(7, CLASSES),
+    )  # fmt: skip
+
+
+def standardised() -> nn.Module:
+    """A convolution whose weight is normalised in each forward pass."""
+
+    def run(m, x):
+        w = m.conv.weight
+        w = (w - w.mean((1, 2, 3), keepdim=True)) / w.std((1, 2, 3), keepdim=True)
+        return m.out(torch.tanh(F.conv2d(x, w, m.conv.bias)).mean((2, 3)))
+
+    return Function(run, conv=nn.Conv2d(3, 6, 3), out=nn.Linear(6, CLASSES))
+
+
+def experts() -> nn.Module:
+    """The two best experts of each token, all of them computed."""
+
+    def run(m, x):
+        share, chosen = m.gate(x).softmax(-1).topk(2, -1)
+        every = torch.stack([m.a(x), m.b(x), m.c(x)], 2)
+        best = every.gather(2, chosen[..., None].expand(-1, -1, -1, CLASSES))
+        return (best * share[..., None]).sum(2).mean(1)
+
+    return Function(
+        run, gate=nn.Linear(6, 3), a=nn.Linear(6, CLASSES), b=nn.Linear(6, CLASSES),
+        c=nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
+class Passing(nn.Module):
+    """Gives its input back beside what it computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return x, torch.einsum("bti,io->bto", x, self.weight.softmax(0))
+
+
+def passed_through() -> nn.Module:
+    def run(m, x):
+        before, after = m.passing(m.body(x))
+        return m.out((before * after).mean(1))
+
+    return Function(run, body=nn.Linear(6, 6), passing=Passing(), out=nn.Linear(6, CLASSES))
+
+
+def in_place_behind_tokens() -> nn.Module:
+    """A linear layer of many positions, whose output is modified in place."""
+
+    def run(m, x):
+        y = m.body(x)
+        y += x
+        y *= m.scale
+        return m.out(m.again(y).relu_().mean(1))
+
+    return Function(
+        run, body=nn.Linear(6, 6), again=nn.Linear(6, 6), scale=nn.Parameter(torch.rand(6) + 0.5),
+        out=nn.Linear(6, CLASSES),
+    )  # fmt: skip
+
+
+MODELS = {
+    "passed through": (passed_through, sequences),
+    "in place behind tokens": (in_place_behind_tokens, sequences),
+    "state of two": (state_of_two, sequences),
+    "recurrent twice": (recurrent_twice, sequences),
+    "own keys": (own_keys, sequences),
+    "padding mask": (padding_mask(False), sequences),
+    "padding mask, with weights": (padding_mask(True), sequences),
+    "decoder": (decoder, sequences),
+    "one number": (one_number, sequences),
+    "parametric relu": (parametric_relu, images),
+    "rearranged": (rearranged, images),
+    "unfolded": (unfolded, images),
+    "standardised": (standardised, images),
+    "experts": (experts, sequences),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unusual_models_equal_the_loop(name):
+    torch.manual_seed(0)
+    build, inputs = MODELS[name]
+    check(build().double(), inputs(SAMPLES), torch.arange(SAMPLES) % CLASSES)
+
+
+@pytest.mark.parametrize("max_bytes", [1, 1 << 28])
+def test_m2_of_a_shared_parameter_whose_first_sample_is_far_from_all_others(max_bytes):
+    samples = 512
+    torch.manual_seed(0)
+    model = Function(lambda m, x: m.layer(m.layer(x)), layer=nn.Linear(CLASSES, CLASSES)).double()
+    x = torch.randn(samples, CLASSES, dtype=torch.float64)
+    x[0] *= 1e4
+
+    def loss(output, labels):
+        return output.square().sum(1).mean()
+
+    g = loop(model, (x,), torch.zeros(samples), loss)["layer.weight"]
+    single = copy.deepcopy(model).float()
+    with capture(single, {"m2"}, max_bytes=max_bytes) as stats:
+        loss(single(x.float()), None).backward()
+    assert error(stats["layer.weight"].m2, (g - g.mean(0)).square().sum(0)) < 5e-6
