@@ -31,7 +31,8 @@ from sigeo.capture import capture
 LARGEST = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+" + (
     "|nor_conv_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 )
-ALL = ("sum", "abs_sum", "m2", "sample_sq_norm")
+ALL = ("sum", "abs_sum", "sq_sum", "sample_sq_norm")
+CENTRED = ("sum", "abs_sum", "m2", "sample_sq_norm")
 HOOKS, GHOST, BACKPACK = "Opacus hooks", "Opacus ghost norms", "BackPACK"
 PEERS = {"loop": None, "vmap": None, HOOKS: "opacus", GHOST: "opacus", BACKPACK: "backpack"}
 """The package of each, beside torch."""
@@ -196,6 +197,7 @@ def time_rows(workload: Workload, rounds: int | None = None) -> list[dict[str, A
     routes: dict[str, Callable[[], None]] = {
         "plain": case.plain,
         "capture": case.captured,
+        "capture, m2": lambda: case.captured(CENTRED),
         "capture, norms": lambda: case.captured(("sample_sq_norm",)),
         "capture, Fisher-Rao, no .grad": lambda: case.captured(("fisher_rao",), grads=False),
     }

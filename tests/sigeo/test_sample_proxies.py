@@ -17,6 +17,7 @@ SAMPLE_PROXIES = (
     "sigeo_sample",
     "gradsign",
     "fisher_trace",
+    "diag_fisher",
     "gradient_noise_scale",
 )
 
@@ -60,6 +61,8 @@ def test_sample_proxies_are_their_formulas():
     flat = torch.cat([g.flatten(1) for g in rows.values()], 1)
     weights = torch.cat([p.detach().flatten() for p in model.parameters()])
     assert scores["fisher_trace"].value == pytest.approx(float(flat.square().sum(1).mean()))
+    saliency = 0.5 * float((weights.square() * flat.square().mean(0)).sum())
+    assert scores["diag_fisher"].value == pytest.approx(saliency, rel=1e-10)
     fr = 0.5 * math.log(float((flat @ weights).square().mean()))
     assert scores["sigeo_sample"].terms["fr"] == pytest.approx(fr, rel=1e-10)
     assert scores["sigeo_sample"].terms["loss"] == pytest.approx(loss, rel=1e-10)
@@ -109,3 +112,17 @@ def test_sample_proxies_of_a_single_sample_and_of_nothing_to_learn():
         parameter.requires_grad_(False)
     for score in sigeo.score(model, batches, SAMPLE_PROXIES).values():
         assert score.value == -math.inf and not score.finite
+
+
+def test_diag_fisher_of_embedding_tables():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.Flatten(), torch.nn.Linear(6, 4))
+    inputs, labels = torch.randint(0, 9, (5, 2)), torch.randint(0, 4, (5,))
+    expected = 0.0
+    for b in range(5):
+        loss = F.cross_entropy(model(inputs[b : b + 1]), labels[b : b + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        pairs = zip(model.parameters(), grads, strict=True)
+        expected += sum(float((p * g).detach().square().sum()) for p, g in pairs) / 10
+    score = sigeo.score(model, [(inputs, labels)], ["diag_fisher"])["diag_fisher"]
+    assert score.value == pytest.approx(expected, rel=1e-5)

@@ -10,6 +10,8 @@ sigeo_sample          lambda1 * zico_sample + lambda2 * log sqrt(mean_b <theta, 
                       loss, the second term over all parameters
 gradsign              mean over coordinates of |sum_b sign(g_b)|: do the samples agree?
 fisher_trace          mean_b of the squared norm of g_b: the trace of the empirical Fisher matrix
+diag_fisher           sum_i theta_i^2 F_ii / 2 with F_ii = mean_b g_bi^2: what the loss would gain, to
+                      second order, by the removal of each weight alone, added up
 gradient_noise_scale  tr(covariance of g) / |expected g|^2, both without bias; lower is better
 ====================  ==========================================================================
 """
@@ -65,6 +67,19 @@ def _gradsign(model: nn.Module, statistics: SampleStatistics, loss: float) -> Ou
 
 def _fisher_trace(model: nn.Module, statistics: SampleStatistics, loss: float) -> Outcome:
     return Outcome(float(statistics.sample_sq_norm.mean()))
+
+
+def _diag_fisher(model: nn.Module, statistics: SampleStatistics, loss: float) -> Outcome:
+    parameters = dict(model.named_parameters())
+    total = 0.0
+    for name in statistics.keys():  # noqa: SIM118  (the mapping computes its values)
+        squares = statistics[name].sq_sum
+        assert squares is not None
+        theta = parameters[name].detach()
+        if squares.is_sparse:  # rows that no sample touched have none
+            theta, squares = theta[squares.indices()[0]], squares.values()
+        total += float((theta.double().square() * squares).sum())
+    return Outcome(total / (2 * statistics.units))
 
 
 def _noise_scale(model: nn.Module, statistics: SampleStatistics, loss: float) -> Outcome:
@@ -141,6 +156,13 @@ def fisher_trace(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """Trace of the empirical Fisher matrix, over all parameters."""
     measurement = OnSamples(_fisher_trace, frozenset({"sample_sq_norm"}), batch_norm)
     return _proxy("fisher_trace", measurement, "Kunstner et al., NeurIPS 2019, section 2")
+
+
+@register("diag_fisher")
+def diag_fisher(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
+    """Fisher pruning's saliency of all weights: the diagonal of the matrix at the weights."""
+    measurement = OnSamples(_diag_fisher, frozenset({"sq_sum"}), batch_norm)
+    return _proxy("diag_fisher", measurement, "Theis et al., arXiv 1801.05787 (Fisher pruning)")
 
 
 @register("gradient_noise_scale")
