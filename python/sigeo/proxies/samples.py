@@ -10,8 +10,8 @@ sigeo_sample          lambda1 * zico_sample + lambda2 * log sqrt(mean_b <theta, 
                       loss, the second term over all parameters
 gradsign              mean over coordinates of |sum_b sign(g_b)|: do the samples agree?
 fisher_trace          mean_b of the squared norm of g_b: the trace of the empirical Fisher matrix
-diag_fisher           sum_i theta_i^2 F_ii / 2 with F_ii = mean_b g_bi^2: what the loss would gain, to
-                      second order, by the removal of each weight alone, added up
+diag_fisher           sum_i theta_i^2 F_ii / 2 with F_ii = mean_b g_bi^2: what the loss would gain,
+                      to second order, by the removal of each weight alone, added up
 gradient_noise_scale  tr(covariance of g) / |expected g|^2, both without bias; lower is better
 ====================  ==========================================================================
 """
