@@ -286,7 +286,7 @@ def test_needs_that_are_not_met():
         sigeo.score(model, batches, [])
     with pytest.raises(InputError, match="expected each once, got zico twice"):
         sigeo.score(model, batches, ["zico", "zico"])
-    with pytest.raises(InputError, match="proxy must be one of fisher_trace, .* got 'ziko'"):
+    with pytest.raises(InputError, match="proxy must be one of diag_fisher, .* got 'ziko'"):
         sigeo.score(model, batches, ["ziko"])
     with pytest.raises(InputError, match="proxy zico: .*unexpected keyword argument 'lambdas'"):
         proxies.get("zico", lambdas=(1, 1, 0))

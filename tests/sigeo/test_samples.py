@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sigeo import InputError
 from sigeo.capture import capture
+from sigeo.capture.samples.fallback import Fallback
 from tests.sigeo import zoo
 
 EVERYTHING = {
@@ -492,6 +493,7 @@ def test_a_capture_imports_neither_a_compiler_nor_a_computer_algebra_system():
 import sys, torch
 from torch import nn
 from sigeo.capture import capture
+from sigeo.capture.samples.fallback import Fallback
 model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
 model.scale = nn.Parameter(torch.ones(8))
 model.register_forward_hook(lambda m, args, y: y * m.scale)
@@ -501,3 +503,26 @@ print(*[name for name in ("sympy", "torch._dynamo") if name in sys.modules])
 """
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.split() == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["convolutions", "inverted residual", "layer scale", "vision transformer", "transformer",
+     "click-through", "slices", "siamese", "windows"],
+)  # fmt: skip
+def test_common_models_run_no_module_again(name, monkeypatch):
+    monkeypatch.setattr(Fallback, "of", lambda *_: pytest.fail("a module would run again"))
+    model, inputs, labels = zoo.made(name, SAMPLES)
+    check(model, inputs, labels)
+
+
+def test_an_expanded_parameter_is_added_without_running_a_module_again(monkeypatch):
+    monkeypatch.setattr(Fallback, "of", lambda *_: pytest.fail("a module would run again"))
+
+    def run(m, x):
+        z = m.layer(x.flatten(1))
+        return m.first.expand_as(z) + z - m.second.expand(len(z), -1)
+
+    first, second = (nn.Parameter(torch.randn(1, zoo.CLASSES)) for _ in range(2))
+    model = zoo.Function(run, layer=nn.Linear(192, zoo.CLASSES), first=first, second=second)
+    check(model.double(), zoo.images(SAMPLES), torch.arange(SAMPLES) % zoo.CLASSES)

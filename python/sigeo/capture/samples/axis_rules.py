@@ -432,10 +432,13 @@ def _indexed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wher
     return axis if axis.dim < dims[0] else axis.at(axis.dim + len(shape) - len(dims))
 
 
-@rule(
-    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros",
-    "new_ones", "new_empty", "new_full", "new_empty_strided", "bernoulli", "scalar_tensor",
-)  # fmt: skip
+@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bernoulli")
+def _made_alike(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """New values with a place for each of the old."""
+    return _first(given)
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "scalar_tensor")
 def _made(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     """New values in a shape: what they are does not depend on the samples."""
     return None

@@ -393,6 +393,11 @@ def _times(session: Session, a: Any, b: Any) -> Any:
 
 def _adds(function: Any, sign: float) -> Handler:
     def handler(session: Session, a: Any, b: Any, **named: Any) -> Any:
+        for given, other in ((b, a), (a, b)):
+            before = session.before_expansion(given)
+            if before is not None and isinstance(other, Tensor) and other.shape == given.shape:
+                a, b = (other, before) if given is b else (before, other)
+                break
         x, parameter = (a, b) if session.is_parameter(b) else (b, a)
         if named or not session.is_parameter(parameter) or not isinstance(x, Tensor):
             return NotImplemented
@@ -407,6 +412,27 @@ for _add in (torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__):
     HANDLERS[_add] = _adds(torch.add, 1.0)
 for _sub in (torch.sub, Tensor.sub, Tensor.__sub__):
     HANDLERS[_sub] = _adds(torch.sub, -1.0)
+
+
+@handles(torch.cat)
+def _cat(session: Session, tensors: Any, dim: int = 0, **named: Any) -> Any:
+    """A parameter that is expanded to all samples, a class token say, becomes theirs first."""
+    spread = [session.before_expansion(t) for t in tensors]
+    places = [session.where(t) for t, p in zip(tensors, spread, strict=True) if p is None]
+    axis = next((place for place in places if isinstance(place, Axis)), None)
+    if named or axis is None or all(p is None for p in spread):
+        return NotImplemented
+    joined = []
+    for tensor, parameter in zip(tensors, spread, strict=True):
+        whole = tensor
+        if parameter is not None and dim % tensor.dim() != axis.dim:
+            zeros = torch.zeros_like(tensor)
+            mark(zeros, axis)
+            whole = _elementwise(session, torch.add, zeros, bias=parameter)
+            if whole is NotImplemented:
+                return NotImplemented
+        joined.append(whole)
+    return session.followed(torch.cat, (joined, dim), {})
 
 
 def _elementwise(

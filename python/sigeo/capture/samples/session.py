@@ -315,7 +315,9 @@ class Session:
             return None
         assert base is not None
         offset = int(tensor.storage_offset()) - int(base.storage_offset())
-        return record, View(tuple(tensor.shape), tensor.stride(), offset)
+        # The stride of a dimension of one entry means nothing, 0 among others.
+        strides = [s if n > 1 else 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
+        return record, View(tuple(tensor.shape), tuple(strides), offset)
 
     def is_parameter(self, tensor: Any) -> bool:
         """Whether a tensor is a measured parameter, or a view of one that shows no entry twice."""
@@ -323,6 +325,17 @@ class Session:
         if found is None:
             return False
         return found[1] is None or 0 not in found[1].stride
+
+    def before_expansion(self, tensor: Any) -> Tensor | None:
+        """The view of a parameter that was expanded to this one, if it was: broadcasts to it."""
+        found = self._resolve(tensor)
+        if found is None or found[1] is None or 0 not in found[1].stride:
+            return None
+        first: Tensor = tensor
+        for dim, stride in enumerate(found[1].stride):
+            if stride == 0:
+                first = first.narrow(dim, 0, 1)
+        return first
 
     @staticmethod
     def is_constant(*tensors: Tensor | None) -> bool:

@@ -160,7 +160,7 @@ def run_cell(plan: Plan, convolutions: Callable[[int, int], ConvNorm], x: Tensor
             if operation in CONVOLUTIONS and source not in nodes:
                 # Zero comes out of the convolution as zero, and out of its norm as the shift.
                 shift = convolutions(edge, operation).norm.bias
-                terms.append(shift.view(1, -1, 1, 1).expand_as(x))
+                terms.append(torch.zeros_like(x) + shift.view(1, -1, 1, 1))
             elif operation in CONVOLUTIONS:
                 if source not in rectified:
                     rectified[source] = F.relu(nodes[source])
