@@ -9,6 +9,9 @@ namespace sigeo_ext::sample_moments {
 
 using torch::headeronly::ScalarType;
 
+// The kernels' offsets into a sample are of 32 bits, and positions at most 64 values apart.
+constexpr int64_t kMostPlaces = std::numeric_limits<int32_t>::max() / 64;
+
 void check_pair(const char* op, const Tensor& x, const Tensor& d) {
   for (const auto& [name, tensor] : {std::pair("x", &x), std::pair("d", &d)}) {
     STD_TORCH_CHECK(
@@ -60,6 +63,12 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
         (in[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) / stride[a] + 1;
     STD_TORCH_CHECK(out[a] == expected, op, ": d must have size ", expected, " in dimension ",
                     a + 1, ", got ", out[a]);
+  }
+  int64_t places = 1;  // of the larger of the two images, padding counted
+  for (int64_t a = 0; a < dims; ++a) {
+    places *= std::max(in[a] + 2 * padding[a], out[a]);
+    STD_TORCH_CHECK(places <= kMostPlaces, op, ": a sample must have at most ", kMostPlaces,
+                    " positions, padding counted, got more");
   }
   const int64_t inputs = x.size(dims + 1), outputs = d.size(dims + 1);
   STD_TORCH_CHECK(groups > 0 && inputs % groups == 0 && outputs % groups == 0, op,

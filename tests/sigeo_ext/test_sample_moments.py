@@ -464,3 +464,10 @@ def test_norms_alone_refuse_what_the_kernels_refuse():
         sm.convolution(x, d, (3, 3), padding=1, want=["sq_norm"])
     with pytest.raises(RuntimeError, match="the same number of samples, got 4 and 3"):
         sm.linear(x[:, :, 0], d[:3, :, :, 0].repeat(1, 2, 1)[:, :6], want=["sq_norm"])
+
+
+@needs_kernels
+def test_samples_of_too_many_positions_are_refused():
+    x = torch.zeros(1, 1, 1).expand(1, 1 << 25, 1)
+    with pytest.raises(RuntimeError, match="a sample must have at most 33554431 positions"):
+        sm.linear(x, x)
