@@ -1,7 +1,7 @@
 """Statistics over the gradients of single samples, of any model, from one backward pass.
 
-The way of a pass: `session` sees every call of the model, `recognised` knows the layers among them,
-`follower` and `axis_rules` keep track of where the samples are in between (`axis`); each layer call
+The way of a pass: `mode` hands every call of the model to the `session`, `recognised` knows the
+layers among them, `functions` what needs no closer look, `follower` and `axis_rules` keep track of where the samples are in between (`axis`); each layer call
 (`calls`, `scaled`, `embedding`) measures its parameters on the way back and hands the results to
 `uses`; what no layer is known for goes through `fallback`. `api` is what a user sees.
 """

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from sigeo.capture.layers import Selection, select
@@ -20,6 +18,16 @@ from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.follower import Follower
+from sigeo.capture.samples.functions import (
+    JOINS,
+    LOSSES,
+    OF_BATCH,
+    POINTWISE,
+    POOLS,
+    is_served,
+    tensors_in,
+)
+from sigeo.capture.samples.mode import Mode, eager, in_backward
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.uses import Plan, Record, Use, View, combined
 from sigeo.capture.state import undistributed
@@ -27,77 +35,6 @@ from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
 
 BatchNormPolicy = Literal["refuse", "frozen", "per_unit", "contribution"]
-
-
-def _named_everywhere(*names: str) -> set[Any]:
-    found = set()
-    for name in names:
-        for place in (torch, F, Tensor, torch.special):
-            for spelled in (name, f"{name}_", f"__{name}__", f"__i{name}__", f"__r{name}__"):
-                function = getattr(place, spelled, None)
-                if callable(function):
-                    found.add(function)
-    return found
-
-
-# Broadcasting operations by their Python names: no need to look at what they are made of.
-_POINTWISE = _named_everywhere(
-    "add", "sub", "mul", "div", "truediv", "neg", "pow", "exp", "log", "sqrt", "rsqrt", "abs",
-    "sin", "cos", "tanh", "sigmoid", "relu", "relu6", "leaky_relu", "elu", "selu", "gelu", "silu",
-    "mish", "hardtanh", "hardswish", "hardsigmoid", "softplus", "clamp", "erf", "maximum",
-    "minimum", "dropout", "square", "reciprocal", "logsigmoid", "where", "masked_fill", "float",
-    "half", "double", "bfloat16", "clone", "contiguous", "addcmul", "eq", "ne", "lt", "gt", "le",
-    "ge",
-)  # fmt: skip
-
-
-# Pooling and the like, by how many last dimensions they work on.
-_POOLS = {
-    getattr(place, name.format(dims)): dims
-    for dims in (1, 2, 3)
-    for name in ("avg_pool{}d", "max_pool{}d", "adaptive_avg_pool{}d", "adaptive_max_pool{}d")
-    for place in (F, torch)
-    if hasattr(place, name.format(dims))
-}
-
-# Functions that are one aten operation: its rule is asked, with no need to see it run.
-_JOINS = {torch.cat: torch.ops.aten.cat.default, torch.stack: torch.ops.aten.stack.default}
-
-# Losses that are, unless told otherwise, one number for the batch.
-_LOSSES = {
-    F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div,
-    F.binary_cross_entropy, F.binary_cross_entropy_with_logits,
-}  # fmt: skip
-_OF_BATCH = Lost("a loss mixes the samples")
-
-# Modules whose parameters are served by the calls they make: nothing is ever asked of them as a
-# whole. By exact class: a subclass, or a parametrised module, may do anything.
-_SERVED = {
-    nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d,
-    nn.ConvTranspose3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.GroupNorm, nn.LayerNorm,
-    nn.RMSNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
-}  # fmt: skip
-
-
-def _is_served(module: nn.Module) -> bool:
-    kind = type(module)
-    if kind is nn.Embedding or kind is nn.EmbeddingBag:
-        odd = module.max_norm is not None or module.scale_grad_by_freq
-        return not odd and getattr(module, "mode", "sum") != "max"
-    return kind in _SERVED
-
-
-def tensors_in(*values: Any) -> list[Tensor]:
-    """The tensors among a call's arguments, in order; `tree_leaves` at a tenth of the time."""
-    found: list[Tensor] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, (tuple, list)):
-            found += tensors_in(*value)
-        elif isinstance(value, dict):
-            found += tensors_in(*value.values())
-    return found
 
 
 @dataclass
@@ -178,7 +115,7 @@ class Session:
         try:
             # Without gradients there is nothing to reduce.
             local = nullcontext() if self.plan.grads else undistributed(self.model)
-            with local, _eager(), _Mode(self):
+            with local, eager(), Mode(self):
                 yield
         finally:
             for hook in hooks:
@@ -198,7 +135,7 @@ class Session:
                 while name not in names:
                     names.add(name)
                     name = name.rpartition(".")[0]
-        return [module for name, module in modules if name in names and not _is_served(module)]
+        return [module for name, module in modules if name in names and not is_served(module)]
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._finishing:  # a module runs again for its units' gradients
@@ -234,14 +171,14 @@ class Session:
             mark(tensor, Axis(self.batch_dim, samples) if tensor.dim() > self.batch_dim else None)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        if not self.finished and not _in_backward():
+        if not self.finished and not in_backward():
             frame = Frame(module, args, kwargs, self._serial)
             if module.training and "parametrizations" in module._modules:
                 frame.buffers = {name: b.clone() for name, b in module.named_buffers()}
             self._frames.append(frame)
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        if self.finished or _in_backward() or not self._frames:
+        if self.finished or in_backward() or not self._frames:
             return None
         frame = self._frames.pop()
         if not frame.fallback or output is None:
@@ -286,7 +223,7 @@ class Session:
         In a repeated forward pass nobody asks: the first one noted it.
         """
         place = where(tensor)
-        return Axis(0, self.plan.samples) if _in_backward() else place
+        return Axis(0, self.plan.samples) if in_backward() else place
 
     def cannot(self, names: Sequence[str], reason: str) -> None:
         """Note that parameters cannot be served.
@@ -356,7 +293,7 @@ class Session:
 
     def register(self, uses: Sequence[Use]) -> bool:
         """Note the uses of a call that will be part of the backward pass; whether it will."""
-        if _in_backward():  # recomputed: the first forward pass noted it
+        if in_backward():  # recomputed: the first forward pass noted it
             return False
         for use in uses:
             self._serial += 1
@@ -408,7 +345,7 @@ class Session:
         if owners:
             chosen = next(filter(self._runs_in_units, owners), owners[0])
             chosen.fallback.add(record.name)
-        elif not _in_backward():
+        elif not in_backward():
             self.cannot([record.name], f"{function} uses it outside of its module's forward pass")
 
     def _runs_in_units(self, frame: Frame) -> bool:
@@ -437,28 +374,28 @@ class Session:
                 if leaf.requires_grad:
                     mark(leaf, None)  # made of parameters alone, and seen to be
             return output
-        if func in _JOINS and not kwargs.keys() - {"dim"}:
+        if func in JOINS and not kwargs.keys() - {"dim"}:
             output = func(*args, **kwargs)
-            mark(output, follow(_JOINS[func], args, kwargs, output, where)[0])
+            mark(output, follow(JOINS[func], args, kwargs, output, where)[0])
             return output
-        if func in _LOSSES and not {"reduction", "reduce", "size_average"} & kwargs.keys():
+        if func in LOSSES and not {"reduction", "reduce", "size_average"} & kwargs.keys():
             output = func(*args, **kwargs)
             if output.dim() == 0:
-                mark(output, _OF_BATCH)
+                mark(output, OF_BATCH)
                 return output
         if func is F.pad:
             output = func(*args, **kwargs)
             padded = len(args[1] if len(args) > 1 else kwargs["pad"]) // 2
             mark(output, leading(places[0], tensors[0].dim(), padded))
             return output
-        if func in _POINTWISE or func in _POOLS:
+        if func in POINTWISE or func in POOLS:
             dims = [t.dim() for t in tensors]
             output = func(*args, **kwargs)
             place: Where = next((p for p in places if isinstance(p, Lost)), None)
-            if place is None and func in _POINTWISE:
+            if place is None and func in POINTWISE:
                 place = pointwise(places, dims, output.dim())
             elif place is None:
-                place = leading(places[0], dims[0], _POOLS[func])
+                place = leading(places[0], dims[0], POOLS[func])
             for leaf in tensors_in(output):
                 mark(leaf, place)
             return output
@@ -561,78 +498,3 @@ def _apart(output: Any) -> Any:
 
     tensors = [t for t in tensors_in(output) if t.requires_grad]
     return tree_map_only(Tensor, view, output) if len(tensors) > 1 else output
-
-
-class _Mode(TorchFunctionMode):
-    def __init__(self, session: Session):
-        super().__init__()
-        self._session = session
-
-    def __torch_function__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is Tensor.backward:
-            self._session.begun = True  # also where it reaches no parameter
-            return _backward(self, *args, **(kwargs or {}))
-        # A backward pass runs with gradients only where it repeats a forward pass.
-        backward = _in_backward() and not torch.is_grad_enabled()
-        if backward or self._session.finished or func.__name__ in _LOOKED_AT:
-            return func(*args, **(kwargs or {}))
-        if func.__name__ == "__get__":  # of a property; most are no tensors
-            value = func(*args)
-            if not isinstance(value, Tensor):
-                return value
-        return self._session.call(func, args, kwargs or {})
-
-
-def _eager() -> AbstractContextManager[Any]:
-    """Compiled parts of the model run as they were written, so that their calls are seen."""
-    if "torch._dynamo" not in sys.modules:  # nothing can be compiled
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
-def _backward(
-    mode: _Mode,
-    tensor: Tensor,
-    gradient: Tensor | None = None,
-    retain_graph: bool | None = None,
-    create_graph: bool = False,
-    inputs: Any = None,
-) -> None:
-    """``tensor.backward(...)``, which itself would ask the mode once more."""
-    keep = create_graph if retain_graph is None else retain_graph
-    gradient = torch.ones_like(tensor) if gradient is None else gradient
-    with mode:  # a checkpointed forward pass is repeated inside, and seen as the first was
-        torch.autograd.graph._engine_run_backward(
-            (tensor,),
-            (gradient,),
-            keep,
-            create_graph,
-            (inputs,) if isinstance(inputs, Tensor) else tuple(inputs or ()),
-            allow_unreachable=True,
-            accumulate_grad=True,
-        )
-
-
-# What makes no tensor of the forward pass.
-_LOOKED_AT = {
-    "backward",
-    "grad",
-    "size",
-    "dim",
-    "numel",
-    "stride",
-    "is_contiguous",
-    "is_floating_point",
-    "item",
-}
-
-
-def _in_backward() -> bool:
-    return torch._C._current_graph_task_id() != -1

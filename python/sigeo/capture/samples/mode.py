@@ -1,0 +1,82 @@
+"""How a capture sees torch's functions as they are called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from sigeo.capture.samples.functions import LOOKED_AT
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.session import Session
+
+
+class Mode(TorchFunctionMode):
+    """Hands every call of the forward pass to a session."""
+
+    def __init__(self, session: Session):
+        """Not active before it is entered."""
+        super().__init__()
+        self._session = session
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func is Tensor.backward:
+            self._session.begun = True  # also where it reaches no parameter
+            return _backward(self, *args, **(kwargs or {}))
+        # A backward pass runs with gradients only where it repeats a forward pass.
+        backward = in_backward() and not torch.is_grad_enabled()
+        if backward or self._session.finished or func.__name__ in LOOKED_AT:
+            return func(*args, **(kwargs or {}))
+        if func.__name__ == "__get__":  # of a property; most are no tensors
+            value = func(*args)
+            if not isinstance(value, Tensor):
+                return value
+        return self._session.call(func, args, kwargs or {})
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Compiled parts of the model run as they were written, so that their calls are seen."""
+    if "torch._dynamo" not in sys.modules:  # nothing can be compiled
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance
+
+
+def _backward(
+    mode: Mode,
+    tensor: Tensor,
+    gradient: Tensor | None = None,
+    retain_graph: bool | None = None,
+    create_graph: bool = False,
+    inputs: Any = None,
+) -> None:
+    """``tensor.backward(...)``, which itself would ask the mode once more."""
+    keep = create_graph if retain_graph is None else retain_graph
+    gradient = torch.ones_like(tensor) if gradient is None else gradient
+    with mode:  # a checkpointed forward pass is repeated inside, and seen as the first was
+        torch.autograd.graph._engine_run_backward(
+            (tensor,),
+            (gradient,),
+            keep,
+            create_graph,
+            (inputs,) if isinstance(inputs, Tensor) else tuple(inputs or ()),
+            allow_unreachable=True,
+            accumulate_grad=True,
+        )
+
+
+def in_backward() -> bool:
+    """Whether autograd runs: what is called then repeats a forward pass."""
+    return torch._C._current_graph_task_id() != -1
