@@ -18,10 +18,6 @@ namespace sigeo_ext::gram {
 // What is added up over the coordinates of a pair (a, b) of vectors.
 enum class Pair { kProduct, kSquaredDifference };
 
-// Results are kept apart for so many runs of the work and then added in order: the same bits for
-// any number of threads.
-inline constexpr int64_t kSlots = 32;
-
 // out[i, j] += over `length` values of rows[i] and rows[j], for i <= j; out [count, count].
 template <class T>
 void add_pairs(Pair pair, const T* const* rows, int64_t count, int64_t length, double* out);

@@ -13,10 +13,16 @@ namespace {
 // Values of each vector that are in the cache together.
 constexpr int64_t kPart = 4096;
 
-// Partial results [count, count] of every slot.
+// Partial results [count, count] of runs of the work, added in order in the end: the same bits for
+// any number of threads. There are fewer of them if they are large.
 class Slots {
  public:
-  explicit Slots(int64_t count) : count_(count), sums_(kSlots * count * count) {}
+  explicit Slots(int64_t count)
+      : count_(count),
+        slots_(std::clamp<int64_t>((1 << 22) / std::max<int64_t>(1, count * count), 4, 32)),
+        sums_(slots_ * count * count) {}
+
+  int64_t slots() const { return slots_; }
 
   double* operator[](int64_t slot) { return sums_.data() + slot * count_ * count_; }
 
@@ -25,14 +31,14 @@ class Slots {
     for (int64_t i = 0; i < count_; ++i) {
       for (int64_t j = i; j < count_; ++j) {
         double sum = 0;
-        for (int64_t slot = 0; slot < kSlots; ++slot) sum += (*this)[slot][i * count_ + j];
+        for (int64_t slot = 0; slot < slots_; ++slot) sum += (*this)[slot][i * count_ + j];
         out[i * count_ + j] = out[j * count_ + i] = sum;
       }
     }
   }
 
  private:
-  int64_t count_;
+  int64_t count_, slots_;
   std::vector<double> sums_;
 };
 
@@ -53,12 +59,12 @@ void of_lists_as(Pair pair, std::span<const Array> vectors, int64_t count, doubl
   const int64_t layers = static_cast<int64_t>(vectors.size()) / count;
   const Chunks chunks(vectors.first(layers));
   Slots slots(count);
-  parallel(kSlots, [&](int64_t from, int64_t to) {
+  parallel(slots.slots(), [&](int64_t from, int64_t to) {
     std::vector<T> memory(count * kPart);
     std::vector<const T*> rows(count);
     for (int64_t slot = from; slot < to; ++slot) {
-      const int64_t last = chunks.count() * (slot + 1) / kSlots;
-      for (int64_t index = chunks.count() * slot / kSlots; index < last; ++index) {
+      const int64_t last = chunks.count() * (slot + 1) / slots.slots();
+      for (int64_t index = chunks.count() * slot / slots.slots(); index < last; ++index) {
         const Chunk chunk = chunks[index];
         for (int64_t begin = chunk.begin; begin < chunk.end; begin += kPart) {
           const int64_t length = std::min(kPart, chunk.end - begin);
@@ -88,7 +94,7 @@ void of_convolution(const sample_moments::Convolution& shape, const T* x, const 
   const int64_t units = shape.samples / unit;
   Slots slots(units);
   sample_moments::unit_gradients<T>(
-      shape, x, d, unit, kSlots,
+      shape, x, d, unit, slots.slots(),
       [&](int64_t slot, const T* g, int64_t length) {
         std::vector<const T*> rows(units);
         for (int64_t u = 0; u < units; ++u) rows[u] = g + u * length;

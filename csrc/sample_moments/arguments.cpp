@@ -59,8 +59,11 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
     out[a] = d.size(a + 1);
     STD_TORCH_CHECK(stride[a] > 0 && dilation[a] > 0 && padding[a] >= 0 && kernel[a] > 0, op,
                     ": kernel, stride and dilation must be positive, padding at least 0");
-    const int64_t expected =
-        (in[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1) / stride[a] + 1;
+    const int64_t room = in[a] + 2 * padding[a] - dilation[a] * (kernel[a] - 1) - 1;
+    STD_TORCH_CHECK(room >= 0, op, ": kernel must fit into the padded size ",
+                    in[a] + 2 * padding[a], " of dimension ", a + 1, ", got ",
+                    dilation[a] * (kernel[a] - 1) + 1);
+    const int64_t expected = room / stride[a] + 1;
     STD_TORCH_CHECK(out[a] == expected, op, ": d must have size ", expected, " in dimension ",
                     a + 1, ", got ", out[a]);
   }

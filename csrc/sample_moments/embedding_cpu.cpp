@@ -70,7 +70,7 @@ void Touched::measure(const EmbeddingJob<T>& job, const std::array<T*, kStatisti
         for (int64_t i = 0; i < width; ++i) to[i] += g[i];
       }
       if (T* to = line(kAbsSum)) {
-        for (int64_t i = 0; i < width; ++i) to[i] += std::fabs(g[i]) * job.factor;
+        for (int64_t i = 0; i < width; ++i) to[i] += std::fabs(g[i] * job.factor);
       }
       if (T* to = line(kSqSum)) {
         for (int64_t i = 0; i < width; ++i) to[i] += g[i] * g[i] * (job.factor * job.factor);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <vector>
@@ -53,7 +54,7 @@ struct Job {
 template <class T>
 T power_of(T factor, int statistic) {
   if (statistic == kSum || statistic == kSignSum) return T{1};
-  return statistic == kAbsSum ? factor : factor * factor;
+  return statistic == kAbsSum ? std::fabs(factor) : factor * factor;
 }
 
 // What norms need on the way back: for each sample b and channel c, over the positions t,

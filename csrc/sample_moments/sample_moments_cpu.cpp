@@ -1,6 +1,7 @@
 #include "sample_moments/sample_moments.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <optional>
 #include <vector>
@@ -24,6 +25,9 @@ constexpr int64_t kFarBytes = 256;
 
 // So many pieces may each pack the same panel of x: more than that, and once for all is cheaper.
 constexpr int64_t kFewPanels = 2;
+
+// Packed memory of a thread beyond this is given back after a call.
+constexpr size_t kKeptBytes = 64 << 20;
 
 // Below this many positions of a unit the update of the statistics shows, and two units share one.
 constexpr int64_t kFewPositions = 128;
@@ -63,8 +67,9 @@ class Work {
     };
     d_ = {job.d, c_.out_channels, out_places, out_places * c_.out_channels, columns_};
     if (columns_ % tiles_.lanes != 0 || far(c_.out_channels)) {
-      if (alone) d_block_ = width_;
-      else d_ = pack(job.d, out_places, c_.out_channels, columns_, width_, packed_d_, parallel);
+      const int64_t width = std::min(width_, round_up(columns_, tiles_.lanes));
+      if (alone) d_block_ = width;
+      else d_ = pack(job.d, out_places, c_.out_channels, columns_, width, packed_d_, parallel);
     }
     x_ = {job.x, c_.in_channels, in_places, in_places * c_.in_channels, rows_};
     if (pairing_ == Pairing::kEach) {
@@ -73,12 +78,23 @@ class Work {
       place_taps();
     } else {
       if (far(c_.in_channels)) {
-        if (alone && panels_ <= kFewPanels) x_block_ = kPackedRows;
-        else x_ = pack(job.x, in_places, c_.in_channels, rows_, kPackedRows, packed_x_, parallel);
+        const auto few = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows_)));
+        const int64_t width = std::min(kPackedRows, few);
+        if (alone && panels_ <= kFewPanels) x_block_ = width;
+        else x_ = pack(job.x, in_places, c_.in_channels, rows_, width, packed_x_, parallel);
       }
       taps_ = taps_of(c_, x_block_ > 0 ? x_block_ : x_.width, d_block_ > 0 ? d_block_ : d_.width);
     }
     pieces_ = groups_ * panels_ * static_cast<int64_t>(taps_.size());
+  }
+
+  Work(const Work&) = delete;
+  Work& operator=(const Work&) = delete;
+
+  ~Work() {
+    for (auto* memory : {&packed_x_, &packed_d_, &packed_block_x_, &packed_block_d_}) {
+      if (memory->size() * sizeof(T) > kKeptBytes) std::vector<T>().swap(*memory);
+    }
   }
 
   void measure(const Parallel& parallel) {
@@ -187,7 +203,7 @@ class Work {
         const int64_t count = std::min(block, units_ - unit);
         tile.d = gradient_at(place, unit, count);
         for (int64_t row = begin; row < end;) {
-          input_at(tile, place, row, unit, count);
+          input_at(tile, place, row, begin, unit, count);
           tile.each = memory.data() + unit * tile.each_unit + (row - begin) * tile.width;
           row += run_rows(tile, row, end, nullptr, count);
         }
@@ -212,7 +228,7 @@ class Work {
         tile.before = unit - segment * of_segment;
         T* norms = norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit;
         for (int64_t row = 0; row < rows_;) {
-          input_at(tile, place, row, unit, count);
+          input_at(tile, place, row, 0, unit, count);
           point_at_slabs(tile, part, row);
           row += run_rows(tile, row, rows_, norms, count);
         }
@@ -265,13 +281,15 @@ class Work {
     return to;
   }
 
-  // Points the tile at the first of `count` units' x at a row. Where pieces pack, the rows of a
-  // panel, or all rows of a depthwise convolution, are packed at the first of them.
-  void input_at(Tile<T>& tile, const Place& place, int64_t row, int64_t unit, int64_t count) const {
+  // Points the tile at the first of `count` units' x at a row, of those from `first` on. Where
+  // pieces pack, the rows of a panel, or all rows of a depthwise convolution, are packed at the
+  // first.
+  void input_at(Tile<T>& tile, const Place& place, int64_t row, int64_t first, int64_t unit,
+                int64_t count) const {
     const int64_t sample = unit * job_.unit, samples = count * job_.unit;
     if (pairing_ == Pairing::kEach) {
       tile.row_at = row_at_.data() + row;
-      if (row > 0) return;
+      if (row > first) return;
       const T* from = x_.at(0, place.begin) + sample * x_.sample;
       const int64_t channels = std::min(x_block_, columns_ - place.begin);
       T* to = room(packed_block_x_, samples * tile.x_sample);

@@ -265,6 +265,13 @@ Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tens
   }
   STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op,
                   ": mean and rstd must be given together");
+  if (mean.has_value()) {
+    bool same = mean->dim() == rstd->dim();
+    for (int64_t dim = 0; same && dim < mean->dim(); ++dim) {
+      same = mean->size(dim) == rstd->size(dim);
+    }
+    STD_TORCH_CHECK(same, op, ": mean and rstd must have one shape");
+  }
   const int64_t positions = x.size(channels_last ? 1 : 2), channels = x.size(channels_last ? 2 : 1);
   for (const auto& [name, tensor] :
        {std::pair("mean", &mean), std::pair("rstd", &rstd), std::pair("factor", &factor)}) {

@@ -100,7 +100,7 @@ def convolution(
     if transposed:
         x, d = d, x
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
-    if groups == 1 and dims < 3 and route != "direct" and unit > 0 and x.shape[0] % unit == 0:
+    if groups == 1 and dims < 3 and route != "direct" and patches.fit(x, d, unit):
         positions = unit * math.prod(d.shape[2:])
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
         inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
@@ -128,7 +128,7 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
     """
     if x.dim() == 2:
         x, d = x[:, None], d[:, None]
-    if route != "direct" and unit > 0 and len(x) % unit == 0:
+    if route != "direct" and patches.fit(x, d, unit) and x.shape[1] == d.shape[1]:
         chosen = _chosen(route, len(x) // unit, unit * x.shape[1], x.shape[2], d.shape[2])
         if chosen == "gram":
             x, d = (patches.of_units(widened(t), unit) for t in (x, d))
@@ -169,7 +169,7 @@ def rows(gradients: Tensor, *, unit: int = 1) -> Tensor:
     Raises:
         RuntimeError: Samples that are not whole units.
     """
-    flat = gradients.reshape(len(gradients), -1).double()
+    flat = (gradients[:, None] if gradients.dim() == 1 else gradients.flatten(1)).double()
     flat = flat if unit == 1 else flat.unflatten(0, (-1, unit)).sum(1)
     return flat @ flat.t()
 
@@ -197,7 +197,10 @@ def embedding(
 
     Raises:
         RuntimeError: Tensors that do not fit together, or an index out of its range.
+        ValueError: Units that do not have equally many entries.
     """
+    if units is None and count > 0 and len(rows) % count:
+        raise ValueError(f"rows: expected as many for each of {count} units, got {len(rows)}")
     entries = max(1, len(rows) // max(1, count))
     values = widened(gradients).contiguous()
     return op.gram_embedding(rows.contiguous(), units, values, count, entries, skipped)

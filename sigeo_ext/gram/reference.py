@@ -37,7 +37,7 @@ def lists(rows: Sequence[Tensor | None], count: int, difference: bool) -> Tensor
         values = torch.stack(
             [torch.zeros_like(like) if t is None else t for t in of_layer]
         ).double()
-        flat = values.flatten(1)
+        flat = values[:, None] if values.dim() == 1 else values.flatten(1)
         if difference:
             out += torch.stack([(flat - row).square().sum(1) for row in flat])
         else:
@@ -80,7 +80,7 @@ def convolution(
             block = left @ (left if other == begin else some(other)).t()
             out[begin : begin + at_once, other : other + at_once] = block
             out[other : other + at_once, begin : begin + at_once] = block.t()
-    return out
+    return (out + out.t()) / 2
 
 
 def embedding(

@@ -104,14 +104,12 @@ def convolution(
         # g[i, o, k] pairs the input at t with the output at t's tap k: the roles change places.
         x, d = d, x
     bits = _bits(want)
-    if bits == _SQ_NORM and groups == 1 and dims < 3 and _whole(x, d, unit, segments):
+    if bits == _SQ_NORM and groups == 1 and dims < 3 and patches.fit(x, d, unit, segments):
         spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
         inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
         if axes and _few(unit * math.prod(d.shape[2:]), inputs, d.shape[1]):
-            seen = patches.seen_by_positions(widened(x), axes)
-            gradients = widened(d).flatten(2).transpose(1, 2)
-            return _norms_by_positions(seen, gradients, unit, factor)
+            return _norms_by_positions(x, d, unit, factor, axes)
     results = op.sample_moments_convolution(
         as_channels_last(x),
         as_channels_last(d),
@@ -160,9 +158,11 @@ def linear(
         if unit == 1 and segments is None and not bits & _NEEDS_EACH:
             return _separable(widened(x), widened(d), bits, factor)
         x, d = x[:, None], d[:, None]
-    by_positions = bits == _SQ_NORM and _whole(x, d, unit, segments) and x.shape[1] == d.shape[1]
+    by_positions = (
+        bits == _SQ_NORM and patches.fit(x, d, unit, segments) and x.shape[1] == d.shape[1]
+    )
     if by_positions and _few(unit * x.shape[1], x.shape[2], d.shape[2]):
-        return _norms_by_positions(widened(x), widened(d), unit, factor)
+        return _norms_by_positions(x, d, unit, factor)
     results = op.sample_moments_convolution(
         widened(x).contiguous(),
         widened(d).contiguous(),
@@ -180,20 +180,11 @@ def linear(
     return _named(bits, statistics, segments)
 
 
+# Values that the products of positions hold at once.
+_AT_ONCE = 1 << 22
+
 # The one statistic of units rather than of the weight.
 _SQ_NORM = 1 << STATISTICS.index("sq_norm")
-
-
-def _whole(x: Tensor, d: Tensor, unit: int, segments: int | None) -> bool:
-    """Whether arguments are what the ops would take, so that another route may."""
-    same = x.dtype == d.dtype and x.device == d.device and x.dim() == d.dim() > 2
-    return (
-        same
-        and len(x) == len(d)
-        and x.is_floating_point()
-        and unit > 0
-        and len(x) % (unit * (segments or 1)) == 0
-    )
 
 
 def _few(positions: int, inputs: int, outputs: int) -> bool:
@@ -205,11 +196,27 @@ def _few(positions: int, inputs: int, outputs: int) -> bool:
     return 2 * positions * (inputs + outputs) < inputs * outputs
 
 
-def _norms_by_positions(x: Tensor, d: Tensor, unit: int, factor: float) -> SampleMoments:
-    """||g||^2 = sum over t, s of (x_t . x_s)(d_t . d_s): no gradient is formed."""
-    x, d = (patches.of_units(t, unit).double() for t in (x, d))
-    products = torch.bmm(x, x.mT).mul_(torch.bmm(d, d.mT))
-    return SampleMoments(sq_norm=products.sum((1, 2)).clamp_min(0) * factor**2)
+def _norms_by_positions(
+    x: Tensor, d: Tensor, unit: int, factor: float, axes: Sequence[patches.Axis] = ()
+) -> SampleMoments:
+    """||g||^2 = sum over t, s of (x_t . x_s)(d_t . d_s): no gradient is formed.
+
+    A few units at a time; of a convolution if there are ``axes``.
+    """
+    units = len(x) // unit
+    seen = math.prod(d.shape[2:]) if axes else d.shape[1]
+    inputs = x.shape[1] * math.prod(axis.taps for axis in axes) if axes else x.shape[2]
+    at_once = max(1, _AT_ONCE // max(1, unit * seen * (unit * seen + inputs)))
+    norms = x.new_empty(units, dtype=torch.float64)
+    for begin in range(0, units, at_once):
+        part = slice(begin * unit, (begin + at_once) * unit)
+        a, b = widened(x[part]), widened(d[part])
+        if axes:
+            a, b = patches.seen_by_positions(a, axes), b.flatten(2).transpose(1, 2)
+        a, b = (patches.of_units(t, unit).double() for t in (a, b))
+        products = torch.bmm(a, a.mT).mul_(torch.bmm(b, b.mT))
+        norms[begin : begin + at_once] = products.sum((1, 2))
+    return SampleMoments(sq_norm=norms.clamp_min_(0) * factor**2)
 
 
 def _bits(want: Iterable[str]) -> int:
@@ -293,7 +300,9 @@ def rows(
         ValueError: An unknown statistic.
     """
     bits = _bits(want)
-    flat = widened(gradients).reshape(len(gradients), -1).contiguous()
+    flat = widened(
+        gradients[:, None] if gradients.dim() == 1 else gradients.flatten(1)
+    ).contiguous()
     results = op.sample_moments_rows(flat, unit, segments or 1, bits, factor)
     shape = gradients.shape[1:]
     statistics = [r if r.dim() == 1 else r.view(r.shape[0], *shape) for r in results]
@@ -331,9 +340,11 @@ def embedding(
 
     Raises:
         RuntimeError: Tensors that do not fit together, or an index out of its range.
-        ValueError: An unknown statistic.
+        ValueError: An unknown statistic, or units that do not have equally many entries.
     """
     bits = _bits(want)
+    if units is None and count > 0 and len(rows) % count:
+        raise ValueError(f"rows: expected as many for each of {count} units, got {len(rows)}")
     entries = max(1, len(rows) // max(1, count))
     touched, *results = op.sample_moments_embedding(
         rows.contiguous(),

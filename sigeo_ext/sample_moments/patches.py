@@ -39,6 +39,13 @@ def seen_by_positions(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     return F.unfold(padded, taps, dilation, 0, stride).transpose(1, 2)
 
 
+def fit(x: Tensor, d: Tensor, unit: int, segments: int | None = None) -> bool:
+    """Whether x and d are what the ops would take, so that another route may."""
+    same = x.dtype == d.dtype and x.device == d.device and x.dim() == d.dim() > 2
+    whole = unit > 0 and len(x) % (unit * (segments or 1)) == 0
+    return same and whole and len(x) == len(d) and x.is_floating_point()
+
+
 def axes_of(
     size: Sequence[int],
     out: Sequence[int],
@@ -53,7 +60,9 @@ def axes_of(
         return []
     axes = []
     for n, m, k, step, pad, apart in zip(*lists, strict=True):
-        if min(k, step, apart) < 1 or m != (n + 2 * pad - apart * (k - 1) - 1) // step + 1:
+        if min(k, step, apart) < 1 or n + 2 * pad <= apart * (k - 1):
+            return []
+        if m != (n + 2 * pad - apart * (k - 1) - 1) // step + 1:
             return []
         axes.append(Axis(n, m, k, step, pad, apart))
     return axes

@@ -72,7 +72,7 @@ def of_units(
         sums["m2"][segment] += delta * (g - mean)
         norms[unit] = (g * g).sum()
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    power = {"abs_sum": factor, "sq_sum": factor**2, "m2": factor**2}
+    power = {"abs_sum": abs(factor), "sq_sum": factor**2, "m2": factor**2}
     results = {name: (value * power.get(name, 1.0)).to(dtype) for name, value in sums.items()}
     results["sq_norm"] = norms * factor**2
     return [results[name] for name in wanted(want)]
@@ -93,6 +93,8 @@ def scale(
     _check.require(x.shape == d.shape, op, "d must have the shape of x, got another")
     together = "mean and rstd must be given together"
     _check.require((mean is None) == (rstd is None), op, together)
+    alike = mean is None or rstd is None or mean.shape == rstd.shape
+    _check.require(alike, op, "mean and rstd must have one shape")
     positions = 1 if channels_last else 2
 
     def spread(values: Tensor) -> Tensor:
@@ -147,6 +149,11 @@ def check_convolution(
     even = groups > 0 and x.shape[-1] % groups == 0 and d.shape[-1] % groups == 0
     divides = f"groups must divide the channels {x.shape[-1]} and {d.shape[-1]}, got {groups}"
     _check.require(even, op, divides)
+    for a, (size, k, p, dil) in enumerate(
+        zip(x.shape[1:-1], kernel, padding, dilation, strict=True)
+    ):
+        fits = f"kernel must fit into the padded size {size + 2 * p} of dimension {a + 1}"
+        _check.require(size + 2 * p > dil * (k - 1), op, f"{fits}, got {dil * (k - 1) + 1}")
     out = [
         (size + 2 * p - dil * (k - 1) - 1) // s + 1
         for size, k, s, p, dil in zip(x.shape[1:-1], kernel, stride, padding, dilation, strict=True)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from sigeo import InputError
 from sigeo.capture import capture
 from tests.sigeo.test_samples import check, error, loop
 from tests.sigeo.zoo import CLASSES, Function, images
@@ -204,3 +207,112 @@ def test_m2_of_a_shared_parameter_whose_first_sample_is_far_from_all_others(max_
     with capture(single, {"m2"}, max_bytes=max_bytes) as stats:
         loss(single(x.float()), None).backward()
     assert error(stats["layer.weight"].m2, (g - g.mean(0)).square().sum(0)) < 5e-6
+
+
+def overlapping(m, x):
+    return F.linear(m.layer(x.flatten(1)), m.p.unfold(0, 4, 1))
+
+
+def with_gaps(m, x):
+    return F.linear(m.layer(x.flatten(1)), m.p[0:CLASSES])
+
+
+def joined_to_the_samples(m, x):
+    z = torch.cat([m.p.expand(len(x), 4), m.layer(x.flatten(1))], 0)
+    return m.out(z[: len(x)] + z[len(x) :])
+
+
+@pytest.mark.parametrize(
+    ("run", "shape", "outputs"),
+    [(overlapping, (CLASSES + 3,), 4), (with_gaps, (8, 4), 4)],
+)
+def test_views_that_are_no_plain_part_of_their_parameter(run, shape, outputs):
+    torch.manual_seed(0)
+    p = nn.Parameter(torch.randn(*shape, 2)[..., 0] if run is with_gaps else torch.randn(shape))
+    model = Function(run, p=p, layer=nn.Linear(192, outputs))
+    # Not .double(), which would close the gaps.
+    for parameter in model.parameters():
+        parameter.data = parameter.data.double() if run is overlapping else parameter.data
+    inputs = images(6) if run is overlapping else (torch.randn(6, 3, 8, 8),)
+    tolerance = 1e-10 if run is overlapping else 1e-5
+    check(model, inputs, torch.arange(6) % CLASSES, tolerance=tolerance)
+
+
+def test_a_parameter_that_is_joined_along_the_samples_is_not_taken_for_unused():
+    torch.manual_seed(0)
+    model = Function(
+        joined_to_the_samples,
+        p=nn.Parameter(torch.randn(1, 4)),
+        layer=nn.Linear(192, 4),
+        out=nn.Linear(4, CLASSES),
+    )
+    with pytest.raises(InputError), capture(model) as stats:
+        F.cross_entropy(model(torch.randn(6, 3, 8, 8)), torch.arange(6) % 5).backward()
+        assert stats["p"].abs_sum.any()
+
+
+def test_an_input_modified_in_place_after_a_module_that_must_run_again():
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(4))
+
+        def forward(self, h):
+            return F.relu(h) * self.w.exp()
+
+    gain, layer = Gain(), nn.Linear(3, 4)
+
+    def run(m, x):
+        h = m.layer(x)
+        y = m.gain(h)
+        h.add_(5)
+        return y
+
+    model = Function(run, layer=layer, gain=gain)
+    with pytest.raises(InputError, match="Gain .* its input was modified in place"), capture(model):
+        model(torch.randn(5, 3)).square().mean().backward()
+
+
+def test_captures_of_attention_in_several_threads():
+    def work(seed):
+        torch.manual_seed(seed)
+        model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+        with capture(model, {"sample_sq_norm"}) as stats:
+            model(torch.randn(4, 3, 8)).square().mean().backward()
+        return stats.sample_sq_norm
+
+    linear = F.linear
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: work(0).shape, range(12)))
+    assert found == [(4,)] * 12
+    assert F.linear is linear
+
+
+def test_norms_of_tensors_that_are_not_contiguous_and_indices_of_32_bits():
+    def run(m, indices):
+        z = m.norm(m.table(indices).transpose(1, 2))
+        return m.out(z.flatten(1))
+
+    model = Function(
+        run, table=nn.Embedding(9, 6), norm=nn.GroupNorm(2, 6), out=nn.Linear(18, CLASSES)
+    ).double()
+    inputs = (torch.randint(0, 9, (6, 3), dtype=torch.int32),)
+    check(model, inputs, torch.arange(6) % CLASSES)
+
+
+def test_what_cannot_be_measured_is_said_in_one_line():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="expected at least one sample, got none"), capture(model):
+        model(torch.randn(0, 3))
+    with pytest.raises(InputError, match="expected use_reentrant=False"), capture(model):
+        x = torch.randn(5, 3, requires_grad=True)
+        F.linear(checkpoint(model, x, use_reentrant=True), torch.ones(1, 2)).sum().backward()
+
+
+def test_a_nan_stays_one_where_a_parameter_is_used_twice():
+    layer = nn.Linear(3, 3)
+    x = torch.randn(4, 3)
+    x[2, 1] = torch.nan
+    with capture(layer, {"sign_sum"}) as stats:
+        (layer(x) + layer(2 * x)).sum().backward()
+    assert stats["weight"].sign_sum.isnan().any()

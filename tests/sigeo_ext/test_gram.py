@@ -328,3 +328,35 @@ def test_vectors_that_are_not_alike_are_refused():
         gram.dot([])
     with pytest.raises(ValueError, match="must hold equally many tensors, got 1 and 2"):
         gram.cosine([[X], [X, X]])
+
+
+@pytest.mark.parametrize(("kernel", "units"), [(5, 128), (7, 96), (3, 200)])
+def test_depthwise_kernels_whose_taps_do_not_fit_at_once(kernel, units):
+    x, d = torch.randn(units, 40, 8, 8), torch.randn(units, 40, 8, 8)
+    pad = kernel // 2
+    lists = [[kernel] * 2, [1, 1], [pad] * 2, [1, 1]]
+    expected = reference.convolution(x.movedim(1, -1), d.movedim(1, -1), *lists, 40, 1)
+    got = gram.convolution(x, d, (kernel, kernel), padding=pad, groups=40)
+    assert_close(got, expected, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("route", ["auto", "gram", "direct"])
+def test_layers_that_do_not_fit_together_are_refused_by_every_route(route):
+    for x, d in (
+        (torch.randn(8, 64), torch.randn(1, 64)),
+        (torch.randn(1, 3, 64), torch.randn(1, 1, 64)),
+        (torch.randn(2, 3, 64), torch.randn(2, 3, 64).double()),
+    ):
+        with pytest.raises(RuntimeError, match="gram_convolution: "):
+            gram.linear(x, d, route=route)
+
+
+def test_entries_without_units_are_equally_many():
+    with pytest.raises(ValueError, match="rows: expected as many for each of 5 units, got 3"):
+        gram.embedding(torch.arange(3), torch.randn(3, 2), count=5)
+
+
+def test_many_units_take_fewer_partial_results():
+    x, d = torch.randn(700, 3), torch.randn(700, 5)
+    got = gram.linear(x, d, route="direct")
+    assert_close(got, (x @ x.t()).double() * (d @ d.t()).double(), tolerance=1e-5)

@@ -471,3 +471,44 @@ def test_samples_of_too_many_positions_are_refused():
     x = torch.zeros(1, 1, 1).expand(1, 1 << 25, 1)
     with pytest.raises(RuntimeError, match="a sample must have at most 33554431 positions"):
         sm.linear(x, x)
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+def test_a_kernel_that_does_not_fit_into_the_image_is_refused(implementation):
+    call = reference.convolution if implementation == "reference" else op.sample_moments_convolution
+    x, d = torch.randn(2, 2, 2, 8), torch.randn(2, 1, 1, 8)
+    for groups in (1, 8):
+        with pytest.raises(RuntimeError, match="kernel must fit into the padded size 2 of dimen"):
+            call(x, d, [3, 3], [2, 2], [0, 0], [1, 1], groups, 1, 1, 1, 1.0)
+
+
+def test_mean_and_rstd_have_one_shape():
+    x = torch.randn(4, 5, 6)
+    for call in (op.sample_moments_scale, reference.scale):
+        with pytest.raises(RuntimeError, match="mean and rstd must have one shape"):
+            call(x, x, torch.randn(4, 6), torch.rand(6), None, True, True)
+
+
+def test_absolute_sums_of_a_negative_factor():
+    x, d = torch.randn(5, 4), torch.randn(5, 3)
+    expected = 2 * (d[:, :, None] * x[:, None]).abs().sum(0)
+    for positions in (x, x[:, None]):
+        deep = d if positions.dim() == 2 else d[:, None]
+        got = sm.linear(positions, deep, want=["abs_sum"], factor=-2.0).abs_sum
+        assert_close(got, expected, tolerance=1e-5)
+    rows = d[:, :, None] * x[:, None]
+    assert_close(sm.rows(rows, want=["abs_sum"], factor=-2).abs_sum, expected, tolerance=1e-5)
+    got = sm.embedding(torch.zeros(5, dtype=torch.int64), d, count=5, want=["abs_sum"], factor=-2)
+    assert_close(got[1].abs_sum[0], 2 * d.abs().sum(0), tolerance=1e-5)
+
+
+def test_rows_of_no_samples():
+    assert sm.rows(torch.randn(0, 3, 2), want=["sum"]).sum.tolist() == [[0, 0]] * 3
+
+
+def test_norms_by_positions_take_a_few_units_at_a_time(monkeypatch):
+    x, d = torch.randn(6, 40, 3, 3), torch.randn(6, 70, 3, 3)
+    whole = sm.convolution(x, d, (3, 3), padding=1, unit=2, want=["sq_norm"]).sq_norm
+    monkeypatch.setattr(sm, "_AT_ONCE", 1)
+    parts = sm.convolution(x, d, (3, 3), padding=1, unit=2, want=["sq_norm"]).sq_norm
+    assert_close(parts, whole, tolerance=1e-12)

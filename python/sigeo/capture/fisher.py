@@ -151,7 +151,11 @@ def diag_fisher(
         for name in found.keys():  # noqa: SIM118  (the mapping computes its values)
             squares = found[name].sq_sum
             assert squares is not None
-            result[name] = result[name] + squares if name in result else squares
+            before = result.get(name)
+            if before is not None:  # dense + sparse is defined, sparse + dense is not
+                dense_first = before.is_sparse and not squares.is_sparse
+                squares = squares + before if dense_first else before + squares
+            result[name] = squares
     return {name: squares / count for name, squares in result.items()}
 
 

@@ -53,7 +53,7 @@ def write(
     if SUM & WANT:
         tl.store(results[0] + at, total, mask)
     if ABS_SUM & WANT:
-        tl.store(results[1] + at, absolute * factor, mask)
+        tl.store(results[1] + at, absolute * tl.abs(factor), mask)
     if SQ_SUM & WANT:
         tl.store(results[2] + at, square * (factor * factor), mask)
     if M2 & WANT:

@@ -130,6 +130,12 @@ class Layer(torch.autograd.Function):
         return (None, dx, *gradients)
 
 
+def _sum(values: Tensor, dim: int) -> Tensor:
+    """A sum of at least float32."""
+    narrow = values.dtype in (torch.bfloat16, torch.float16)
+    return values.sum(dim, dtype=torch.float32 if narrow else None)
+
+
 def of_rows(rows: Tensor, use: Use) -> SampleMoments:
     """Statistics of gradients that are small enough to be there: [samples, *shape]."""
     return sample_moments.rows(rows, unit=use.unit, want=use.want, factor=use.factor)
@@ -171,7 +177,7 @@ class Linear(Call):
             return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
         d = self._positions(d)
         if argument == "bias":
-            return of_rows(d.sum(1), use)
+            return of_rows(_sum(d, 1), use)
         x = self._positions(x).to(d.dtype)
         return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
 
@@ -190,7 +196,7 @@ class Linear(Call):
         """[units, O, I] or [units, O]."""
         d = self._positions(d)[units.start * unit : units.stop * unit]
         if argument == "bias":
-            return in_units(d.sum(1), slice(0, units.stop - units.start), unit)
+            return in_units(_sum(d, 1), slice(0, units.stop - units.start), unit)
         x = self._positions(x)[units.start * unit : units.stop * unit].to(d.dtype)
         d, x = (t.unflatten(0, (-1, unit)).flatten(1, 2) for t in (d, x))
         return torch.einsum("uto,uti->uoi", d, x)
@@ -242,7 +248,7 @@ class Convolution(Call):
         """Weight in its shape; bias [O]."""
         d, images = self._images(d)
         if argument == "bias":
-            rows = d.flatten(2).sum(2)
+            rows = _sum(d.flatten(2), 2)
             return of_rows(rows.unflatten(0, (-1, images)).sum(1), use)
         x, _ = self._images(x)
         return sample_moments.convolution(
@@ -287,7 +293,7 @@ class Convolution(Call):
         x, _ = self._images(x)
         of_unit = unit * images
         if argument == "bias":
-            return in_units(d.flatten(2).sum(2), units, of_unit)
+            return in_units(_sum(d.flatten(2), 2), units, of_unit)
         gradients = []
         for index in range(units.start, units.stop):
             part = slice(index * of_unit, (index + 1) * of_unit)

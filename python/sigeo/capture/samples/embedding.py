@@ -56,7 +56,7 @@ class LookUp:
         No samples: each has equally many entries, one's after another's.
         """
         assert self.gradient is not None
-        rows = samples_first(self.indices, self.axis).flatten()
+        rows = samples_first(self.indices, self.axis).flatten().long()
         gradients = samples_first(self.gradient, self.axis).flatten(0, -2)
         return rows, None, gradients
 
@@ -121,7 +121,7 @@ class BagLookUp(LookUp):
     def entries(self) -> tuple[Tensor, Tensor | None, Tensor]:
         """As for look-ups, of each entry of each bag."""
         assert self.gradient is not None
-        d, rows, bags = self.gradient, self.indices.flatten(), len(self.gradient)
+        d, rows, bags = self.gradient, self.indices.flatten().long(), len(self.gradient)
         if self.offsets is None:
             bag = torch.arange(bags, device=rows.device).repeat_interleave(self.indices.shape[1])
         else:
@@ -142,7 +142,9 @@ def finish_all(look_ups: Sequence[LookUp]) -> None:
     alike: dict[Any, list[LookUp]] = {}
     for look_up in look_ups:
         use = look_up.use
-        if look_up.gradient is None or not use.record.measured or use.record.uses != [use]:
+        if look_up.gradient is None or not use.record.measured or len(use.record.uses) != 1:
+            continue
+        if use.record.uses[0] is not use:  # its module took over
             continue
         if look_up.single:
             kind = (look_up.gradient.shape, look_up.gradient.dtype, look_up.gradient.device)
@@ -159,7 +161,7 @@ def finish_all(look_ups: Sequence[LookUp]) -> None:
 def _finish_together(look_ups: list[LookUp]) -> None:
     """One call for several tables; norms and inner products are of all of them."""
     plan, records = look_ups[0].use.plan, [look_up.use.record for look_up in look_ups]
-    rows = torch.stack([look_up.indices for look_up in look_ups], 1)
+    rows = torch.stack([look_up.indices.long() for look_up in look_ups], 1)
     gradients = torch.stack([g for look_up in look_ups if (g := look_up.gradient) is not None], 1)
     if plan.want:
         found = sample_moments.tables(

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sigeo.capture.samples.axis import Axis, Lost, where
 from sigeo.capture.samples.uses import Plan, Record
+from sigeo.errors import InputError
 
 
 @dataclass
@@ -37,6 +38,7 @@ class Fallback:
         begun: Told when the backward pass comes by.
         buffers: As the call found them, where they may have changed in it.
         frozen: Batch norms that take running statistics.
+        versions: Of the inputs at the call: autograd's count of changes in place.
     """
 
     module: nn.Module
@@ -50,6 +52,7 @@ class Fallback:
     begun: Callable[[], None]
     buffers: dict[str, Tensor] = field(default_factory=dict)
     frozen: list[nn.Module] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
 
     @classmethod
     def of(
@@ -84,6 +87,7 @@ class Fallback:
         kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
         names = tuple(parameters)
         made = cls(module, kept, places, spec, output_places, {}, names, plan, begun)
+        made.versions = [leaf._version for leaf in kept if isinstance(leaf, Tensor)]
         for index, tensor in outputs.items():
             tensor.register_hook(lambda g, index=index: made._note(index, g))
         return made
@@ -99,6 +103,11 @@ class Fallback:
         return torch.stack(rows)
 
     def _of_unit(self, unit: int) -> dict[str, Tensor]:
+        if self.versions != [x._version for x in self.inputs if isinstance(x, Tensor)]:
+            raise InputError(
+                f"{type(self.module).__name__} (parameter {self.names[0]}) must run again for each "
+                "unit, and its input was modified in place after the call"
+            )
         first = unit * self.plan.unit
         pick = range(first, first + self.plan.unit)
         parameters = dict(self.module.named_parameters())

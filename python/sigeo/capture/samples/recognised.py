@@ -420,19 +420,22 @@ def _cat(session: Session, tensors: Any, dim: int = 0, **named: Any) -> Any:
     spread = [session.before_expansion(t) for t in tensors]
     places = [session.where(t) for t, p in zip(tensors, spread, strict=True) if p is None]
     axis = next((place for place in places if isinstance(place, Axis)), None)
-    if named or axis is None or all(p is None for p in spread):
+    along = axis is not None and any(
+        p is not None and dim % t.dim() == axis.dim for t, p in zip(tensors, spread, strict=True)
+    )
+    if named or axis is None or along or all(p is None for p in spread):
         return NotImplemented
     joined = []
     for tensor, parameter in zip(tensors, spread, strict=True):
         whole = tensor
-        if parameter is not None and dim % tensor.dim() != axis.dim:
+        if parameter is not None:
             zeros = torch.zeros_like(tensor)
             mark(zeros, axis)
             whole = _elementwise(session, torch.add, zeros, bias=parameter)
             if whole is NotImplemented:
                 return NotImplemented
         joined.append(whole)
-    return session.followed(torch.cat, (joined, dim), {})
+    return session.foreign(torch.cat, (joined, dim), {})
 
 
 def _elementwise(

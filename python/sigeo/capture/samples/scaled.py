@@ -215,8 +215,10 @@ class GroupNorm(ChannelNorm):
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
         """The output and the statistics of each image and channel."""
+        order = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
+        dense = x.contiguous(memory_format=order)
         y, mean, rstd = torch.native_group_norm(
-            x, weight, bias, *self._sizes(x), self.groups, self.eps
+            dense, weight, bias, *self._sizes(x), self.groups, self.eps
         )
         of_group = x.shape[1] // self.groups
         return y, mean.repeat_interleave(of_group, 1), rstd.repeat_interleave(of_group, 1)

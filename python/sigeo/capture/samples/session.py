@@ -27,7 +27,7 @@ from sigeo.capture.samples.functions import (
     is_served,
     tensors_in,
 )
-from sigeo.capture.samples.mode import Mode, eager, in_backward
+from sigeo.capture.samples.mode import LINEAR, Mode, eager, in_backward, linear_is
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.uses import Plan, Record, Use, View, combined
 from sigeo.capture.state import undistributed
@@ -157,6 +157,8 @@ class Session:
                 f"got {sorted(sizes) or 'no tensor that has one'}"
             )
         (samples,) = sizes
+        if samples == 0:
+            raise InputError("inputs: expected at least one sample, got none")
         if self.plan.samples and samples != self.plan.samples:
             raise InputError(
                 f"inputs: expected {self.plan.samples} samples as in the first call of the model, "
@@ -261,7 +263,7 @@ class Session:
         found = self._resolve(tensor)
         if found is None:
             return False
-        return found[1] is None or 0 not in found[1].stride
+        return found[1] is None or found[1].fits(found[0].parameter)
 
     def before_expansion(self, tensor: Any) -> Tensor | None:
         """The view of a parameter that was expanded to this one, if it was: broadcasts to it."""
@@ -287,7 +289,7 @@ class Session:
             if tensor is None or place is None:
                 continue
             record, view = place
-            if view is None or 0 not in view.stride:
+            if view is None or view.fits(record.parameter):
                 found[name] = Use(record, view, tuple(tensor.shape), self.plan)
         return found
 
@@ -411,20 +413,16 @@ class Session:
 
     def seen_through(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a composite Python function whose linear layers are to be recognised."""
-        original = F.linear
         with Follower((args, kwargs)) as follower:
 
             def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
                 mark(input, follower.of(input))
-                output: Tensor = self.call(original, (input, weight, bias), {})
+                output: Tensor = self.call(LINEAR, (input, weight, bias), {})
                 follower.note(output, where(output))
                 return output
 
-            F.linear = linear
-            try:
+            with linear_is(linear):
                 output = func(*args, **kwargs)
-            finally:
-                F.linear = original
         self._mark(output, follower)
         return output
 

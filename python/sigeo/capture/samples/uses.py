@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments, Tables
 
 if TYPE_CHECKING:
@@ -24,12 +25,31 @@ class View:
     stride: tuple[int, ...]
     offset: int
 
+    def fits(self, parameter: Tensor) -> bool:
+        """Whether each of its entries is an entry of its own of a parameter without gaps."""
+        whole = sum(n > 1 for n in parameter.shape)
+        shown = _extent(parameter.shape, parameter.stride()) if whole else 1
+        return shown == max(1, parameter.numel()) and _extent(self.size, self.stride) is not None
+
     def into(self, parameter: Tensor, values: Tensor) -> Tensor:
         """Values of the view in a tensor of the parameter's shape, zero elsewhere."""
         # In the parameter's own memory order, which the view's strides are of.
         whole = torch.empty_like(parameter, dtype=values.dtype).zero_()
         whole.as_strided(self.size, self.stride, self.offset).copy_(values)
         return whole
+
+
+def _extent(size: Sequence[int], stride: Sequence[int]) -> int | None:
+    """How far entries reach in memory; None where two of them are in one place."""
+    reach = 0
+    for step, entries in sorted(zip(stride, size, strict=True)):
+        if entries == 0:
+            return 0
+        if entries > 1:
+            if step <= reach:
+                return None
+            reach += step * (entries - 1)
+    return reach + 1
 
 
 @dataclass
@@ -203,8 +223,16 @@ class Use:
             d: The gradient of its output.
             dx: The gradient of its input, if it was needed.
             saved: What the call's forward pass kept.
+
+        Raises:
+            InputError: The call's first forward pass was hidden by a reentrant checkpoint.
         """
         plan, measured = self.plan, self.record.measured
+        if self.session is None:
+            raise InputError(
+                "capture: checkpoint(..., use_reentrant=True) hides its first forward pass; "
+                "expected use_reentrant=False"
+            )
         self.session.backward_begun()
         if len(self.record.uses) > 1 and measured:
             self.rows = lambda units: self._whole(
@@ -274,7 +302,7 @@ def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
         g = g.to(wide) * plan.factor
         terms: dict[str, Callable[[Tensor], Tensor]] = {
             "sum": lambda g: g, "abs_sum": Tensor.abs, "sq_sum": Tensor.square,
-            "sign_sum": Tensor.sign,
+            "sign_sum": lambda g: g.sign() + (g - g),
         }  # fmt: skip
         for name, term in terms.items():
             if name in sums:
