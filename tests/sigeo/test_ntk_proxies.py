@@ -75,3 +75,10 @@ def test_what_is_refused():
         proxies.get("ntk_cond", batches=0)
     with pytest.raises(InputError, match="ntk_cond needs at least 3 batches, got 2"):
         sigeo.score(golden_net(), image_batches(2), ["ntk_cond"])
+
+
+def test_a_model_without_trainable_weights_is_not_finite():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).requires_grad_(False)
+    score = sigeo.score(model, [torch.randn(4, 3, 2, 2)] * 3, ["ntk_cond"])["ntk_cond"]
+    assert not score.finite
+    assert score.notes[0] == "no weight of a layer asks for a gradient"

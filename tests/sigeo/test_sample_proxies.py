@@ -126,3 +126,24 @@ def test_diag_fisher_of_embedding_tables():
         expected += sum(float((p * g).detach().square().sum()) for p, g in pairs) / 10
     score = sigeo.score(model, [(inputs, labels)], ["diag_fisher"])["diag_fisher"]
     assert score.value == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "message"),
+    [
+        (lambda o, y: F.cross_entropy(o, y, reduction="sum"), "gives the sum of the samples'"),
+        (lambda o, y: F.cross_entropy(o, y, torch.tensor([1.0, 50, 1])), "that weighs samples"),
+        (lambda o, y: F.cross_entropy(o - o.mean(0), y), "mixes them"),
+    ],
+)
+def test_losses_that_are_no_mean_of_the_samples_are_refused(loss_fn, message):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    batch = (torch.randn(9, 3, 2, 2), torch.arange(9) ** 2 % 3)
+    with pytest.raises(InputError, match=message):
+        sigeo.score(model, [batch], ["fisher_trace"], loss_fn=loss_fn)
+
+
+def test_a_text_is_no_list_of_proxies():
+    with pytest.raises(InputError, match="proxies: expected a list of names, got the text 'zico'"):
+        sigeo.score(torch.nn.Linear(2, 2), [torch.randn(3, 2)], "zico")

@@ -316,3 +316,26 @@ def test_a_nan_stays_one_where_a_parameter_is_used_twice():
     with capture(layer, {"sign_sum"}) as stats:
         (layer(x) + layer(2 * x)).sum().backward()
     assert stats["weight"].sign_sum.isnan().any()
+
+
+def test_a_module_that_must_run_again_and_draws_random_numbers_is_refused():
+    model = nn.LSTM(4, 5, 2, dropout=0.5, batch_first=True)
+    with pytest.raises(InputError, match="would draw other random numbers"), capture(model):
+        model(torch.randn(3, 6, 4))[0].square().mean().backward()
+
+
+def test_parts_of_the_model_are_not_the_model():
+    convolve = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.ModuleDict({"features": convolve, "head": nn.Linear(4, 2)})
+    with pytest.raises(InputError), capture(model) as stats:
+        model["head"](model["features"](torch.randn(5, 3, 8, 8))).square().mean().backward()
+        _ = stats.sample_sq_norm
+    with (
+        pytest.raises(InputError, match="the model itself was not called"),
+        capture(model) as stats,
+    ):
+        (model["head"].weight * 2).sum().backward()
+        _ = stats.sample_sq_norm
+    model = nn.Linear(3, 2)
+    with pytest.raises(InputError, match="want: expected a set or list of names, got the text"):
+        capture(model, "abs_sum").__enter__()

@@ -5,7 +5,7 @@ from sigeo.capture.distributed import all_reduce
 from sigeo.capture.fisher import Trace, diag_fisher, fisher_rao, fisher_trace
 from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
-from sigeo.capture.losses import LossFunction, batch_loss
+from sigeo.capture.losses import LossFunction, batch_loss, check_reduction
 from sigeo.capture.ntk import ntk
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
@@ -35,6 +35,7 @@ __all__ = [
     "batch_loss",
     "call",
     "capture",
+    "check_reduction",
     "diag_fisher",
     "fisher_rao",
     "fisher_trace",

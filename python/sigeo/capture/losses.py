@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -61,11 +62,17 @@ def check_trainable(loss: Tensor) -> Tensor:
 
 
 def check_reduction(
-    loss_fn: LossFunction, output: Any, labels: Any, loss: Tensor, reduction: Reduction
+    loss_fn: LossFunction,
+    output: Any,
+    labels: Any,
+    loss: Tensor,
+    reduction: Reduction,
+    *,
+    fixed: bool = False,
 ) -> None:
-    """Notice a loss that sums where the mean is expected, or the reverse, by those of two halves.
+    """Notice a loss that is no mean, or no sum, of the samples' losses by those of two halves.
 
-    A loss that cannot be taken apart, or that fits both or neither, passes.
+    A loss that cannot be taken apart passes.
 
     Args:
         loss_fn: The loss function, which is called for each half of the batch.
@@ -73,9 +80,10 @@ def check_reduction(
         labels: Of the batch.
         loss: Of the batch.
         reduction: What it is said to be.
+        fixed: Whether the caller cannot say otherwise.
 
     Raises:
-        InputError: The loss is of the other kind.
+        InputError: The loss is of the other kind, or of neither.
     """
     whole = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 0
     if not whole or len(output) < 2 or labels.dim() == 0 or len(output) != len(labels):
@@ -88,14 +96,25 @@ def check_reduction(
     except Exception:  # whatever a loss that takes whole batches alone does with half of one
         return
     value = float(loss.detach())
+    if not all(math.isfinite(v) for v in (value, first, second)):
+        return
+    scale = max(abs(value), abs(first), abs(second))
     expected = {
         "mean": (half * first + (count - half) * second) / count,
         "sum": first + second,
     }
-    fits = {kind: abs(value - e) <= 1e-4 * abs(value) for kind, e in expected.items()}
+    fits = {kind: abs(value - e) <= 1e-4 * scale for kind, e in expected.items()}
     other = "sum" if reduction == "mean" else "mean"
-    if fits[other] and not fits[reduction]:
+    if fits[reduction]:
+        return
+    if fits[other]:
+        advice = "" if fixed else f'; pass reduction="{other}"'
         raise InputError(
             f"reduction: loss_fn gives the {other} of the samples' losses, expected their "
-            f'{reduction}; pass reduction="{other}"'
+            f"{reduction}{advice}"
         )
+    raise InputError(
+        f"loss_fn: expected the {reduction} of the samples' losses, got one that weighs samples "
+        "(class weights, ignored labels), mixes them or is random: "
+        f"{value:.6g} for a batch, {expected[reduction]:.6g} from its halves"
+    )

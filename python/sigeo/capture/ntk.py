@@ -75,7 +75,10 @@ def ntk(
             grads=False,
             max_bytes=max_bytes,
         ) as found:
-            choose(_rows(call(model, batch))).sum().backward()
+            output = choose(_rows(call(model, batch))).sum()
+            if not output.requires_grad:
+                raise InputError("model: expected parameters that ask for gradients, found none")
+            output.backward()
         return found.gram
 
     with preserved(model, parameters=False), torch.enable_grad():

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sigeo.capture import BatchNormPolicy, ntk
+from sigeo.capture import BatchNormPolicy, ntk, select
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnInputs, Outcome, Proxy
 from sigeo.proxies.registry import register
@@ -43,6 +43,8 @@ def _proxy(
         raise InputError(f"batches: must be at least 1, got {batches}")
 
     def function(model: nn.Module, inputs: Sequence[Any]) -> Outcome:
+        if not any(p.requires_grad for p in select(model, "layers").values()):
+            return Outcome(math.nan, {}, ("no weight of a layer asks for a gradient",))
         found = []
         for batch in inputs:
             some = tree_map_only(Tensor, lambda t: t[:samples], batch)

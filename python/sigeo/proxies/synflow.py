@@ -116,6 +116,8 @@ def _measure(
     notes: tuple[str, ...] = ()
     if value == -math.inf:
         notes = ("no weight carries flow to the output",)
+    elif math.isnan(value):
+        notes = ("the flow runs backwards somewhere, as through norms other than batch norm",)
     elif not math.isfinite(value):
         notes = ("the flow is beyond the largest float64",)
     return Outcome(value, {term: value}, notes)

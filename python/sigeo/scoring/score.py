@@ -18,6 +18,7 @@ from sigeo.capture import (
     batch_loss,
     call,
     capture,
+    check_reduction,
     gradient_statistics,
     preserved,
 )
@@ -41,6 +42,8 @@ def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
     Raises:
         InputError: An unknown name, none at all, or one twice.
     """
+    if isinstance(proxies, str):
+        raise InputError(f"proxies: expected a list of names, got the text {proxies!r}")
     resolved = [registry.get(p) if isinstance(p, str) else p for p in proxies]
     if not resolved:
         raise InputError("proxies: expected at least one, got none")
@@ -202,7 +205,9 @@ def _measure_samples(
             torch.enable_grad(),
             capture(model, want, batch_norm=policy, grads=False) as statistics,
         ):
-            loss = batch_loss(loss_fn, call(model, inputs), labels)
+            output = call(model, inputs)
+            loss = batch_loss(loss_fn, output, labels)
+            check_reduction(loss_fn, output, labels, loss, "mean", fixed=True)
             if loss.requires_grad:
                 loss.backward()
         outcomes |= {

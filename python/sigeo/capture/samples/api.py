@@ -163,6 +163,11 @@ class _Captured(SampleStatistics):
     def _complete(self) -> None:
         if self._session.finished and not self._session.begun:
             raise InputError("capture: no backward pass was in the body, so nothing was measured")
+        if not self._session.plan.samples:
+            raise InputError(
+                "capture: the model itself was not called in the body, so its samples are not "
+                "known; expected model(inputs), not model.forward or parts of it"
+            )
         if not self._session.finished:
             raise InputError("capture: statistics are there after loss.backward(), not before")
 
@@ -224,6 +229,8 @@ def capture(
             one number of samples, a parameter that cannot be served, batch norm that the policy
             refuses, a second backward pass; and when statistics are read, that there was none.
     """
+    if isinstance(want, str):
+        raise InputError(f"want: expected a set or list of names, got the text {want!r}")
     wanted = frozenset(want)
     unknown = sorted(wanted - set(WANTS))
     if unknown:

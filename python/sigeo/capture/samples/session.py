@@ -46,6 +46,7 @@ class Frame:
         args: It was called with.
         kwargs: It was called with.
         serial: Of the last use before it.
+        random: State of the generator of random numbers before it.
         fallback: Names of the parameters that it takes over for.
         buffers: What the pass may change and depend on, as spectral norm's; as it was before.
     """
@@ -54,6 +55,7 @@ class Frame:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     serial: int
+    random: Tensor
     fallback: set[str] = field(default_factory=set)
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
@@ -174,7 +176,7 @@ class Session:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.finished and not in_backward():
-            frame = Frame(module, args, kwargs, self._serial)
+            frame = Frame(module, args, kwargs, self._serial, torch.get_rng_state())
             if module.training and "parametrizations" in module._modules:
                 frame.buffers = {name: b.clone() for name, b in module.named_buffers()}
             self._frames.append(frame)
@@ -207,6 +209,8 @@ class Session:
         fallback = Fallback.of(
             frame.module, frame.args, frame.kwargs, output, local, self.plan, self.backward_begun
         )
+        if not isinstance(fallback, str) and not torch.equal(frame.random, torch.get_rng_state()):
+            fallback = "its module runs again for each unit, and would draw other random numbers"
         if isinstance(fallback, str):
             self.cannot([record.name for record in local.values()], fallback)
             return None
