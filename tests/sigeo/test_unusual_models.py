@@ -327,14 +327,11 @@ def test_a_module_that_must_run_again_and_draws_random_numbers_is_refused():
 def test_parts_of_the_model_are_not_the_model():
     convolve = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     model = nn.ModuleDict({"features": convolve, "head": nn.Linear(4, 2)})
-    with pytest.raises(InputError), capture(model) as stats:
+    with pytest.raises(InputError, match="no per-sample gradient here"), capture(model):
         model["head"](model["features"](torch.randn(5, 3, 8, 8))).square().mean().backward()
-        _ = stats.sample_sq_norm
-    with (
-        pytest.raises(InputError, match="the model itself was not called"),
-        capture(model) as stats,
-    ):
+    with capture(model, strict=False) as stats:
         (model["head"].weight * 2).sum().backward()
+    with pytest.raises(InputError, match="the model itself was not called in the body"):
         _ = stats.sample_sq_norm
     model = nn.Linear(3, 2)
     with pytest.raises(InputError, match="want: expected a set or list of names, got the text"):
