@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -269,7 +271,10 @@ def test_an_input_modified_in_place_after_a_module_that_must_run_again():
         return y
 
     model = Function(run, layer=layer, gain=gain)
-    with pytest.raises(InputError, match="Gain .* its input was modified in place"), capture(model):
+    with (
+        pytest.raises(InputError, match="gain.w .* its input was modified in place"),
+        capture(model),
+    ):
         model(torch.randn(5, 3)).square().mean().backward()
 
 
@@ -336,3 +341,18 @@ def test_parts_of_the_model_are_not_the_model():
     model = nn.Linear(3, 2)
     with pytest.raises(InputError, match="want: expected a set or list of names, got the text"):
         capture(model, "abs_sum").__enter__()
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(()).item()])
+def test_numbers_of_every_generator_are_noticed(draw):
+    class Gain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(4))
+
+        def forward(self, h):
+            return h * self.w.exp() * float(draw())
+
+    model = nn.Sequential(nn.Linear(3, 4), Gain())
+    with pytest.raises(InputError, match="would draw other random numbers"), capture(model):
+        model(torch.randn(5, 3)).square().mean().backward()

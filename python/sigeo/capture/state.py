@@ -23,6 +23,16 @@ class RandomState:
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
 
+    def moved(self) -> bool:
+        """Whether something was drawn since."""
+        now = RandomState(self._device)
+        before: Any = self._numpy  # a name, the block, the place in it, and what is left over
+        after: Any = now._numpy
+        numpy = np.array_equal(before[1], after[1]) and before[2:] == after[2:]
+        cuda = self._cuda is None or now._cuda is None or torch.equal(self._cuda, now._cuda)
+        host = self._python == now._python and torch.equal(self._torch, now._torch)
+        return not (host and numpy and cuda)
+
     def restore(self) -> None:
         """Put it back."""
         random.setstate(self._python)

@@ -18,7 +18,11 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sigeo.capture.samples.axis import Axis, Lost, where
 from sigeo.capture.samples.uses import Plan, Record
-from sigeo.errors import InputError
+from sigeo.capture.state import RandomState, device_of
+
+
+class CannotRunAgain(Exception):
+    """A module's second run would not be what the first was; the text says why."""
 
 
 @dataclass
@@ -104,10 +108,10 @@ class Fallback:
 
     def _of_unit(self, unit: int) -> dict[str, Tensor]:
         if self.versions != [x._version for x in self.inputs if isinstance(x, Tensor)]:
-            raise InputError(
-                f"{type(self.module).__name__} (parameter {self.names[0]}) must run again for each "
-                "unit, and its input was modified in place after the call"
+            raise CannotRunAgain(
+                "its module runs again for each unit, and its input was modified in place meanwhile"
             )
+        random = RandomState(device_of(self.module)) if unit == 0 else None
         first = unit * self.plan.unit
         pick = range(first, first + self.plan.unit)
         parameters = dict(self.module.named_parameters())
@@ -121,6 +125,11 @@ class Fallback:
         own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
         with torch.enable_grad(), _evaluated(self.frozen):
             output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
+        if random is not None and random.moved():
+            random.restore()
+            raise CannotRunAgain(
+                "its module runs again for each unit, and would draw other random numbers"
+            )
         outputs = tree_leaves(output)
         pairs = [
             (outputs[index], _rows(g, self.output_places[index], pick))

@@ -79,7 +79,7 @@ def _backward(
         )
 
 
-LINEAR = F.linear
+LINEAR = F.linear  # another function may have its name while attention is seen through
 _lock = threading.Lock()
 _linear_of_thread: dict[int, Callable[..., Tensor]] = {}
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from sigeo.capture.samples import calls, embedding, scaled
 from sigeo.capture.samples.axis import Axis, Where, mark
 from sigeo.capture.samples.calls import Call, Layer
+from sigeo.capture.samples.mode import LINEAR
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
 
-_LINEAR = F.linear  # another function has its name while attention is seen through
 Handler = Callable[..., Any]
 HANDLERS: dict[Any, Handler] = {}
 """Torch function to handler: it gets the session and the function's arguments, and returns the
@@ -55,7 +55,7 @@ def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None
         return NotImplemented  # a computed bias: its own operations are followed
     axis = session.where(input)
     if not isinstance(axis, Axis) or axis.dim == input.dim() - 1:
-        return session.foreign(_LINEAR, (input, weight, bias), {})
+        return session.foreign(LINEAR, (input, weight, bias), {})
     return _run(session, calls.Linear(axis, uses), input, weight, bias, axis)
 
 

@@ -16,7 +16,7 @@ from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
 from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
 from sigeo.capture.samples.embedding import LookUp, finish_all
-from sigeo.capture.samples.fallback import Fallback
+from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
 from sigeo.capture.samples.follower import Follower
 from sigeo.capture.samples.functions import (
     JOINS,
@@ -46,7 +46,6 @@ class Frame:
         args: It was called with.
         kwargs: It was called with.
         serial: Of the last use before it.
-        random: State of the generator of random numbers before it.
         fallback: Names of the parameters that it takes over for.
         buffers: What the pass may change and depend on, as spectral norm's; as it was before.
     """
@@ -55,7 +54,6 @@ class Frame:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     serial: int
-    random: Tensor
     fallback: set[str] = field(default_factory=set)
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
@@ -176,7 +174,7 @@ class Session:
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.finished and not in_backward():
-            frame = Frame(module, args, kwargs, self._serial, torch.get_rng_state())
+            frame = Frame(module, args, kwargs, self._serial)
             if module.training and "parametrizations" in module._modules:
                 frame.buffers = {name: b.clone() for name, b in module.named_buffers()}
             self._frames.append(frame)
@@ -209,8 +207,6 @@ class Session:
         fallback = Fallback.of(
             frame.module, frame.args, frame.kwargs, output, local, self.plan, self.backward_begun
         )
-        if not isinstance(fallback, str) and not torch.equal(frame.random, torch.get_rng_state()):
-            fallback = "its module runs again for each unit, and would draw other random numbers"
         if isinstance(fallback, str):
             self.cannot([record.name for record in local.values()], fallback)
             return None
@@ -479,7 +475,10 @@ class Session:
                 continue
             alone = len(record.uses) == 1 and record.uses[0].rows is None
             if not alone:
-                record.moments = combined(record, self.plan, self.max_bytes)
+                try:
+                    record.moments = combined(record, self.plan, self.max_bytes)
+                except CannotRunAgain as error:
+                    self.cannot([record.name], str(error))
             elif record.moments is None:
                 record.moments = SampleMoments()
 
