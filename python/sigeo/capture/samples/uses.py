@@ -27,9 +27,8 @@ class View:
 
     def fits(self, parameter: Tensor) -> bool:
         """Whether each of its entries is an entry of its own of a parameter without gaps."""
-        whole = sum(n > 1 for n in parameter.shape)
-        shown = _extent(parameter.shape, parameter.stride()) if whole else 1
-        return shown == max(1, parameter.numel()) and _extent(self.size, self.stride) is not None
+        dense = _extent(parameter.shape, parameter.stride()) == parameter.numel()
+        return dense and _extent(self.size, self.stride) is not None
 
     def into(self, parameter: Tensor, values: Tensor) -> Tensor:
         """Values of the view in a tensor of the parameter's shape, zero elsewhere."""
