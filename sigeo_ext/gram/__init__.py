@@ -97,9 +97,9 @@ def convolution(
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
     """
     dims = len(kernel_size)
-    if transposed:
-        x, d = d, x
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
+    if transposed:
+        x, d = patches.exchanged(x, d, kernel_size, *spread)
     if groups == 1 and dims < 3 and route != "direct" and patches.fit(x, d, unit):
         positions = unit * math.prod(d.shape[2:])
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)

@@ -100,12 +100,11 @@ def convolution(
         ValueError: An unknown statistic.
     """
     dims = len(kernel_size)
+    spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
     if transposed:
-        # g[i, o, k] pairs the input at t with the output at t's tap k: the roles change places.
-        x, d = d, x
+        x, d = patches.exchanged(x, d, kernel_size, *spread)
     bits = _bits(want)
     if bits == _SQ_NORM and groups == 1 and dims < 3 and patches.fit(x, d, unit, segments):
-        spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
         inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
         if axes and _few(unit * math.prod(d.shape[2:]), inputs, d.shape[1]):
@@ -114,9 +113,7 @@ def convolution(
         as_channels_last(x),
         as_channels_last(d),
         list(kernel_size),
-        each_dimension(stride, dims),
-        each_dimension(padding, dims),
-        each_dimension(dilation, dims),
+        *spread,
         groups,
         unit,
         segments or 1,

@@ -68,6 +68,31 @@ def axes_of(
     return axes
 
 
+def exchanged(
+    x: Tensor,
+    d: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    """Input and output gradient of a transposed convolution as those of an ordinary one.
+
+    g[i, o, k] pairs the input at t with the output at t's tap k: the roles change places. Behind
+    an output that was extended by a stride or more, an ordinary convolution has room for further
+    positions: they see input of zero.
+    """
+    lists = (d.shape[2:], x.shape[2:], kernel, stride, padding, dilation)
+    if all(len(values) == len(kernel) for values in lists) and min(stride) > 0:
+        missing = [
+            (n + 2 * pad - apart * (k - 1) - 1) // step + 1 - m
+            for n, m, k, step, pad, apart in zip(*lists, strict=True)
+        ]
+        if max(missing) > 0 and min(missing) >= 0:
+            x = F.pad(x, [size for room in reversed(missing) for size in (0, room)])
+    return d, x
+
+
 def of_units(values: Tensor, unit: int) -> Tensor:
     """[samples, positions, channels] as [units, positions of all its samples, channels]."""
     units: Tensor = values.unflatten(0, (-1, unit))

@@ -55,12 +55,13 @@ def test_convolutions_equal_the_loop(case, dtype, route, memory):
 
 @FLOATS
 @ROUTES
-def test_transposed_convolutions_equal_the_loop(dtype, route):
+@pytest.mark.parametrize(("dilation", "extended"), [(1, 1), (3, 2)])
+def test_transposed_convolutions_equal_the_loop(dilation, extended, dtype, route):
     x, weight = torch.randn(4, 6, 3, 3).to(dtype), torch.randn(6, 4, 3, 3)
-    options = {"stride": 2, "padding": 1}
+    options = {"stride": 2, "padding": 1, "dilation": dilation}
 
     def run(a, w):
-        return F.conv_transpose2d(a, w, output_padding=1, **options)
+        return F.conv_transpose2d(a, w, output_padding=extended, **options)
 
     d = torch.randn_like(run(x, weight.to(dtype)))
     expected = by_loop(run, x, d, weight)

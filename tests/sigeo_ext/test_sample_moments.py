@@ -80,13 +80,14 @@ def test_convolutions_equal_the_loop(case, dtype, memory):
 
 
 @FLOATS
-def test_transposed_convolutions_equal_the_loop(dtype):
+@pytest.mark.parametrize(("dilation", "extended"), [(1, 1), (3, 2)])
+def test_transposed_convolutions_equal_the_loop(dilation, extended, dtype):
     x = torch.randn(4, 6, 5, 5, dtype=torch.float64)
     weight = torch.randn(6, 4, 3, 3, dtype=torch.float64)
-    options = {"stride": 2, "padding": 1, "groups": 2}
+    options = {"stride": 2, "padding": 1, "groups": 2, "dilation": dilation}
 
     def run(a, w):
-        return F.conv_transpose2d(a, w, output_padding=1, **options)
+        return F.conv_transpose2d(a, w, output_padding=extended, **options)
 
     d = torch.randn_like(run(x, weight))
     expected = by_loop(weight_gradients(x, d, weight, run))
