@@ -12,16 +12,18 @@ from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo import capture, data, proxies, scoring, spaces, store, supernet, tables
-    from sigeo.scoring import score
+    from sigeo.scoring.many import score_many
+    from sigeo.scoring.score import score
 
 _PACKAGES = ("capture", "data", "proxies", "scoring", "spaces", "store", "supernet", "tables")
-_PLACES = {"score": "sigeo.scoring"}
+_PLACES = {"score": "sigeo.scoring", "score_many": "sigeo.scoring"}
 __all__ = [
     "InputError",
     "capture",
     "data",
     "proxies",
     "score",
+    "score_many",
     "scoring",
     "spaces",
     "store",

@@ -52,7 +52,7 @@ class Batches:
         self._channels_last = memory_format == "channels_last" or (
             memory_format == "auto" and device.type == "cpu" and convolves
         )
-        self._device = device
+        self.device = device
 
     @classmethod
     def of(
@@ -79,7 +79,7 @@ class Batches:
             isinstance(leaf, Tensor) for leaf in tree_leaves(labels)
         ):
             labels = torch.as_tensor(labels)
-        return self._place(inputs), tree_map_only(Tensor, lambda t: t.to(self._device), labels)
+        return self._place(inputs), tree_map_only(Tensor, lambda t: t.to(self.device), labels)
 
     def _place(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
@@ -88,7 +88,7 @@ class Batches:
             return tuple(self._place(value) for value in inputs)
         if not isinstance(inputs, Tensor):
             return inputs
-        placed = inputs.to(self._device)
+        placed = inputs.to(self.device)
         if self._channels_last and placed.dim() == 4 and placed.is_floating_point():
             return placed.contiguous(memory_format=torch.channels_last)
         return placed

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from sigeo.errors import InputError
-from sigeo.spaces.base import Cost, InputShape, SearchSpace, Supernet, distinct
+from sigeo.spaces.base import Cost, InputShape, SearchSpace, Stack, Supernet, distinct
 from sigeo.spaces.nasbench201 import NASBench201
 
-__all__ = ["Cost", "InputShape", "SearchSpace", "Supernet", "distinct", "get", "names"]
+__all__ = ["Cost", "InputShape", "SearchSpace", "Stack", "Supernet", "distinct", "get", "names"]
 
 _SPACES: dict[str, Callable[..., Any]] = {NASBench201.name: NASBench201}
 

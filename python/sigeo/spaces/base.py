@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -41,6 +41,25 @@ class InputShape:
     classes: int
 
 
+class Stack(Protocol):
+    """Several subnets of a supernet as one function of a batch.
+
+    Attributes:
+        weights: The weights that any of them uses, by the supernet's names, [n, *shape]: one row a
+            subnet that uses it. Leaves of their own; rows are one in memory where they are shared.
+        members: The subnet of each row.
+        layers: Names of the weights of convolutions and linear layers.
+    """
+
+    weights: Mapping[str, nn.Parameter]
+    members: Mapping[str, tuple[int, ...]]
+    layers: frozenset[str]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """A batch [B, ...] to each subnet's outputs [K, B, ...], batch norm in batch mode."""
+        ...
+
+
 class Supernet(Protocol[A_in]):
     """Weights that all architectures of a space share; an ``nn.Module`` as well."""
 
@@ -54,6 +73,15 @@ class Supernet(Protocol[A_in]):
         Args:
             arch: The architecture.
             whole: Whether parts that do nothing are still among its modules; they never run.
+        """
+        ...
+
+    def stack(self, archs: Sequence[A_in], *, own: bool = False) -> Stack:
+        """Several architectures to run together.
+
+        Args:
+            archs: The architectures, any of them more than once.
+            own: Whether each gets a copy of its weights, to move; else all read the shared ones.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Training of shared weights: warm-up, its checkpoints, the sampling of paths."""
+"""Shared weights: warm-up, its checkpoints, the sampling of paths; many subnets in one pass."""
 
 from sigeo.supernet.checkpoint import (
     TrainingState,
@@ -7,6 +7,7 @@ from sigeo.supernet.checkpoint import (
     load_weights,
     save_checkpoint,
 )
+from sigeo.supernet.many import many_gradient_statistics, supports
 from sigeo.supernet.warmup import (
     Source,
     Trainer,
@@ -24,7 +25,9 @@ __all__ = [
     "digest",
     "load_checkpoint",
     "load_weights",
+    "many_gradient_statistics",
     "save_checkpoint",
+    "supports",
     "uniform_path",
     "warm_up_alone",
     "warm_up_supernet",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from sigeo.spaces.nasbench201.canonical import pruned
@@ -19,6 +21,7 @@ from sigeo.spaces.nasbench201.network import (
     plan_of,
     run_cell,
 )
+from sigeo.spaces.nasbench201.stack import Stack
 
 
 class CellSlots(nn.Module):
@@ -91,6 +94,10 @@ class NASBench201Supernet(nn.Module):
             else:
                 blocks.append(block)
         return Network(self.stem, blocks, self.head)
+
+    def stack(self, archs: Sequence[Cell], *, own: bool = False) -> Stack:
+        """Several architectures to run together; see `Supernet.stack`."""
+        return Stack(self, archs, own=own)
 
 
 def _standalone_name(name: str) -> str:

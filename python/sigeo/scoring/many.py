@@ -1,0 +1,174 @@
+"""`score_many`: many subnets of one supernet by several proxies, in shared passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.capture import (
+    Batches,
+    FirstGradient,
+    LossFunction,
+    MemoryFormat,
+    batch_loss,
+    call,
+    preserved,
+)
+from sigeo.errors import InputError
+from sigeo.proxies import OnGradient, OnStatistics, Outcome, Proxy, Score
+from sigeo.scoring.score import check_needs, resolve, score
+from sigeo.spaces import Supernet
+from sigeo.supernet import many_gradient_statistics, supports
+
+AT_ONCE = {"cpu": 16, "cuda": 64}
+"""Subnets in one pass by device, where nothing else bounds them."""
+
+
+def stackable(proxy: Proxy) -> bool:
+    """Whether a proxy can be measured on many subnets in one pass; else they go one by one."""
+    if proxy.whole_network:
+        return False
+    measurement = proxy.measurement
+    if isinstance(measurement, OnStatistics):
+        return supports(measurement.request)
+    return isinstance(measurement, OnGradient)
+
+
+def score_many(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    batches: Iterable[object] | Batches,
+    proxies: Sequence[str | Proxy] = ("sigeo", "zico"),
+    *,
+    loss_fn: LossFunction = nn.functional.cross_entropy,
+    memory_format: MemoryFormat = "auto",
+    at_once: int | None = None,
+    max_bytes: int | None = None,
+) -> list[dict[str, Score]]:
+    """Score subnets of a supernet, many in each pass.
+
+    The scores are those of `sigeo.score` on each subnet alone. Proxies that are measured on
+    gradients of batches share the passes; the others, and the published network's sizes, are
+    measured one subnet after another. The supernet stays as it is.
+
+    Args:
+        supernet: Shared weights, such as ``space.supernet()``.
+        archs: The subnets; equal ones are measured once.
+        batches: As in `sigeo.score`.
+        proxies: Names (`sigeo.proxies.names()`) or objects.
+        loss_fn: (output, labels) to the mean loss of one subnet's batch.
+        memory_format: As in `sigeo.score`.
+        at_once: Subnets in one pass; default `AT_ONCE`.
+        max_bytes: Bound on the memory of one pass beside the supernet: at most as many subnets at
+            once as fit, one at least.
+
+    Returns:
+        The scores of each subnet, in the order given.
+
+    Raises:
+        InputError: As `sigeo.score`; or a number that is not at least 1.
+    """
+    wanted = resolve(proxies)
+    for name, value in (("at_once", at_once), ("max_bytes", max_bytes)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}: must be at least 1, got {value}")
+    module: nn.Module = supernet  # type: ignore[assignment]
+    data = Batches.of(batches, module, memory_format)
+    check_needs(wanted, batches=len(data), labelled=data.labelled)
+    distinct = list(dict.fromkeys(archs))
+    stacked = [proxy for proxy in wanted if stackable(proxy)]
+    found: dict[Any, dict[str, Score]] = {arch: {} for arch in distinct}
+    if stacked and distinct:
+        size = at_once or AT_ONCE.get(data.device.type, 16)
+        if max_bytes is not None:
+            largest = max(distinct, key=lambda arch: _parameters(supernet.subnet(arch)))
+            moving = any(
+                isinstance(p.measurement, OnStatistics) and p.measurement.request.steps is not None
+                for p in stacked
+            )
+            each = bytes_at_once(supernet.subnet(largest), data, loss_fn, moving=moving)
+            size = max(1, min(size, max_bytes // each))
+        for begin in range(0, len(distinct), size):
+            part = distinct[begin : begin + size]
+            for arch, scores in zip(
+                part, _score_stack(supernet, part, data, stacked, loss_fn), strict=True
+            ):
+                found[arch] |= scores
+    for arch in distinct:
+        for whole in (False, True):
+            alone = [p for p in wanted if p not in stacked and p.whole_network == whole]
+            if alone:
+                subnet = supernet.subnet(arch, whole=whole)
+                found[arch] |= score(subnet, data, alone, loss_fn=loss_fn)
+    return [{proxy.name: found[arch][proxy.name] for proxy in wanted} for arch in archs]
+
+
+def _score_stack(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    data: Batches,
+    proxies: Sequence[Proxy],
+    loss_fn: LossFunction,
+) -> list[dict[str, Score]]:
+    """The scores of as many subnets as one pass takes."""
+    on_gradient = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnGradient)}
+    on_statistics = {
+        p.name: p.measurement for p in proxies if isinstance(p.measurement, OnStatistics)
+    }
+    outcomes: list[dict[str, Outcome]] = [{} for _ in archs]
+
+    def observe(subnet: int, gradient: FirstGradient) -> None:
+        for name, measurement in on_gradient.items():
+            outcomes[subnet][name] = Outcome(float(measurement.function(gradient)))
+
+    requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
+    results = many_gradient_statistics(
+        supernet,
+        archs,
+        data,
+        loss_fn,
+        requests=requests,
+        observer=observe if on_gradient else None,
+    )
+    for arch, outcome, measured in zip(archs, outcomes, results, strict=True):
+        by_request = dict(zip(requests, measured, strict=True))
+        subnet = supernet.subnet(arch)
+        for name, m in on_statistics.items():
+            outcome[name] = m.function(subnet, by_request[m.request])
+    return [{p.name: p.score(outcome[p.name]) for p in proxies} for outcome in outcomes]
+
+
+def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, moving: bool) -> int:
+    """Memory that one subnet takes in a pass, measured on a forward pass of its own.
+
+    What the pass keeps for the backward one, twice for what that makes on its way; the gradients of
+    up to four batches, and a copy of the weights if they move.
+    """
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        kept[parameter.untyped_storage().data_ptr()] = 0
+    with (
+        preserved(network, parameters=False),
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+    ):
+        network.train()
+        inputs, labels = data[0]
+        batch_loss(loss_fn, call(network, inputs), labels)
+    for parameter in parameters:
+        kept.pop(parameter.untyped_storage().data_ptr(), None)
+    copies = 4 + moving
+    return 2 * sum(kept.values()) + copies * sum(p.nbytes for p in parameters)
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())

@@ -1,0 +1,180 @@
+"""Many subnets of the NAS-Bench-201 supernet in one pass.
+
+At every place of the network a tensor holds one block a subnet, [K, positions, channels]. Each edge
+sends the blocks of the subnets that chose an operation through that operation together; a node adds
+up what comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, Cell
+from sigeo.spaces.nasbench201.network import ConvNorm, Reduction, average_pool, plan_of
+from sigeo_ext import gather
+from sigeo_ext.gather import Norm, Term
+
+if TYPE_CHECKING:
+    from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
+
+Groups = dict[int, dict[int, tuple[int, ...]]]
+Part = tuple[Tensor, Term]
+"""What an operation contributes: [n, B, H, W, C], and the same as a term of the sum."""
+
+
+class Stack:
+    """K subnets as one function of a batch; see `sigeo.spaces.Stack`."""
+
+    def __init__(self, supernet: NASBench201Supernet, archs: Sequence[Cell], *, own: bool):
+        """Gather the weights that any of them uses.
+
+        Args:
+            supernet: The shared weights.
+            archs: The subnets.
+            own: Whether each subnet gets weights of its own to move, copied; else all read the
+                supernet's.
+        """
+        self.archs = tuple(archs)
+        self.layers = frozenset(
+            f"{name}.weight"
+            for name, module in supernet.named_modules()
+            if isinstance(module, (nn.Conv2d, nn.Linear))
+        )
+        self.weights: dict[str, nn.Parameter] = {}
+        self.members: dict[str, tuple[int, ...]] = {}
+        self._own, self._supernet = own, supernet
+        self._groups = _groups(self.archs)
+        everyone = tuple(range(len(self.archs)))
+        for name, parameter in supernet.named_parameters():
+            slot = name.partition(".slots.")[2]
+            members = everyone
+            if slot:
+                edge, operation = map(int, slot.partition(".")[0].split("_"))
+                members = self._groups.get(edge, {}).get(operation, ())
+            if members:
+                self._take(name, parameter, members)
+        device = supernet.head.linear.weight.device
+        self._everyone = torch.tensor(everyone, device=device)
+        self._index = {
+            (edge, operation): torch.tensor(members, device=device)
+            for edge, by_operation in self._groups.items()
+            for operation, members in by_operation.items()
+        }
+
+    def _take(self, name: str, parameter: nn.Parameter, members: tuple[int, ...]) -> None:
+        values = parameter.detach().expand(len(members), *parameter.shape)
+        self.weights[name] = nn.Parameter(values.clone() if self._own else values)
+        self.members[name] = members
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images [B, in_channels, H, W] to logits [K, B, classes]."""
+        count = len(self.archs)
+        x = images.movedim(1, -1).contiguous()[None].expand(count, *[-1] * images.dim())
+        x = self._sum([self._normed("stem", x, self._everyone, self._supernet.stem)])
+        for place, block in enumerate(self._supernet.blocks):
+            name = f"blocks.{place}"
+            if isinstance(block, Reduction):
+                x = self._reduction(name, block, x)
+            else:
+                x = self._cell(f"{name}.slots", block, x)
+        norm = self._norm("head.norm")
+        x = self._sum([(x, Term(x.flatten(1, -2), self._everyone, norm))]).relu()
+        pooled = x.mean((2, 3))
+        return gather.linear(
+            pooled, self.weights["head.linear.weight"], self.weights["head.linear.bias"]
+        )
+
+    def _norm(self, name: str) -> Norm:
+        return Norm(self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _normed(self, name: str, x: Tensor, subnets: Tensor, module: ConvNorm) -> Part:
+        """A convolution of blocks [n, B, H, W, C], and the term that it is with its norm."""
+        y = self._convolve(f"{name}.conv", x, module.conv)
+        return y, Term(y.flatten(1, -2), subnets, self._norm(f"{name}.norm"))
+
+    def _convolve(self, name: str, x: Tensor, module: nn.Conv2d) -> Tensor:
+        return gather.convolution(
+            x,
+            self.weights[f"{name}.weight"],
+            stride=module.stride[0],
+            padding=int(module.padding[0]),
+        )
+
+    def _sum(self, parts: Sequence[Part]) -> Tensor:
+        """The sum at a node [K, B, H, W, C]."""
+        y = gather.combine([term for _, term in parts], len(self.archs))
+        blocks: Tensor = y.unflatten(1, parts[0][0].shape[1:-1])
+        return blocks
+
+    def _reduction(self, name: str, block: Reduction, x: Tensor) -> Tensor:
+        first = self._sum([self._normed(f"{name}.first", x.relu(), self._everyone, block.first)])
+        second = self._normed(f"{name}.second", first.relu(), self._everyone, block.second)
+        pooled = F.avg_pool2d(_images(x), 2, 2, ceil_mode=True)
+        short = self._convolve(f"{name}.shortcut", _blocks(pooled, len(x)), block.shortcut)
+        return self._sum([second, (short, Term(short.flatten(1, -2), self._everyone))])
+
+    def _cell(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
+        parts: dict[int, list[Part]] = {node: [] for node in range(OUTPUT + 1)}
+        for node in range(OUTPUT):
+            leaving = [place for place in self._index if EDGES[place[0]][0] == node]
+            if leaving:
+                value = x if node == 0 else self._node(parts[node], x)
+                for edge, part in self._sent(name, block, value, leaving):
+                    parts[EDGES[edge][1]].append(part)
+        return self._node(parts[OUTPUT], x)
+
+    def _node(self, parts: Sequence[Part], like: Tensor) -> Tensor:
+        return self._sum(parts) if parts else torch.zeros_like(like)
+
+    def _sent(
+        self, name: str, block: nn.Module, value: Tensor, leaving: Sequence[tuple[int, int]]
+    ) -> Iterator[tuple[int, Part]]:
+        """A node's blocks through the operations on edges that leave it.
+
+        Yields:
+            The edge, and what comes of the operation.
+        """
+        convolved = [place for place in leaving if place[1] in CONVOLUTIONS]
+        others = [place for place in leaving if place[1] not in CONVOLUTIONS]
+        rectified, plain = gather.dispatch(
+            value.flatten(1, -2), *([self._index[p] for p in some] for some in (convolved, others))
+        )
+        for (edge, operation), blocks in zip(convolved, rectified, strict=True):
+            slot: ConvNorm = block.slot(edge, operation)  # type: ignore[operator]
+            x = blocks.unflatten(1, value.shape[1:-1])
+            subnets = self._index[edge, operation]
+            yield edge, self._normed(f"{name}.{edge}_{operation}", x, subnets, slot)
+        for (edge, operation), blocks in zip(others, plain, strict=True):
+            x = blocks.unflatten(1, value.shape[1:-1])
+            if operation == POOL:
+                x = _blocks(average_pool(_images(x)), len(x))
+            yield edge, (x, Term(x.flatten(1, -2), self._index[edge, operation]))
+
+
+def _groups(archs: Sequence[Cell]) -> Groups:
+    """The subnets that run an operation on an edge: {edge: {operation: subnets}}."""
+    found: dict[int, dict[int, list[int]]] = {}
+    for subnet, arch in enumerate(archs):
+        for _, inputs in plan_of(arch):
+            for _, operation, edge in inputs:
+                found.setdefault(edge, {}).setdefault(operation, []).append(subnet)
+    return {
+        edge: {operation: tuple(members) for operation, members in sorted(by_operation.items())}
+        for edge, by_operation in sorted(found.items())
+    }
+
+
+def _images(x: Tensor) -> Tensor:
+    """Blocks [n, B, H, W, C] as images [n B, C, H, W]."""
+    return x.flatten(0, 1).movedim(-1, 1)
+
+
+def _blocks(images: Tensor, count: int) -> Tensor:
+    """Images [n B, C, H, W] as blocks [n, B, H, W, C]."""
+    blocks: Tensor = images.movedim(1, -1).contiguous().unflatten(0, (count, -1))
+    return blocks

@@ -1,0 +1,202 @@
+"""Gradient statistics of many subnets of a supernet from shared passes.
+
+A *stack* (`sigeo.spaces.Stack`) is K subnets as one function of a batch. Its weights hold one row a
+subnet; the gradient of the sum of the subnets' losses is, row by row, what each subnet alone gets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.capture import (
+    SGD,
+    Batches,
+    FirstGradient,
+    GradientStatistics,
+    LossFunction,
+    Request,
+    Selection,
+    batch_loss,
+)
+from sigeo.spaces import Stack, Supernet
+from sigeo_ext.moments import Moments, Summary
+
+Observer = Callable[[int, FirstGradient], None]
+Rows = dict[str, Tensor]
+
+
+def supports(request: Request) -> bool:
+    """Whether a request can be measured on a stack.
+
+    Statistics of single samples, kept gradients and optimisers that look at all gradients of a
+    network together need the subnets one by one.
+    """
+    still = request.steps is None or isinstance(request.steps, SGD)
+    return still and not request.samples and not request.rows
+
+
+def many_gradient_statistics(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    batches: Batches,
+    loss_fn: LossFunction = nn.functional.cross_entropy,
+    *,
+    requests: Sequence[Request] = (Request(),),
+    observer: Observer | None = None,
+) -> list[list[GradientStatistics]]:
+    """`sigeo.capture.gradient_statistics` of each subnet alone, from passes that all of them share.
+
+    Weights that do not move are read where they are. With steps between the batches every subnet
+    gets a copy of its weights.
+
+    Args:
+        supernet: The shared weights; they stay as they are.
+        archs: The subnets.
+        batches: Of all subnets alike.
+        loss_fn: (output, labels) to the mean loss of one subnet's batch.
+        requests: What to measure, each such as `supports` accepts.
+        observer: Called with each subnet's number and its first gradient.
+
+    Returns:
+        For each subnet, one result a request. Parameters have the supernet's names.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        return _Run(supernet, archs, batches, loss_fn, requests).measure(observer)
+
+
+class _Run:
+    """The passes of one stack."""
+
+    def __init__(
+        self,
+        supernet: Supernet[Any],
+        archs: Sequence[Any],
+        batches: Batches,
+        loss_fn: LossFunction,
+        requests: Sequence[Request],
+    ):
+        self.supernet, self.archs, self.batches = supernet, archs, batches
+        self.loss_fn, self.requests = loss_fn, requests
+
+    def measure(self, observer: Observer | None) -> list[list[GradientStatistics]]:
+        """All courses, those without steps first."""
+        still = self.supernet.stack(self.archs)
+        losses, first = self._backward(still, 0)
+        if observer is not None:
+            self._show(still, losses, first, observer)
+        courses = sorted({r.steps for r in self.requests}, key=lambda steps: steps is not None)
+        found: dict[Request, list[GradientStatistics]] = {}
+        for index, steps in enumerate(courses):
+            stack = still if steps is None else self.supernet.stack(self.archs, own=True)
+            last = index + 1 == len(courses)
+            found |= self._course(stack, steps, losses, first, owned=last)
+        return [[found[r][subnet] for r in self.requests] for subnet in range(len(self.archs))]
+
+    def _backward(self, stack: Stack, index: int) -> tuple[Tensor, Rows]:
+        """Each subnet's loss [K], and the gradients' rows."""
+        inputs, labels = self.batches[index]
+        outputs = stack(inputs)
+        losses = torch.stack([batch_loss(self.loss_fn, y, labels) for y in outputs])
+        losses.sum().backward()
+        grads = {}
+        for name, weight in stack.weights.items():
+            grad, weight.grad = weight.grad, None
+            grads[name] = torch.zeros_like(weight) if grad is None else grad
+        return losses.detach(), grads
+
+    @staticmethod
+    def _show(stack: Stack, losses: Tensor, grads: Rows, observer: Observer) -> None:
+        for subnet, loss in enumerate(losses):
+            rows = {
+                name: stack.members[name].index(subnet)
+                for name in stack.weights
+                if name in stack.layers and subnet in stack.members[name]
+            }
+            observer(
+                subnet,
+                FirstGradient(
+                    tuple(rows),
+                    tuple(grads[name][row] for name, row in rows.items()),
+                    tuple(stack.weights[name].detach()[row] for name, row in rows.items()),
+                    loss,
+                ),
+            )
+
+    def _course(
+        self, stack: Stack, steps: SGD | Any | None, losses: Tensor, first: Rows, *, owned: bool
+    ) -> dict[Request, list[GradientStatistics]]:
+        """All batches with one way of moving; ``owned`` if no other course needs ``first``."""
+        requests = [request for request in self.requests if request.steps == steps]
+        selections = list(dict.fromkeys(request.selection for request in requests))
+        states = {s: _new_state(_rows(stack, stack.weights, s)) for s in selections}
+        step = None if steps is None else steps.start(stack.weights.values())
+        all_losses, grads = [losses], first
+        for index in range(len(self.batches)):
+            if index > 0:
+                grads = {}  # what the state has not kept is freed before the next pass
+                loss, grads = self._backward(stack, index)
+                all_losses.append(loss)
+            if step is not None:
+                self._take_step(stack, step, grads)
+            if index + 1 < len(self.batches):
+                keep = "own" if len(selections) == 1 and (owned or index > 0) else "borrow"
+                for selection, state in states.items():
+                    state.add(_rows(stack, grads, selection), keep=keep)  # type: ignore[arg-type]
+        return {
+            request: self._results(stack, request, states[request.selection], grads, all_losses)
+            for request in requests
+        }
+
+    @staticmethod
+    def _take_step(stack: Stack, step: Callable[[], None], grads: Rows) -> None:
+        for name, weight in stack.weights.items():
+            weight.grad = grads[name]
+        step()
+        for weight in stack.weights.values():
+            weight.grad = None
+
+    def _results(
+        self, stack: Stack, request: Request, state: Moments, last: Rows, losses: list[Tensor]
+    ) -> list[GradientStatistics]:
+        selection = request.selection
+        summary = state.summary(
+            last=_rows(stack, last, selection),
+            weights=_rows(stack, stack.weights, selection),
+            ddof=request.ddof,
+        )
+        table = torch.stack(losses)  # [batches, K]
+        names: list[list[str]] = [[] for _ in self.archs]
+        places: list[list[int]] = [[] for _ in self.archs]
+        place = 0
+        for name in _chosen(stack, selection):
+            for subnet in stack.members[name]:
+                names[subnet].append(name)
+                places[subnet].append(place)
+                place += 1
+        return [
+            GradientStatistics(
+                names=tuple(names[subnet]),
+                summary=Summary(*(column[places[subnet]] for column in summary)),
+                losses=table[:, subnet],
+                count=len(self.batches),
+            )
+            for subnet in range(len(self.archs))
+        ]
+
+
+def _chosen(stack: Stack, selection: Selection) -> list[str]:
+    return [name for name in stack.weights if selection == "all" or name in stack.layers]
+
+
+def _rows(stack: Stack, values: Any, selection: Selection) -> list[Tensor]:
+    """The selected tensors' rows, one a parameter and subnet."""
+    return [row for name in _chosen(stack, selection) for row in values[name].detach().unbind(0)]
+
+
+def _new_state(rows: list[Tensor]) -> Moments:
+    wide = any(row.dtype == torch.float64 for row in rows)
+    return Moments(rows, dtype=torch.float64 if wide else torch.float32)

@@ -1,0 +1,141 @@
+"""Weight sharing without copies: many subnets of a supernet in one pass.
+
+A *block* is what one subnet has at one place of the network: [positions, channels], the channels
+innermost, positions being its samples' pixels. Tensors hold blocks [n, positions, channels], one a
+subnet; blocks that are equal may be one in memory (a tensor expanded from one block), and are then
+computed once.
+
+`dispatch` hands blocks to the operations that their subnets chose, `combine` adds the results up at
+a node, each normalised by batch statistics of its own if so wanted; `convolution` and `linear` run
+blocks with weights of their own ([n, ...]) or with one weight for all (expanded from one), and give
+each block's weight gradient either way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sigeo_ext.gather import op
+
+__all__ = ["Norm", "Term", "combine", "convolution", "dispatch", "linear"]
+
+
+def dispatch(
+    x: Tensor, rectified: Sequence[Tensor] = (), plain: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Copies of blocks for the operations behind a node. Differentiable.
+
+    Equivalent to ``[x[i].relu() for i in rectified], [x[i] for i in plain]``, with one pass over
+    the blocks for all lists in the backward pass.
+
+    Args:
+        x: [N, positions, channels], float32 or float64.
+        rectified: Lists of blocks that go through a ReLU, int64 [n] each.
+        plain: Lists that do not.
+
+    Returns:
+        A tensor [n, positions, channels] for each list.
+
+    Raises:
+        RuntimeError: Blocks that are not there, or tensors of another form.
+    """
+    copies = op.gather_dispatch(x, [*rectified, *plain], len(rectified))
+    return copies[: len(rectified)], copies[len(rectified) :]
+
+
+class Norm(NamedTuple):
+    """The scale and shift behind a normalisation by each block's own statistics."""
+
+    weight: Tensor
+    """[n, channels]."""
+    bias: Tensor
+    """[n, channels]."""
+
+
+class Term(NamedTuple):
+    """What an operation contributes to a node."""
+
+    x: Tensor
+    """Its results [n, positions, channels]."""
+    target: Tensor
+    """The subnets they are of, int64 [n], none twice."""
+    norm: Norm | None = None
+    """The batch norm behind it, if there is one."""
+
+
+def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
+    """The sum at a node, over the terms of each subnet; zero where a subnet has none.
+
+    A term with a norm is normalised as batch norm in training does: with the mean and the variance
+    (over all positions, not corrected) that each of its blocks has. Differentiable.
+
+    Args:
+        terms: At least one.
+        blocks: How many subnets there are.
+        eps: Added to variances.
+
+    Returns:
+        [blocks, positions, channels].
+
+    Raises:
+        RuntimeError: Terms that do not fit together.
+    """
+    normed = [term for term in terms if term.norm is not None]
+    plain = [term for term in terms if term.norm is None]
+    norms = [term.norm for term in normed if term.norm is not None]
+    y: Tensor = op.gather_combine(
+        [term.x for term in normed],
+        [norm.weight for norm in norms],
+        [norm.bias for norm in norms],
+        [term.x for term in plain],
+        [term.target for term in (*normed, *plain)],
+        blocks,
+        eps,
+    )[0]
+    return y
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution of each block with its own weight. Differentiable.
+
+    Equivalent to, with channels moved: ``[F.conv2d(x[k], weight[k], ...) for k in range(n)]``; one
+    call for all blocks where ``weight`` is one expanded to all. Its gradient has a weight gradient
+    for each block in both cases.
+
+    Args:
+        x: [n, B, *size, inputs], one to three dimensions.
+        weight: [n, outputs, inputs/groups, *kernel].
+        stride: As of the layer.
+        padding: In zeros.
+        dilation: As of the layer.
+        groups: As of the layer.
+
+    Returns:
+        [n, B, *size, outputs].
+
+    Raises:
+        RuntimeError: Shapes that do not fit together.
+    """
+    dims = x.dim() - 3
+    spread = [[value] * dims for value in (stride, padding, dilation)]
+    y: Tensor = op.gather_convolution(x, weight, *spread, groups)
+    return y
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A linear layer on each block: x [n, B, I], weight [n, O, I], bias [n, O] to [n, B, O]."""
+    if bias is None:
+        return torch.bmm(x, weight.mT)
+    return torch.baddbmm(bias[:, None], x, weight.mT)

@@ -1,0 +1,165 @@
+"""Registration of the gather ops; `sigeo_ext.gather` documents them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigeo_ext._op import define
+from sigeo_ext.gather import layers, reference
+from sigeo_ext.gather.reference import one_for_all, shared
+
+
+def _dispatch_fake(x: Tensor, index: Sequence[Tensor], rectified: int) -> list[Tensor]:
+    copies = 1 if shared(x) else None
+    return [x.new_empty(copies or len(i), *x.shape[1:]).expand(len(i), *x.shape[1:]) for i in index]
+
+
+def _dispatch_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, index, ctx.rectified = inputs
+    ctx.save_for_backward(x, *index)
+
+
+def _dispatch_backward(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    x, *index = ctx.saved_tensors
+    grads = [
+        x.new_zeros(len(blocks), *x.shape[1:]) if g is None else g.contiguous()
+        for g, blocks in zip(grads, index, strict=True)
+    ]
+    into = gather_dispatch_backward(grads, x, index, ctx.rectified)
+    return into, [None] * len(index), None
+
+
+gather_dispatch = define(
+    "gather_dispatch(Tensor x, Tensor[] index, int rectified) -> Tensor[]",
+    reference.dispatch,
+    fake=_dispatch_fake,
+    setup_context=_dispatch_context,
+    backward=_dispatch_backward,
+)
+gather_dispatch_backward = define(
+    "gather_dispatch_backward(Tensor[] grads, Tensor x, Tensor[] index, int rectified) -> Tensor",
+    reference.dispatch_backward,
+    fake=lambda grads, x, index, rectified: x.new_empty(x.shape),
+)
+
+
+def _combine_fake(
+    normed: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    target: Sequence[Tensor],
+    blocks: int,
+    eps: float,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    first = [*normed, *plain][0]
+    made = 1 if one_for_all(normed, weight, plain, blocks) else blocks
+    y = first.new_empty(made, *first.shape[1:]).expand(blocks, *first.shape[1:])
+    means = [x.new_empty(len(x), x.shape[2]) for x in normed]
+    return y, means, [torch.empty_like(m) for m in means]
+
+
+def _combine_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    normed, weight, _, plain, target, _, _ = inputs
+    _, mean, rstd = output
+    ctx.terms, ctx.plain = len(normed), len(plain)
+    ctx.mark_non_differentiable(*mean, *rstd)
+    ctx.save_for_backward(*normed, *weight, *mean, *rstd, *target)
+
+
+def _combine_backward(ctx: Any, d: Tensor, *unused: Any) -> tuple[Any, ...]:
+    n = ctx.terms
+    saved = ctx.saved_tensors
+    normed, weight, mean, rstd = (saved[i * n : (i + 1) * n] for i in range(4))
+    target = saved[4 * n :]
+    d = d.contiguous()
+    into = gather_combine_backward(d, normed, weight, target[:n], mean, rstd)
+    into_plain = [d.index_select(0, t) for t in target[n:]]
+    return *into, into_plain, [None] * len(target), None, None
+
+
+_TERMS = "Tensor[] normed, Tensor[] weight"
+gather_combine = define(
+    f"gather_combine({_TERMS}, Tensor[] bias, Tensor[] plain, Tensor[] target, "
+    "SymInt blocks, float eps) -> (Tensor, Tensor[], Tensor[])",
+    reference.combine,
+    fake=_combine_fake,
+    setup_context=_combine_context,
+    backward=_combine_backward,
+)
+gather_combine_backward = define(
+    f"gather_combine_backward(Tensor d, {_TERMS}, Tensor[] target, Tensor[] mean, Tensor[] rstd) "
+    "-> (Tensor[], Tensor[], Tensor[])",
+    reference.combine_backward,
+    fake=lambda d, normed, weight, target, mean, rstd: (
+        [x.new_empty(x.shape) for x in normed],
+        [m.new_empty(m.shape) for m in mean],
+        [m.new_empty(m.shape) for m in mean],
+    ),
+)
+
+
+def _convolution_fake(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    out = [
+        (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
+        for size, kernel, step, pad, apart in zip(
+            x.shape[2:-1], weight.shape[3:], stride, padding, dilation, strict=True
+        )
+    ]
+    made = 1 if shared(x) and shared(weight) else len(x)
+    y = x.new_empty(made, x.shape[1], *out, weight.shape[1])
+    return y.expand(len(x), *y.shape[1:])
+
+
+def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, *ctx.geometry = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _convolution_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:2])
+    into = gather_convolution_backward(d.contiguous(), x, weight, *ctx.geometry, need)
+    return *(g if wanted else None for g, wanted in zip(into, need, strict=True)), *[None] * 4
+
+
+def _convolution_backward_fake(
+    d: Tensor, x: Tensor, weight: Tensor, *geometry: Any
+) -> tuple[Tensor, Tensor]:
+    need = geometry[-1]
+    return tuple(  # type: ignore[return-value]
+        t.new_empty(t.shape) if wanted else t.new_empty(0)
+        for t, wanted in zip((x, weight), need, strict=True)
+    )
+
+
+_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
+gather_convolution = define(
+    f"gather_convolution(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor",
+    layers.convolution,
+    fake=_convolution_fake,
+    setup_context=_convolution_context,
+    backward=_convolution_backward,
+    flops=lambda x, weight, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(weight[2:]),
+)
+gather_convolution_backward = define(
+    f"gather_convolution_backward(Tensor d, Tensor x, Tensor weight, {_GEOMETRY}, bool[2] need) "
+    "-> (Tensor, Tensor)",
+    layers.convolution_backward,
+    fake=_convolution_backward_fake,
+    flops=lambda d, x, weight, *geometry, **_: (
+        2 * math.prod(d) * math.prod(weight[2:]) * sum(geometry[-1])
+    ),
+)

@@ -1,0 +1,130 @@
+// The gather core alone: no torch, no Python.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <random>
+#include <thread>
+#include <vector>
+
+#include "check.h"
+#include "gather/gather.h"
+
+using namespace sigeo_ext;          // NOLINT: a test
+using namespace sigeo_ext::gather;  // NOLINT
+
+namespace {
+
+// Splits into as many threads as there are pieces, in reverse order.
+void many_threads(int64_t n, const Range& body) {
+  std::vector<std::thread> threads;
+  for (int64_t i = n - 1; i >= 0; --i) threads.emplace_back(body, i, i + 1);
+  for (std::thread& thread : threads) thread.join();
+}
+
+template <class T>
+std::vector<T> random_values(int64_t n, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::normal_distribution<double> normal;
+  std::vector<T> values(n);
+  for (T& value : values) value = static_cast<T>(normal(generator));
+  return values;
+}
+
+template <class T>
+void copies_come_back_as_gradients(const Shape& shape) {
+  constexpr int64_t kBlocks = 3;
+  const auto x = random_values<T>(kBlocks * shape.size(), 1);
+  const std::vector<int64_t> first{2, 0, 2}, second{1};
+  std::vector<T> rectified(3 * shape.size()), plain(shape.size());
+  const Strided<const T> blocks{x.data(), shape.size()};
+  const std::vector<Copies<T>> copies{{first, rectified.data(), true},
+                                      {second, plain.data(), false}};
+  dispatch<T>(blocks, shape, copies, many_threads);
+  const std::vector<Copies<const T>> gradients{{first, rectified.data(), true},
+                                               {second, plain.data(), false}};
+  std::vector<T> into(x.size()), serially(x.size());
+  dispatch_backward<T>(blocks, kBlocks, shape, gradients, into.data(), many_threads);
+  dispatch_backward<T>(blocks, kBlocks, shape, gradients, serially.data(), serial);
+  CHECK(into == serially);
+  for (int64_t i = 0; i < shape.size(); ++i) {
+    const T *zero = &x[0], *one = &x[shape.size()], *two = &x[2 * shape.size()];
+    CHECK(rectified[i] == (two[i] > 0 ? two[i] : T{0}));
+    CHECK(into[i] == (zero[i] > 0 ? zero[i] : T{0}));
+    CHECK(into[shape.size() + i] == one[i]);
+    CHECK(into[2 * shape.size() + i] == (two[i] > 0 ? 2 * two[i] : T{0}));
+  }
+}
+
+// One normed term of two blocks and a plain one, against long double.
+template <class T>
+void sums_are_normalised(const Shape& shape) {
+  const double tolerance = sizeof(T) == sizeof(float) ? 2e-5 : 1e-12;
+  const auto x = random_values<T>(2 * shape.size(), 2), other = random_values<T>(shape.size(), 3);
+  const auto weight = random_values<T>(2 * shape.channels, 4);
+  const auto bias = random_values<T>(2 * shape.channels, 5);
+  std::vector<T> mean(weight.size()), rstd(weight.size()), y(3 * shape.size());
+  const std::vector<int64_t> target{2, 1}, alone{2};
+  const Strided<const T> rows{weight.data(), shape.channels}, shifts{bias.data(), shape.channels};
+  const std::vector<Term<T>> terms{
+      {{x.data(), shape.size()}, target, rows, shifts, mean.data(), rstd.data()},
+      {{other.data(), shape.size()}, alone, {}, {}, nullptr, nullptr}};
+  combine<T>(terms, 3, shape, 1e-5, y.data(), many_threads);
+  std::vector<T> d = random_values<T>(y.size(), 6);
+  std::vector<T> into_x(x.size()), into_weight(weight.size()), into_bias(bias.size());
+  const std::vector<TermGradients<T>> into{{into_x.data(), into_weight.data(), into_bias.data()}};
+  combine_backward<T>(d.data(), std::span(terms).first(1), into, shape, many_threads);
+  for (int64_t i = 0; i < shape.size(); ++i) CHECK(y[i] == T{0});
+  for (int64_t block = 0; block < 2; ++block) {
+    for (int64_t c = 0; c < shape.channels; ++c) {
+      long double sum = 0, squares = 0, inner = 0, shift = 0;
+      const auto at = [&](int64_t p) { return p * shape.channels + c; };
+      const T* values = &x[block * shape.size()];
+      const T* gradient = &d[target[block] * shape.size()];
+      for (int64_t p = 0; p < shape.positions; ++p) sum += values[at(p)];
+      const long double average = sum / shape.positions;
+      for (int64_t p = 0; p < shape.positions; ++p) {
+        squares += (values[at(p)] - average) * (values[at(p)] - average);
+      }
+      const long double scale = 1 / std::sqrt(squares / shape.positions + 1e-5L);
+      for (int64_t p = 0; p < shape.positions; ++p) {
+        shift += gradient[at(p)];
+        inner += gradient[at(p)] * (values[at(p)] - average) * scale;
+      }
+      const int64_t row = block * shape.channels + c;
+      CHECK(near(mean[row], static_cast<double>(average), tolerance));
+      CHECK(near(rstd[row], static_cast<double>(scale), tolerance));
+      CHECK(near(into_bias[row], static_cast<double>(shift), 50 * tolerance));
+      CHECK(near(into_weight[row], static_cast<double>(inner), 50 * tolerance));
+      for (int64_t p = 0; p < shape.positions; ++p) {
+        long double expected = (values[at(p)] - average) * scale * weight[row] + bias[row];
+        if (target[block] == 2) expected += other[at(p)];
+        CHECK(std::fabs(y[target[block] * shape.size() + at(p)] - static_cast<double>(expected)) <
+              50 * tolerance);
+        const long double xhat = (values[at(p)] - average) * scale;
+        const long double wanted =
+            weight[row] * scale *
+            (gradient[at(p)] - shift / shape.positions - xhat * inner / shape.positions);
+        CHECK(std::fabs(into_x[block * shape.size() + at(p)] - static_cast<double>(wanted)) <
+              200 * tolerance);
+      }
+    }
+  }
+}
+
+template <class T>
+void all_shapes() {
+  for (const Shape& shape :
+       {Shape{2, 1}, Shape{7, 3}, Shape{600, 16}, Shape{331, 7}, Shape{5, 130}, Shape{3, 4099}}) {
+    copies_come_back_as_gradients<T>(shape);
+    sums_are_normalised<T>(shape);
+  }
+}
+
+}  // namespace
+
+int main() {
+  all_shapes<float>();
+  all_shapes<double>();
+  std::printf("%d failures\n", failures);
+  return failures == 0 ? 0 : 1;
+}
