@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sigeo.errors import InputError
 
@@ -124,6 +124,23 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
         default=64,
         help="images of one, 2 or more (default: %(default)s)",
     )
+
+
+def networks_at_once(text: str) -> int | Literal["auto"]:
+    """The value of ``--many``.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return 1
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        expected = "auto, off or a whole number from 1"
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}") from None
 
 
 def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
