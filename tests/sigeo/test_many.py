@@ -14,6 +14,7 @@ from sigeo.capture.steps import SGD, ClippedAdagrad
 from sigeo.proxies import OnGradient, Proxy
 from sigeo.scoring.many import bytes_at_once, stackable
 from sigeo.spaces import InputShape
+from sigeo.spaces.nasbench201.stack import Stack
 from sigeo.supernet import many_gradient_statistics, supports
 from sigeo_ext.testing import assert_close, threads
 
@@ -47,8 +48,15 @@ def batches(dtype=torch.float32, *, count=4, size=16):
     return [(x.to(dtype), y) for x, y in map(DIGITS.batch, order)]
 
 
+@pytest.fixture(params=["cells", "operations"])
+def route(request, monkeypatch):
+    """Subnet by subnet, as on a CPU; and operation by operation, as on a GPU."""
+    if request.param == "operations":
+        monkeypatch.setattr(Stack, "_cell", Stack._cell_by_operation)
+
+
 @TYPES
-def test_outputs_losses_and_gradients_equal_each_subnet_alone(dtype):
+def test_outputs_losses_and_gradients_equal_each_subnet_alone(dtype, route):
     net, archs = supernet(dtype), cells()
     archs.append(archs[0])  # a duplicate has rows of its own
     images, labels = batches(dtype, count=1)[0]
@@ -92,7 +100,7 @@ NAMES = (
 
 @TYPES
 @pytest.mark.parametrize("at_once", [None, 1, 3])
-def test_scores_equal_each_subnet_alone(dtype, at_once):
+def test_scores_equal_each_subnet_alone(dtype, at_once, route):
     net, archs, data_ = supernet(dtype), cells(), batches(dtype)
     names = NAMES if at_once == 3 else ("sigeo", "zico", "snip")
     archs.insert(2, archs[0])

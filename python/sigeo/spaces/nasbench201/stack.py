@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, Cell
 from sigeo.spaces.nasbench201.network import ConvNorm, Reduction, average_pool, plan_of
 from sigeo_ext import gather
-from sigeo_ext.gather import Norm, Term
+from sigeo_ext.gather import Edge, Norm, Term
 
 if TYPE_CHECKING:
     from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
@@ -65,6 +65,22 @@ class Stack:
             for edge, by_operation in self._groups.items()
             for operation, members in by_operation.items()
         }
+
+        self._slots = [place for place in self._index if place[1] in CONVOLUTIONS]
+        self._edges = self._edges_of_subnets()
+
+    def _edges_of_subnets(self) -> list[Edge]:
+        edges = []
+        for subnet, arch in enumerate(self.archs):
+            for node, inputs in plan_of(arch):
+                for source, operation, edge in inputs:
+                    if operation in CONVOLUTIONS:
+                        slot = self._slots.index((edge, operation))
+                        row = self._groups[edge][operation].index(subnet)
+                    else:
+                        slot, row = gather.POOL if operation == POOL else gather.IDENTITY, 0
+                    edges.append(Edge(subnet, source, node, slot, row))
+        return edges
 
     def _take(self, name: str, parameter: nn.Parameter, members: tuple[int, ...]) -> None:
         values = parameter.detach().expand(len(members), *parameter.shape)
@@ -119,6 +135,18 @@ class Stack:
         return self._sum([second, (short, Term(short.flatten(1, -2), self._everyone))])
 
     def _cell(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
+        if x.is_cpu:
+            slots = [f"{name}.{edge}_{operation}" for edge, operation in self._slots]
+            return gather.cell(
+                x,
+                [self.weights[f"{slot}.conv.weight"] for slot in slots],
+                [self._norm(f"{slot}.norm") for slot in slots],
+                self._edges,
+                nodes=OUTPUT + 1,
+            )
+        return self._cell_by_operation(name, block, x)
+
+    def _cell_by_operation(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
         parts: dict[int, list[Part]] = {node: [] for node in range(OUTPUT + 1)}
         for node in range(OUTPUT):
             leaving = [place for place in self._index if EDGES[place[0]][0] == node]
