@@ -15,7 +15,7 @@ from sigeo.proxies import OnGradient, Proxy
 from sigeo.scoring.many import bytes_at_once, stackable
 from sigeo.spaces import InputShape
 from sigeo.spaces.nasbench201.stack import Stack
-from sigeo.supernet import many_gradient_statistics, supports
+from sigeo.supernet import add_gradients, many_gradient_statistics, supports
 from sigeo_ext.testing import assert_close, threads
 
 DIGITS = data.load("digits")
@@ -230,3 +230,27 @@ def test_a_proxy_of_the_first_gradient_sees_each_subnets_own():
         layers = dict(net.named_parameters())
         assert shapes == [tuple(layers[name].shape) for name in names]
         assert len(names) == sum(p.dim() > 1 for p in net.subnet(arch).parameters())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_gradients_of_several_paths_are_added_to_the_shared_weights(average):
+    net, archs = supernet(torch.float64), cells(3)
+    images, labels = batches(torch.float64, count=1)[0]
+    for arch in archs:
+        loss = F.cross_entropy(net(images, arch), labels) / (len(archs) if average else 1)
+        loss.backward()
+    expected = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+    losses = add_gradients(net, archs, images, labels, average=average)
+    assert losses.shape == (len(archs),) and not losses.requires_grad
+    for name, parameter in net.named_parameters():
+        if expected[name] is None:
+            assert parameter.grad is None or not parameter.grad.any()
+        else:
+            error = float((parameter.grad - expected[name]).norm())
+            assert error <= 1e-9 * max(1.0, float(expected[name].norm())), name
+    once = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    add_gradients(net, archs, images, labels, average=average)
+    for name, parameter in net.named_parameters():
+        if name in once:
+            assert_close(parameter.grad, 2 * once[name], tolerance=1e-12)

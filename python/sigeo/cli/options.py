@@ -172,6 +172,11 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
         "--warmup-batch", type=_at_least_two, help="images a step (default: 64; candidate: 128)"
     )
     group.add_argument(
+        "--paths",
+        type=positive,
+        help="architectures that a step trains on its batch, of shared weights only (default: 1)",
+    )
+    group.add_argument(
         "--schedule",
         choices=("constant", "cosine"),
         help="of the step size, not for candidates (default: constant)",
@@ -262,6 +267,7 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         "lr": args.warmup_lr,
         "batch_size": args.warmup_batch,
         "schedule": args.schedule,
+        "paths": args.paths,
     }
     spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
     given = {name: value for name, value in given.items() if value is not None}
@@ -272,6 +278,8 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
+    if init == "candidate" and "paths" in given:
+        raise InputError("--paths: with --init candidate each network is trained alone")
     own = WarmUp.published_settings() if init == "candidate" else {}
     if args.warmup_steps is not None:
         if "epochs" in given:
