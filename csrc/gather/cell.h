@@ -4,6 +4,7 @@
 
 #include <array>
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <set>
 #include <utility>
@@ -24,24 +25,56 @@ using Sizes = std::vector<int64_t>;
 inline constexpr int64_t kIdentity = -1, kPool = -2;
 
 // One operation of one subnet: `slot` is a convolution's place in the lists of weights, and `row`
-// the subnet's row there; or one of the two above.
+// the subnet's row there; or one of the two above. Sources of equal values carry one number
+// `given`, results of equal values one number `gives`, and are computed once; -1 where nothing is
+// known.
 struct Edge {
-  int64_t subnet, source, target, slot, row;
+  int64_t subnet, source, target, slot, row, given, gives;
 
   bool convolves() const { return slot >= 0; }
 };
+inline constexpr int64_t kEdgeNumbers = 7;
 
-// Whether each edge's source has a value: it is the input, or an edge leads to it. A convolution of
-// a node without one gives its norm's shift, as zero comes out of it as zero.
-inline std::vector<bool> reached(const std::vector<Edge>& edges) {
-  std::set<std::pair<int64_t, int64_t>> valued;
-  std::vector<bool> found;
-  for (const Edge& edge : edges) {
-    found.push_back(edge.source == 0 || valued.contains({edge.subnet, edge.source}));
-    valued.insert({edge.subnet, edge.target});
+// Where the forward pass keeps what an edge's backward pass needs: the source behind its ReLU, the
+// convolution's output, its norm's row of statistics. A convolution of a node that no edge leads to
+// keeps nothing: zero comes out of it as zero, and out of its norm as the shift.
+struct Kept {
+  int64_t rectified = -1, output = -1, row = -1;
+  bool first_rectified = false, first_output = false;  // computed here, or by an earlier edge
+
+  bool reached() const { return output >= 0; }
+};
+
+struct KeptPlan {
+  std::vector<Kept> of_edge;
+  int64_t images = 0, rows = 0;
+
+  explicit KeptPlan(const std::vector<Edge>& edges) {
+    using Key = std::array<int64_t, 3>;
+    std::set<std::pair<int64_t, int64_t>> valued;
+    std::map<Key, int64_t> rectified;
+    std::map<Key, std::pair<int64_t, int64_t>> outputs;
+    for (size_t at = 0; at < edges.size(); ++at) {
+      const Edge& edge = edges[at];
+      Kept& kept = of_edge.emplace_back();
+      const bool reached = edge.source == 0 || valued.contains({edge.subnet, edge.source});
+      valued.insert({edge.subnet, edge.target});
+      if (!edge.convolves() || !reached) continue;
+      const Key source =
+          edge.given >= 0 ? Key{edge.given, -1, -1} : Key{-1, edge.subnet, edge.source};
+      const auto [copy, new_copy] = rectified.try_emplace(source, images);
+      if (new_copy) ++images;
+      const Key result =
+          edge.gives >= 0 ? Key{edge.gives, -1, -1} : Key{-1, static_cast<int64_t>(at), -1};
+      const auto [output, new_output] = outputs.try_emplace(result, images, rows);
+      if (new_output) {
+        ++images;
+        ++rows;
+      }
+      kept = {copy->second, output->second.first, output->second.second, new_copy, new_output};
+    }
   }
-  return found;
-}
+};
 
 inline Tensor strided(const Tensor& tensor, const Sizes& sizes, const Sizes& strides,
                       int64_t offset) {

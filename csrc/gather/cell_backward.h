@@ -24,7 +24,7 @@ class CellBackward {
         scale_(dense_rows(scale)),
         kept_(kept),
         edges_(edges),
-        reached_(reached(edges)),
+        plan_(edges),
         layout_(d),
         last_(nodes - 1),
         mean_(kept[kept.size() - 2]),
@@ -42,11 +42,11 @@ class CellBackward {
   }
 
   void run() {
-    size_t begin = 0, kept = 0;
+    size_t begin = 0;
     for (int64_t subnet = 0; subnet < d_.size(0); ++subnet) {
       size_t end = begin;
       while (end < edges_.size() && edges_[end].subnet == subnet) ++end;
-      kept = run_subnet(subnet, begin, end, kept);
+      run_subnet(subnet, begin, end);
       begin = end;
     }
   }
@@ -55,22 +55,12 @@ class CellBackward {
   Tensors into_weight, into_scale, into_shift;
 
  private:
-  // Takes what the forward pass kept of a subnet from place `kept` on; returns where the next
-  // one's begins.
-  size_t run_subnet(int64_t subnet, size_t begin, size_t end, size_t kept) {
-    std::map<int64_t, Tensor> rectified;
-    size_t convolutions = 0;
+  void run_subnet(int64_t subnet, size_t begin, size_t end) {
+    std::map<int64_t, const T*> rectified;
     for (size_t at = begin; at < end; ++at) {
-      if (!edges_[at].convolves()) continue;
-      ++convolutions;
-      if (reached_[at] && !rectified.contains(edges_[at].source)) {
-        rectified.emplace(edges_[at].source, kept_[kept++]);
-      }
+      const Kept& place = plan_.of_edge[at];
+      if (place.reached()) rectified[edges_[at].source] = data_of(kept_[place.rectified]);
     }
-    size_t output = kept + convolutions;
-    const size_t next = output;
-    int64_t number = number_ + static_cast<int64_t>(convolutions);
-    number_ = number;
     std::map<int64_t, Back> back;
     back[last_].plain.push_back(row_of(d_, subnet));
     for (size_t at = end; at > begin;) {
@@ -79,16 +69,12 @@ class CellBackward {
       back.erase(target);
       for (; at > begin && edges_[at - 1].target == target; --at) {
         const Edge& edge = edges_[at - 1];
+        const Kept& place = plan_.of_edge[at - 1];
         Back& source = back[edge.source];
         if (!edge.convolves()) {
           (edge.slot == kPool ? source.pooled : source.plain).push_back(total);
-          continue;
-        }
-        const Tensor& convolved = kept_[--output];
-        --number;
-        if (reached_[at - 1]) {
-          source.rectified.push_back(
-              through_convolution(edge, total, rectified.at(edge.source), convolved, number));
+        } else if (place.reached()) {
+          source.rectified.push_back(through_convolution(edge, place, total));
         } else {
           sum_positions(total, into_shift[edge.slot], edge.row);
         }
@@ -96,8 +82,9 @@ class CellBackward {
     }
     T* into = static_cast<T*>(into_x.data_ptr()) + subnet * layout_.size();
     gather_into(back[0], rectified, 0, into);
-    return next;
   }
+
+  static const T* data_of(const Tensor& tensor) { return static_cast<const T*>(tensor.data_ptr()); }
 
   // The gradient of a shift that is all there is of a term.
   void sum_positions(const Tensor& d, Tensor& rows, int64_t row) const {
@@ -112,30 +99,30 @@ class CellBackward {
   }
 
   // The gradient of the rectified source of a convolution behind which `d` comes in.
-  Tensor through_convolution(const Edge& edge, const Tensor& d, const Tensor& rectified,
-                             const Tensor& output, int64_t number) {
+  Tensor through_convolution(const Edge& edge, const Kept& place, const Tensor& d) {
     const int64_t channels = layout_.shape().channels, row = edge.row;
     Term<T> term{};
-    term.x = {static_cast<const T*>(output.data_ptr()), 0};
+    term.x = {data_of(kept_[place.output]), 0};
     term.target = kOnly;
     term.weight = term.bias = {row_data<T>(scale_[edge.slot], row), 0};
-    term.mean = static_cast<T*>(mean_.data_ptr()) + number * channels;
-    term.rstd = static_cast<T*>(rstd_.data_ptr()) + number * channels;
+    term.mean = static_cast<T*>(mean_.data_ptr()) + place.row * channels;
+    term.rstd = static_cast<T*>(rstd_.data_ptr()) + place.row * channels;
     const Tensor before = layout_.empty(d_);  // the gradient of the convolution's output
     const TermGradients<T> into{static_cast<T*>(before.data_ptr()),
                                 static_cast<T*>(into_scale[edge.slot].data_ptr()) + row * channels,
                                 static_cast<T*>(into_shift[edge.slot].data_ptr()) + row * channels};
     combine_backward<T>(static_cast<const T*>(d.data_ptr()), {&term, 1}, {&into, 1},
                         layout_.shape(), torch_parallel_each);
-    const Gradients gradients = convolve_backward(layout_.image(before), layout_.image(rectified),
-                                                  row_of(weight_[edge.slot], row));
-    Tensor place = row_of(into_weight[edge.slot], row);
-    torch::stable::copy_(place, gradients.weight);
+    const Gradients gradients =
+        convolve_backward(layout_.image(before), layout_.image(kept_[place.rectified]),
+                          row_of(weight_[edge.slot], row));
+    Tensor into_row = row_of(into_weight[edge.slot], row);
+    torch::stable::copy_(into_row, gradients.weight);
     return layout_.back(gradients.input);
   }
 
   // The gradient of a node, [B, H, W, C].
-  Tensor gathered(Back& back, const std::map<int64_t, Tensor>& rectified, int64_t node) {
+  Tensor gathered(Back& back, const std::map<int64_t, const T*>& rectified, int64_t node) {
     if (back.rectified.empty() && back.pooled.empty() && back.plain.size() == 1) {
       return back.plain[0];
     }
@@ -144,7 +131,8 @@ class CellBackward {
     return total;
   }
 
-  void gather_into(Back& back, const std::map<int64_t, Tensor>& rectified, int64_t node, T* into) {
+  void gather_into(Back& back, const std::map<int64_t, const T*>& rectified, int64_t node,
+                   T* into) {
     if (!back.pooled.empty()) {
       Tensor sum = back.pooled[0];
       if (back.pooled.size() > 1) {
@@ -156,9 +144,7 @@ class CellBackward {
                             static_cast<T*>(back.plain.back().data_ptr()), torch_parallel_each);
     }
     const auto found = rectified.find(node);
-    const T* mask =
-        found == rectified.end() ? nullptr : static_cast<const T*>(found->second.data_ptr());
-    add_up(back.rectified, back.plain, mask, into);
+    add_up(back.rectified, back.plain, found == rectified.end() ? nullptr : found->second, into);
   }
 
   void add_up(const Tensors& rectified, const Tensors& plain, const T* mask, T* into) {
@@ -177,11 +163,10 @@ class CellBackward {
   Tensors scale_;
   const Tensors& kept_;
   const std::vector<Edge>& edges_;
-  std::vector<bool> reached_;
+  KeptPlan plan_;
   Layout layout_;
   int64_t last_;
   Tensor mean_, rstd_;
-  int64_t number_ = 0;  // convolutions of the subnets so far
 };
 
 }  // namespace sigeo_ext::gather

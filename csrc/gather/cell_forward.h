@@ -2,7 +2,6 @@
 #pragma once
 
 #include <algorithm>
-#include <cmath>
 #include <map>
 #include <vector>
 
@@ -20,12 +19,11 @@ class CellForward {
         scale_(dense_rows(scale)),
         shift_(dense_rows(shift)),
         edges_(edges),
+        plan_(edges),
         layout_(x),
         last_(nodes - 1),
         eps_(eps) {
-    int64_t convolutions = 0;
-    for (const Edge& edge : edges) convolutions += edge.convolves() ? 1 : 0;
-    const Sizes rows{convolutions, x.size(4)};
+    const Sizes rows{plan_.rows, x.size(4)};
     mean_ = torch::stable::new_empty(x, rows);
     rstd_ = torch::stable::new_empty(x, rows);
     y = torch::stable::new_empty(x, Sizes{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)});
@@ -49,10 +47,9 @@ class CellForward {
  private:
   void run_subnet(int64_t subnet, size_t begin, size_t end) {
     nodes_.clear();
-    rectified_.clear();
     pooled_.clear();
     nodes_[0] = static_cast<const T*>(x_.data_ptr()) + subnet * x_.stride(0);
-    Tensors outputs, alive;
+    Tensors alive;
     T* out = static_cast<T*>(y.data_ptr()) + subnet * layout_.size();
     for (size_t at = begin; at < end;) {
       const int64_t target = edges_[at].target;
@@ -66,11 +63,9 @@ class CellForward {
       for (; at < end && edges_[at].target == target; ++at) {
         const Edge& edge = edges_[at];
         if (nodes_.contains(edge.source)) {
-          terms.push_back(term(edge, outputs, alive));
+          terms.push_back(term(edge, plan_.of_edge[at], alive));
         } else if (edge.convolves()) {
           shifts.push_back(row_of(shift_[edge.slot], edge.row));
-          outputs.push_back(torch::stable::new_empty(x_, Sizes{0}));
-          skip_statistics();
         }
       }
       combine<T>(terms, 1, layout_.shape(), eps_, sum, torch_parallel_each);
@@ -78,10 +73,9 @@ class CellForward {
       nodes_[target] = sum;
     }
     if (!nodes_.contains(last_)) std::fill(out, out + layout_.size(), T{0});
-    kept.insert(kept.end(), outputs.begin(), outputs.end());
   }
 
-  // Zero comes out of a convolution as zero, and out of its norm as the shift.
+  // What a convolution of zeros gives behind its norm.
   void add_to_all(const T* shift, T* sum) const {
     const auto [positions, channels] = layout_.shape();
     for (int64_t p = 0; p < positions; ++p) {
@@ -89,40 +83,31 @@ class CellForward {
     }
   }
 
-  void skip_statistics() {
-    const int64_t channels = mean_.size(1);
-    T* mean = static_cast<T*>(mean_.data_ptr()) + number_ * channels;
-    T* rstd = static_cast<T*>(rstd_.data_ptr()) + number_ * channels;
-    std::fill(mean, mean + channels, T{0});
-    std::fill(rstd, rstd + channels, static_cast<T>(1 / std::sqrt(eps_)));
-    ++number_;
-  }
-
-  Term<T> term(const Edge& edge, Tensors& outputs, Tensors& alive) {
+  Term<T> term(const Edge& edge, const Kept& place, Tensors& alive) {
     Term<T> made{};
     made.target = kOnly;
     made.x.stride = layout_.size();
+    const T* value = nodes_.at(edge.source);
     if (!edge.convolves()) {
-      const T* value = nodes_.at(edge.source);
       made.x.data = edge.slot == kPool ? pooled(edge.source, value, alive) : value;
       return made;
     }
-    made.mean = static_cast<T*>(mean_.data_ptr()) + number_ * mean_.size(1);
-    made.rstd = static_cast<T*>(rstd_.data_ptr()) + number_ * rstd_.size(1);
-    ++number_;
-    if (!rectified_.contains(edge.source)) {
-      const T* value = nodes_.at(edge.source);
+    if (place.first_rectified) {
       kept.push_back(layout_.empty(x_));
       T* copy = static_cast<T*>(kept.back().data_ptr());
       const std::vector<Copies<T>> copies{{kOnly, copy, true}};
       dispatch<T>({value, 0}, layout_.shape(), copies, torch_parallel_each);
-      rectified_.emplace(edge.source, layout_.image(kept.back()));
     }
-    const Tensor weight = row_of(weight_[edge.slot], edge.row);
-    outputs.push_back(layout_.back(convolve(rectified_.at(edge.source), weight)));
-    made.x.data = static_cast<const T*>(outputs.back().data_ptr());
+    if (place.first_output) {
+      const Tensor weight = row_of(weight_[edge.slot], edge.row);
+      kept.push_back(layout_.back(convolve(layout_.image(kept[place.rectified]), weight)));
+    }
+    made.x.data = static_cast<const T*>(kept[place.output].data_ptr());
     made.weight = {row_data<T>(scale_[edge.slot], edge.row), 0};
     made.bias = {row_data<T>(shift_[edge.slot], edge.row), 0};
+    // Of an output that an earlier edge made these are there, and are written again.
+    made.mean = static_cast<T*>(mean_.data_ptr()) + place.row * mean_.size(1);
+    made.rstd = static_cast<T*>(rstd_.data_ptr()) + place.row * rstd_.size(1);
     return made;
   }
 
@@ -139,13 +124,12 @@ class CellForward {
   const Tensors& weight_;
   Tensors scale_, shift_;
   const std::vector<Edge>& edges_;
+  KeptPlan plan_;
   Layout layout_;
   int64_t last_;
   double eps_;
   Tensor mean_, rstd_;
-  int64_t number_ = 0;  // convolutions so far
   std::map<int64_t, const T*> nodes_, pooled_;
-  std::map<int64_t, Tensor> rectified_;
 };
 
 }  // namespace sigeo_ext::gather

@@ -4,9 +4,7 @@
 // The convolutions are the framework's. Everything between them is one pass a node: the norms and
 // the sum forward, the norms' gradients and the sum with the ReLU's cut backward. Subnets go one
 // after another, so that a subnet's nodes are in the cache when they are read again.
-#include <set>
 #include <tuple>
-#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -24,12 +22,13 @@ using torch::headeronly::ScalarType;
 
 std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, int64_t nodes,
                            const Tensors& weight) {
-  STD_TORCH_CHECK(flat.size() % 5 == 0, op, ": edges must hold 5 numbers an edge, got ",
-                  flat.size());
+  STD_TORCH_CHECK(flat.size() % gather::kEdgeNumbers == 0, op, ": edges must hold ",
+                  gather::kEdgeNumbers, " numbers an edge, got ", flat.size());
   STD_TORCH_CHECK(nodes > 1, op, ": nodes must be at least 2, got ", nodes);
   std::vector<Edge> edges;
-  for (size_t i = 0; i < flat.size(); i += 5) {
-    const Edge edge{flat[i], flat[i + 1], flat[i + 2], flat[i + 3], flat[i + 4]};
+  for (size_t i = 0; i < flat.size(); i += gather::kEdgeNumbers) {
+    const int64_t* n = &flat[i];
+    const Edge edge{n[0], n[1], n[2], n[3], n[4], n[5], n[6]};
     const bool inside = edge.subnet >= 0 && edge.subnet < subnets && edge.source >= 0 &&
                         edge.source < edge.target && edge.target < nodes;
     const bool known =
@@ -38,9 +37,10 @@ std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, i
         !edge.convolves() || (known && edge.row >= 0 && edge.row < weight[edge.slot].size(0));
     const bool ordered = edges.empty() || edge.subnet > edges.back().subnet ||
                          (edge.subnet == edges.back().subnet && edge.target >= edges.back().target);
-    STD_TORCH_CHECK(inside && known && held && ordered, op, ": edges[", i / 5,
-                    "] must be (subnet, source, target, slot, row), of ", subnets, " subnets, ",
-                    nodes, " nodes and ", weight.size(), " slots, sorted by subnet and target");
+    STD_TORCH_CHECK(inside && known && held && ordered, op, ": edges[", edges.size(),
+                    "] must be (subnet, source, target, slot, row, given, gives), of ", subnets,
+                    " subnets, ", nodes, " nodes and ", weight.size(),
+                    " slots, sorted by subnet and target");
     edges.push_back(edge);
   }
   return edges;
@@ -70,32 +70,18 @@ void check_arguments(const char* op, const Tensor& x, const Tensors& weight, con
   }
 }
 
-// What the forward pass kept: see `gather::CellForward`.
 void check_kept(const char* op, const Tensor& d, const std::vector<Edge>& edges,
                 const Tensors& kept) {
-  const auto reached = gather::reached(edges);
-  std::set<std::pair<int64_t, int64_t>> sources;
-  size_t convolutions = 0, shifts = 0;
-  for (size_t i = 0; i < edges.size(); ++i) {
-    if (!edges[i].convolves()) continue;
-    ++convolutions;
-    if (reached[i]) sources.insert({edges[i].subnet, edges[i].source});
-    else ++shifts;
-  }
-  const size_t expected = sources.size() + convolutions + 2;
-  bool whole = kept.size() == expected;
-  size_t empty = 0;
-  for (size_t i = 0; whole && i < expected; ++i) {
-    const Tensor& tensor = kept[i];
+  const gather::KeptPlan plan(edges);
+  bool whole = static_cast<int64_t>(kept.size()) == plan.images + 2;
+  for (size_t i = 0; whole && i < kept.size(); ++i) {
+    const bool image = static_cast<int64_t>(i) < plan.images;
     const int64_t block = d.size(0) == 0 ? 0 : d.numel() / d.size(0);
-    const int64_t rows = static_cast<int64_t>(convolutions) * d.size(4);
-    const bool absent = i + 2 < expected && tensor.dim() == 1 && tensor.numel() == 0;
-    whole = absent || tensor.numel() == (i + 2 < expected ? block : rows);
-    whole = whole && tensor.is_contiguous() && tensor.scalar_type() == d.scalar_type();
-    empty += absent ? 1 : 0;
+    whole = kept[i].numel() == (image ? block : plan.rows * d.size(4)) && kept[i].is_contiguous() &&
+            kept[i].scalar_type() == d.scalar_type();
   }
-  STD_TORCH_CHECK(whole && empty == shifts, op,
-                  ": kept must be what gather_cell gave for these edges, ", expected, " tensors");
+  STD_TORCH_CHECK(whole, op, ": kept must be what gather_cell gave for these edges, ",
+                  plan.images + 2, " tensors");
 }
 
 std::tuple<Tensor, Tensors> cell(Tensor x, Tensors weight, Tensors scale, Tensors shift,

@@ -1,14 +1,9 @@
-"""What the cell ops mean, in plain PyTorch: their fallback on any device, and their judge.
-
-Kept from the forward pass are, for each subnet, the rectified sources of its convolutions in order
-of first use and the convolutions' outputs, [B, H, W, C], empty where the source is a node that no
-edge leads to; then all norms' means and 1/deviations, [convolutions, C].
-"""
+"""What the cell ops mean, in plain PyTorch: their fallback on any device, and their judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +24,11 @@ class Edge(NamedTuple):
     slot: int
     """A convolution's place in the lists of weights, or `IDENTITY` or `POOL`."""
     row: int
-    """The subnet's row of those weights."""
+    """The subnet's row of those weights; 0 for the others."""
+    given: int = -1
+    """Sources that are known to have equal values carry one number; -1 where nothing is known."""
+    gives: int = -1
+    """The same of results: a convolution of an equal value with a weight that is one in memory."""
 
     @property
     def convolves(self) -> bool:
@@ -38,19 +37,47 @@ class Edge(NamedTuple):
 
 
 def edges_of(flat: Sequence[int]) -> list[Edge]:
-    """Edges from five numbers each."""
-    return [Edge(*flat[i : i + 5]) for i in range(0, len(flat), 5)]
+    """Edges from seven numbers each."""
+    width = len(Edge._fields)
+    return [Edge(*flat[i : i + width]) for i in range(0, len(flat), width)]
 
 
-def reached(edges: Sequence[Edge]) -> list[Edge]:
-    """The edges whose source has a value; others start from zero, and give their norm's shift."""
-    values: set[tuple[int, int]] = set()
-    found = []
-    for edge in edges:
-        if edge.source == 0 or (edge.subnet, edge.source) in values:
-            found.append(edge)
-        values.add((edge.subnet, edge.target))
-    return found
+class Kept(NamedTuple):
+    """Where the forward pass keeps what an edge's backward pass needs; None where it needs nothing.
+
+    Kept are, in order of the edges and each once, sources behind their ReLU and outputs of the
+    convolutions, [B, H, W, C]; then all norms' means and 1/deviations, [rows, C]. A convolution of
+    a node that no edge leads to keeps nothing: it gives its norm's shift.
+    """
+
+    rectified: int
+    output: int
+    row: int
+
+
+def kept_places(edges: Sequence[Edge]) -> tuple[list[Kept | None], int, int]:
+    """Each edge's places, and how many images and rows there are."""
+    valued: set[tuple[int, int]] = set()
+    sources: dict[Any, int] = {}
+    outputs: dict[Any, tuple[int, int]] = {}
+    found: list[Kept | None] = []
+    images = 0
+    for number, edge in enumerate(edges):
+        reached = edge.source == 0 or (edge.subnet, edge.source) in valued
+        valued.add((edge.subnet, edge.target))
+        if not edge.convolves or not reached:
+            found.append(None)
+            continue
+        source = edge.given if edge.given >= 0 else (edge.subnet, edge.source)
+        if source not in sources:
+            sources[source] = images
+            images += 1
+        result = edge.gives if edge.gives >= 0 else (number,)
+        if result not in outputs:
+            outputs[result] = (images, len(outputs))
+            images += 1
+        found.append(Kept(sources[source], *outputs[result]))
+    return found, images, len(outputs)
 
 
 def cell(
@@ -65,32 +92,30 @@ def cell(
     """The last node of each subnet's cell [K, B, H, W, C], and what the backward pass needs."""
     _check_arguments("gather_cell", x, weight, scale, shift)
     checked = _checked("gather_cell", edges, len(x), nodes, weight)
-    results, kept, means, rstds = [], [], [], []
+    places, images, rows = kept_places(checked)
+    kept: list[Tensor] = [x] * images
+    means, rstds = ([x.new_empty(x.shape[-1])] * rows for _ in range(2))
+    results = []
     for subnet, start in enumerate(x):
         values: dict[int, Tensor] = {0: start.contiguous()}
-        rectified: dict[int, Tensor] = {}
-        outputs = []
-        for edge in (e for e in checked if e.subnet == subnet):
+        for edge, place in zip(checked, places, strict=True):
+            if edge.subnet != subnet:
+                continue
             source = values.get(edge.source)
             if source is None and edge.convolves:
                 term = shift[edge.slot][edge.row].expand_as(values[0])
-                outputs.append(x.new_empty(0))
-                means.append(torch.zeros_like(shift[edge.slot][edge.row]))
-                rstds.append(torch.full_like(means[-1], eps**-0.5))
             elif source is None:
                 term = torch.zeros_like(values[0])
-            elif edge.convolves:
-                if edge.source not in rectified:
-                    rectified[edge.source] = source.relu()
+            elif place is not None:
+                rectified = source.relu()
                 kernel = weight[edge.slot][edge.row]
-                y = _last(F.conv2d(_first(rectified[edge.source]), kernel, padding="same"))
+                y = _last(F.conv2d(_first(rectified), kernel, padding="same"))
                 mean = y.mean((0, 1, 2))
                 rstd = ((y - mean).square().mean((0, 1, 2)) + eps).rsqrt()
                 term = (y - mean) * (rstd * scale[edge.slot][edge.row])
                 term = term + shift[edge.slot][edge.row]
-                outputs.append(y)
-                means.append(mean)
-                rstds.append(rstd)
+                kept[place.rectified], kept[place.output] = rectified, y
+                means[place.row], rstds[place.row] = mean, rstd
             elif edge.slot == POOL:
                 pooled = F.avg_pool2d(_first(source), 3, 1, 1, count_include_pad=False)
                 term = _last(pooled)
@@ -99,10 +124,9 @@ def cell(
             held = values.get(edge.target)
             values[edge.target] = term if held is None else held + term
         last = values.get(nodes - 1)
-        results.append(torch.zeros_like(values[0]) if last is None else last)
-        kept += [*rectified.values(), *outputs]
+        results.append(torch.zeros_like(values[0]) if last is None else last.clone())
     empty = x.new_empty(0, x.shape[-1])
-    statistics = [torch.stack(rows) if rows else empty.clone() for rows in (means, rstds)]
+    statistics = [torch.stack(t) if t else empty.clone() for t in (means, rstds)]
     y = torch.stack(results) if results else torch.zeros_like(x)
     return y, [*kept, *statistics]
 
@@ -118,23 +142,15 @@ def cell_backward(
     """Gradients of the first node and of each slot's rows."""
     _check_arguments("gather_cell_backward", d, weight, scale, scale)
     checked = _checked("gather_cell_backward", edges, len(d), nodes, weight)
-    *held, means, rstds = kept
+    places = kept_places(checked)[0]
+    means, rstds = kept[-2:]
     into_x = torch.zeros(d.shape, dtype=d.dtype, device=d.device)
     into_weight = [torch.zeros(w.shape, dtype=w.dtype, device=w.device) for w in weight]
     into_scale = [torch.zeros(s.shape, dtype=s.dtype, device=s.device) for s in scale]
     into_shift = [torch.zeros_like(s) for s in into_scale]
-    number = taken = 0
     for subnet in range(len(d)):
-        mine = [e for e in checked if e.subnet == subnet]
-        convolved = [e for e in mine if e.convolves]
-        live = set(reached(mine))
-        sources = list(dict.fromkeys(e.source for e in convolved if e in live))
-        rectified = dict(zip(sources, held[taken:], strict=False))
-        taken += len(sources)
-        outputs = dict(zip(convolved, held[taken : taken + len(convolved)], strict=True))
-        taken += len(convolved)
-        rows = dict(zip(convolved, range(number, number + len(convolved)), strict=True))
-        number += len(convolved)
+        mine = [(e, p) for e, p in zip(checked, places, strict=True) if e.subnet == subnet]
+        rectified = {e.source: kept[p.rectified] for e, p in mine if p is not None}
         through_relu: dict[int, Tensor] = {}
         plain = {nodes - 1: d[subnet]}
 
@@ -147,15 +163,17 @@ def cell_backward(
                 total = total + through_relu.pop(target) * (rectified[target] > 0)
             if target == 0:
                 into_x[subnet] = total
-            for edge in (e for e in mine if e.target == target):
+            for edge, place in mine:
+                if edge.target != target:
+                    continue
                 if edge.slot == IDENTITY:
                     add(plain, edge.source, total)
                 elif edge.slot == POOL:
                     add(plain, edge.source, _pool_backward(total))
-                elif edge not in live:
+                elif place is None:
                     into_shift[edge.slot][edge.row] = total.sum((0, 1, 2))
                 else:
-                    y, mean, rstd = outputs[edge], means[rows[edge]], rstds[rows[edge]]
+                    y, mean, rstd = kept[place.output], means[place.row], rstds[place.row]
                     xhat = (y - mean) * rstd
                     shift, inner = total.sum((0, 1, 2)), (total * xhat).sum((0, 1, 2))
                     count = total[..., 0].numel()
@@ -194,8 +212,9 @@ def _last(images: Tensor) -> Tensor:
 def _checked(
     op: str, flat: Sequence[int], subnets: int, nodes: int, weight: Sequence[Tensor]
 ) -> list[Edge]:
-    message = f"edges must hold 5 numbers an edge, got {len(flat)}"
-    _check.require(len(flat) % 5 == 0, op, message)
+    width = len(Edge._fields)
+    message = f"edges must hold {width} numbers an edge, got {len(flat)}"
+    _check.require(len(flat) % width == 0, op, message)
     _check.require(nodes > 1, op, f"nodes must be at least 2, got {nodes}")
     edges = edges_of(flat)
     for place, edge in enumerate(edges):
@@ -205,8 +224,8 @@ def _checked(
         before = edges[place - 1] if place else edge
         ordered = (before.subnet, before.target) <= (edge.subnet, edge.target)
         message = (
-            f"edges[{place}] must be (subnet, source, target, slot, row), of {subnets} subnets, "
-            f"{nodes} nodes and {len(weight)} slots, sorted by subnet and target"
+            f"edges[{place}] must be (subnet, source, target, slot, row, given, gives), of "
+            f"{subnets} subnets, {nodes} nodes and {len(weight)} slots, sorted by subnet and target"
         )
         _check.require(inside and held and ordered, op, message)
     return edges

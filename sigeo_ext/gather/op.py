@@ -178,15 +178,8 @@ def _cell_fake(
     nodes: int,
     eps: float,
 ) -> tuple[Tensor, list[Tensor]]:
-    every = cell_reference.edges_of(edges)
-    live = set(cell_reference.reached(every))
-    kept = []
-    for subnet in range(len(x)):
-        convolved = [e for e in every if e.convolves and e.subnet == subnet]
-        sources = {e.source for e in convolved if e in live}
-        kept += [x.new_empty(x.shape[1:]) for _ in sources]
-        kept += [x.new_empty(x.shape[1:] if e in live else (0,)) for e in convolved]
-    rows = sum(e.convolves for e in every)
+    _, images, rows = cell_reference.kept_places(cell_reference.edges_of(edges))
+    kept = [x.new_empty(x.shape[1:]) for _ in range(images)]
     statistics = [x.new_empty(rows, x.shape[-1]) for _ in range(2)]
     return x.new_empty(x.shape), [*kept, *statistics]
 

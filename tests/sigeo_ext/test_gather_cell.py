@@ -219,6 +219,7 @@ def test_flops_are_those_of_the_convolutions(device):
 
 
 X = torch.randn(2, 1, 3, 3, 4)
+BACKWARDS = (1, 0, 1, -1, 0, -1, -1, 0, 0, 1, -1, 0, -1, -1)
 WEIGHT, ROWS = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4)
 
 
@@ -226,12 +227,12 @@ WEIGHT, ROWS = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4)
     ("arguments", "text"),
     [
         ((X[0], [], [], [], [], 2), "x must be float32 or float64 [subnets, B, H, W, channels]"),
-        ((X, [], [], [], [0, 0, 1], 2), "edges must hold 5 numbers an edge, got 3"),
+        ((X, [], [], [], [0, 0, 1], 2), "edges must hold 7 numbers an edge, got 3"),
         ((X, [], [], [], [], 1), "nodes must be at least 2, got 1"),
-        ((X, [], [], [], [0, 1, 1, -1, 0], 2), "edges[0] must be (subnet, source, target"),
-        ((X, [], [], [], [0, 0, 1, 0, 0], 2), "of 2 subnets, 2 nodes and 0 slots"),
-        ((X, [WEIGHT], [ROWS], [ROWS], [0, 0, 1, 0, 2], 2), "edges[0] must be"),
-        ((X, [], [], [], [1, 0, 1, -1, 0, 0, 0, 1, -1, 0], 2), "sorted by subnet and target"),
+        ((X, [], [], [], [0, 1, 1, -1, 0, -1, -1], 2), "edges[0] must be (subnet, source, target"),
+        ((X, [], [], [], [0, 0, 1, 0, 0, -1, -1], 2), "of 2 subnets, 2 nodes and 0 slots"),
+        ((X, [WEIGHT], [ROWS], [ROWS], [0, 0, 1, 0, 2, -1, -1], 2), "edges[0] must be"),
+        ((X, [], [], [], [*BACKWARDS], 2), "sorted by subnet and target"),
         ((X, [WEIGHT], [], [ROWS], [], 2), "scale and shift must hold one tensor a slot, 1, got 0"),
         ((X, [WEIGHT[..., :2]], [ROWS], [ROWS], [], 2), "weight[0] must be [rows, 4, 4, k, k]"),
         ((X, [WEIGHT], [ROWS[:1]], [ROWS], [], 2), "scale[0] and shift[0] must be [2, 4] like x"),
@@ -241,6 +242,35 @@ def test_a_wrong_argument_is_named(arguments, text):
     with pytest.raises(RuntimeError) as caught:
         op.gather_cell(*arguments, 1e-5)
     assert text in str(caught.value)
+
+
+def test_equal_values_are_computed_once(device):
+    """Three subnets that share a convolution and a node; the third goes another way behind it."""
+    x = torch.randn(1, 2, 5, 5, 4, dtype=torch.float64, device=device).expand(3, 2, 5, 5, 4)
+    weight = [torch.randn(1, 4, 4, 3, 3, dtype=torch.float64, device=device).expand(3, 4, 4, 3, 3)]
+    weight.append(torch.randn(2, 4, 4, 1, 1, dtype=torch.float64, device=device))
+    norms = [Norm(torch.ones(3, 4, dtype=torch.float64), torch.zeros(3, 4, dtype=torch.float64))]
+    norms.append(Norm(*torch.rand(2, 2, 4, dtype=torch.float64)))
+    norms = [Norm(*(t.to(device) for t in norm)) for norm in norms]
+    shared = [
+        *(Edge(k, 0, 1, 0, k, given=0, gives=1) for k in range(3)),
+        *(Edge(k, 1, 2, 1, k, given=2) for k in range(2)),
+        Edge(2, 1, 2, POOL, 0, given=2),
+    ]
+    shared.sort(key=lambda e: (e.subnet, e.target))
+    alone = [edge._replace(given=-1, gives=-1) for edge in shared]
+    places, images, rows = cell_reference.kept_places(shared)
+    assert (images, rows) == (1 + 1 + 1 + 2, 1 + 2)
+    assert cell_reference.kept_places(alone)[1:] == (3 + 3 + 2 + 2, 3 + 2)
+    leaves = [t.detach().requires_grad_() for t in (weight[0], weight[1], *norms[0], *norms[1])]
+    results = []
+    for edges in (shared, alone):
+        made = [Norm(*leaves[2:4]), Norm(*leaves[4:])]
+        y = gather.cell(x, leaves[:2], made, edges, nodes=3)
+        d = torch.arange(y.numel(), dtype=torch.float64, device=device).view(y.shape).sin()
+        results.append([y, *torch.autograd.grad((y * d).sum(), leaves)])
+    for a, b in zip(*results, strict=True):
+        assert_close(a, b, tolerance=1e-12)
 
 
 @needs_kernels
