@@ -259,7 +259,7 @@ def test_equal_values_are_computed_once(device):
     ]
     shared.sort(key=lambda e: (e.subnet, e.target))
     alone = [edge._replace(given=-1, gives=-1) for edge in shared]
-    places, images, rows = cell_reference.kept_places(shared)
+    _, images, rows = cell_reference.kept_places(shared)
     assert (images, rows) == (1 + 1 + 1 + 2, 1 + 2)
     assert cell_reference.kept_places(alone)[1:] == (3 + 3 + 2 + 2, 3 + 2)
     leaves = [t.detach().requires_grad_() for t in (weight[0], weight[1], *norms[0], *norms[1])]
