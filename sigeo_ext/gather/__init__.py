@@ -171,15 +171,15 @@ def convolution(
     for each block in both cases.
 
     Args:
-        x: [n, B, *size, inputs], one to three dimensions.
-        weight: [n, outputs, inputs/groups, *kernel].
+        x: ``[n, B, *size, inputs]``, one to three dimensions.
+        weight: ``[n, outputs, inputs/groups, *kernel]``.
         stride: As of the layer.
         padding: In zeros.
         dilation: As of the layer.
         groups: As of the layer.
 
     Returns:
-        [n, B, *size, outputs].
+        ``[n, B, *size, outputs]``.
 
     Raises:
         RuntimeError: Shapes that do not fit together.
