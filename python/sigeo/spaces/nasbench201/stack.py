@@ -40,24 +40,16 @@ class Stack:
                 supernet's.
         """
         self.archs = tuple(archs)
-        self.layers = frozenset(
-            f"{name}.weight"
-            for name, module in supernet.named_modules()
-            if isinstance(module, (nn.Conv2d, nn.Linear))
-        )
         self.weights: dict[str, nn.Parameter] = {}
         self.members: dict[str, tuple[int, ...]] = {}
         self._own, self._supernet = own, supernet
         self._groups = _groups(self.archs)
         everyone = tuple(range(len(self.archs)))
-        for name, parameter in supernet.named_parameters():
-            slot = name.partition(".slots.")[2]
-            members = everyone
-            if slot:
-                edge, operation = map(int, slot.partition(".")[0].split("_"))
-                members = self._groups.get(edge, {}).get(operation, ())
-            if members:
-                self._take(name, parameter, members)
+        for name, module, members in self._used(everyone):
+            for parameter_name, parameter in module.named_parameters(prefix=name):
+                self._take(parameter_name, parameter, members)
+        # Norms and biases have one dimension behind the rows, weights of layers more.
+        self.layers = frozenset(name for name, rows in self.weights.items() if rows.dim() > 2)
         device = supernet.head.linear.weight.device
         self._everyone = torch.tensor(everyone, device=device)
         self._index = {
@@ -65,7 +57,6 @@ class Stack:
             for edge, by_operation in self._groups.items()
             for operation, members in by_operation.items()
         }
-
         self._slots = [place for place in self._index if place[1] in CONVOLUTIONS]
         self._edges_of: dict[str, list[Edge]] = {}
         values = _Values()
@@ -102,9 +93,32 @@ class Stack:
             results.append(nodes.get(OUTPUT, values.number((name, "zero", entry))))
         return edges, results
 
+    def _used(self, everyone: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+        """The modules that some subnet uses.
+
+        Yields:
+            Name, module and the subnets.
+        """
+        yield "stem", self._supernet.stem, everyone
+        for place, block in enumerate(self._supernet.blocks):
+            name = f"blocks.{place}"
+            if isinstance(block, Reduction):
+                yield name, block, everyone
+                continue
+            for edge, by_operation in self._groups.items():
+                for operation, members in by_operation.items():
+                    if operation in CONVOLUTIONS:
+                        slot: nn.Module = block.slot(edge, operation)  # type: ignore[operator]
+                        yield f"{name}.slots.{edge}_{operation}", slot, members
+        yield "head", self._supernet.head, everyone
+
     def _take(self, name: str, parameter: nn.Parameter, members: tuple[int, ...]) -> None:
-        values = parameter.detach().expand(len(members), *parameter.shape)
-        self.weights[name] = nn.Parameter(values.clone() if self._own else values)
+        one = parameter.detach()
+        rows = one.expand(len(members), *one.shape)
+        if self._own:  # each in the memory order of the one
+            size, strides = rows.shape, (one.numel(), *one.stride())
+            rows = one.new_empty_strided(size, strides).copy_(rows)
+        self.weights[name] = nn.Parameter(rows)
         self.members[name] = members
 
     def __call__(self, images: Tensor) -> Tensor:
