@@ -9,6 +9,10 @@ computed once.
 a node, each normalised by batch statistics of its own if so wanted; `convolution` and `linear` run
 blocks with weights of their own ([n, ...]) or with one weight for all (expanded from one), and give
 each block's weight gradient either way.
+
+Numbers of blocks that are on a GPU cannot be read without waiting for it. So the CUDA kernels do
+not refuse those of blocks that do not exist but leave them out: a copy of such a block is NaN, and
+a term adds nothing to it.
 """
 
 from __future__ import annotations
@@ -53,7 +57,8 @@ def dispatch(
         A tensor [n, positions, channels] for each list.
 
     Raises:
-        RuntimeError: Blocks that are not there, or tensors of another form.
+        RuntimeError: Blocks that are not there (but see above for CUDA), or tensors of another
+            form.
     """
     copies = op.gather_dispatch(x, [*rectified, *plain], len(rectified))
     return copies[: len(rectified)], copies[len(rectified) :]
@@ -138,7 +143,8 @@ def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
         [blocks, positions, channels].
 
     Raises:
-        RuntimeError: Terms that do not fit together.
+        RuntimeError: Terms that do not fit together, or blocks that are not there (but see above
+            for CUDA).
     """
     normed = [term for term in terms if term.norm is not None]
     plain = [term for term in terms if term.norm is None]
