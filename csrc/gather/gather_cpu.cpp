@@ -214,7 +214,7 @@ template <class T>
 void finish(const Moments& found, double eps, T* mean, T* rstd) {
   for (size_t c = 0; c < found.mean.size(); ++c) {
     const double m2 = found.m2[c] < 0 ? 0 : found.m2[c];  // a NaN stays
-    mean[c] = static_cast<T>(found.mean[c]);
+    mean[c] = static_cast<T>(found.count > 0 ? found.mean[c] : NAN);
     rstd[c] = static_cast<T>(1 / std::sqrt(m2 / found.count + eps));
   }
 }

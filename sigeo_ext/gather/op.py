@@ -83,7 +83,7 @@ def _combine_backward(ctx: Any, d: Tensor | None, *unused: Any) -> tuple[Any, ..
     target = saved[4 * n :]
     d = d.contiguous()
     into = gather_combine_backward(d, normed, weight, target[:n], mean, rstd)
-    into_plain = [d.index_select(0, t) for t in target[n:]]
+    into_plain = gather_dispatch(d, list(target[n:]), 0) if target[n:] else []
     return *into, into_plain, [None] * len(target), None, None
 
 
