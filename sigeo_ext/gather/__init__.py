@@ -25,6 +25,7 @@ from torch import Tensor
 
 from sigeo_ext.gather import cell_reference, op
 from sigeo_ext.gather.cell_reference import Edge
+from sigeo_ext.gather.layers import Convolution
 
 __all__ = [
     "IDENTITY",
@@ -192,7 +193,7 @@ def convolution(
     """
     dims = x.dim() - 3
     spread = [[value] * dims for value in (stride, padding, dilation)]
-    y: Tensor = op.gather_convolution(x, weight, *spread, groups)
+    y: Tensor = Convolution.apply(x, weight, *spread, groups)  # type: ignore[no-untyped-call]
     return y
 
 

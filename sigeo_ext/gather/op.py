@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext._op import define
-from sigeo_ext.gather import cell_reference, layers, reference
+from sigeo_ext.gather import cell_reference, reference
 from sigeo_ext.gather.reference import one_for_all, shared
 
 
@@ -104,67 +104,6 @@ gather_combine_backward = define(
         [x.new_empty(x.shape) for x in normed],
         [m.new_empty(m.shape) for m in mean],
         [m.new_empty(m.shape) for m in mean],
-    ),
-)
-
-
-def _convolution_fake(
-    x: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    out = [
-        (size + 2 * pad - apart * (kernel - 1) - 1) // step + 1
-        for size, kernel, step, pad, apart in zip(
-            x.shape[2:-1], weight.shape[3:], stride, padding, dilation, strict=True
-        )
-    ]
-    made = 1 if shared(x) and shared(weight) else len(x)
-    y = x.new_empty(made, x.shape[1], *out, weight.shape[1])
-    return y.expand(len(x), *y.shape[1:])
-
-
-def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, *ctx.geometry = inputs
-    ctx.save_for_backward(x, weight)
-
-
-def _convolution_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
-    x, weight = ctx.saved_tensors
-    need = list(ctx.needs_input_grad[:2])
-    into = gather_convolution_backward(d.contiguous(), x, weight, *ctx.geometry, need)
-    return *(g if wanted else None for g, wanted in zip(into, need, strict=True)), *[None] * 4
-
-
-def _convolution_backward_fake(
-    d: Tensor, x: Tensor, weight: Tensor, *geometry: Any
-) -> tuple[Tensor, Tensor]:
-    need = geometry[-1]
-    return tuple(  # type: ignore[return-value]
-        t.new_empty(t.shape) if wanted else t.new_empty(0)
-        for t, wanted in zip((x, weight), need, strict=True)
-    )
-
-
-_GEOMETRY = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
-gather_convolution = define(
-    f"gather_convolution(Tensor x, Tensor weight, {_GEOMETRY}) -> Tensor",
-    layers.convolution,
-    fake=_convolution_fake,
-    setup_context=_convolution_context,
-    backward=_convolution_backward,
-    flops=lambda x, weight, *_, out_shape, **__: 2 * math.prod(out_shape) * math.prod(weight[2:]),
-)
-gather_convolution_backward = define(
-    f"gather_convolution_backward(Tensor d, Tensor x, Tensor weight, {_GEOMETRY}, bool[2] need) "
-    "-> (Tensor, Tensor)",
-    layers.convolution_backward,
-    fake=_convolution_backward_fake,
-    flops=lambda d, x, weight, *geometry, **_: (
-        2 * math.prod(d) * math.prod(weight[2:]) * sum(geometry[-1])
     ),
 )
 

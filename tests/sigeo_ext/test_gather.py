@@ -392,8 +392,6 @@ def test_opcheck_with_gradients(device):
         for value in values:
             value.requires_grad_()
     torch.library.opcheck(op.gather_combine, given["gather_combine"])
-    x, weight = (randn(*s, device=device).requires_grad_() for s in ((2, 1, 4, 3), (2, 5, 3, 2)))
-    torch.library.opcheck(op.gather_convolution, (x, weight, [1], [1], [1], 1))
 
 
 def test_gradients_equal_finite_differences(device):
@@ -431,9 +429,8 @@ def test_flops_of_convolutions_are_counted(device):
     with FlopCounterMode(display=False) as counter:
         gather.convolution(x, weight.requires_grad_()).sum().backward()
     forward = 2 * (2 * 3 * 3 * 3 * 6) * (4 * 3 * 3)
-    counts = {str(k): v for k, v in counter.get_flop_counts()["Global"].items()}
-    assert counts["sigeo_ext.gather_convolution"] == forward
-    assert counts["sigeo_ext.gather_convolution_backward"] == forward
+    # The weight's gradient alone: x asks for none.
+    assert counter.get_total_flops() == 2 * forward
 
 
 X = randn(3, 2, 4)
