@@ -4,7 +4,9 @@
 // The convolutions are the framework's. Everything between them is one pass a node: the norms and
 // the sum forward, the norms' gradients and the sum with the ReLU's cut backward. Subnets go one
 // after another, so that a subnet's nodes are in the cache when they are read again.
+#include <set>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -26,6 +28,7 @@ std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, i
                   gather::kEdgeNumbers, " numbers an edge, got ", flat.size());
   STD_TORCH_CHECK(nodes > 1, op, ": nodes must be at least 2, got ", nodes);
   std::vector<Edge> edges;
+  std::set<std::pair<int64_t, int64_t>> rows;  // each is one edge's: its gradient is written once
   for (size_t i = 0; i < flat.size(); i += gather::kEdgeNumbers) {
     const int64_t* n = &flat[i];
     const Edge edge{n[0], n[1], n[2], n[3], n[4], n[5], n[6]};
@@ -34,13 +37,14 @@ std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, i
     const bool known =
         edge.slot >= gather::kPool && edge.slot < static_cast<int64_t>(weight.size());
     const bool held =
-        !edge.convolves() || (known && edge.row >= 0 && edge.row < weight[edge.slot].size(0));
+        !edge.convolves() || (known && edge.row >= 0 && edge.row < weight[edge.slot].size(0) &&
+                              rows.insert({edge.slot, edge.row}).second);
     const bool ordered = edges.empty() || edge.subnet > edges.back().subnet ||
                          (edge.subnet == edges.back().subnet && edge.target >= edges.back().target);
     STD_TORCH_CHECK(inside && known && held && ordered, op, ": edges[", edges.size(),
                     "] must be (subnet, source, target, slot, row, given, gives), of ", subnets,
                     " subnets, ", nodes, " nodes and ", weight.size(),
-                    " slots, sorted by subnet and target");
+                    " slots, sorted by subnet and target, each slot's row once");
     edges.push_back(edge);
   }
   return edges;

@@ -243,10 +243,12 @@ std::tuple<Tensor, Tensors, Tensors> combine(Tensors normed, Tensors weight, Ten
   check_lengths(op, normed.size(), plain.size(), weight, bias, target);
   const Tensor& first = normed.empty() ? plain[0] : normed[0];
   check_blocks(op, "the first term", first);
-  // One term of one block and one weight in memory: computed once.
+  // One term of one block and one norm in memory: computed once.
+  const auto one_row = [&](const Tensor& rows) {
+    return rows.dim() == 2 && rows.size(0) == blocks && shared(rows);
+  };
   const bool one = normed.size() == 1 && plain.empty() && first.size(0) == blocks &&
-                   shared(first) && weight[0].dim() == 2 && weight[0].size(0) == blocks &&
-                   shared(weight[0]);
+                   shared(first) && one_row(weight[0]) && one_row(bias[0]);
   const int64_t made = one ? 1 : blocks;
   Tensor y = torch::stable::new_empty(first, Sizes{made, first.size(1), first.size(2)});
   Tensors means, rstds;

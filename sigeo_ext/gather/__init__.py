@@ -93,7 +93,7 @@ def cell(
         weight: Convolutions' weights, one tensor a slot, a row for each subnet that uses it:
             [n, channels, channels, k, k], k odd.
         norms: Behind each slot's convolution, of its rows.
-        edges: Sorted by subnet and target.
+        edges: Sorted by subnet and target; no two name one row of a slot.
         nodes: How many a cell has.
         eps: Added to variances.
 
@@ -124,7 +124,7 @@ class Term(NamedTuple):
     x: Tensor
     """Its results [n, positions, channels]."""
     target: Tensor
-    """The subnets they are of, int64 [n], none twice."""
+    """The subnets they are of, int64 [n], none twice (what comes of it then is not defined)."""
     norm: Norm | None = None
     """The batch norm behind it, if there is one."""
 

@@ -217,15 +217,19 @@ def _checked(
     _check.require(len(flat) % width == 0, op, message)
     _check.require(nodes > 1, op, f"nodes must be at least 2, got {nodes}")
     edges = edges_of(flat)
+    rows: set[tuple[int, int]] = set()
     for place, edge in enumerate(edges):
         inside = 0 <= edge.subnet < subnets and 0 <= edge.source < edge.target < nodes
         known = POOL <= edge.slot < len(weight)
         held = known and (not edge.convolves or 0 <= edge.row < len(weight[edge.slot]))
+        held = held and not (edge.convolves and (edge.slot, edge.row) in rows)
+        rows.add((edge.slot, edge.row))
         before = edges[place - 1] if place else edge
         ordered = (before.subnet, before.target) <= (edge.subnet, edge.target)
         message = (
             f"edges[{place}] must be (subnet, source, target, slot, row, given, gives), of "
-            f"{subnets} subnets, {nodes} nodes and {len(weight)} slots, sorted by subnet and target"
+            f"{subnets} subnets, {nodes} nodes and {len(weight)} slots, sorted by subnet and "
+            "target, each slot's row once"
         )
         _check.require(inside and held and ordered, op, message)
     return edges

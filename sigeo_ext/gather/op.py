@@ -14,6 +14,17 @@ from sigeo_ext.gather import cell_reference, reference
 from sigeo_ext.gather.reference import one_for_all, shared
 
 
+def _kept_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _second_derivative(ctx: Any, *grads: Any) -> Any:
+    raise RuntimeError("gather: its gradients cannot be differentiated again")
+
+
+_ONCE: dict[str, Any] = {"setup_context": _kept_nothing, "backward": _second_derivative}
+
+
 def _dispatch_fake(x: Tensor, index: Sequence[Tensor], rectified: int) -> list[Tensor]:
     copies = 1 if shared(x) else None
     return [x.new_empty(copies or len(i), *x.shape[1:]).expand(len(i), *x.shape[1:]) for i in index]
@@ -45,6 +56,7 @@ gather_dispatch_backward = define(
     "gather_dispatch_backward(Tensor[] grads, Tensor x, Tensor[] index, int rectified) -> Tensor",
     reference.dispatch_backward,
     fake=lambda grads, x, index, rectified: x.new_empty(x.shape),
+    **_ONCE,
 )
 
 
@@ -58,7 +70,7 @@ def _combine_fake(
     eps: float,
 ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     first = [*normed, *plain][0]
-    made = 1 if one_for_all(normed, weight, plain, blocks) else blocks
+    made = 1 if one_for_all(normed, weight, bias, plain, blocks) else blocks
     y = first.new_empty(made, *first.shape[1:]).expand(blocks, *first.shape[1:])
     means = [x.new_empty(len(x), x.shape[2]) for x in normed]
     return y, means, [torch.empty_like(m) for m in means]
@@ -105,6 +117,7 @@ gather_combine_backward = define(
         [m.new_empty(m.shape) for m in mean],
         [m.new_empty(m.shape) for m in mean],
     ),
+    **_ONCE,
 )
 
 
@@ -177,4 +190,5 @@ gather_cell_backward = define(
         [s.new_empty(s.shape) for s in scale],
     ),
     flops=lambda d, weight, scale, kept, edges, *_, **__: _cell_flops(d, weight, edges, 2),
+    **_ONCE,
 )

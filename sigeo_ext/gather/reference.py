@@ -46,7 +46,7 @@ def combine(
     """The sum at each of ``blocks`` places; and mean and 1/deviation of the normed terms."""
     _check_combine("gather_combine", normed, weight, bias, plain, target, blocks)
     first = [*normed, *plain][0]
-    alone = one_for_all(normed, weight, plain, blocks)
+    alone = one_for_all(normed, weight, bias, plain, blocks)
     y = first.new_zeros(1 if alone else blocks, *first.shape[1:])
     means, rstds = [], []
     for x, scale, shift, place in zip(normed, weight, bias, target, strict=False):
@@ -93,11 +93,15 @@ def shared(x: Tensor) -> bool:
 
 
 def one_for_all(
-    normed: Sequence[Tensor], weight: Sequence[Tensor], plain: Sequence[Tensor], blocks: int
+    normed: Sequence[Tensor],
+    weight: Sequence[Tensor],
+    bias: Sequence[Tensor],
+    plain: Sequence[Tensor],
+    blocks: int,
 ) -> bool:
-    """Whether one block computed gives all: one term, of one block and one weight in memory."""
+    """Whether one block computed gives all: one term, of one block and one norm in memory."""
     single = len(normed) == 1 and not plain and len(normed[0]) == blocks
-    return single and shared(normed[0]) and shared(weight[0])
+    return single and all(shared(values[0]) for values in (normed, weight, bias))
 
 
 def _check_blocks(op: str, name: str, x: Tensor) -> None:

@@ -254,3 +254,34 @@ def test_gradients_of_several_paths_are_added_to_the_shared_weights(average):
     for name, parameter in net.named_parameters():
         if name in once:
             assert_close(parameter.grad, 2 * once[name], tolerance=1e-12)
+
+
+def test_frozen_weights_are_not_measured_and_not_moved():
+    net, archs, given = supernet(torch.float64), cells(3), batches(torch.float64)
+    net.stem.conv.weight.requires_grad_(False)
+    net.head.linear.weight.requires_grad_(False)
+    for arch, found in zip(archs, score_many(net, archs, given, ["sigeo", "snip"]), strict=True):
+        for name, expected in score(net.subnet(arch), given, ["sigeo", "snip"]).items():
+            assert found[name].value == pytest.approx(expected.value, rel=1e-10)
+    add_gradients(net, archs, *given[0])
+    assert net.stem.conv.weight.grad is None and net.stem.norm.weight.grad is not None
+
+
+def test_a_supernet_that_is_all_frozen():
+    net, archs, given = supernet().requires_grad_(False), cells(1), batches()
+    losses = add_gradients(net, archs, *given[0])
+    assert losses.shape == (len(archs),)
+
+
+def test_memory_is_measured_also_without_gradients_switched_on():
+    net, given = supernet(), Batches(batches(), supernet(), torch.device("cpu"))
+    network = net.subnet(cells()[0])
+    expected = bytes_at_once(network, given, F.cross_entropy, moving=False)
+    with torch.no_grad():
+        assert bytes_at_once(network, given, F.cross_entropy, moving=False) == expected
+
+
+def test_inputs_of_another_form_are_refused():
+    given = [((x,), y) for x, y in batches()]
+    with pytest.raises(InputError, match="batches: inputs must be one tensor, got tuple"):
+        score_many(supernet(), cells(1), given, ["zico"])

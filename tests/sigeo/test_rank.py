@@ -301,6 +301,7 @@ def test_many_at_once_gives_the_same_scores_and_keeps_every_group(tmp_path, monk
 
     def counted(self, archs, chosen):
         groups.append(len(archs))
+        assert {proxy.name for proxy in chosen} == {"sigeo", "zico", "snip"}
         if len(groups) == 3:
             raise KeyboardInterrupt
         return original(self, archs, chosen)
@@ -330,7 +331,10 @@ def test_many_are_measured_where_there_are_enough(tmp_path, monkeypatch, togethe
     made = Networks(space(), DIGITS, protocol(at_once="auto"), folder=tmp_path)
     assert made.choose_at_once(cells(20)) == (1, None) and not measured
     assert made.choose_at_once(cells(64)) == (expected, module.Routes(together, 2.0))
+    assert made.choose_at_once([]) == (1, None)
     assert measured == [module.MEASURED]
+    monkeypatch.setattr(module, "available_bytes", lambda device: 1)
+    assert made.choose_at_once(cells(64)) == (1, None), "what does not fit is not measured"
     one_by_one = Networks(space(), DIGITS, protocol("params,synflow", at_once="auto"))
     assert one_by_one.choose_at_once(cells(64)) == (1, None)
 

@@ -223,6 +223,28 @@ def test_one_block_for_all_is_computed_once(device):
         assert_close(a, b)
 
 
+def test_one_block_with_shifts_of_their_own(device):
+    x = randn(1, 10, 4, device=device).expand(3, 10, 4)
+    weight, bias = randn(1, 4, device=device).expand(3, 4), randn(3, 4, seed=1, device=device)
+    terms = [Term(x, places(2, 0, 1, device=device), Norm(weight, bias))]
+    assert_close(gather.combine(terms, 3), sum_of(terms, 3))
+    shared = [terms[0]._replace(norm=Norm(weight, bias[:1].expand(3, 4)))]
+    assert_close(gather.combine(shared, 3), sum_of(shared, 3))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+def test_a_second_derivative_is_refused(normed, device):
+    x = randn(2, 5, 3, device=device).requires_grad_()
+    everyone = places(0, 1, device=device)
+    if normed:
+        y = gather.combine([Term(x, everyone, Norm(*randn(2, 2, 3, device=device)))], 2)
+    else:
+        y = gather.dispatch(x, [everyone])[0][0]
+    (grad,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        grad.sum().backward()
+
+
 def arguments(shape, dtype=torch.float64, device="cpu"):
     """Of each op, without graphs."""
     rectified, plain = lists(device)

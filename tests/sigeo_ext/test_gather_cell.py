@@ -220,6 +220,7 @@ def test_flops_are_those_of_the_convolutions(device):
 
 X = torch.randn(2, 1, 3, 3, 4)
 BACKWARDS = (1, 0, 1, -1, 0, -1, -1, 0, 0, 1, -1, 0, -1, -1)
+TWICE = (0, 0, 1, 0, 0, -1, -1, 1, 0, 1, 0, 0, -1, -1)
 WEIGHT, ROWS = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4)
 
 
@@ -233,6 +234,7 @@ WEIGHT, ROWS = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4)
         ((X, [], [], [], [0, 0, 1, 0, 0, -1, -1], 2), "of 2 subnets, 2 nodes and 0 slots"),
         ((X, [WEIGHT], [ROWS], [ROWS], [0, 0, 1, 0, 2, -1, -1], 2), "edges[0] must be"),
         ((X, [], [], [], [*BACKWARDS], 2), "sorted by subnet and target"),
+        ((X, [WEIGHT], [ROWS], [ROWS], [*TWICE], 2), "each slot's row once"),
         ((X, [WEIGHT], [], [ROWS], [], 2), "scale and shift must hold one tensor a slot, 1, got 0"),
         ((X, [WEIGHT[..., :2]], [ROWS], [ROWS], [], 2), "weight[0] must be [rows, 4, 4, k, k]"),
         ((X, [WEIGHT], [ROWS[:1]], [ROWS], [], 2), "scale[0] and shift[0] must be [2, 4] like x"),
@@ -271,6 +273,14 @@ def test_equal_values_are_computed_once(device):
         results.append([y, *torch.autograd.grad((y * d).sum(), leaves)])
     for a, b in zip(*results, strict=True):
         assert_close(a, b, tolerance=1e-12)
+
+
+def test_a_second_derivative_is_refused(device):
+    case = Case((2, 2, 3, 3, 2), device=device)
+    case.x.requires_grad_()
+    (grad,) = torch.autograd.grad(case.run().square().sum(), case.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated again"):
+        grad.sum().backward()
 
 
 @needs_kernels

@@ -20,7 +20,7 @@ from sigeo.capture import (
 )
 from sigeo.errors import InputError
 from sigeo.proxies import OnGradient, OnStatistics, Outcome, Proxy, Score
-from sigeo.scoring.score import check_needs, resolve, score
+from sigeo.scoring.score import check_needs, resolve, score, unreached
 from sigeo.spaces import Supernet
 from sigeo.supernet import many_gradient_statistics, supports
 
@@ -113,7 +113,7 @@ def score_many(
     Args:
         supernet: Shared weights, such as ``space.supernet()``.
         archs: The subnets; equal ones are measured once.
-        batches: As in `sigeo.score`.
+        batches: As in `sigeo.score`; inputs are one tensor.
         proxies: Names (`sigeo.proxies.names()`) or objects.
         loss_fn: (output, labels) to the mean loss of one subnet's batch.
         memory_format: As in `sigeo.score`.
@@ -134,19 +134,15 @@ def score_many(
     module: nn.Module = supernet  # type: ignore[assignment]
     data = Batches.of(batches, module, memory_format)
     check_needs(wanted, batches=len(data), labelled=data.labelled)
+    if not isinstance(data[0][0], Tensor):
+        raise InputError(f"batches: inputs must be one tensor, got {type(data[0][0]).__name__}")
     distinct = list(dict.fromkeys(archs))
     stacked = [proxy for proxy in wanted if stackable(proxy)]
     found: dict[Any, dict[str, Score]] = {arch: {} for arch in distinct}
     if stacked and distinct:
         size = at_once or at_once_of(data.device)
         if max_bytes is not None:
-            largest = max(distinct, key=lambda arch: _parameters(supernet.subnet(arch)))
-            moving = any(
-                isinstance(p.measurement, OnStatistics) and p.measurement.request.steps is not None
-                for p in stacked
-            )
-            each = bytes_at_once(supernet.subnet(largest), data, loss_fn, moving=moving)
-            size = max(1, min(size, max_bytes // each))
+            size = min(size, fitting(supernet, distinct, data, stacked, loss_fn, max_bytes))
         for begin in range(0, len(distinct), size):
             part = distinct[begin : begin + size]
             for arch, scores in zip(
@@ -178,7 +174,9 @@ def _score_stack(
 
     def observe(subnet: int, gradient: FirstGradient) -> None:
         for name, measurement in on_gradient.items():
-            outcomes[subnet][name] = Outcome(float(measurement.function(gradient)))
+            outcomes[subnet][name] = (
+                Outcome(float(measurement.function(gradient))) if gradient.reached else unreached()
+            )
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     results = many_gradient_statistics(
@@ -193,8 +191,26 @@ def _score_stack(
         by_request = dict(zip(requests, measured, strict=True))
         subnet = supernet.subnet(arch)
         for name, m in on_statistics.items():
-            outcome[name] = m.function(subnet, by_request[m.request])
+            statistics = by_request[m.request]
+            outcome[name] = m.function(subnet, statistics) if statistics.reached else unreached()
     return [{p.name: p.score(outcome[p.name]) for p in proxies} for outcome in outcomes]
+
+
+def fitting(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    data: Batches,
+    proxies: Sequence[Proxy],
+    loss_fn: LossFunction,
+    max_bytes: int,
+) -> int:
+    """How many of some subnets fit into ``max_bytes`` in one pass, one at least."""
+    largest = max((supernet.subnet(arch) for arch in archs), key=_parameters)
+    moving = any(
+        isinstance(proxy.measurement, OnStatistics) and proxy.measurement.request.steps is not None
+        for proxy in proxies
+    )
+    return max(1, max_bytes // bytes_at_once(largest, data, loss_fn, moving=moving))
 
 
 def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, moving: bool) -> int:
@@ -215,6 +231,8 @@ def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, m
         kept[parameter.untyped_storage().data_ptr()] = 0
     with (
         preserved(network, parameters=False),
+        torch.inference_mode(False),
+        torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
     ):
         network.train()

@@ -18,7 +18,15 @@ from sigeo.capture import Batches, preserved
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.proxies import Proxy
-from sigeo.scoring.many import MEASURED, Routes, at_once_of, measure_routes, score_many, stackable
+from sigeo.scoring.many import (
+    MEASURED,
+    Routes,
+    at_once_of,
+    fitting,
+    measure_routes,
+    score_many,
+    stackable,
+)
 from sigeo.scoring.score import check_needs, score
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record
@@ -217,26 +225,28 @@ class Networks:
         is usual for the device: one by one on a CPU.
         """
         wanted = self.protocol.at_once
-        if self.protocol.init == "candidate" or not any(map(stackable, self.protocol.proxies)):
+        stacked = [proxy for proxy in self.protocol.proxies if stackable(proxy)]
+        if self.protocol.init == "candidate" or not archs or not stacked or wanted == 1:
             return 1, None
-        usual = at_once_of(self.device)
-        if wanted != "auto":
-            return wanted, None
-        if len(archs) < 8 * MEASURED:
-            return (usual if self.device.type == "cuda" else 1), None
-        routes = measure_routes(self._supernet, archs[:MEASURED], self._batches)
-        return (usual if routes.together < routes.apart else 1), routes
+        few = len(archs) < 8 * MEASURED
+        if wanted == "auto" and few and self.device.type != "cuda":
+            return 1, None
+        size = at_once_of(self.device) if wanted == "auto" else wanted
+        bound = available_bytes(self.device)
+        if bound is not None:
+            sample, loss_fn = archs[: 8 * MEASURED], nn.functional.cross_entropy
+            fits = fitting(self._supernet, sample, self._batches, stacked, loss_fn, bound)
+            size = min(size, fits)
+        if wanted != "auto" or few or size == 1:
+            return size, None
+        routes = measure_routes(self._supernet, archs[: min(size, MEASURED)], self._batches)
+        return (size if routes.together < routes.apart else 1), routes
 
     def score_many(self, archs: Sequence[Any], proxies: Sequence[Proxy]) -> list[dict[str, Record]]:
         """Score networks in one pass, by proxies that are not of the whole network."""
         began = time.perf_counter()
         found = score_many(
-            self._supernet,
-            archs,
-            self._batches,
-            proxies,
-            at_once=len(archs),
-            max_bytes=available_bytes(self.device),
+            self._supernet, archs, self._batches, proxies, at_once=max(1, len(archs))
         )
         seconds = (time.perf_counter() - began) / max(1, len(archs))
         return [
@@ -286,13 +296,20 @@ class Networks:
 def available_bytes(device: torch.device) -> int | None:
     """Half of the memory that is free on a device; None where nobody says."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0]) // 2
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return max(1, (int(torch.cuda.mem_get_info(device)[0]) + unused) // 2)
+    free = []
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return None
-    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
-    return int(kilobytes[0]) * 512 if kilobytes else None
+        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
+        limit, used = (  # of the container, if it has one
+            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii").strip()
+            for name in ("max", "current")
+        )
+        free += [int(limit) - int(used)] if limit != "max" else []
+    except (OSError, ValueError):
+        pass
+    return max(1, min(free) // 2) if free else None
 
 
 def parse_device(name: str) -> torch.device:

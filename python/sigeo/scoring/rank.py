@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sigeo.proxies import Proxy
-from sigeo.scoring.many import Routes
+from sigeo.scoring.many import Routes, stackable
 from sigeo.scoring.networks import Networks
 from sigeo.store import Record, RunStore
 
@@ -66,7 +66,8 @@ def rank(
     whole = [proxy for proxy in proxies if proxy.whole_network]
     shared = [proxy for proxy in proxies if not proxy.whole_network]
     keys = [networks.key(arch) for arch in archs]
-    missing = [key for key in dict.fromkeys(keys) if _missing(key, shared, store)]
+    stacked = [proxy for proxy in shared if stackable(proxy)]
+    missing = [key for key in dict.fromkeys(keys) if _missing(key, stacked, store)]
     place_of = {key: place for place, key in enumerate(missing)}
     at_once, routes = networks.choose_at_once(missing)
     if chosen is not None:
@@ -74,8 +75,8 @@ def rank(
     first_of: dict[str, str] = {}
     rows = []
     for done, (arch, key) in enumerate(zip(archs, keys, strict=True), start=1):
-        if at_once > 1 and _missing(key, shared, store):
-            _score_ahead(networks, missing[place_of[key] :], shared, store, at_once)
+        if at_once > 1 and _missing(key, stacked, store):
+            _score_ahead(networks, missing[place_of[key] :], stacked, store, at_once)
         records = _scored(networks, arch, whole, store)
         functional = _scored(networks, key, shared, store)
         original = first_of.setdefault(str(key), str(arch))

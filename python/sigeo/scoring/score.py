@@ -146,7 +146,7 @@ def _measure_gradients(
     def observe(gradient: FirstGradient) -> None:
         for name, measurement in on_gradient.items():
             values[name] = (
-                Outcome(float(measurement.function(gradient))) if gradient.reached else _unreached()
+                Outcome(float(measurement.function(gradient))) if gradient.reached else unreached()
             )
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
@@ -160,9 +160,7 @@ def _measure_gradients(
     )
     measured = dict(zip(requests, results, strict=True))
     return values | {
-        name: m.function(model, measured[m.request])
-        if measured[m.request].reached
-        else _unreached()
+        name: m.function(model, measured[m.request]) if measured[m.request].reached else unreached()
         for name, m in on_statistics.items()
     }
 
@@ -185,7 +183,7 @@ def _measure_losses(
             inputs, labels = data[0]
             loss = batch_loss(loss_fn, call(model, inputs), labels)
             outcomes[proxy.name] = (
-                proxy.measurement.function(model, loss) if loss.requires_grad else _unreached()
+                proxy.measurement.function(model, loss) if loss.requires_grad else unreached()
             )
     return outcomes
 
@@ -213,12 +211,13 @@ def _measure_samples(
         outcomes |= {
             name: m.function(model, statistics, float(loss.detach()))
             if loss.requires_grad
-            else _unreached()
+            else unreached()
             for name, m in group.items()
         }
     return outcomes
 
 
-def _unreached() -> Outcome:
+def unreached() -> Outcome:
+    """The outcome where no gradient comes."""
     note = "the loss depends on no parameter that asks for a gradient"
     return Outcome(math.nan, {}, (note,))

@@ -59,7 +59,8 @@ def many_gradient_statistics(
         batches: Of all subnets alike.
         loss_fn: (output, labels) to the mean loss of one subnet's batch.
         requests: What to measure, each such as `supports` accepts.
-        observer: Called with each subnet's number and its first gradient.
+        observer: Called with each subnet's number and its first gradient, zeros where the loss does
+            not reach a weight.
 
     Returns:
         For each subnet, one result a request. Parameters have the supernet's names.
@@ -94,7 +95,8 @@ def add_gradients(
     """
     stack = supernet.stack(archs)
     losses = torch.stack([batch_loss(loss_fn, y, labels) for y in stack(inputs)])
-    (losses.mean() if average else losses.sum()).backward()
+    if losses.requires_grad:
+        (losses.mean() if average else losses.sum()).backward()
     module: nn.Module = supernet  # type: ignore[assignment]
     for name, parameter in module.named_parameters():
         rows = stack.weights[name].grad if name in stack.weights else None
@@ -117,6 +119,7 @@ class _Run:
     ):
         self.supernet, self.archs, self.batches = supernet, archs, batches
         self.loss_fn, self.requests = loss_fn, requests
+        self.reached = False
 
     def measure(self, observer: Observer | None) -> list[list[GradientStatistics]]:
         """All courses, those without steps first."""
@@ -137,20 +140,21 @@ class _Run:
         inputs, labels = self.batches[index]
         outputs = stack(inputs)
         losses = torch.stack([batch_loss(self.loss_fn, y, labels) for y in outputs])
-        losses.sum().backward()
+        self.reached = losses.requires_grad
+        if self.reached:
+            losses.sum().backward()
         grads = {}
-        for name, weight in stack.weights.items():
+        for name, weight in _moving(stack).items():
             grad, weight.grad = weight.grad, None
             grads[name] = torch.zeros_like(weight) if grad is None else grad
         return losses.detach(), grads
 
-    @staticmethod
-    def _show(stack: Stack, losses: Tensor, grads: Rows, observer: Observer) -> None:
+    def _show(self, stack: Stack, losses: Tensor, grads: Rows, observer: Observer) -> None:
         for subnet, loss in enumerate(losses):
             rows = {
                 name: stack.members[name].index(subnet)
-                for name in stack.weights
-                if name in stack.layers and subnet in stack.members[name]
+                for name in _chosen(stack, "layers")
+                if subnet in stack.members[name]
             }
             observer(
                 subnet,
@@ -159,6 +163,7 @@ class _Run:
                     tuple(grads[name][row] for name, row in rows.items()),
                     tuple(stack.weights[name].detach()[row] for name, row in rows.items()),
                     loss,
+                    self.reached,
                 ),
             )
 
@@ -169,7 +174,7 @@ class _Run:
         requests = [request for request in self.requests if request.steps == steps]
         selections = list(dict.fromkeys(request.selection for request in requests))
         states = {s: _new_state(_rows(stack, stack.weights, s)) for s in selections}
-        step = None if steps is None else steps.start(stack.weights.values())
+        step = None if steps is None else steps.start(_moving(stack).values())
         all_losses, grads = [losses], first
         for index in range(len(self.batches)):
             if index > 0:
@@ -189,10 +194,11 @@ class _Run:
 
     @staticmethod
     def _take_step(stack: Stack, step: Callable[[], None], grads: Rows) -> None:
-        for name, weight in stack.weights.items():
+        moving = _moving(stack)
+        for name, weight in moving.items():
             weight.grad = grads[name]
         step()
-        for weight in stack.weights.values():
+        for weight in moving.values():
             weight.grad = None
 
     def _results(
@@ -219,13 +225,19 @@ class _Run:
                 summary=Summary(*(column[places[subnet]] for column in summary)),
                 losses=table[:, subnet],
                 count=len(self.batches),
+                reached=self.reached,
             )
             for subnet in range(len(self.archs))
         ]
 
 
+def _moving(stack: Stack) -> dict[str, nn.Parameter]:
+    """The weights that ask for a gradient."""
+    return {name: weight for name, weight in stack.weights.items() if weight.requires_grad}
+
+
 def _chosen(stack: Stack, selection: Selection) -> list[str]:
-    return [name for name in stack.weights if selection == "all" or name in stack.layers]
+    return [name for name in _moving(stack) if selection == "all" or name in stack.layers]
 
 
 def _rows(stack: Stack, values: Any, selection: Selection) -> list[Tensor]:

@@ -141,7 +141,10 @@ class WarmUp:
 
     def describe(self) -> dict[str, Any]:
         """All settings and the number of steps, as JSON can hold them."""
-        return {**asdict(self), "steps": self.steps}
+        settings = asdict(self)
+        if self.paths == 1:  # as warm-ups were described before there were several
+            del settings["paths"], settings["average"]
+        return {**settings, "steps": self.steps}
 
 
 class Trainer:

@@ -118,7 +118,7 @@ class Stack:
         if self._own:  # each in the memory order of the one
             size, strides = rows.shape, (one.numel(), *one.stride())
             rows = one.new_empty_strided(size, strides).copy_(rows)
-        self.weights[name] = nn.Parameter(rows)
+        self.weights[name] = nn.Parameter(rows, requires_grad=parameter.requires_grad)
         self.members[name] = members
 
     def __call__(self, images: Tensor) -> Tensor:
