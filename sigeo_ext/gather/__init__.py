@@ -19,9 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo_ext.gather import op
+from sigeo_ext.gather import op, slices
 
-__all__ = ["Norm", "Term", "combine", "convolution", "dispatch", "linear"]
+__all__ = ["Norm", "Term", "combine", "convolution", "dispatch", "linear", "slices"]
 
 
 def dispatch(
