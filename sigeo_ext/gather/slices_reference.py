@@ -246,7 +246,7 @@ def convolution_backward(
         parts = aten.convolution_backward(d, x, part, [len(part)], *geometry, need)
     into_x, into_weight, into_bias = (x.new_empty(0) for _ in range(3))
     if need[0]:
-        into_x = parts[0]
+        into_x = parts[0].contiguous(memory_format=_format(x))
         if masked:
             into_x = place(into_x, weight.shape[1] * groups, 1, inputs, input_index)
     if need[1]:
@@ -254,7 +254,7 @@ def convolution_backward(
         into_weight = place_block(parts[1], weight, *block)
     if need[2]:
         into_bias = place(parts[2], len(weight), 0, outputs, output_index)
-    return into_x.contiguous(memory_format=_format(x)), into_weight, into_bias
+    return into_x, into_weight, into_bias
 
 
 def _format(x: Tensor) -> torch.memory_format:

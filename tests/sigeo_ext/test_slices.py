@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -478,6 +480,18 @@ def test_strided_arguments(number, device):
     got = [strided[2]] if got is None else [got] if isinstance(got, Tensor) else got
     for a, b in zip(got, outcome(name, arguments), strict=True):
         assert_close(a, b)
+
+
+@pytest.mark.parametrize("wanted", [0, 1, 2])
+@MODES
+def test_a_single_gradient_is_computed_alone(wanted, masked, device):
+    for case in (linear_case, partial(convolution_case, "2d", last=True)):
+        function = slices.linear if case is linear_case else slices.convolution
+        leaves, given, expected = case("list", "chunk", masked, torch.float64, device)
+        (judge,) = torch.autograd.grad(expected.sum(), leaves[wanted])
+        fixed = [v if i == wanted else v.detach() for i, v in enumerate(leaves)]
+        (got,) = torch.autograd.grad(function(*fixed, **given).sum(), leaves[wanted])
+        assert_close(got, judge, tolerance=1e-10)
 
 
 @CALLS
