@@ -112,7 +112,7 @@ def _register_gradient(
 
 
 class _WithoutKeys:
-    """A context as an op's backward sees it: the first argument, which is not the op's, left out."""
+    """A context as an op's backward sees it, without the first argument, which is not the op's."""
 
     def __init__(self, ctx: Any) -> None:
         self._ctx = ctx

@@ -77,19 +77,14 @@ def place(part: Tensor, size: int, dim: int, window: Sequence[int], index: Tenso
     """Zeros, ``size`` along a dimension, with ``part`` where the selection was taken."""
     if index is None and window[1] == size:
         return part
+    if index is None:  # keeps the memory format
+        after = size - window[0] - window[1]
+        behind = part.dim() - 1 - dim % part.dim()
+        return torch.constant_pad_nd(part, [*[0, 0] * behind, window[0], after])
     shape = list(part.shape)
     shape[dim] = size
     whole = part.new_zeros(shape)
-    put(whole, part, dim, window, index)
-    return whole
-
-
-def put(whole: Tensor, part: Tensor, dim: int, window: Sequence[int], index: Tensor | None) -> None:
-    """Write ``part`` where the selection was taken."""
-    if index is None:
-        whole.narrow(dim, *window).copy_(part)
-    else:
-        whole.index_copy_(dim, index, part)
+    return whole.index_copy_(dim, index, part)
 
 
 def place_block(

@@ -111,7 +111,20 @@ def _convolution_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *given: An
     outputs, _, output_index, _, kernel, stride, padding, dilation, _, masked, _ = given
     size = reference.convolved(x, kernel, stride, padding, dilation)
     width = weight.shape[0] if masked else length(outputs, output_index)
-    return x.new_empty(x.shape[0], width, *size)
+    format = reference.format_of(x, weight)
+    return torch.empty(
+        (x.shape[0], width, *size), dtype=x.dtype, device=x.device, memory_format=format
+    )
+
+
+def _convolution_backward_fake(
+    d: Tensor, x: Tensor, weight: Tensor, *given: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    into_x, *rest = _linear_backward_fake(d, x, weight, *given)
+    if given[-1][0]:
+        format = reference.format_of(x, weight)
+        into_x = torch.empty(x.shape, dtype=x.dtype, device=x.device, memory_format=format)
+    return into_x, *rest  # type: ignore[return-value]
 
 
 def _convolution_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -156,7 +169,7 @@ gather_slice_convolution_backward = define(
     f"gather_slice_convolution_backward(Tensor d, Tensor x, Tensor weight, {_SELECTION}, "
     f"{_GEOMETRY}, bool masked, bool[] need) -> (Tensor, Tensor, Tensor)",
     reference.convolution_backward,
-    fake=_linear_backward_fake,
+    fake=_convolution_backward_fake,
     flops=lambda d, x, weight, *given, **_: (
         _convolution_flops(d, weight, *given) * sum(given[-1][:2])
     ),

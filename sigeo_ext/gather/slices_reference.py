@@ -195,6 +195,7 @@ def convolution(
     selected = _check_convolution("gather_slice_convolution", x, weight, *selection, groups, masked)
     part = _convolution_part(weight, *selection, kernel, groups)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
+    format = format_of(x, weight)
     if masked:
         x = select(x, 1, inputs, input_index)
     if not part.numel():  # which the library refuses
@@ -204,7 +205,19 @@ def convolution(
     else:
         none = [0] * len(stride)
         y = torch.convolution(x, part, shift, stride, padding, dilation, False, none, selected)
-    return place(y, len(weight), 1, outputs, output_index) if masked else y
+    if masked:
+        y = place(y, len(weight), 1, outputs, output_index)
+    return y.contiguous(memory_format=format)
+
+
+def format_of(x: Tensor, weight: Tensor) -> torch.memory_format:
+    """The memory format of a convolution's output and of its input's gradient."""
+    kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in (x, weight):
+        last = kinds.get(tensor.dim())
+        if last and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous():
+            return last
+    return torch.contiguous_format
 
 
 def convolved(x: Tensor, kernel: Sequence[int], *geometry: Sequence[int]) -> list[int]:
@@ -236,6 +249,7 @@ def convolution_backward(
     selection = (outputs, inputs, output_index, input_index)
     selected = _check_convolution(op, x, weight, *selection, groups, masked)
     check_width(op, "d", d, 1, weight.shape[0], masked, outputs, output_index)
+    format = format_of(x, weight)
     if masked:
         d, x = select(d, 1, outputs, output_index), select(x, 1, inputs, input_index)
     part = _convolution_part(weight, *selection, kernel, groups)
@@ -246,24 +260,16 @@ def convolution_backward(
         parts = aten.convolution_backward(d, x, part, [len(part)], *geometry, need)
     into_x, into_weight, into_bias = (x.new_empty(0) for _ in range(3))
     if need[0]:
-        into_x = parts[0].contiguous(memory_format=_format(x))
+        into_x = parts[0]
         if masked:
             into_x = place(into_x, weight.shape[1] * groups, 1, inputs, input_index)
+        into_x = into_x.contiguous(memory_format=format)
     if need[1]:
         block = _block_of(weight, *selection, groups)
         into_weight = place_block(parts[1], weight, *block)
     if need[2]:
         into_bias = place(parts[2], len(weight), 0, outputs, output_index)
     return into_x, into_weight, into_bias
-
-
-def _format(x: Tensor) -> torch.memory_format:
-    """The memory format that a gradient of ``x`` gets."""
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
-        return torch.channels_last_3d
-    return torch.contiguous_format
 
 
 def convolution_accumulate(
