@@ -128,10 +128,7 @@ Tensor linear(Tensor x, Tensor weight, OptionalTensor bias, Sizes outputs, Sizes
   const Selection cols(op, "inputs", inputs, input_index, weight.size(1));
   gather::check_width(op, "x", x, cols, masked);
   if (bias.has_value()) {
-    const bool fits = bias->dim() == 1 && bias->numel() == weight.size(0) &&
-                      bias->scalar_type() == weight.scalar_type();
-    STD_TORCH_CHECK(fits, op, ": bias must be [", weight.size(0), "] of the weight's dtype, got ",
-                    torch::headeronly::toString(bias->scalar_type()), " ", gather::sizes_of(*bias));
+    gather::check_bias(op, *bias, weight);
     bias = vector_of(*bias, rows);
   }
   Tensor from = as_rows(x);

@@ -96,6 +96,13 @@ void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) {
                   torch::headeronly::toString(weight.scalar_type()));
 }
 
+void check_bias(const char* op, const Tensor& bias, const Tensor& weight) {
+  const bool fits = bias.dim() == 1 && bias.numel() == weight.size(0) &&
+                    bias.scalar_type() == weight.scalar_type();
+  STD_TORCH_CHECK(fits, op, ": bias must be [", weight.size(0), "] of the weight's dtype, got ",
+                  torch::headeronly::toString(bias.scalar_type()), " ", sizes_of(bias));
+}
+
 void check_width(const char* op, const char* name, const Tensor& x, const Selection& selection,
                  bool masked) {
   const int64_t width = masked ? selection.size() : selection.count();

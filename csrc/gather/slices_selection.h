@@ -50,6 +50,9 @@ Sizes with_last(const Tensor& x, int64_t last);
 // One of the four floating types, and the same for both.
 void check_dtypes(const char* op, const Tensor& x, const Tensor& weight);
 
+// One value an output, of the weight's dtype.
+void check_bias(const char* op, const Tensor& bias, const Tensor& weight);
+
 // The width of a mode: all places of the last dimension, or the selected ones.
 void check_width(const char* op, const char* name, const Tensor& x, const Selection& selection,
                  bool masked);

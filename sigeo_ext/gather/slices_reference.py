@@ -39,6 +39,14 @@ def _check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: 
     _check.require(x.dtype == weight.dtype, op, f"{message} {_check.dtype_of(weight)}")
 
 
+def _check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
+    if bias is not None:
+        fits = bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
+        expected = f"bias must be [{weight.shape[0]}] of the weight's dtype"
+        got = f"{_check.dtype_of(bias)} {list(bias.shape)}"
+        _check.require(fits, op, f"{expected}, got {got}")
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
@@ -57,6 +65,7 @@ def linear(
     """The layer on the selected part of the weight."""
     op = "gather_slice_linear"
     _check_linear(op, x, weight, masked, outputs, inputs, output_index, input_index)
+    _check_bias(op, bias, weight)
     part = select(select(weight, 0, outputs, output_index), 1, inputs, input_index)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
     if masked:
@@ -193,6 +202,7 @@ def convolution(
     """The layer on the selected part of the weight; more than one group: of whole groups."""
     selection = (outputs, inputs, output_index, input_index)
     selected = _check_convolution("gather_slice_convolution", x, weight, *selection, groups, masked)
+    _check_bias("gather_slice_convolution", bias, weight)
     part = _convolution_part(weight, *selection, kernel, groups)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
     format = format_of(x, weight)

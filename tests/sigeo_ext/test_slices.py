@@ -595,6 +595,14 @@ def listed(*places):
     [
         (lambda: slices.linear(X, V), "weight must be [outputs, inputs], got [3]"),
         (lambda: slices.linear(X, W, V), "bias must be [4], got [3]"),
+        (
+            lambda: slices.linear(X, W, randn(4).float()),
+            "bias must be [4] of the weight's dtype, got Float [4]",
+        ),
+        (
+            lambda: slices.convolution(IMAGE, K, randn(4).float()),
+            "bias must be [4] of the weight's dtype, got Float [4]",
+        ),
         (lambda: slices.linear(X, W.float()), "one dtype, got Double and Float"),
         (lambda: slices.linear(X, W, outputs=5), "outputs must be from 0 to 4, got 5"),
         (lambda: slices.linear(X, W, outputs=-1), "outputs must be from 0 to 4, got -1"),
