@@ -1,4 +1,4 @@
-// Linear layers and embeddings on a part of a super-weight. Windows go as strided views into the
+// Linear layers on a part of a super-weight. Windows go as strided views into the
 // library's products; lists are read tile by tile into a workspace that fits the cache.
 #include <algorithm>
 #include <string>

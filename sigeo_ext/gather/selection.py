@@ -25,16 +25,15 @@ def window_of(name: str, argument: str, selection: Selection, size: int) -> Wind
         return [0, 0], selection
     if isinstance(selection, slice):
         begin, end = selection.start or 0, size if selection.stop is None else selection.stop
-        fits = selection.step in (None, 1) and 0 <= begin <= end <= size
-        expected = f"{argument} must be a slice of step 1 from 0 to {size}"
-        _check.require(fits, name, f"{expected}, got {selection}")
+        if selection.step not in (None, 1) or not 0 <= begin <= end <= size:
+            expected = f"{argument} must be a slice of step 1 from 0 to {size}"
+            _check.require(False, name, f"{expected}, got {selection}")
         return [begin, end - begin], None
-    expected = f"{argument} must be None, an int, a slice or an int64 tensor"
-    counts = isinstance(selection, int | torch.SymInt) and not isinstance(selection, bool)
-    _check.require(counts, name, f"{expected}, got {type(selection).__name__}")
-    _check.require(
-        0 <= selection <= size, name, f"{argument} must be from 0 to {size}, got {selection}"
-    )
+    if not isinstance(selection, int | torch.SymInt) or isinstance(selection, bool):
+        expected = f"{argument} must be None, an int, a slice or an int64 tensor"
+        _check.require(False, name, f"{expected}, got {type(selection).__name__}")
+    if not 0 <= selection <= size:
+        _check.require(False, name, f"{argument} must be from 0 to {size}, got {selection}")
     return [0, selection], None
 
 

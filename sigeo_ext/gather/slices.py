@@ -126,8 +126,9 @@ def convolution(
     """
     name = "slices.convolution"
     dims = weight.dim() - 2
-    message = "weight must be [outputs, inputs / groups, *kernel] of one to three dimensions"
-    _check.require(dims in (1, 2, 3), name, f"{message}, got {list(weight.shape)}")
+    if dims not in (1, 2, 3):
+        message = "weight must be [outputs, inputs / groups, *kernel] of one to three dimensions"
+        _check.require(False, name, f"{message}, got {list(weight.shape)}")
     _check_bias(name, bias, weight)
     columns, column_index = window_of(name, "inputs", inputs, weight.shape[1] * groups)
     if groups == 1:
@@ -136,12 +137,9 @@ def convolution(
         rows, row_index = _rows_of_groups(name, weight, groups, outputs, columns, column_index)
     size = _cropped(name, weight.shape[2:], kernel)
     geometry = [
-        [value] * dims if isinstance(value, int) else list(value)
-        for value in (stride, padding, dilation)
+        _spread(name, argument, values, dims)
+        for argument, values in (("stride", stride), ("padding", padding), ("dilation", dilation))
     ]
-    for argument, values in zip(("stride", "padding", "dilation"), geometry, strict=True):
-        fits = len(values) == dims
-        _check.require(fits, name, f"{argument} must be an int or {dims} of them, got {values}")
     selection = (rows, columns, row_index, column_index)
     y: Tensor = op.gather_slice_convolution(
         x, weight, bias, *selection, size, *geometry, groups, masked, accumulate
@@ -222,12 +220,19 @@ def _cropped(name: str, size: Sequence[int], kernel: int | None) -> list[int]:
     return [kernel] * len(size)
 
 
+def _spread(name: str, argument: str, values: int | Sequence[int], dims: int) -> list[int]:
+    found = [values] * dims if isinstance(values, int) else list(values)
+    if len(found) != dims:
+        _check.require(False, name, f"{argument} must be an int or {dims} of them, got {found}")
+    return found
+
+
 def _check_dims(name: str, weight: Tensor, dims: int, expected: str) -> None:
-    _check.require(weight.dim() == dims, name, f"{expected}, got {list(weight.shape)}")
+    if weight.dim() != dims:
+        _check.require(False, name, f"{expected}, got {list(weight.shape)}")
 
 
 def _check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
-    if bias is not None:
-        fits = bias.shape == weight.shape[:1]
+    if bias is not None and bias.shape != weight.shape[:1]:
         expected = f"bias must be [{weight.shape[0]}]"
-        _check.require(fits, name, f"{expected}, got {list(bias.shape)}")
+        _check.require(False, name, f"{expected}, got {list(bias.shape)}")
