@@ -69,7 +69,9 @@ def length(window: Sequence[int], index: Tensor | Sequence[int] | None) -> Any:
 
 def select(x: Tensor, dim: int, window: Sequence[int], index: Tensor | None) -> Tensor:
     """The selected part along a dimension: a view for a window, a copy for an index."""
-    return x.narrow(dim, *window) if index is None else x.index_select(dim, index)
+    if index is not None:
+        return x.index_select(dim, index)
+    return x if window[1] == x.shape[dim] else x.narrow(dim, *window)
 
 
 def place(part: Tensor, size: int, dim: int, window: Sequence[int], index: Tensor | None) -> Tensor:
@@ -157,8 +159,16 @@ def check_width(
 ) -> None:
     """Require the width of a mode: all ``size`` places or the selected ones."""
     width = size if masked else length(window, index)
-    kind = "all" if masked else "the selected"
-    got = x.shape[dim] if x.dim() > (dim if dim >= 0 else 0) else "none"
-    _check.require(
-        got == width, op, f"{name} must have {kind} {width} values in dimension {dim}, got {got}"
-    )
+    got = x.shape[dim] if x.dim() > max(dim, 0) else "none"
+    if got != width:
+        kind = "all" if masked else "the selected"
+        _check.require(
+            False, op, f"{name} must have {kind} {width} values in dimension {dim}, got {got}"
+        )
+
+
+def check_dtypes(op: str, x: Tensor, weight: Tensor) -> None:
+    """Require one dtype of both, but for autocast, which converts them."""
+    if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+        message = f"x and the weight must be of one dtype, got {_check.dtype_of(x)} and"
+        _check.require(False, op, f"{message} {_check.dtype_of(weight)}")

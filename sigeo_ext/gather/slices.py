@@ -21,13 +21,15 @@ made then. ``torch.autograd.grad`` sees no gradient of such a weight, and hooks 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sigeo_ext import _check
 from sigeo_ext.gather import slices_op as op
-from sigeo_ext.gather.selection import Selection, Window, window_of
+from sigeo_ext.gather import slices_reference as reference
+from sigeo_ext.gather.selection import Selection, Window, length, window_of
 from sigeo_ext.gather.slices_norms import batch_norm, group_norm, layer_norm
 
 __all__ = [
@@ -39,6 +41,11 @@ __all__ = [
     "layer_norm",
     "linear",
 ]
+
+SMALL = 1 << 18
+"""Weights of a linear layer or convolution up to which windows are plain torch's slices."""
+SMALL_TABLE = 1 << 20
+"""Weights of a table up to which windows of its columns are plain torch's slices."""
 
 
 def linear(
@@ -76,9 +83,11 @@ def linear(
     _check_bias(name, bias, weight)
     rows, row_index = window_of(name, "outputs", outputs, weight.shape[0])
     columns, column_index = window_of(name, "inputs", inputs, weight.shape[1])
-    y: Tensor = op.gather_slice_linear(
-        x, weight, bias, rows, columns, row_index, column_index, masked, accumulate
-    )
+    given: Any = (x, weight, bias, rows, columns, row_index, column_index, masked, accumulate)
+    listed = row_index is not None or column_index is not None
+    if _in_plain_torch(weight, SMALL, listed or masked or accumulate):
+        return reference.linear(*given)
+    y: Tensor = op.gather_slice_linear(*given)
     return y
 
 
@@ -141,9 +150,12 @@ def convolution(
         for argument, values in (("stride", stride), ("padding", padding), ("dilation", dilation))
     ]
     selection = (rows, columns, row_index, column_index)
-    y: Tensor = op.gather_slice_convolution(
-        x, weight, bias, *selection, size, *geometry, groups, masked, accumulate
-    )
+    given: Any = (x, weight, bias, *selection, size, *geometry, groups, masked, accumulate)
+    listed = row_index is not None or column_index is not None
+    empty = not length(rows, row_index) or not length(columns, column_index)
+    if not empty and _in_plain_torch(weight, SMALL, listed or masked or accumulate):
+        return reference.convolution(*given)
+    y: Tensor = op.gather_slice_convolution(*given)
     return y
 
 
@@ -181,8 +193,24 @@ def embedding(
     _check.require(fits, name, f"padding_idx must be a row below {len(weight)}, got {padding_idx}")
     if padding_idx is not None and padding < 0:
         padding += len(weight)
-    y: Tensor = op.gather_slice_embedding(tokens, weight, window, index, padding, accumulate)
+    given: Any = (tokens, weight, window, index, padding, accumulate)
+    if _in_plain_torch(weight, SMALL_TABLE, index is not None or accumulate):
+        return reference.embedding(*given)
+    y: Tensor = op.gather_slice_embedding(*given)
     return y
+
+
+def _in_plain_torch(weight: Tensor, small: int, special: bool) -> bool:
+    """Whether plain torch's slicing and autograd serve.
+
+    They do where a zero-filled tensor of the weight's size costs less than an op of our own, and
+    where autocast or someone who watches torch's functions must see the layer's call.
+    """
+    if weight.numel() <= small and not special:
+        return True
+    if torch.is_autocast_enabled(weight.device.type):
+        return True
+    return not torch.compiler.is_compiling() and torch._C._is_torch_function_mode_enabled()
 
 
 def _rows_of_groups(

@@ -1,5 +1,8 @@
 """What the slice ops compute, in plain torch.
 
+The three layers are differentiable as they stand, so they also serve where the ops' own gradients
+would not pay or would hide the layer from whoever watches calls.
+
 A dimension's selection is a window [begin, length] or, where an index is given, that index.
 """
 
@@ -10,11 +13,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext import _check
 from sigeo_ext.gather.selection import (
     add_block,
+    check_dtypes,
     check_index,
     check_width,
     crop,
@@ -29,22 +34,20 @@ aten = torch.ops.aten
 
 def _check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: Any) -> None:
     _, inputs, output_index, input_index = selection
-    _check.require(
-        weight.dim() == 2, op, f"weight must be [outputs, inputs], got {list(weight.shape)}"
-    )
+    if weight.dim() != 2:
+        got = f"got {list(weight.shape)}"
+        _check.require(False, op, f"weight must be [outputs, inputs], {got}")
     check_index(op, "outputs", output_index, weight.shape[0])
     check_index(op, "inputs", input_index, weight.shape[1])
     check_width(op, "x", x, -1, weight.shape[1], masked, inputs, input_index)
-    message = f"x and the weight must be of one dtype, got {_check.dtype_of(x)} and"
-    _check.require(x.dtype == weight.dtype, op, f"{message} {_check.dtype_of(weight)}")
+    check_dtypes(op, x, weight)
 
 
 def _check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
-    if bias is not None:
-        fits = bias.shape == weight.shape[:1] and bias.dtype == weight.dtype
+    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         expected = f"bias must be [{weight.shape[0]}] of the weight's dtype"
         got = f"{_check.dtype_of(bias)} {list(bias.shape)}"
-        _check.require(fits, op, f"{expected}, got {got}")
+        _check.require(False, op, f"{expected}, got {got}")
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -70,7 +73,7 @@ def linear(
     shift = None if bias is None else select(bias, 0, outputs, output_index)
     if masked:
         x = select(x, -1, inputs, input_index)
-    y = aten.linear(x, part, shift)
+    y = F.linear(x, part, shift)
     return place(y, len(weight), -1, outputs, output_index) if masked else y
 
 
@@ -170,16 +173,15 @@ def _check_convolution(
     masked: bool,
 ) -> int:
     """How many groups are selected."""
-    message = f"got x {list(x.shape)}, weight {list(weight.shape)}"
-    _check.require(
-        x.dim() == weight.dim() and x.dim() in (3, 4, 5),
-        op,
-        f"x must be [B, inputs, *size] and weight [outputs, inputs / groups, *kernel], {message}",
-    )
+    if x.dim() != weight.dim() or x.dim() not in (3, 4, 5):
+        expected = "x must be [B, inputs, *size] and weight [outputs, inputs / groups, *kernel]"
+        got = f"got x {list(x.shape)}, weight {list(weight.shape)}"
+        _check.require(False, op, f"{expected}, {got}")
     width = weight.shape[1]
     check_index(op, "outputs", output_index, weight.shape[0])
     check_index(op, "inputs", input_index, width * groups)
     check_width(op, "x", x, 1, width * groups, masked, inputs, input_index)
+    check_dtypes(op, x, weight)
     return 1 if groups == 1 else int(length(inputs, input_index) // width)
 
 
@@ -213,8 +215,8 @@ def convolution(
         if shift is not None:
             y += shift.view(-1, *[1] * len(stride))
     else:
-        none = [0] * len(stride)
-        y = torch.convolution(x, part, shift, stride, padding, dilation, False, none, selected)
+        function = (F.conv1d, F.conv2d, F.conv3d)[len(stride) - 1]
+        y = function(x, part, shift, stride, padding, dilation, selected)
     if masked:
         y = place(y, len(weight), 1, outputs, output_index)
     return y.contiguous(memory_format=format)
@@ -333,8 +335,11 @@ def embedding(
     """Rows of the selected columns."""
     _check_embedding("gather_slice_embedding", tokens, weight, column_index)
     if column_index is None:
-        return torch.embedding(weight.narrow(1, *columns), tokens)
-    return torch.embedding(weight, tokens).index_select(-1, column_index)
+        part = weight if columns[1] == weight.shape[1] else weight.narrow(1, *columns)
+        return F.embedding(tokens, part, padding if padding >= 0 else None)
+    return F.embedding(tokens, weight, padding if padding >= 0 else None).index_select(
+        -1, column_index
+    )
 
 
 def embedding_backward(

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigeo.capture import capture
 from sigeo.supernet import elastic
 from sigeo_ext.testing import assert_close
 
@@ -351,6 +352,24 @@ def test_a_layer_runs_its_choice_until_another_is_made():
     assert layer(x, outputs=2).shape == (2, 2)  # that one call only
     assert layer(x).shape == (2, 3)
     assert torch.equal(layer.select()(x), F.linear(x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("name", ["linear", "conv2d", "conv2d, depthwise", "layer norm"])
+@pytest.mark.parametrize("number", [0, 1])
+def test_statistics_of_single_samples_land_in_the_super_weights(name, number):
+    layer = made(name)
+    choice, x = LAYERS[name][1][number]
+    expected = {key: torch.zeros_like(p) for key, p in layer.named_parameters()}
+    for sample in x:
+        loss = (layer(sample[None], **choice) ** 2).sum()
+        grads = torch.autograd.grad(loss, list(layer.parameters()))
+        for total, grad in zip(expected.values(), grads, strict=True):
+            total += grad**2
+    layer.select(**choice)
+    with capture(layer, {"sq_sum"}, reduction="sum") as stats:
+        (layer(x) ** 2).sum().backward()
+    for key, value in expected.items():
+        assert_close(stats[key].sq_sum, value, tolerance=1e-10)
 
 
 def test_frozen_weights_stay_frozen():

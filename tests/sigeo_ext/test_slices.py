@@ -28,6 +28,13 @@ OUTPUTS = pytest.mark.parametrize("outputs", list(SELECTIONS))
 INPUTS = pytest.mark.parametrize("inputs", list(SELECTIONS))
 
 
+@pytest.fixture(autouse=True)
+def no_plain_torch(monkeypatch):
+    """Small weights, too, go through the ops."""
+    monkeypatch.setattr(slices, "SMALL", -1)
+    monkeypatch.setattr(slices, "SMALL_TABLE", -1)
+
+
 def randn(*shape, dtype=torch.float64, seed=0, device="cpu"):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, dtype=torch.float64, generator=generator).to(device, dtype)
@@ -564,6 +571,61 @@ def test_flops_of_the_selected_part_are_counted(masked, device):
     forward = 2 * (2 * 7 * 6) * 3 * 9
     assert counts["sigeo_ext.gather_slice_convolution"] == forward
     assert counts["sigeo_ext.gather_slice_convolution_backward"] == 2 * forward
+
+
+class Watching(torch.overrides.TorchFunctionMode):
+    """Notes the functions that are called."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.seen.add(function)
+        return function(*args, **(kwargs or {}))
+
+
+@OUTPUTS
+@MODES
+def test_who_watches_calls_sees_the_layers(outputs, masked, device):
+    for case in (linear_case, partial(convolution_case, "2d")):
+        leaves, given, expected = case(outputs, "prefix", masked, torch.float64, device)
+        function = slices.linear if case is linear_case else slices.convolution
+        with Watching() as watching:
+            got = function(*leaves, **given)
+        if outputs != "none":
+            assert (F.linear if case is linear_case else torch.conv2d) in watching.seen
+        agree(got, expected, leaves, torch.float64)
+    table = randn(5, 4, device=device).requires_grad_()
+    selection, columns = chosen(outputs, 4, device)
+    tokens = torch.tensor([3, 3, 0], device=device)
+    with Watching() as watching:
+        got = slices.embedding(tokens, table, columns=selection, padding_idx=0)
+    assert F.embedding in watching.seen
+    agree(got, F.embedding(tokens, table[:, columns], 0), [table], torch.float64)
+
+
+@pytest.mark.parametrize("outputs", ["all", "prefix", "chunk"])
+def test_small_weights_go_through_plain_slices_to_the_same_bits(outputs, monkeypatch, device):
+    for case in (linear_case, partial(convolution_case, "2d")):
+        function = slices.linear if case is linear_case else slices.convolution
+        found = []
+        for limit in (-1, 1 << 18):
+            monkeypatch.setattr(slices, "SMALL", limit)
+            leaves, given, _ = case(outputs, "chunk", False, torch.float64, device)
+            y = function(*leaves, **given)
+            found.append([y, *torch.autograd.grad((y**2).sum(), leaves)])
+        for a, b in zip(*found, strict=True):
+            assert_close(a, b)
+
+
+@pytest.mark.parametrize("outputs", ["prefix", "list"])
+@MODES
+def test_autocast_converts(outputs, masked, device):
+    leaves, given, expected = linear_case(outputs, "prefix", masked, torch.float32, device)
+    with torch.autocast(device, torch.bfloat16):
+        got = slices.linear(*leaves, **given)
+    assert got.dtype == torch.bfloat16
+    assert_close(got, expected, tolerance=2e-2)
 
 
 @pytest.mark.slow
