@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import (
+    bench_elastic,
     bench_gram,
     bench_moments,
     bench_pipeline,
@@ -94,6 +95,13 @@ BENCHMARKS = (
         ),
         bench_sample_moments.rows,
         lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
+    ),
+    Benchmark(
+        "elastic",
+        "bench_elastic",
+        ("tests/sigeo_ext/test_slices.py", "tests/sigeo/test_elastic.py"),
+        bench_elastic.rows,
+        lambda: bench_elastic.linear_rows(bench_elastic.LINEAR[0], "list", rounds=1),
     ),
     Benchmark(
         "pipeline",

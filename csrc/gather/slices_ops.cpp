@@ -22,8 +22,9 @@ using gather::Sizes;
 using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
 
-// Of a tile: half of a common second-level cache.
-constexpr int64_t kTileBytes = 512 * 1024;
+// Of a tile: about a second-level cache. Smaller ones make the library pack the other factor anew
+// too often.
+constexpr int64_t kTileBytes = 1024 * 1024;
 
 Tensor transposed(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
 

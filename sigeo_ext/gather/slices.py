@@ -13,9 +13,9 @@ the full width: the result is that of the layer on the whole weight, of whose in
 are not selected count as zero, with zeros in the output's places that are not selected.
 
 Gradients of super-weights have the super-weight's shape and are zero outside the selection.
-``accumulate=True`` allows the backward pass to add a weight's gradient to the ``.grad`` that it has
-already, in place, where the weight is a leaf of the graph; no tensor of the super-weight's size is
-made then. ``torch.autograd.grad`` sees no gradient of such a weight, and hooks on it do not run.
+``accumulate=True`` allows the backward pass to add a large weight's gradient to the ``.grad`` that
+it has already, in place, where the weight is a leaf of the graph; no tensor of the super-weight's
+size is made then. ``torch.autograd.grad`` sees no gradient of such a weight, and hooks on it do not run.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ __all__ = [
 ]
 
 SMALL = 1 << 18
-"""Weights of a linear layer or convolution up to which windows are plain torch's slices."""
+"""Weights of a linear layer or convolution up to which plain torch's slices serve.
+
+Not where a linear layer's selection is a list, and not in masked mode.
+"""
 SMALL_TABLE = 1 << 20
 """Weights of a table up to which windows of its columns are plain torch's slices."""
 
@@ -85,7 +88,7 @@ def linear(
     columns, column_index = window_of(name, "inputs", inputs, weight.shape[1])
     given: Any = (x, weight, bias, rows, columns, row_index, column_index, masked, accumulate)
     listed = row_index is not None or column_index is not None
-    if _in_plain_torch(weight, SMALL, listed or masked or accumulate):
+    if _in_plain_torch(weight, SMALL, listed or masked):
         return reference.linear(*given)
     y: Tensor = op.gather_slice_linear(*given)
     return y
@@ -151,9 +154,8 @@ def convolution(
     ]
     selection = (rows, columns, row_index, column_index)
     given: Any = (x, weight, bias, *selection, size, *geometry, groups, masked, accumulate)
-    listed = row_index is not None or column_index is not None
     empty = not length(rows, row_index) or not length(columns, column_index)
-    if not empty and _in_plain_torch(weight, SMALL, listed or masked or accumulate):
+    if not empty and _in_plain_torch(weight, SMALL, masked):
         return reference.convolution(*given)
     y: Tensor = op.gather_slice_convolution(*given)
     return y

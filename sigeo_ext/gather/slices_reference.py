@@ -334,12 +334,11 @@ def embedding(
 ) -> Tensor:
     """Rows of the selected columns."""
     _check_embedding("gather_slice_embedding", tokens, weight, column_index)
-    if column_index is None:
-        part = weight if columns[1] == weight.shape[1] else weight.narrow(1, *columns)
-        return F.embedding(tokens, part, padding if padding >= 0 else None)
-    return F.embedding(tokens, weight, padding if padding >= 0 else None).index_select(
-        -1, column_index
-    )
+    skipped = padding if padding >= 0 else None
+    if column_index is None and tokens.numel() >= len(weight):
+        return F.embedding(tokens, select(weight, 1, columns, None), skipped)
+    # With few tokens, cutting their rows costs less than a gradient of the cut table.
+    return select(F.embedding(tokens, weight, skipped), -1, columns, column_index)
 
 
 def embedding_backward(
