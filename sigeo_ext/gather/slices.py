@@ -15,7 +15,8 @@ are not selected count as zero, with zeros in the output's places that are not s
 Gradients of super-weights have the super-weight's shape and are zero outside the selection.
 ``accumulate=True`` allows the backward pass to add a large weight's gradient to the ``.grad`` that
 it has already, in place, where the weight is a leaf of the graph; no tensor of the super-weight's
-size is made then. ``torch.autograd.grad`` sees no gradient of such a weight, and hooks on it do not run.
+size is made then. ``torch.autograd.grad`` sees no gradient of such a weight, and hooks on it do not
+run.
 """
 
 from __future__ import annotations
