@@ -118,8 +118,8 @@ def convolution(
     (depthwise layers).
 
     Args:
-        x: [B, selected inputs, *size]; masked: [B, inputs, *size].
-        weight: [outputs, inputs / groups, *kernel], of x's dtype.
+        x: ``[B, selected inputs, *size]``; masked: ``[B, inputs, *size]``.
+        weight: ``[outputs, inputs / groups, *kernel]``, of x's dtype.
         bias: [outputs].
         outputs: Selection of output channels; None where there are groups.
         inputs: Selection of input channels.
@@ -132,7 +132,7 @@ def convolution(
         accumulate: Allows adding to ``weight.grad`` in place.
 
     Returns:
-        [B, selected outputs, *size]; masked: [B, outputs, *size].
+        ``[B, selected outputs, *size]``; masked: ``[B, outputs, *size]``.
 
     Raises:
         RuntimeError: A selection that the weight does not have, or shapes that do not fit.
@@ -183,7 +183,7 @@ def embedding(
             whatever the size of the table.
 
     Returns:
-        [*tokens.shape, selected columns].
+        ``[*tokens.shape, selected columns]``.
 
     Raises:
         RuntimeError: A selection that the table does not have, or a token that it does not have.

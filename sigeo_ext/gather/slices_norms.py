@@ -67,7 +67,7 @@ def group_norm(
     (the layer as it stands, then zeros).
 
     Args:
-        x: [B, selected channels, *size]; masked: [B, channels, *size].
+        x: ``[B, selected channels, *size]``; masked: ``[B, channels, *size]``.
         groups: Of the whole layer.
         weight: [channels] or None.
         bias: [channels] or None.
@@ -118,7 +118,7 @@ def batch_norm(
     all (the layer as it stands, then zeros).
 
     Args:
-        x: [B, selected channels, *size]; masked: [B, channels, *size].
+        x: ``[B, selected channels, *size]``; masked: ``[B, channels, *size]``.
         running_mean: [channels] or None, updated in place if ``training``.
         running_var: [channels] or None, updated in place if ``training``.
         weight: [channels] or None.
