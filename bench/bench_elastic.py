@@ -10,6 +10,10 @@ the super-weights have gradients already, to which the pass adds, as several sub
 from __future__ import annotations
 
 import functools
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -206,9 +210,53 @@ def embedding_rows(case: tuple[int, ...], kind: str, rounds: int = 15) -> list[d
     return measured("gather_slice_embedding", kind, shape, leaves, programs, [weight], rounds)
 
 
+def measure_memory(route: str) -> None:
+    """Print how much a pass on an eighth of 8192 x 8192 weights that have a gradient adds."""
+    torch.set_num_threads(1)
+    weight = torch.zeros(8192, 8192).requires_grad_()
+    weight.grad = torch.zeros_like(weight)
+    x = torch.ones(4, 1024)
+    chosen = selection("list" if "list" in route else "prefix", 8192, 1024)
+    in_place = "in place" in route
+
+    def once() -> Tensor:
+        if route.startswith("slice"):
+            return F.linear(x, weight[window(chosen)][:, :1024])
+        return slices.linear(x, weight, outputs=chosen, inputs=1024, accumulate=in_place)
+
+    once()
+    peak = harness.PeakMemory()
+    once().sum().backward()
+    print(json.dumps({"peak_mib": peak.mib(), "weights_mib": weight.numel() * 4 / 2**20}))
+
+
+def memory_rows() -> list[dict[str, Any]]:
+    """Peak memory of each route in a process of its own, with the heap as it comes."""
+    environment = {k: v for k, v in os.environ.items() if k not in harness.HEAP_REUSED}
+    found = []
+    for kind in ("prefix", "list"):
+        for route in ("slice", "sigeo_ext", "sigeo_ext, in place"):
+            command = [sys.executable, "-m", "bench.bench_elastic", f"{route}, {kind}"]
+            result = subprocess.run(
+                command, capture_output=True, text=True, check=True, env=environment
+            )
+            with harness.thread_count(1):
+                entry = harness.row(
+                    "memory of a pass",
+                    route,
+                    harness.Times((0.0,)),
+                    mode="memory",
+                    shape="1024 of 8192, 1024 of 8192, batch 4",
+                    selection=kind,
+                    **json.loads(result.stdout),
+                )
+            found.append(entry)
+    return found
+
+
 def rows() -> list[dict[str, Any]]:
     """Everything."""
-    found = []
+    found = memory_rows()
     for kind in KINDS:
         for function, cases in (
             (linear_rows, LINEAR),
@@ -218,3 +266,7 @@ def rows() -> list[dict[str, Any]]:
             for case in cases:
                 found += function(case, kind)
     return found
+
+
+if __name__ == "__main__":
+    measure_memory(sys.argv[1])

@@ -280,8 +280,11 @@ def elastic() -> str:
     parts = []
     for machine, rows in rows_of("elastic").items():
         found: dict[tuple[str, ...], list[float]] = {}
+        memory: list[list[str]] = []
         for row in rows:
-            if row["impl"].startswith("sigeo_ext"):
+            if row["mode"] == "memory":
+                memory.append([row["impl"], row["config"]["selection"], f"{row['peak_mib']:.0f}"])
+            elif row["impl"].startswith("sigeo_ext"):
                 layer = row["op"].removeprefix("gather_slice_")
                 kind = "list" if row["config"]["selection"] == "list" else "prefix, chunk"
                 key = (layer, kind, row["mode"], row["impl"].removeprefix("sigeo_ext, "))
@@ -293,6 +296,8 @@ def elastic() -> str:
         ]
         heads = ["layer", "selection", "mode", "route", "cases", "speed-up: median [least, most]"]
         parts.append(table(heads, lines))
+        parts.append("Memory that a pass adds at its peak, linear, 256 MiB of super-weights:\n")
+        parts.append(table(["route", "selection", "MiB"], memory))
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
