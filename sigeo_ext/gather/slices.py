@@ -207,13 +207,16 @@ def _in_plain_torch(weight: Tensor, small: int, special: bool) -> bool:
     """Whether plain torch's slicing and autograd serve.
 
     They do where a zero-filled tensor of the weight's size costs less than an op of our own, and
-    where autocast or someone who watches torch's functions must see the layer's call.
+    where autocast, `torch.func` or someone who watches torch's functions must see the layer's call.
     """
     if weight.numel() <= small and not special:
         return True
     if torch.is_autocast_enabled(weight.device.type):
         return True
-    return not torch.compiler.is_compiling() and torch._C._is_torch_function_mode_enabled()
+    if torch.compiler.is_compiling():
+        return False
+    transformed: bool = torch._C._are_functorch_transforms_active()
+    return transformed or torch._C._is_torch_function_mode_enabled()
 
 
 def _rows_of_groups(

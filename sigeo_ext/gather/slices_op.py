@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,23 @@ def _wanted(gradients: Sequence[Tensor], need: Sequence[bool]) -> tuple[Tensor |
     return tuple(g if wanted else None for g, wanted in zip(gradients, need, strict=True))
 
 
+def _twice(
+    layer: Callable[..., Tensor],
+    d: Tensor,
+    tensors: tuple[Tensor, Tensor],
+    need: Sequence[bool],
+    *given: Any,
+) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated once more: those of plain torch."""
+    weight = tensors[1]
+    bias = weight.new_zeros(weight.shape[0], requires_grad=True)  # its gradient needs no value
+    leaves = (*tensors, bias)
+    wanted = [leaf for leaf, needed in zip(leaves, need, strict=True) if needed]
+    y = layer(*leaves, *given, False)
+    found = iter(torch.autograd.grad(y, wanted, d, create_graph=True, allow_unused=True))
+    return tuple(next(found) if needed else None for needed in need)
+
+
 def _linear_fake(
     x: Tensor,
     weight: Tensor,
@@ -54,6 +71,8 @@ def _linear_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     x, weight, *index = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
     selection = (ctx.outputs, ctx.inputs, *index, ctx.masked)
+    if torch.is_grad_enabled():
+        return *_twice(reference.linear, d, (x, weight), need, *selection), *[None] * 6
     into = _gradient_of(weight, ctx.accumulate) if need[1] else None
     if into is not None:
         gather_slice_linear_accumulate(d, x, into, *selection)
@@ -137,6 +156,8 @@ def _convolution_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     x, weight, *index = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:3])
     given = (ctx.outputs, ctx.inputs, *index, *ctx.geometry)
+    if torch.is_grad_enabled():
+        return *_twice(reference.convolution, d, (x, weight), need, *given), *[None] * 11
     into = _gradient_of(weight, ctx.accumulate) if need[1] else None
     if into is not None:
         gather_slice_convolution_accumulate(d, x, into, *given)
@@ -190,6 +211,10 @@ def _embedding_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 def _embedding_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     tokens, weight, index = ctx.saved_tensors
+    if torch.is_grad_enabled():
+        y = reference.embedding(tokens, weight, ctx.columns, index, ctx.padding, False)
+        (gradient,) = torch.autograd.grad(y, weight, d, create_graph=True)
+        return None, gradient, *[None] * 4
     into = _gradient_of(weight, ctx.accumulate)
     gradient = None
     if into is not None:

@@ -545,6 +545,36 @@ def test_gradients_equal_finite_differences(masked, device):
         assert torch.autograd.gradcheck(lambda *v, g=given: slices.convolution(*v, **g), leaves)
 
 
+@MODES
+def test_second_derivatives_equal_finite_differences(masked, device):
+    leaves, given, _ = linear_case("chunk", "list", masked, torch.float64, device, size=(4, 3))
+    assert torch.autograd.gradgradcheck(lambda *v: slices.linear(*v, **given) ** 2, leaves)
+    leaves, given, _ = convolution_case("1d", "list", "prefix", masked, torch.float64, device)
+    leaves = [leaves[0][:, :, :3].detach().requires_grad_(), *leaves[1:]]
+    assert torch.autograd.gradgradcheck(lambda *v: slices.convolution(*v, **given) ** 2, leaves)
+    table = randn(4, 3, device=device).requires_grad_()
+    tokens = torch.tensor([3, 0, 3], device=device)
+    assert torch.autograd.gradgradcheck(
+        lambda w: slices.embedding(tokens, w, columns=2) ** 2, [table]
+    )
+
+
+@pytest.mark.parametrize("outputs", ["prefix", "list"])
+@MODES
+def test_transforms_of_functions_see_through(outputs, masked, device):
+    leaves, given, _ = linear_case(outputs, "prefix", masked, torch.float64, device)
+    x, *rest = (v.detach() for v in leaves)
+
+    def loss(weight, bias, x):
+        return (slices.linear(x, weight, bias, **given) ** 2).sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, None, 0))(*rest, x)
+    for row, got in zip(x, each, strict=True):
+        weight = rest[0].clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(weight, rest[1], row), weight)
+        assert_close(got, expected)
+
+
 def test_what_is_not_selected_is_not_read(device):
     """A masked layer with NaN in the weights that it leaves out has zeros there, not NaN."""
     weight = torch.full((4, 3), float("nan"), device=device)
