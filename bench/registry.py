@@ -9,6 +9,7 @@ from typing import Any
 from bench import (
     bench_elastic,
     bench_gram,
+    bench_many,
     bench_moments,
     bench_pipeline,
     bench_saliency,
@@ -109,6 +110,17 @@ BENCHMARKS = (
         ("tests/sigeo/test_rank.py", "tests/sigeo/test_nasbench201.py"),
         bench_pipeline.rows,
         lambda: bench_pipeline.rows(candidates=2),
+    ),
+    Benchmark(
+        "many",
+        "bench_many",
+        (
+            "tests/sigeo_ext/test_gather.py",
+            "tests/sigeo_ext/test_gather_cell.py",
+            "tests/sigeo/test_many.py",
+        ),
+        bench_many.rows,
+        lambda: [bench_many.scoring_rows(bench_many.FULL[2], ["zico"], rounds=1)],
     ),
     Benchmark(
         "start",

@@ -8,7 +8,9 @@
 #include <cstdint>
 #include <span>
 
+#include "common/array.h"
 #include "common/parallel.h"
+#include "common/queue.h"
 
 namespace sigeo_ext::gather {
 
@@ -16,7 +18,7 @@ struct Shape {
   int64_t positions;
   int64_t channels;
 
-  int64_t size() const { return positions * channels; }
+  SIGEO_INLINE int64_t size() const { return positions * channels; }
 };
 
 // Blocks or rows of which number b begins at data + b * stride.
@@ -25,7 +27,7 @@ struct Strided {
   T* data;
   int64_t stride;
 
-  T* at(int64_t index) const { return data + index * stride; }
+  SIGEO_INLINE T* at(int64_t index) const { return data + index * stride; }
 };
 
 // A list of blocks of a node, and a tensor with one block for each entry: the copies that an
@@ -81,5 +83,23 @@ template <class T>
 void combine_backward(const T* d, std::span<const Term<T>> terms,
                       std::span<const TermGradients<T>> into, const Shape& shape,
                       const Parallel& parallel);
+
+// The same on a GPU: all data in the memory of one device, `blocks` and `target` too, work put on
+// the queue's stream. The host never reads the numbers in these lists, so nobody has checked them:
+// an entry that names none of `count` blocks (of x, or of d) is left out. Its copy is NaN, a term
+// adds nothing there, and the gradients of the term's block are zero.
+template <class T>
+void dispatch(Strided<const T> x, int64_t count, const Shape& shape,
+              std::span<const Copies<T>> copies, const Queue& queue);
+template <class T>
+void dispatch_backward(Strided<const T> x, int64_t count, const Shape& shape,
+                       std::span<const Copies<const T>> gradients, T* into, const Queue& queue);
+template <class T>
+void combine(std::span<const Term<T>> terms, int64_t count, const Shape& shape, double eps, T* y,
+             const Queue& queue);
+template <class T>
+void combine_backward(const T* d, int64_t count, std::span<const Term<T>> terms,
+                      std::span<const TermGradients<T>> into, const Shape& shape,
+                      const Queue& queue);
 
 }  // namespace sigeo_ext::gather

@@ -149,39 +149,73 @@ SIGEO_LOOPS(float)
 SIGEO_LOOPS(double)
 #undef SIGEO_LOOPS
 
-// Mean and 1/deviation of each channel of a block: two passes over a step in the cache, steps
-// combined in float64.
+// Steps worked on by one thread; their sums are combined in order, so that a result does not depend
+// on the number of threads.
+constexpr int64_t kStepsAtOnce = 16;
+
+// Calls body(item, piece, begin, end) for the pieces [begin, end) of `size` values of each item.
+template <class Body>
+void for_each_piece(int64_t items, int64_t size, int64_t piece, const Parallel& parallel,
+                    const Body& body) {
+  const int64_t pieces = piece > 0 ? (size + piece - 1) / piece : 0;
+  parallel(items * pieces, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i % pieces * piece;
+      body(i / pieces, i % pieces, begin, std::min(begin + piece, size));
+    }
+  });
+}
+
+// Mean and sum of squared deviations of each channel over some positions.
+struct Moments {
+  double count = 0;
+  std::vector<double> mean, m2;
+
+  explicit Moments(int64_t channels) : mean(channels), m2(channels) {}
+
+  void add(double more, const double* more_mean, const double* more_m2) {
+    const double before = count, all = count + more;
+    for (size_t c = 0; c < mean.size(); ++c) {
+      const double delta = more_mean[c] - mean[c];
+      m2[c] += more_m2[c] + delta * delta * before * more / all;
+      mean[c] += delta * more / all;
+    }
+    count = all;
+  }
+};
+
+// Two passes over a step in the cache, steps combined in float64.
 template <class T>
-void statistics(const T* x, const Shape& shape, double eps, T* mean, T* rstd) {
-  const Lanes lanes(shape);
-  const int64_t channels = shape.channels;
+Moments moments_of(const T* x, int64_t positions, const Lanes& lanes, int64_t channels) {
+  Moments found(channels);
   std::vector<T> sum(lanes.width), centre(lanes.width), row(channels);
-  std::vector<double> part(channels), average(channels), m2(channels);
-  for (int64_t begin = 0; begin < shape.positions; begin += lanes.step) {
-    const int64_t count = std::min(lanes.step, shape.positions - begin);
+  std::vector<double> mean(channels), m2(channels);
+  for (int64_t begin = 0; begin < positions; begin += lanes.step) {
+    const int64_t count = std::min(lanes.step, positions - begin);
     const T* values = x + begin * channels;
     std::fill(sum.begin(), sum.end(), T{0});
     add(values, count * channels, lanes.width, sum.data());
-    fold(sum.data(), lanes, channels, part.data());
-    for (int64_t c = 0; c < channels; ++c) row[c] = static_cast<T>(part[c] / count);
+    fold(sum.data(), lanes, channels, mean.data());
+    for (int64_t c = 0; c < channels; ++c) row[c] = static_cast<T>(mean[c] /= count);
     spread(row.data(), lanes, channels, centre.data());
     std::fill(sum.begin(), sum.end(), T{0});
     add_squares(values, centre.data(), count * channels, lanes.width, sum.data());
-    std::vector<double>& exact = part;  // the sum of values, of which row is the rounded mean
-    std::vector<double> squares(channels);
-    fold(sum.data(), lanes, channels, squares.data());
-    const double before = static_cast<double>(begin), all = before + count;
+    fold(sum.data(), lanes, channels, m2.data());
     for (int64_t c = 0; c < channels; ++c) {
-      const double here = exact[c] / count, rounding = here - row[c];
-      const double delta = here - average[c];
-      m2[c] += squares[c] - count * rounding * rounding + delta * delta * before * count / all;
-      average[c] += delta * count / all;
+      const double rounding = mean[c] - row[c];  // the deviations are from the rounded mean
+      m2[c] -= count * rounding * rounding;
     }
+    found.add(static_cast<double>(count), mean.data(), m2.data());
   }
-  for (int64_t c = 0; c < channels; ++c) {
-    const double variance = shape.positions > 0 ? std::max(0.0, m2[c]) / shape.positions : NAN;
-    mean[c] = static_cast<T>(average[c]);
-    rstd[c] = static_cast<T>(1 / std::sqrt((std::isnan(m2[c]) ? m2[c] : variance) + eps));
+  return found;
+}
+
+template <class T>
+void finish(const Moments& found, double eps, T* mean, T* rstd) {
+  for (size_t c = 0; c < found.mean.size(); ++c) {
+    const double m2 = found.m2[c] < 0 ? 0 : found.m2[c];  // a NaN stays
+    mean[c] = static_cast<T>(found.count > 0 ? found.mean[c] : NAN);
+    rstd[c] = static_cast<T>(1 / std::sqrt(m2 / found.count + eps));
   }
 }
 
@@ -231,6 +265,14 @@ std::vector<Place> entries_of(const Lists& lists, const Blocks& blocks) {
   return entries;
 }
 
+// The blocks of all normed terms.
+template <class T>
+std::vector<Place> normed_entries(std::span<const Term<T>> terms) {
+  return entries_of(terms, [](const Term<T>& term) {
+    return term.normed() ? term.target : std::span<const int64_t>{};
+  });
+}
+
 }  // namespace
 
 template <class T>
@@ -238,15 +280,15 @@ void dispatch(Strided<const T> x, const Shape& shape, std::span<const Copies<T>>
               const Parallel& parallel) {
   const auto entries = entries_of(copies, [](const auto& list) { return list.blocks; });
   const int64_t size = shape.size();
-  parallel(static_cast<int64_t>(entries.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      const Copies<T>& list = copies[entries[e].list];
-      const T* source = x.at(list.blocks[entries[e].block]);
-      T* out = list.values + entries[e].block * size;
-      if (list.rectified) rectify(source, size, out);
-      else std::memcpy(out, source, size * sizeof(T));
-    }
-  });
+  for_each_piece(entries.size(), size, kStepsAtOnce * kStep, parallel,
+                 [&](int64_t entry, int64_t, int64_t begin, int64_t end) {
+                   const auto [list, block] = entries[entry];
+                   const Copies<T>& copy = copies[list];
+                   const T* source = x.at(copy.blocks[block]) + begin;
+                   T* out = copy.values + block * size + begin;
+                   if (copy.rectified) rectify(source, end - begin, out);
+                   else std::memcpy(out, source, (end - begin) * sizeof(T));
+                 });
 }
 
 template <class T>
@@ -255,116 +297,150 @@ void dispatch_backward(Strided<const T> x, int64_t count, const Shape& shape,
                        const Parallel& parallel) {
   const auto places = places_of(gradients, count, [](const auto& list) { return list.blocks; });
   const int64_t size = shape.size();
-  parallel(count, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      const T* values = x.at(block);
-      T* out = into + block * size;
-      for (int64_t at = 0; at < size; at += kStep) {
-        const int64_t n = std::min(kStep, size - at);
-        bool first = true;
-        // What went through a ReLU first, so that one mask serves it all.
-        for (const bool rectified : {true, false}) {
-          for (const Place& place : places[block]) {
-            const Copies<const T>& list = gradients[place.list];
-            if (list.rectified != rectified) continue;
-            plain(list.values + place.block * size + at, n, first, out + at);
-            first = false;
-          }
-          if (rectified && !first) mask(values + at, n, out + at);
-        }
-        if (first) std::memset(out + at, 0, n * sizeof(T));
+  const auto add_up = [&](int64_t block, int64_t at, int64_t n) {
+    T* out = into + block * size + at;
+    bool first = true;
+    // What went through a ReLU first, so that one mask serves it all.
+    for (const bool rectified : {true, false}) {
+      for (const Place& place : places[block]) {
+        const Copies<const T>& list = gradients[place.list];
+        if (list.rectified != rectified) continue;
+        plain(list.values + place.block * size + at, n, first, out);
+        first = false;
       }
+      if (rectified && !first) mask(x.at(block) + at, n, out);
     }
-  });
+    if (first) std::memset(out, 0, n * sizeof(T));
+  };
+  for_each_piece(count, size, kStepsAtOnce * kStep, parallel,
+                 [&](int64_t block, int64_t, int64_t begin, int64_t end) {
+                   for (int64_t at = begin; at < end; at += kStep) {
+                     add_up(block, at, std::min(kStep, end - at));
+                   }
+                 });
 }
 
 template <class T>
 void combine(std::span<const Term<T>> terms, int64_t count, const Shape& shape, double eps, T* y,
              const Parallel& parallel) {
   const auto target = [](const Term<T>& term) { return term.target; };
-  const auto entries = entries_of(terms, target);
-  parallel(static_cast<int64_t>(entries.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      const Term<T>& term = terms[entries[e].list];
-      const int64_t block = entries[e].block, row = block * shape.channels;
-      if (!term.normed()) continue;
-      statistics(term.x.at(block), shape, eps, term.mean + row, term.rstd + row);
-    }
-  });
-  const auto places = places_of(terms, count, target);
+  const auto entries = normed_entries(terms);
   const Lanes lanes(shape);
   const int64_t channels = shape.channels, size = shape.size(), step = lanes.step * channels;
-  parallel(count, [&](int64_t begin, int64_t end) {
-    for (int64_t block = begin; block < end; ++block) {
-      T* out = y + block * size;
-      std::vector<Constants<T>> constants;
+  const int64_t piece = kStepsAtOnce * step;
+  const int64_t pieces = piece > 0 ? (size + piece - 1) / piece : 0;
+  std::vector<Moments> parts(entries.size() * pieces, Moments(0));
+  for_each_piece(entries.size(), size, piece, parallel,
+                 [&](int64_t entry, int64_t number, int64_t begin, int64_t end) {
+                   const auto [term, block] = entries[entry];
+                   parts[entry * pieces + number] = moments_of(
+                       terms[term].x.at(block) + begin, (end - begin) / channels, lanes, channels);
+                 });
+  for (size_t entry = 0; entry < entries.size(); ++entry) {
+    Moments all(channels);
+    for (int64_t number = 0; number < pieces; ++number) {
+      const Moments& part = parts[entry * pieces + number];
+      all.add(part.count, part.mean.data(), part.m2.data());
+    }
+    const auto [term, block] = entries[entry];
+    finish(all, eps, terms[term].mean + block * channels, terms[term].rstd + block * channels);
+  }
+  const auto places = places_of(terms, count, target);
+  const auto add_up = [&](int64_t block, int64_t begin, int64_t end) {
+    T* out = y + block * size;
+    std::vector<Constants<T>> constants;
+    for (const Place& place : places[block]) {
+      const Term<T>& term = terms[place.list];
+      if (term.normed()) constants.emplace_back(term, place.block, lanes, channels);
+    }
+    if (places[block].empty()) std::memset(out + begin, 0, (end - begin) * sizeof(T));
+    for (int64_t at = begin; at < end; at += step) {
+      const int64_t n = std::min(step, end - at);
+      bool first = true;
+      auto next = constants.begin();
       for (const Place& place : places[block]) {
         const Term<T>& term = terms[place.list];
-        if (term.normed()) constants.emplace_back(term, place.block, lanes, channels);
-      }
-      if (places[block].empty()) std::memset(out, 0, size * sizeof(T));
-      for (int64_t at = 0; at < size; at += step) {
-        const int64_t n = std::min(step, size - at);
-        bool first = true;
-        auto next = constants.begin();
-        for (const Place& place : places[block]) {
-          const Term<T>& term = terms[place.list];
-          const T* x = term.x.at(place.block) + at;
-          if (term.normed()) {
-            normalise(x, next->mean.data(), next->scale.data(), next->shift.data(), n, lanes.width,
-                      first, out + at);
-            ++next;
-          } else {
-            plain(x, n, first, out + at);
-          }
-          first = false;
+        const T* x = term.x.at(place.block) + at;
+        if (term.normed()) {
+          normalise(x, next->mean.data(), next->scale.data(), next->shift.data(), n, lanes.width,
+                    first, out + at);
+          ++next;
+        } else {
+          plain(x, n, first, out + at);
         }
+        first = false;
       }
     }
-  });
+  };
+  for_each_piece(
+      count, size, piece, parallel,
+      [&](int64_t block, int64_t, int64_t begin, int64_t end) { add_up(block, begin, end); });
 }
 
 template <class T>
 void combine_backward(const T* d, std::span<const Term<T>> terms,
                       std::span<const TermGradients<T>> into, const Shape& shape,
                       const Parallel& parallel) {
-  const auto entries = entries_of(terms, [](const Term<T>& term) { return term.target; });
+  const auto entries = normed_entries(terms);
   const Lanes lanes(shape);
   const int64_t channels = shape.channels, size = shape.size(), step = lanes.step * channels;
-  parallel(static_cast<int64_t>(entries.size()), [&](int64_t begin, int64_t end) {
-    for (int64_t e = begin; e < end; ++e) {
-      const Term<T>& term = terms[entries[e].list];
-      const TermGradients<T>& out = into[entries[e].list];
-      const int64_t block = entries[e].block, row = block * channels;
-      const T *gradient = d + term.target[block] * size, *x = term.x.at(block);
-      Constants<T> constants(term, block, lanes, channels);
-      std::vector<T> rstd(lanes.width), sum(lanes.width), inner(lanes.width);
-      spread(term.rstd + row, lanes, channels, rstd.data());
-      std::vector<double> part(channels), sums(channels), inners(channels);
-      for (int64_t at = 0; at < size; at += step) {
-        const int64_t n = std::min(step, size - at);
-        std::fill(sum.begin(), sum.end(), T{0});
-        std::fill(inner.begin(), inner.end(), T{0});
-        add_products(gradient + at, x + at, constants.mean.data(), rstd.data(), n, lanes.width,
-                     sum.data(), inner.data());
-        fold(sum.data(), lanes, channels, part.data());
-        for (int64_t c = 0; c < channels; ++c) sums[c] += part[c];
-        fold(inner.data(), lanes, channels, part.data());
-        for (int64_t c = 0; c < channels; ++c) inners[c] += part[c];
+  const int64_t piece = kStepsAtOnce * step;
+  const int64_t pieces = piece > 0 ? (size + piece - 1) / piece : 0;
+  // Of each piece: the sums of d, then those of d * xhat.
+  std::vector<double> parts(entries.size() * pieces * 2 * channels);
+  for_each_piece(entries.size(), size, piece, parallel,
+                 [&](int64_t entry, int64_t number, int64_t begin, int64_t end) {
+                   const auto [place, block] = entries[entry];
+                   const Term<T>& term = terms[place];
+                   const T *gradient = d + term.target[block] * size, *x = term.x.at(block);
+                   std::vector<T> mean(lanes.width), rstd(lanes.width), sum(lanes.width),
+                       inner(lanes.width);
+                   spread(term.mean + block * channels, lanes, channels, mean.data());
+                   spread(term.rstd + block * channels, lanes, channels, rstd.data());
+                   std::vector<double> part(channels);
+                   double* sums = &parts[(entry * pieces + number) * 2 * channels];
+                   for (int64_t at = begin; at < end; at += step) {
+                     std::fill(sum.begin(), sum.end(), T{0});
+                     std::fill(inner.begin(), inner.end(), T{0});
+                     add_products(gradient + at, x + at, mean.data(), rstd.data(),
+                                  std::min(step, end - at), lanes.width, sum.data(), inner.data());
+                     fold(sum.data(), lanes, channels, part.data());
+                     for (int64_t c = 0; c < channels; ++c) sums[c] += part[c];
+                     fold(inner.data(), lanes, channels, part.data());
+                     for (int64_t c = 0; c < channels; ++c) sums[channels + c] += part[c];
+                   }
+                 });
+  std::vector<T> averages(entries.size() * channels), slopes(entries.size() * channels);
+  for (size_t entry = 0; entry < entries.size(); ++entry) {
+    const auto [place, block] = entries[entry];
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0, inner = 0;
+      for (int64_t number = 0; number < pieces; ++number) {
+        const double* sums = &parts[(entry * pieces + number) * 2 * channels];
+        sum += sums[c];
+        inner += sums[channels + c];
       }
-      std::vector<T> average(channels), slope(channels);
-      for (int64_t c = 0; c < channels; ++c) {
-        out.weight[row + c] = static_cast<T>(inners[c]);
-        out.bias[row + c] = static_cast<T>(sums[c]);
-        average[c] = static_cast<T>(sums[c] / shape.positions);
-        slope[c] = static_cast<T>(inners[c] / shape.positions * term.rstd[row + c]);
-      }
-      spread(average.data(), lanes, channels, sum.data());
-      spread(slope.data(), lanes, channels, inner.data());
-      input_gradient(gradient, x, constants.mean.data(), inner.data(), sum.data(),
-                     constants.scale.data(), size, lanes.width, out.x + block * size);
+      const int64_t row = block * channels + c;
+      into[place].weight[row] = static_cast<T>(inner);
+      into[place].bias[row] = static_cast<T>(sum);
+      averages[entry * channels + c] = static_cast<T>(sum / shape.positions);
+      slopes[entry * channels + c] =
+          static_cast<T>(inner / shape.positions * terms[place].rstd[row]);
     }
-  });
+  }
+  for_each_piece(entries.size(), size, piece, parallel,
+                 [&](int64_t entry, int64_t, int64_t begin, int64_t end) {
+                   const auto [place, block] = entries[entry];
+                   const Term<T>& term = terms[place];
+                   const Constants<T> constants(term, block, lanes, channels);
+                   std::vector<T> average(lanes.width), slope(lanes.width);
+                   spread(&averages[entry * channels], lanes, channels, average.data());
+                   spread(&slopes[entry * channels], lanes, channels, slope.data());
+                   input_gradient(d + term.target[block] * size + begin, term.x.at(block) + begin,
+                                  constants.mean.data(), slope.data(), average.data(),
+                                  constants.scale.data(), end - begin, lanes.width,
+                                  into[place].x + block * size + begin);
+                 });
 }
 
 #define SIGEO_INSTANTIATE(T)                                                              \

@@ -1,6 +1,5 @@
 #include "gather/gather.h"
 
-#include <algorithm>
 #include <array>
 #include <span>
 #include <string>
@@ -11,6 +10,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "common/device.h"
 #include "common/tensor.h"
 
 namespace sigeo_ext {
@@ -37,6 +37,13 @@ void check_blocks(const char* op, const std::string& name, const Tensor& x) {
                   torch::headeronly::toString(x.scalar_type()), " ", sizes_of(x));
 }
 
+void check_device(const char* op, const std::string& name, const Tensor& tensor,
+                  const Tensor& like) {
+  STD_TORCH_CHECK(
+      tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), op,
+      ": ", name, " must be on the device of the other tensors");
+}
+
 // Blocks that are all one in memory.
 bool shared(const Tensor& x) { return x.size(0) > 1 && x.stride(0) == 0; }
 
@@ -51,11 +58,13 @@ gather::Strided<const T> strided(const Tensor& dense, int64_t count) {
   return {static_cast<const T*>(dense.data_ptr()), dense.size(0) < count ? 0 : size};
 }
 
-// Copies of lists of blocks, checked.
+// Copies of lists of blocks of `like`, checked. What is in the memory of a GPU cannot be read
+// without waiting for it: there the kernels see to it that no number leads out of bounds.
+template <class Device>
 class Places {
  public:
-  Places(const char* op, const char* name, int64_t blocks)
-      : op_(op), name_(name), blocks_(blocks) {}
+  Places(const char* op, const char* name, const Tensor& like, int64_t blocks)
+      : op_(op), name_(name), like_(like), blocks_(blocks) {}
 
   std::span<const int64_t> add(const Tensor& places, int64_t length, size_t number) {
     const std::string name = std::string(name_) + "[" + std::to_string(number) + "]";
@@ -63,12 +72,15 @@ class Places {
         places.dim() == 1 && places.scalar_type() == ScalarType::Long && places.numel() == length,
         op_, ": ", name, " must be int64 [", length, "], got ",
         torch::headeronly::toString(places.scalar_type()), " ", sizes_of(places));
+    check_device(op_, name, places, like_);
     kept_.push_back(torch::stable::contiguous(places));
     const std::span<const int64_t> values{static_cast<const int64_t*>(kept_.back().data_ptr()),
                                           static_cast<size_t>(length)};
-    for (const int64_t place : values) {
-      STD_TORCH_CHECK(place >= 0 && place < blocks_, op_, ": ", name, " must be blocks below ",
-                      blocks_, ", got ", place);
+    if constexpr (Device::kHostMemory) {
+      for (const int64_t place : values) {
+        STD_TORCH_CHECK(place >= 0 && place < blocks_, op_, ": ", name, " must be blocks below ",
+                        blocks_, ", got ", place);
+      }
     }
     return values;
   }
@@ -76,6 +88,7 @@ class Places {
  private:
   const char* op_;
   const char* name_;
+  Tensor like_;
   int64_t blocks_;
   Tensors kept_;
 };
@@ -96,6 +109,7 @@ Tensor expanded(const Tensor& one, int64_t count) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+template <class Device>
 Tensors dispatch(Tensor x, Tensors index, int64_t rectified) {
   const char* op = "gather_dispatch";
   check_blocks(op, "x", x);
@@ -104,7 +118,7 @@ Tensors dispatch(Tensor x, Tensors index, int64_t rectified) {
   const Tensor values = dense(x);
   const bool one = shared(x);
   const gather::Shape shape{x.size(1), x.size(2)};
-  Places places(op, "index", x.size(0));
+  Places<Device> places(op, "index", x, x.size(0));
   return with_type_of(x, [&]<class T>(T) {
     std::vector<gather::Copies<T>> copies;
     Tensors results;
@@ -116,7 +130,13 @@ Tensors dispatch(Tensor x, Tensors index, int64_t rectified) {
       copies.push_back({blocks, static_cast<T*>(results.back().data_ptr()),
                         static_cast<int64_t>(list) < rectified});
     }
-    gather::dispatch<T>(strided<T>(values, x.size(0)), shape, copies, torch_parallel_each);
+    Device device(x);
+    const auto blocks = strided<T>(values, x.size(0));
+    if constexpr (Device::kHostMemory) {
+      gather::dispatch<T>(blocks, shape, copies, device.place_each());
+    } else {
+      gather::dispatch<T>(blocks, x.size(0), shape, copies, device.place_each());
+    }
     if (one) {
       for (size_t list = 0; list < index.size(); ++list) {
         results[list] = expanded(results[list], index[list].numel());
@@ -126,13 +146,14 @@ Tensors dispatch(Tensor x, Tensors index, int64_t rectified) {
   });
 }
 
+template <class Device>
 Tensor dispatch_backward(Tensors grads, Tensor x, Tensors index, int64_t rectified) {
   const char* op = "gather_dispatch_backward";
   check_blocks(op, "x", x);
   STD_TORCH_CHECK(grads.size() == index.size(), op, ": grads must hold one tensor a list, ",
                   index.size(), ", got ", grads.size());
   const Tensor values = dense(x);
-  Places places(op, "index", x.size(0));
+  Places<Device> places(op, "index", x, x.size(0));
   Tensor into = torch::stable::new_empty(x, Sizes{x.size(0), x.size(1), x.size(2)});
   with_type_of(x, [&]<class T>(T) {
     std::vector<gather::Copies<const T>> copies;
@@ -144,24 +165,26 @@ Tensor dispatch_backward(Tensors grads, Tensor x, Tensors index, int64_t rectifi
                         grad.scalar_type() == x.scalar_type();
       STD_TORCH_CHECK(like, op, ": ", name, " must be blocks like x, ", sizes_of(x), ", got ",
                       sizes_of(grad));
+      check_device(op, name, grad, x);
       kept.push_back(torch::stable::contiguous(grad));
       copies.push_back({places.add(index[list], grad.size(0), list),
                         static_cast<const T*>(kept.back().data_ptr()),
                         static_cast<int64_t>(list) < rectified});
     }
+    Device device(x);
     gather::dispatch_backward<T>(strided<T>(values, x.size(0)), x.size(0), {x.size(1), x.size(2)},
-                                 copies, static_cast<T*>(into.data_ptr()), torch_parallel_each);
+                                 copies, static_cast<T*>(into.data_ptr()), device.place_each());
     return 0;
   });
   return into;
 }
 
 // The terms of a sum, checked.
-template <class T>
+template <class Device, class T>
 class Terms {
  public:
   Terms(const char* op, const Tensor& like, int64_t blocks)
-      : op_(op), like_(like), places_(op, "target", blocks) {}
+      : op_(op), like_(like), places_(op, "target", like, blocks) {}
 
   void add(const std::string& name, const Tensor& x, const Tensor& target) {
     check_blocks(op_, name, x);
@@ -169,6 +192,7 @@ class Terms {
                       x.scalar_type() == like_.scalar_type();
     STD_TORCH_CHECK(same, op_, ": ", name, " must be blocks like the other terms', ",
                     sizes_of(like_), ", got ", sizes_of(x));
+    check_device(op_, name, x, like_);
     gather::Term<T> term{};
     term.x = strided<T>(keep(dense(x)), x.size(0));
     term.target = places_.add(target, x.size(0), terms.size());
@@ -182,6 +206,7 @@ class Terms {
                       rows.scalar_type() == like_.scalar_type();
     STD_TORCH_CHECK(like, op_, ": ", name, " must be [", count, ", ", like_.size(2),
                     "] like its term, got ", sizes_of(rows));
+    check_device(op_, name, rows, like_);
     return strided<T>(keep(dense(rows)), count);
   }
 
@@ -195,7 +220,7 @@ class Terms {
 
   const char* op_;
   Tensor like_;
-  Places places_;
+  Places<Device> places_;
   std::vector<Tensor> kept_;
 };
 
@@ -210,6 +235,7 @@ void check_lengths(const char* op, size_t normed, size_t plain, const Tensors& w
                   normed + plain, ", got ", target.size());
 }
 
+template <class Device>
 std::tuple<Tensor, Tensors, Tensors> combine(Tensors normed, Tensors weight, Tensors bias,
                                              Tensors plain, Tensors target, int64_t blocks,
                                              double eps) {
@@ -221,17 +247,17 @@ std::tuple<Tensor, Tensors, Tensors> combine(Tensors normed, Tensors weight, Ten
   const bool one = normed.size() == 1 && plain.empty() && first.size(0) == blocks &&
                    shared(first) && weight[0].dim() == 2 && weight[0].size(0) == blocks &&
                    shared(weight[0]);
-  const Sizes sizes{one ? 1 : blocks, first.size(1), first.size(2)};
-  Tensor y = torch::stable::new_empty(first, sizes);
+  const int64_t made = one ? 1 : blocks;
+  Tensor y = torch::stable::new_empty(first, Sizes{made, first.size(1), first.size(2)});
   Tensors means, rstds;
   with_type_of(first, [&]<class T>(T) {
-    Terms<T> terms(op, first, blocks);
+    Terms<Device, T> terms(op, first, blocks);
     for (size_t i = 0; i < normed.size(); ++i) {
       terms.add("normed[" + std::to_string(i) + "]", normed[i], target[i]);
       gather::Term<T>& term = terms.terms.back();
       term.weight = terms.rows("weight", weight[i]);
       term.bias = terms.rows("bias", bias[i]);
-      const Sizes rows{normed[i].size(0), first.size(2)};
+      const Sizes rows{one ? 1 : normed[i].size(0), first.size(2)};
       means.push_back(torch::stable::new_empty(first, rows));
       rstds.push_back(torch::stable::new_empty(first, rows));
       term.mean = static_cast<T*>(means.back().data_ptr());
@@ -240,34 +266,36 @@ std::tuple<Tensor, Tensors, Tensors> combine(Tensors normed, Tensors weight, Ten
     for (size_t i = 0; i < plain.size(); ++i) {
       terms.add("plain[" + std::to_string(i) + "]", plain[i], target[normed.size() + i]);
     }
-    const int64_t zero = 0;
-    if (one) terms.terms[0].target = {&zero, 1};
-    const gather::Shape shape{first.size(1), first.size(2)};
-    gather::combine<T>(terms.terms, one ? 1 : blocks, shape, eps, static_cast<T*>(y.data_ptr()),
-                       torch_parallel_each);
+    Tensor zero;
     if (one) {
-      for (Tensors* rows : {&means, &rstds}) {
-        T* data = static_cast<T*>((*rows)[0].data_ptr());
-        for (int64_t block = 1; block < blocks; ++block) {
-          std::copy(data, data + shape.channels, data + block * shape.channels);
-        }
-      }
+      zero = torch::stable::new_zeros(target[0], Sizes{1});
+      terms.terms[0].target = {static_cast<const int64_t*>(zero.data_ptr()), 1};
     }
+    Device device(first);
+    gather::combine<T>(terms.terms, made, {first.size(1), first.size(2)}, eps,
+                       static_cast<T*>(y.data_ptr()), device.place_each());
     return 0;
   });
-  return {one ? expanded(y, blocks) : y, means, rstds};
+  if (!one) return {y, means, rstds};
+  means[0] = torch::stable::contiguous(expanded(means[0], blocks));
+  rstds[0] = torch::stable::contiguous(expanded(rstds[0], blocks));
+  return {expanded(y, blocks), means, rstds};
 }
 
+template <class Device>
 std::tuple<Tensors, Tensors, Tensors> combine_backward(Tensor d, Tensors normed, Tensors weight,
                                                        Tensors target, Tensors mean, Tensors rstd) {
   const char* op = "gather_combine_backward";
   check_blocks(op, "d", d);
   if (normed.empty()) return {};
   check_lengths(op, normed.size(), 0, weight, weight, target);
+  STD_TORCH_CHECK(mean.size() == normed.size() && rstd.size() == normed.size(), op,
+                  ": mean and rstd must hold one tensor a normed term, ", normed.size(), ", got ",
+                  mean.size(), " and ", rstd.size());
   const Tensor gradient = torch::stable::contiguous(d);
   Tensors into_x, into_weight, into_bias, kept;
   with_type_of(d, [&]<class T>(T) {
-    Terms<T> terms(op, d, d.size(0));
+    Terms<Device, T> terms(op, d, d.size(0));
     std::vector<gather::TermGradients<T>> into;
     for (size_t i = 0; i < normed.size(); ++i) {
       terms.add("normed[" + std::to_string(i) + "]", normed[i], target[i]);
@@ -287,19 +315,31 @@ std::tuple<Tensors, Tensors, Tensors> combine_backward(Tensor d, Tensors normed,
                       static_cast<T*>(into_weight.back().data_ptr()),
                       static_cast<T*>(into_bias.back().data_ptr())});
     }
-    gather::combine_backward<T>(static_cast<const T*>(gradient.data_ptr()), terms.terms, into,
-                                {d.size(1), d.size(2)}, torch_parallel_each);
+    Device device(d);
+    const auto* from = static_cast<const T*>(gradient.data_ptr());
+    const gather::Shape shape{d.size(1), d.size(2)};
+    if constexpr (Device::kHostMemory) {
+      gather::combine_backward<T>(from, terms.terms, into, shape, device.place_each());
+    } else {
+      gather::combine_backward<T>(from, d.size(0), terms.terms, into, shape, device.place_each());
+    }
     return 0;
   });
   return {into_x, into_weight, into_bias};
 }
 
+template <class Device>
+void register_ops(torch::stable::detail::StableLibrary& m) {
+  m.impl("gather_dispatch", TORCH_BOX(&dispatch<Device>));
+  m.impl("gather_dispatch_backward", TORCH_BOX(&dispatch_backward<Device>));
+  m.impl("gather_combine", TORCH_BOX(&combine<Device>));
+  m.impl("gather_combine_backward", TORCH_BOX(&combine_backward<Device>));
+}
+
 }  // namespace
 }  // namespace sigeo_ext
 
-STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
-  m.impl("gather_dispatch", TORCH_BOX(&sigeo_ext::dispatch));
-  m.impl("gather_dispatch_backward", TORCH_BOX(&sigeo_ext::dispatch_backward));
-  m.impl("gather_combine", TORCH_BOX(&sigeo_ext::combine));
-  m.impl("gather_combine_backward", TORCH_BOX(&sigeo_ext::combine_backward));
-}
+STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) { sigeo_ext::register_ops<sigeo_ext::Cpu>(m); }
+#if defined(SIGEO_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CUDA, m) { sigeo_ext::register_ops<sigeo_ext::Cuda>(m); }
+#endif

@@ -9,6 +9,10 @@ computed once.
 a node, each normalised by batch statistics of its own if so wanted; `convolution` and `linear` run
 blocks with weights of their own ([n, ...]) or with one weight for all (expanded from one), and give
 each block's weight gradient either way.
+
+Numbers of blocks that are on a GPU cannot be read without waiting for it. So the CUDA kernels do
+not refuse those of blocks that do not exist but leave them out: a copy of such a block is NaN, and
+a term adds nothing to it.
 """
 
 from __future__ import annotations
@@ -19,9 +23,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo_ext.gather import op, slices
+from sigeo_ext.gather import cell_reference, op, slices
+from sigeo_ext.gather.cell_reference import Edge
 
-__all__ = ["Norm", "Term", "combine", "convolution", "dispatch", "linear", "slices"]
+__all__ = [
+    "IDENTITY",
+    "POOL",
+    "Edge",
+    "Norm",
+    "Term",
+    "cell",
+    "combine",
+    "convolution",
+    "dispatch",
+    "linear",
+    "slices",
+]
 
 
 def dispatch(
@@ -41,10 +58,55 @@ def dispatch(
         A tensor [n, positions, channels] for each list.
 
     Raises:
-        RuntimeError: Blocks that are not there, or tensors of another form.
+        RuntimeError: Blocks that are not there (but see above for CUDA), or tensors of another
+            form.
     """
     copies = op.gather_dispatch(x, [*rectified, *plain], len(rectified))
     return copies[: len(rectified)], copies[len(rectified) :]
+
+
+IDENTITY, POOL = cell_reference.IDENTITY, cell_reference.POOL
+"""In the place of a slot: the source as it is; its 3x3 average pooling, see `cell`."""
+
+
+def cell(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    norms: Sequence[Norm],
+    edges: Sequence[Edge],
+    *,
+    nodes: int,
+    eps: float = 1e-5,
+) -> Tensor:
+    """A cell of several subnets: nodes that are sums of operations on earlier ones. Differentiable.
+
+    An operation is a convolution of stride 1 of the source's ReLU, padded to its size, with batch
+    norm by the subnet's own statistics behind it; or the 3x3 average pooling of the source over the
+    pixels that are there; or the source itself. Node 0 is the input, the last node the output; a
+    node that no edge leads to is zero.
+
+    What `dispatch`, `convolution` and `combine` do operation by operation, here subnet by subnet,
+    so that what a CPU has just computed is in its cache when it is read again.
+
+    Args:
+        x: Node 0 of each subnet [K, B, H, W, channels], float32 or float64.
+        weight: Convolutions' weights, one tensor a slot, a row for each subnet that uses it:
+            [n, channels, channels, k, k], k odd.
+        norms: Behind each slot's convolution, of its rows.
+        edges: Sorted by subnet and target.
+        nodes: How many a cell has.
+        eps: Added to variances.
+
+    Returns:
+        [K, B, H, W, channels].
+
+    Raises:
+        RuntimeError: Tensors that do not fit together, or edges that are none.
+    """
+    flat = [number for edge in edges for number in edge]
+    scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
+    y: Tensor = op.gather_cell(x, list(weight), scales, shifts, flat, nodes, eps)[0]
+    return y
 
 
 class Norm(NamedTuple):
@@ -82,7 +144,8 @@ def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
         [blocks, positions, channels].
 
     Raises:
-        RuntimeError: Terms that do not fit together.
+        RuntimeError: Terms that do not fit together, or blocks that are not there (but see above
+            for CUDA).
     """
     normed = [term for term in terms if term.norm is not None]
     plain = [term for term in terms if term.norm is None]
@@ -115,15 +178,15 @@ def convolution(
     for each block in both cases.
 
     Args:
-        x: [n, B, *size, inputs], one to three dimensions.
-        weight: [n, outputs, inputs/groups, *kernel].
+        x: ``[n, B, *size, inputs]``, one to three dimensions.
+        weight: ``[n, outputs, inputs/groups, *kernel]``.
         stride: As of the layer.
         padding: In zeros.
         dilation: As of the layer.
         groups: As of the layer.
 
     Returns:
-        [n, B, *size, outputs].
+        ``[n, B, *size, outputs]``.
 
     Raises:
         RuntimeError: Shapes that do not fit together.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext._op import define
-from sigeo_ext.gather import layers, reference
+from sigeo_ext.gather import cell_reference, layers, reference
 from sigeo_ext.gather.reference import one_for_all, shared
 
 
@@ -65,21 +65,25 @@ def _combine_fake(
 
 
 def _combine_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    normed, weight, _, plain, target, _, _ = inputs
+    normed, weight, _, _, target, _, _ = inputs
     _, mean, rstd = output
-    ctx.terms, ctx.plain = len(normed), len(plain)
+    ctx.terms = len(normed)
     ctx.mark_non_differentiable(*mean, *rstd)
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*normed, *weight, *mean, *rstd, *target)
 
 
-def _combine_backward(ctx: Any, d: Tensor, *unused: Any) -> tuple[Any, ...]:
+def _combine_backward(ctx: Any, d: Tensor | None, *unused: Any) -> tuple[Any, ...]:
     n = ctx.terms
+    if d is None:
+        plain = [None] * (len(ctx.saved_tensors) - 5 * n)
+        return [None] * n, [None] * n, [None] * n, plain, [None] * (n + len(plain)), None, None
     saved = ctx.saved_tensors
     normed, weight, mean, rstd = (saved[i * n : (i + 1) * n] for i in range(4))
     target = saved[4 * n :]
     d = d.contiguous()
     into = gather_combine_backward(d, normed, weight, target[:n], mean, rstd)
-    into_plain = [d.index_select(0, t) for t in target[n:]]
+    into_plain = gather_dispatch(d, list(target[n:]), 0) if target[n:] else []
     return *into, into_plain, [None] * len(target), None, None
 
 
@@ -162,4 +166,76 @@ gather_convolution_backward = define(
     flops=lambda d, x, weight, *geometry, **_: (
         2 * math.prod(d) * math.prod(weight[2:]) * sum(geometry[-1])
     ),
+)
+
+
+def _cell_fake(
+    x: Tensor,
+    weight: Sequence[Tensor],
+    scale: Sequence[Tensor],
+    shift: Sequence[Tensor],
+    edges: Sequence[int],
+    nodes: int,
+    eps: float,
+) -> tuple[Tensor, list[Tensor]]:
+    _, images, rows = cell_reference.kept_places(cell_reference.edges_of(edges))
+    kept = [x.new_empty(x.shape[1:]) for _ in range(images)]
+    statistics = [x.new_empty(rows, x.shape[-1]) for _ in range(2)]
+    return x.new_empty(x.shape), [*kept, *statistics]
+
+
+def _cell_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    _, weight, scale, _, ctx.edges, ctx.nodes, _ = inputs
+    _, kept = output
+    ctx.slots = len(weight)
+    ctx.mark_non_differentiable(*kept)
+    ctx.set_materialize_grads(False)  # zeros for all that was kept, else
+    ctx.save_for_backward(*weight, *scale, *kept)
+
+
+def _cell_backward(ctx: Any, d: Tensor | None, unused: Any) -> tuple[Any, ...]:
+    if d is None:
+        rows = [None] * ctx.slots
+        return None, rows, rows, rows, _of_numbers(ctx.edges), None, None
+    saved = ctx.saved_tensors
+    weight, scale = saved[: ctx.slots], saved[ctx.slots : 2 * ctx.slots]
+    kept = saved[2 * ctx.slots :]
+    into = gather_cell_backward(d, weight, scale, kept, ctx.edges, ctx.nodes)
+    return *into, _of_numbers(ctx.edges), None, None
+
+
+def _of_numbers(values: Sequence[int]) -> list[None] | None:
+    """A backward function's result for a list of numbers: torch takes an empty one for tensors."""
+    return None if values else []
+
+
+def _cell_flops(x: Any, weight: Any, edges: Sequence[int], passes: int) -> int:
+    pixels = math.prod(x[1:4])
+    return sum(
+        passes * 2 * pixels * math.prod(weight[edge.slot][1:])
+        for edge in cell_reference.edges_of(edges)
+        if edge.convolves
+    )
+
+
+gather_cell = define(
+    "gather_cell(Tensor x, Tensor[] weight, Tensor[] scale, Tensor[] shift, int[] edges, "
+    "int nodes, float eps) -> (Tensor, Tensor[])",
+    cell_reference.cell,
+    fake=_cell_fake,
+    setup_context=_cell_context,
+    backward=_cell_backward,
+    flops=lambda x, weight, scale, shift, edges, *_, **__: _cell_flops(x, weight, edges, 1),
+)
+gather_cell_backward = define(
+    "gather_cell_backward(Tensor d, Tensor[] weight, Tensor[] scale, Tensor[] kept, "
+    "int[] edges, int nodes) -> (Tensor, Tensor[], Tensor[], Tensor[])",
+    cell_reference.cell_backward,
+    fake=lambda d, weight, scale, kept, edges, nodes: (
+        d.new_empty(d.shape),
+        [w.new_empty(w.shape) for w in weight],
+        [s.new_empty(s.shape) for s in scale],
+        [s.new_empty(s.shape) for s in scale],
+    ),
+    flops=lambda d, weight, scale, kept, edges, *_, **__: _cell_flops(d, weight, edges, 2),
 )

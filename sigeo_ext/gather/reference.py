@@ -54,7 +54,10 @@ def combine(
         centred = x - mean[:, None]
         rstd = (centred.square().mean(1) + eps).rsqrt()
         term = centred * (rstd * scale)[:, None] + shift[:, None]
-        y.index_add_(0, place[:1] if alone else place, term[:1] if alone else term)
+        if alone:
+            y += term[:1]
+        else:
+            y.index_add_(0, place, term)
         means.append(mean)
         rstds.append(rstd)
     for x, place in zip(plain, target[len(normed) :], strict=True):

@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "gather/gather.h"
+#include "gather/pooling.h"
 #include "gather/slices.h"
 
 using namespace sigeo_ext;          // NOLINT: a test
@@ -204,8 +205,50 @@ void all_selections() {
   for (const Places& c : {Places{0, 70}, Places{5, 33}, listed_columns}) rows_add_up_in_order<T>(c);
 }
 
+// Against the definition, window by window; and <pool(x), d> = <x, pool_backward(d)>.
+template <class T>
+void pooling_is_the_mean_over_pixels(const Images& images) {
+  const double tolerance = sizeof(T) == sizeof(float) ? 1e-5 : 1e-13;
+  const int64_t size = images.count * images.height * images.width * images.channels;
+  const auto x = random_values<T>(size, 7), d = random_values<T>(size, 8);
+  std::vector<T> y(size), into(size);
+  average_pool<T>(x.data(), images, y.data(), many_threads);
+  average_pool_backward<T>(d.data(), images, into.data(), many_threads);
+  const auto at = [&](int64_t image, int64_t h, int64_t w, int64_t c) {
+    return ((image * images.height + h) * images.width + w) * images.channels + c;
+  };
+  double left = 0, right = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    left += static_cast<double>(y[i]) * d[i];
+    right += static_cast<double>(x[i]) * into[i];
+  }
+  CHECK(near(left, right, 100 * tolerance));
+  for (int64_t image = 0; image < images.count; ++image) {
+    for (int64_t h = 0; h < images.height; ++h) {
+      for (int64_t w = 0; w < images.width; ++w) {
+        for (int64_t c = 0; c < images.channels; ++c) {
+          double sum = 0;
+          int pixels = 0;
+          for (int64_t i = h - 1; i <= h + 1; ++i) {
+            for (int64_t j = w - 1; j <= w + 1; ++j) {
+              if (i < 0 || j < 0 || i >= images.height || j >= images.width) continue;
+              sum += x[at(image, i, j, c)];
+              ++pixels;
+            }
+          }
+          CHECK(near(y[at(image, h, w, c)], sum / pixels, tolerance));
+        }
+      }
+    }
+  }
+}
+
 template <class T>
 void all_shapes() {
+  for (const Images& images : {Images{2, 5, 4, 3}, Images{1, 1, 1, 7}, Images{3, 1, 6, 2},
+                               Images{1, 7, 1, 5}, Images{2, 2, 2, 17}}) {
+    pooling_is_the_mean_over_pixels<T>(images);
+  }
   for (const Shape& shape :
        {Shape{2, 1}, Shape{7, 3}, Shape{600, 16}, Shape{331, 7}, Shape{5, 130}, Shape{3, 4099}}) {
     copies_come_back_as_gradients<T>(shape);

@@ -14,7 +14,8 @@ from sigeo.capture.steps import SGD, ClippedAdagrad
 from sigeo.proxies import OnGradient, Proxy
 from sigeo.scoring.many import bytes_at_once, stackable
 from sigeo.spaces import InputShape
-from sigeo.supernet import many_gradient_statistics, supports
+from sigeo.spaces.nasbench201.stack import Stack
+from sigeo.supernet import add_gradients, many_gradient_statistics, supports
 from sigeo_ext.testing import assert_close, threads
 
 DIGITS = data.load("digits")
@@ -47,8 +48,15 @@ def batches(dtype=torch.float32, *, count=4, size=16):
     return [(x.to(dtype), y) for x, y in map(DIGITS.batch, order)]
 
 
+@pytest.fixture(params=["cells", "operations"])
+def route(request, monkeypatch):
+    """Subnet by subnet, as on a CPU; and operation by operation, as on a GPU."""
+    if request.param == "operations":
+        monkeypatch.setattr(Stack, "_cell", Stack._cell_by_operation)
+
+
 @TYPES
-def test_outputs_losses_and_gradients_equal_each_subnet_alone(dtype):
+def test_outputs_losses_and_gradients_equal_each_subnet_alone(dtype, route):
     net, archs = supernet(dtype), cells()
     archs.append(archs[0])  # a duplicate has rows of its own
     images, labels = batches(dtype, count=1)[0]
@@ -92,7 +100,7 @@ NAMES = (
 
 @TYPES
 @pytest.mark.parametrize("at_once", [None, 1, 3])
-def test_scores_equal_each_subnet_alone(dtype, at_once):
+def test_scores_equal_each_subnet_alone(dtype, at_once, route):
     net, archs, data_ = supernet(dtype), cells(), batches(dtype)
     names = NAMES if at_once == 3 else ("sigeo", "zico", "snip")
     archs.insert(2, archs[0])
@@ -222,3 +230,27 @@ def test_a_proxy_of_the_first_gradient_sees_each_subnets_own():
         layers = dict(net.named_parameters())
         assert shapes == [tuple(layers[name].shape) for name in names]
         assert len(names) == sum(p.dim() > 1 for p in net.subnet(arch).parameters())
+
+
+@pytest.mark.parametrize("average", [False, True])
+def test_gradients_of_several_paths_are_added_to_the_shared_weights(average):
+    net, archs = supernet(torch.float64), cells(3)
+    images, labels = batches(torch.float64, count=1)[0]
+    for arch in archs:
+        loss = F.cross_entropy(net(images, arch), labels) / (len(archs) if average else 1)
+        loss.backward()
+    expected = {name: p.grad for name, p in net.named_parameters()}
+    net.zero_grad()
+    losses = add_gradients(net, archs, images, labels, average=average)
+    assert losses.shape == (len(archs),) and not losses.requires_grad
+    for name, parameter in net.named_parameters():
+        if expected[name] is None:
+            assert parameter.grad is None or not parameter.grad.any()
+        else:
+            error = float((parameter.grad - expected[name]).norm())
+            assert error <= 1e-9 * max(1.0, float(expected[name].norm())), name
+    once = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    add_gradients(net, archs, images, labels, average=average)
+    for name, parameter in net.named_parameters():
+        if name in once:
+            assert_close(parameter.grad, 2 * once[name], tolerance=1e-12)

@@ -289,3 +289,56 @@ def test_warm_up_alone_is_deterministic():
         warm_up_alone(module, WarmUp.published(64, 1), n._source)
         states.append(module.state_dict())
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+
+
+def test_many_at_once_gives_the_same_scores_and_keeps_every_group(tmp_path, monkeypatch):
+    archs = [*cells(10), *same_function(1)]
+    names = "sigeo,zico,snip,fisher_trace,params"
+    alone = scores_of(ranked(archs, tmp_path, names=names))
+    (tmp_path / "b").mkdir()
+    groups = []
+    original = Networks.score_many
+
+    def counted(self, archs, chosen):
+        groups.append(len(archs))
+        if len(groups) == 3:
+            raise KeyboardInterrupt
+        return original(self, archs, chosen)
+
+    monkeypatch.setattr(Networks, "score_many", counted)
+    with pytest.raises(KeyboardInterrupt):
+        ranked(archs, tmp_path / "b", names=names, at_once=4)
+    together = scores_of(ranked(archs, tmp_path / "b", names=names, at_once=4))
+    assert groups[:3] == [4, 4, groups[3]], "two groups were kept, the third is taken up again"
+    assert len(groups) == 4
+    for arch, scores in alone.items():
+        for name, value in scores.items():
+            assert together[arch][name] == pytest.approx(value, rel=1e-4), (name, arch)
+
+
+@pytest.mark.parametrize(("together", "expected"), [(1.0, 16), (3.0, 1)])
+def test_many_are_measured_where_there_are_enough(tmp_path, monkeypatch, together, expected):
+    from sigeo.scoring import networks as module
+
+    measured = []
+
+    def routes(supernet, archs, batches):
+        measured.append(len(archs))
+        return module.Routes(together, 2.0)
+
+    monkeypatch.setattr(module, "measure_routes", routes)
+    made = Networks(space(), DIGITS, protocol(at_once="auto"), folder=tmp_path)
+    assert made.choose_at_once(cells(20)) == (1, None) and not measured
+    assert made.choose_at_once(cells(64)) == (expected, module.Routes(together, 2.0))
+    assert measured == [module.MEASURED]
+    one_by_one = Networks(space(), DIGITS, protocol("params,synflow", at_once="auto"))
+    assert one_by_one.choose_at_once(cells(64)) == (1, None)
+
+
+def test_measured_routes_leave_the_weights_alone():
+    made = Networks(space(), DIGITS, protocol(at_once="auto"))
+    before = {name: value.clone() for name, value in made._module.state_dict().items()}
+    routes = made.choose_at_once(cells(64))[1]
+    assert routes.together > 0 and routes.apart > 0
+    assert all(torch.equal(v, before[n]) for n, v in made._module.state_dict().items())
+    assert all(p.grad is None for p in made._module.parameters())

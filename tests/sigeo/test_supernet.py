@@ -150,7 +150,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_clear_line(tmp_path):
-    trainer = Trainer(torch.nn.Linear(2, 2), lambda x, _: x, config())
+    trainer = Trainer(torch.nn.Linear(2, 2), lambda batch, _: batch[0], config())
     os.symlink("/dev/full", tmp_path / f"c.safetensors.{os.getpid()}.partial")
     with pytest.raises(InputError, match="checkpoint .*: No space left on device"):
         save_checkpoint(tmp_path / "c.safetensors", trainer.state(), SETTINGS)
@@ -181,3 +181,21 @@ def test_a_warm_up_of_a_number_of_steps(steps, epochs, images):
 def test_a_warm_up_of_no_steps_is_refused():
     with pytest.raises(InputError, match="steps must be at least 1 on at least 2 images"):
         WarmUp.of_steps(0, 40)
+
+
+def test_several_paths_a_step_train_all_of_them():
+    made = space().supernet(seed=3)
+    before = {name: value.clone() for name, value in made.state_dict().items()}
+    warm_up_supernet(made, space(), config(paths=3, epochs=1, lr=0.1), source(), settings={})
+    moved = {n for n, value in made.state_dict().items() if not torch.equal(value, before[n])}
+    paths = [
+        uniform_path(space(), source().seed, step, path) for step in range(5) for path in range(3)
+    ]
+    assert len(set(paths)) > 5, "the paths of a step differ"
+    used = {
+        name
+        for arch in paths
+        for name in made.stack([arch]).weights
+        if name.endswith("conv.weight")
+    }
+    assert {name for name in moved if name.endswith("conv.weight")} == used

@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sigeo_ext import gather
+from sigeo_ext import gather, implementations
 from sigeo_ext.gather import Norm, Term, op, reference
 from sigeo_ext.testing import assert_close, poison_empty, threads
-from tests.cases import needs_kernels
 
 WIDE = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
-# (positions, channels): one of each, odd, prime, fewer and more channels than a step's lanes.
+# (positions, channels): one of each, odd, prime, fewer and more channels than a step's lanes, and
+# enough for several pieces.
 SHAPES = pytest.mark.parametrize(
-    "shape", [(1, 1), (5, 3), (64, 16), (331, 7), (40, 130), (9, 5000)], ids=str
+    "shape", [(1, 1), (5, 3), (64, 16), (331, 7), (40, 130), (9, 5000), (5000, 16)], ids=str
 )
 
 
@@ -271,16 +271,98 @@ def test_op_equals_reference(name, shape, dtype, device):
         assert_close(a, b, tolerance=tolerance)
 
 
-@needs_kernels
+def needs_compiled(name, device):
+    if implementations()[name][device] != device:
+        pytest.skip(f"no compiled kernel serves {name} on {device} here")
+
+
 @OPS
-def test_bits_do_not_depend_on_threads_or_old_memory(name):
-    given = arguments((331, 7), torch.float32)[name]
+def test_bits_do_not_depend_on_threads_or_old_memory(name, device):
+    needs_compiled(name, device)
+    given = arguments((331, 7), torch.float32, device)[name]
     run = getattr(op, name)
     with threads(1):
         first = flat(run(*given))
     with threads(2), poison_empty():
         again = flat(run(*given))
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_more_lists_than_a_kernel_takes_at_once(device):
+    x = randn(3, 5, 2, device=device)
+    index = [places(i % 3, (i + 1) % 3, device=device) for i in range(101)]
+    copies = op.gather_dispatch(x, index, 60)
+    for a, b in zip(copies, reference.dispatch(x, index, 60), strict=True):
+        assert torch.equal(a, b)
+    given = (copies, x, index, 60)
+    assert_close(op.gather_dispatch_backward(*given), reference.dispatch_backward(*given))
+    norms = [randn(70, 2, 2, seed=seed, device=device) for seed in (1, 2)]
+    rows = [list(norm.unbind()) for norm in norms]
+    combine = (copies[:70], *rows, copies[70:], index, 3, 1e-5)
+    y, mean, rstd = op.gather_combine(*combine)
+    assert_close([y, *mean, *rstd], flat(reference.combine(*combine)))
+    backward = (randn(3, 5, 2, seed=3, device=device), copies[:70], rows[0], index[:70], mean, rstd)
+    found, expected = op.gather_combine_backward(*backward), reference.combine_backward(*backward)
+    assert_close(flat(found), flat(expected), tolerance=1e-10)
+
+
+def test_tensors_that_begin_anywhere_in_memory(device):
+    """Blocks of whole vectors that no vector load may take."""
+
+    def moved(value):
+        if isinstance(value, list):
+            return [moved(v) for v in value]
+        if not isinstance(value, Tensor):
+            return value
+        room = value.new_empty(value.numel() + 1)
+        return room[1:].view(value.shape).copy_(value)
+
+    for name, given in arguments((64, 16), torch.float32, device).items():
+        got, expected = (flat(getattr(op, name)(*g)) for g in (map(moved, given), given))
+        for a, b in zip(got, expected, strict=True):
+            assert torch.equal(a, b)
+
+
+def test_blocks_that_are_not_there_are_left_out_on_a_gpu(device):
+    if device == "cpu":
+        pytest.skip("refused there")
+    needs_compiled("gather_combine", device)
+    x = randn(4, 300, 7, device=device)
+    index = [places(0, 4, -1, 3, 2**62, device=device), places(-(2**62), device=device)]
+    first, second = op.gather_dispatch(x, index, 1)
+    assert torch.equal(first[[0, 3]], x[[0, 3]].relu())
+    assert first[[1, 2, 4]].isnan().all() and second.isnan().all()
+    grads = [randn(len(i), 300, 7, seed=1, device=device) for i in index]
+    into = op.gather_dispatch_backward(grads, x, index, 1)
+    kept = ([grads[0][[0, 3]]], x, [places(0, 3, device=device)], 1)
+    assert_close(into, reference.dispatch_backward(*kept))
+
+    weight, bias = randn(2, 4, 7, seed=2, device=device)
+    y, mean, rstd = op.gather_combine(
+        [x], [weight], [bias], [x[:1]], [places(2, 6, 0, -1, device=device), index[1]], 4, 1e-5
+    )
+    chosen, target = [0, 2], places(2, 0, device=device)
+    kept = ([x[chosen]], [weight[chosen]])
+    assert_close(y, reference.combine(*kept, [bias[chosen]], [], [target], 4, 1e-5)[0])
+    d = randn(4, 300, 7, seed=3, device=device)
+    found = flat(
+        op.gather_combine_backward(
+            d, [x], [weight], [places(2, 6, 0, -1, device=device)], mean, rstd
+        )
+    )
+    rows = ([mean[0][chosen]], [rstd[0][chosen]])
+    expected = flat(reference.combine_backward(d, *kept, [target], *rows))
+    for a, b in zip(found, expected, strict=True):
+        assert_close(a[chosen], b, tolerance=1e-10)
+        assert not a[[1, 3]].any()
+
+
+def test_tensors_of_two_devices_are_refused(device):
+    if device == "cpu":
+        pytest.skip("needs another device")
+    needs_compiled("gather_dispatch", device)
+    with pytest.raises(RuntimeError, match="must be on the device of the other tensors"):
+        gather.dispatch(randn(3, 2, 4, device=device), [places(0)])
 
 
 @OPS

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sigeo.errors import InputError
 
@@ -126,6 +126,23 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def networks_at_once(text: str) -> int | Literal["auto"]:
+    """The value of ``--many``.
+
+    Raises:
+        ArgumentTypeError: It is none.
+    """
+    if text == "auto":
+        return "auto"
+    if text == "off":
+        return 1
+    try:
+        return positive(text)
+    except argparse.ArgumentTypeError:
+        expected = "auto, off or a whole number from 1"
+        raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}") from None
+
+
 def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     """How long and how to warm up."""
     group = parser.add_argument_group("warm-up")
@@ -153,6 +170,11 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     )
     group.add_argument(
         "--warmup-batch", type=_at_least_two, help="images a step (default: 64; candidate: 128)"
+    )
+    group.add_argument(
+        "--paths",
+        type=positive,
+        help="architectures that a step trains on its batch, of shared weights only (default: 1)",
     )
     group.add_argument(
         "--schedule",
@@ -245,6 +267,7 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         "lr": args.warmup_lr,
         "batch_size": args.warmup_batch,
         "schedule": args.schedule,
+        "paths": args.paths,
     }
     spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
     given = {name: value for name, value in given.items() if value is not None}
@@ -255,6 +278,8 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
+    if init == "candidate" and "paths" in given:
+        raise InputError("--paths: with --init candidate each network is trained alone")
     own = WarmUp.published_settings() if init == "candidate" else {}
     if args.warmup_steps is not None:
         if "epochs" in given:

@@ -14,6 +14,7 @@ from sigeo.cli import console, options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
+    from sigeo.scoring.many import Routes
     from sigeo.scoring.networks import Init, Networks, Protocol
     from sigeo.scoring.rank import Row
     from sigeo.spaces import SearchSpace
@@ -42,6 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="where weights come from: drawn; each network warmed up alone; shared weights warmed "
         "up here, or loaded from PATH (default: supernet with a warm-up, else scratch)",
     )
+    parser.add_argument(
+        "--many",
+        type=options.networks_at_once,
+        default="auto",
+        metavar="K|auto|off",
+        help="networks in one pass; auto measures on the first ones whether many are faster than "
+        "one by one (default: %(default)s)",
+    )
     options.add_table(parser, "for the report")
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
@@ -66,13 +75,17 @@ def run(args: argparse.Namespace) -> int:
     folder = options.run_folder(args)
     if protocol.warmup is not None:
         console.say(_warmup_line(protocol))
+    choices: list[tuple[int, Routes | None]] = []
     with console.progress("warming up") as report:
         networks = Networks(space, data, protocol, folder=folder, progress=report)
     with (
         RunStore(folder / "run.sqlite", networks.settings()) as store,
         console.progress("scoring") as report,
     ):
-        rows = rank(networks, archs, store, progress=report)
+        rows = rank(networks, archs, store, progress=report, chosen=lambda *c: choices.append(c))
+    at_once, routes = choices[0]
+    if routes is not None or at_once > 1:
+        console.say(_many_line(at_once, routes))
     names = [proxy.name for proxy in protocol.proxies]
     document = export.as_json(networks, rows)
     # Printed before the files are written: a full disk must not cost the result.
@@ -97,6 +110,8 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
         raise InputError(f"{option}: cannot be given with --init supernet:PATH, which is warmed up")
     if init == "candidate" and not warmed:
         raise InputError("--init candidate: needs --warmup or --warmup-steps, got none")
+    if init == "candidate" and args.many not in ("auto", 1):
+        raise InputError("--many: networks that are warmed up alone are scored one by one")
     if init == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
     return Protocol(
@@ -109,6 +124,7 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
         seed=args.seed,
         device=args.device,
         deduplicate=not args.no_dedup,
+        at_once=args.many,
     )
 
 
@@ -151,6 +167,16 @@ def _architectures(args: argparse.Namespace, space: SearchSpace[Any]) -> list[An
     if not archs:
         raise InputError(f"{path}: expected one architecture a line, got none")
     return list(dict.fromkeys(archs))
+
+
+def _many_line(at_once: int, routes: Routes | None) -> str:
+    how = f"{at_once} networks in one pass" if at_once > 1 else "networks one by one"
+    if routes is None:
+        return f"scored {how}"
+    return (
+        f"scored {how}: a pass takes {routes.together:.3g} s a network together, "
+        f"{routes.apart:.3g} s alone"
+    )
 
 
 def _warmup_line(protocol: Protocol) -> str:

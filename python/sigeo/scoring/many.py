@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,61 @@ from sigeo.supernet import many_gradient_statistics, supports
 
 AT_ONCE = {"cpu": 16, "cuda": 64}
 """Subnets in one pass by device, where nothing else bounds them."""
+
+MEASURED = 8
+"""Subnets that `measure_routes` is usually given."""
+
+
+class Routes(NamedTuple):
+    """What forward and backward passes took, in seconds a subnet."""
+
+    together: float
+    apart: float
+
+
+def at_once_of(device: torch.device) -> int:
+    """How many subnets go in one pass on a device, where nothing else bounds them."""
+    return AT_ONCE.get(device.type, AT_ONCE["cpu"])
+
+
+def measure_routes(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    data: Batches,
+    loss_fn: LossFunction = nn.functional.cross_entropy,
+    *,
+    rounds: int = 2,
+) -> Routes:
+    """Time some subnets on the first batch in one pass and one by one, in turn; the faster round.
+
+    Nothing else is done with what is computed.
+    """
+    inputs, labels = data[0]
+
+    def together() -> None:
+        outputs = supernet.stack(archs)(inputs)
+        torch.stack([batch_loss(loss_fn, y, labels) for y in outputs]).sum().backward()
+
+    def apart() -> None:
+        for subnet in subnets:
+            batch_loss(loss_fn, call(subnet, inputs), labels).backward()
+
+    def seconds(run: Callable[[], None]) -> float:
+        with preserved(module, parameters=False):
+            module.train()
+            if data.device.type == "cuda":
+                torch.cuda.synchronize(data.device)
+            began = time.perf_counter()
+            run()
+            if data.device.type == "cuda":
+                torch.cuda.synchronize(data.device)
+            return (time.perf_counter() - began) / len(archs)
+
+    module: nn.Module = supernet  # type: ignore[assignment]
+    subnets = [supernet.subnet(arch) for arch in archs]
+    with torch.inference_mode(False), torch.enable_grad():
+        times = [(seconds(together), seconds(apart)) for _ in range(rounds)]
+    return Routes(min(t for t, _ in times), min(t for _, t in times))
 
 
 def stackable(proxy: Proxy) -> bool:
@@ -82,7 +138,7 @@ def score_many(
     stacked = [proxy for proxy in wanted if stackable(proxy)]
     found: dict[Any, dict[str, Score]] = {arch: {} for arch in distinct}
     if stacked and distinct:
-        size = at_once or AT_ONCE.get(data.device.type, 16)
+        size = at_once or at_once_of(data.device)
         if max_bytes is not None:
             largest = max(distinct, key=lambda arch: _parameters(supernet.subnet(arch)))
             moving = any(

@@ -18,6 +18,7 @@ from sigeo.capture import Batches, preserved
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.proxies import Proxy
+from sigeo.scoring.many import MEASURED, Routes, at_once_of, measure_routes, score_many, stackable
 from sigeo.scoring.score import check_needs, score
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record
@@ -53,6 +54,7 @@ class Protocol:
         seed: Of weights, order of images, sampled paths.
         device: Where the networks run.
         deduplicate: Whether equal networks share one score.
+        at_once: Networks in one pass, 1 or more; "auto" measures whether many are faster.
     """
 
     proxies: tuple[Proxy, ...]
@@ -64,6 +66,7 @@ class Protocol:
     seed: int = 0
     device: str = "cpu"
     deduplicate: bool = True
+    at_once: int | Literal["auto"] = 1
 
     @property
     def warmed(self) -> bool:
@@ -207,6 +210,43 @@ class Networks:
             return self.space.pruned(arch)
         return self.space.representative(arch)
 
+    def choose_at_once(self, archs: Sequence[Any]) -> tuple[int, Routes | None]:
+        """How many of these networks go in one pass, and the measurement that it rests on.
+
+        Too few networks to be worth a measurement, and proxies that need networks one by one, go as
+        is usual for the device: one by one on a CPU.
+        """
+        wanted = self.protocol.at_once
+        if self.protocol.init == "candidate" or not any(map(stackable, self.protocol.proxies)):
+            return 1, None
+        usual = at_once_of(self.device)
+        if wanted != "auto":
+            return wanted, None
+        if len(archs) < 8 * MEASURED:
+            return (usual if self.device.type == "cuda" else 1), None
+        routes = measure_routes(self._supernet, archs[:MEASURED], self._batches)
+        return (usual if routes.together < routes.apart else 1), routes
+
+    def score_many(self, archs: Sequence[Any], proxies: Sequence[Proxy]) -> list[dict[str, Record]]:
+        """Score networks in one pass, by proxies that are not of the whole network."""
+        began = time.perf_counter()
+        found = score_many(
+            self._supernet,
+            archs,
+            self._batches,
+            proxies,
+            at_once=len(archs),
+            max_bytes=available_bytes(self.device),
+        )
+        seconds = (time.perf_counter() - began) / max(1, len(archs))
+        return [
+            {
+                name: Record(s.value if s.finite else None, s.terms, s.notes, seconds)
+                for name, s in scores.items()
+            }
+            for scores in found
+        ]
+
     def score(self, arch: Any, proxies: Sequence[Proxy]) -> dict[str, Record]:
         """Score one network by proxies of one kind: all of the whole network, or none."""
         began = time.perf_counter()
@@ -241,6 +281,18 @@ class Networks:
             for parameter in module.parameters():
                 parameter.grad = None
             yield
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Half of the memory that is free on a device; None where nobody says."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    kilobytes = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(kilobytes[0]) * 512 if kilobytes else None
 
 
 def parse_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sigeo.proxies import Proxy
+from sigeo.scoring.many import Routes
 from sigeo.scoring.networks import Networks
 from sigeo.store import Record, RunStore
 
@@ -46,6 +48,7 @@ def rank(
     store: RunStore,
     *,
     progress: Progress | None = None,
+    chosen: Callable[[int, Routes | None], None] | None = None,
 ) -> list[Row]:
     """Score architectures and sort them by the first proxy, best first, what is not finite last.
 
@@ -56,14 +59,23 @@ def rank(
         archs: The architectures.
         store: Of this protocol's scores.
         progress: Called with (architectures done, architectures in all).
+        chosen: Called once with the number of networks in one pass, and what was measured to choose
+            it, if anything was.
     """
     proxies = networks.protocol.proxies
     whole = [proxy for proxy in proxies if proxy.whole_network]
     shared = [proxy for proxy in proxies if not proxy.whole_network]
+    keys = [networks.key(arch) for arch in archs]
+    missing = [key for key in dict.fromkeys(keys) if _missing(key, shared, store)]
+    place_of = {key: place for place, key in enumerate(missing)}
+    at_once, routes = networks.choose_at_once(missing)
+    if chosen is not None:
+        chosen(at_once, routes)
     first_of: dict[str, str] = {}
     rows = []
-    for done, arch in enumerate(archs, start=1):
-        key = networks.key(arch)
+    for done, (arch, key) in enumerate(zip(archs, keys, strict=True), start=1):
+        if at_once > 1 and _missing(key, shared, store):
+            _score_ahead(networks, missing[place_of[key] :], shared, store, at_once)
         records = _scored(networks, arch, whole, store)
         functional = _scored(networks, key, shared, store)
         original = first_of.setdefault(str(key), str(arch))
@@ -88,14 +100,30 @@ def identity(proxy: Proxy) -> str:
     return f"{proxy.name} {json.dumps(dict(proxy.options), sort_keys=True)}"
 
 
+def _missing(arch: Any, proxies: Sequence[Proxy], store: RunStore) -> list[Proxy]:
+    kept = store.get(str(arch)) if proxies else {}
+    return [proxy for proxy in proxies if identity(proxy) not in kept]
+
+
+def _score_ahead(
+    networks: Networks, archs: Sequence[Any], proxies: Sequence[Proxy], store: RunStore, count: int
+) -> None:
+    """Score the first networks that lack the same scores as the first one, in one pass."""
+    wanted = _missing(archs[0], proxies, store)
+    alike = (arch for arch in archs if _missing(arch, proxies, store) == wanted)
+    group = list(itertools.islice(alike, count))
+    for arch, new in zip(group, networks.score_many(group, wanted), strict=True):
+        store.put(str(arch), {identity(proxy): new[proxy.name] for proxy in wanted})
+
+
 def _scored(
     networks: Networks, arch: Any, proxies: Sequence[Proxy], store: RunStore
 ) -> dict[str, Record]:
     """The scores of one network by proxy name, from the store or new."""
     if not proxies:
         return {}
+    missing = _missing(arch, proxies, store)
     kept = store.get(str(arch))
-    missing = [proxy for proxy in proxies if identity(proxy) not in kept]
     if missing:
         new = networks.score(arch, missing)
         entries = {identity(proxy): new[proxy.name] for proxy in missing}

@@ -7,7 +7,7 @@ from sigeo.supernet.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from sigeo.supernet.many import many_gradient_statistics, supports
+from sigeo.supernet.many import add_gradients, many_gradient_statistics, supports
 from sigeo.supernet.warmup import (
     Source,
     Trainer,
@@ -22,6 +22,7 @@ __all__ = [
     "Trainer",
     "TrainingState",
     "WarmUp",
+    "add_gradients",
     "digest",
     "load_checkpoint",
     "load_weights",

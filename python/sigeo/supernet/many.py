@@ -68,6 +68,42 @@ def many_gradient_statistics(
         return _Run(supernet, archs, batches, loss_fn, requests).measure(observer)
 
 
+def add_gradients(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    inputs: Tensor,
+    labels: Any,
+    *,
+    loss_fn: LossFunction = nn.functional.cross_entropy,
+    average: bool = False,
+) -> Tensor:
+    """Add the gradients of several paths' losses on one batch to those of the shared weights.
+
+    One pass for all paths, as fair, balanced and greedy sampling take several a step.
+
+    Args:
+        supernet: The shared weights.
+        archs: The paths, any of them more than once.
+        inputs: Of the batch.
+        labels: Of the batch.
+        loss_fn: (output, labels) to the mean loss of one path's batch.
+        average: Whether to add the mean of the paths' gradients rather than their sum.
+
+    Returns:
+        Each path's loss [K], detached.
+    """
+    stack = supernet.stack(archs)
+    losses = torch.stack([batch_loss(loss_fn, y, labels) for y in stack(inputs)])
+    (losses.mean() if average else losses.sum()).backward()
+    module: nn.Module = supernet  # type: ignore[assignment]
+    for name, parameter in module.named_parameters():
+        rows = stack.weights[name].grad if name in stack.weights else None
+        if rows is not None:
+            gradient = rows.sum(0)
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    return losses.detach()
+
+
 class _Run:
     """The passes of one stack."""
 

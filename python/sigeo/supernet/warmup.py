@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from sigeo.supernet.many import add_gradients
 
 Batch = tuple[Tensor, Tensor]
 Progress = Callable[[int, int], None]
@@ -41,6 +42,8 @@ class WarmUp:
         clip: Largest norm of all gradients together; None for no bound.
         shuffle: Whether every pass after the first takes the images in another order.
         limit: Steps after which it ends, if the passes hold more; None for no such end.
+        paths: Architectures that a step trains on its batch, in one pass; of shared weights only.
+        average: Whether their gradients are averaged rather than summed.
     """
 
     images: int
@@ -53,6 +56,8 @@ class WarmUp:
     clip: float | None = 5.0
     shuffle: bool = True
     limit: int | None = None
+    paths: int = 1
+    average: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -60,7 +65,7 @@ class WarmUp:
         Raises:
             InputError: One is out of its range.
         """
-        for name, low in (("images", 0), ("epochs", 1), ("batch_size", 2)):
+        for name, low in (("images", 0), ("epochs", 1), ("batch_size", 2), ("paths", 1)):
             if getattr(self, name) < low:
                 raise InputError(
                     f"warm-up: {name} must be at least {low}, got {getattr(self, name)}"
@@ -145,20 +150,17 @@ class Trainer:
     def __init__(
         self,
         module: nn.Module,
-        forward: Callable[[Tensor, int], Tensor],
+        backward: Callable[[Batch, int], Tensor],
         config: WarmUp,
-        *,
-        loss_fn: Callable[[Tensor, Tensor], Tensor] = nn.functional.cross_entropy,
     ):
         """Set up the optimiser.
 
         Args:
             module: Whose parameters are trained.
-            forward: (images, step) to outputs.
+            backward: (batch, step) to the loss; adds its gradients to the parameters'.
             config: The warm-up.
-            loss_fn: (outputs, labels) to the mean loss.
         """
-        self.module, self.forward, self.config, self.loss_fn = module, forward, config, loss_fn
+        self.module, self.backward, self.config = module, backward, config
         self.parameters = dict(module.named_parameters())
         self.optimizer = torch.optim.SGD(
             self.parameters.values(),
@@ -171,17 +173,15 @@ class Trainer:
 
     def take(self, batch: Batch) -> Tensor:
         """Train on one batch; returns its loss, not synchronised."""
-        images, labels = batch
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr_at(self.step)
-        loss = self.loss_fn(self.forward(images, self.step), labels)
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = self.backward(batch, self.step)
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip)
         self.optimizer.step()
         self.step += 1
-        return loss.detach()
+        return loss
 
     def state(self) -> TrainingState:
         """Weights, momentum and number of steps, not copied."""
@@ -201,9 +201,16 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)
 
 
-def uniform_path(space: SearchSpace[Any], seed: int, step: int) -> Any:
-    """The architecture that a step trains: any whose output depends on its input, uniformly."""
-    rng = random.Random(f"{seed}/{step}")
+def uniform_path(space: SearchSpace[Any], seed: int, step: int, path: int = 0) -> Any:
+    """An architecture that a step trains: any whose output depends on its input, uniformly.
+
+    Args:
+        space: Where it is from.
+        seed: Of the training.
+        step: Of the training.
+        path: Its number, where a step trains several.
+    """
+    rng = random.Random(f"{seed}/{step}/{path}" if path else f"{seed}/{step}")
     while True:
         arch = space.sample(rng)
         if space.connected(arch):
@@ -225,10 +232,17 @@ class Source:
     seed: int
 
 
+def single_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+    """The mean loss of a batch, with its gradients added to the parameters'; not synchronised."""
+    loss = nn.functional.cross_entropy(outputs, labels)
+    loss.backward()
+    return loss.detach()
+
+
 def warm_up_alone(module: nn.Module, config: WarmUp, source: Source) -> None:
     """Train one network, in train mode and in place."""
     module.train()
-    trainer = Trainer(module, lambda images, _: module(images), config)
+    trainer = Trainer(module, lambda batch, _: single_loss(module(batch[0]), batch[1]), config)
     while trainer.step < config.steps:
         trainer.take(source.batch(config.indices(source.order, trainer.step, source.seed)))
 
@@ -243,7 +257,7 @@ def warm_up_supernet(
     checkpoint: Path | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Train shared weights in place, one random architecture a step.
+    """Train shared weights in place, one or more random architectures a step.
 
     Args:
         supernet: The weights.
@@ -261,10 +275,13 @@ def warm_up_supernet(
     module: nn.Module = supernet  # type: ignore[assignment]
     module.train()
 
-    def forward(images: Tensor, step: int) -> Tensor:
-        return supernet(images, uniform_path(space, source.seed, step))
+    def backward(batch: Batch, step: int) -> Tensor:
+        archs = [uniform_path(space, source.seed, step, path) for path in range(config.paths)]
+        if len(archs) == 1:
+            return single_loss(supernet(batch[0], archs[0]), batch[1])
+        return add_gradients(supernet, archs, *batch, average=config.average).mean()
 
-    trainer = Trainer(module, forward, config)
+    trainer = Trainer(module, backward, config)
     if checkpoint is not None and checkpoint.exists():
         state, found = load_checkpoint(checkpoint)
         if found != settings:

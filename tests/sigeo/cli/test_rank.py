@@ -243,3 +243,26 @@ def test_archs_file(capsys):
     Path("a.txt").write_bytes(arch.encode() + b"\n\xff\n")
     code, _, err = run("rank", *SMALL, "--archs-file", "a.txt", capsys=capsys)
     assert code == 2 and err.startswith("sigeo rank: a.txt: expected text in UTF-8, invalid start")
+
+
+def test_many_networks_in_one_pass(capsys):
+    given = (*SMALL, "--archs", "6", "--json")
+    one = strict(run("rank", *given, "--many", "off", "--out", "a", capsys=capsys)[1])
+    code, out, err = run("rank", *given, "--many", "4", "--out", "b", capsys=capsys)
+    assert code == 0 and "scored 4 networks in one pass" in err
+    for a, b in zip(one["rows"], strict(out)["rows"], strict=True):
+        assert a["arch"] == b["arch"]
+        # A ReLU's input within rounding of zero moves single gradients.
+        assert a["scores"] == pytest.approx(b["scores"], rel=1e-3)
+
+
+@pytest.mark.parametrize("value", ["0", "-3", "several"])
+def test_a_wrong_number_of_networks_is_refused(value, capsys):
+    code, _, err = run("rank", *SMALL, f"--many={value}", capsys=capsys)
+    assert code == 2 and "--many: must be auto, off or a whole number from 1" in err
+
+
+def test_candidates_are_scored_one_by_one(capsys):
+    given = ("--init", "candidate", "--warmup", "0.1", "--many", "4")
+    code, _, err = run("rank", *SMALL, *given, capsys=capsys)
+    assert code == 2 and "--many: networks that are warmed up alone are scored one by one" in err

@@ -7,17 +7,17 @@ up what comes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, Cell
+from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, SKIP, Cell
 from sigeo.spaces.nasbench201.network import ConvNorm, Reduction, average_pool, plan_of
 from sigeo_ext import gather
-from sigeo_ext.gather import Norm, Term
+from sigeo_ext.gather import Edge, Norm, Term
 
 if TYPE_CHECKING:
     from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
@@ -40,24 +40,16 @@ class Stack:
                 supernet's.
         """
         self.archs = tuple(archs)
-        self.layers = frozenset(
-            f"{name}.weight"
-            for name, module in supernet.named_modules()
-            if isinstance(module, (nn.Conv2d, nn.Linear))
-        )
         self.weights: dict[str, nn.Parameter] = {}
         self.members: dict[str, tuple[int, ...]] = {}
         self._own, self._supernet = own, supernet
         self._groups = _groups(self.archs)
         everyone = tuple(range(len(self.archs)))
-        for name, parameter in supernet.named_parameters():
-            slot = name.partition(".slots.")[2]
-            members = everyone
-            if slot:
-                edge, operation = map(int, slot.partition(".")[0].split("_"))
-                members = self._groups.get(edge, {}).get(operation, ())
-            if members:
-                self._take(name, parameter, members)
+        for name, module, members in self._used(everyone):
+            for parameter_name, parameter in module.named_parameters(prefix=name):
+                self._take(parameter_name, parameter, members)
+        # Norms and biases have one dimension behind the rows, weights of layers more.
+        self.layers = frozenset(name for name, rows in self.weights.items() if rows.dim() > 2)
         device = supernet.head.linear.weight.device
         self._everyone = torch.tensor(everyone, device=device)
         self._index = {
@@ -65,10 +57,68 @@ class Stack:
             for edge, by_operation in self._groups.items()
             for operation, members in by_operation.items()
         }
+        self._slots = [place for place in self._index if place[1] in CONVOLUTIONS]
+        self._edges_of: dict[str, list[Edge]] = {}
+        values = _Values()
+        # Weights of a subnet's own make all that is behind them its own.
+        entries = [values.number(subnet if own else "all") for subnet in everyone]
+        for place, block in enumerate(supernet.blocks):
+            name = f"blocks.{place}"
+            if isinstance(block, Reduction):
+                entries = [values.number((name, entry)) for entry in entries]
+            else:
+                slots = f"{name}.slots"
+                self._edges_of[slots], entries = self._edges_of_cell(slots, entries, values)
+
+    def _edges_of_cell(
+        self, name: str, entries: Sequence[int], values: _Values
+    ) -> tuple[list[Edge], list[int]]:
+        """The edges of all subnets in one cell, and the number of each subnet's result."""
+        edges, results = [], []
+        for subnet, (arch, entry) in enumerate(zip(self.archs, entries, strict=True)):
+            nodes = {0: entry}
+            for node, inputs in plan_of(arch):
+                terms = []
+                for source, operation, edge in inputs:
+                    given = nodes.get(source, -1)  # of a node that is zero, only a shift comes
+                    where = (given, entry if given < 0 else None)
+                    term = values.number((name, where, operation, edge))
+                    slot, row = gather.POOL if operation == POOL else gather.IDENTITY, 0
+                    if operation in CONVOLUTIONS:
+                        slot = self._slots.index((edge, operation))
+                        row = self._groups[edge][operation].index(subnet)
+                    edges.append(Edge(subnet, source, node, slot, row, given, term))
+                    terms.append(given if operation == SKIP else term)
+                nodes[node] = values.number((name, "sum", *terms))
+            results.append(nodes.get(OUTPUT, values.number((name, "zero", entry))))
+        return edges, results
+
+    def _used(self, everyone: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, tuple[int, ...]]]:
+        """The modules that some subnet uses.
+
+        Yields:
+            Name, module and the subnets.
+        """
+        yield "stem", self._supernet.stem, everyone
+        for place, block in enumerate(self._supernet.blocks):
+            name = f"blocks.{place}"
+            if isinstance(block, Reduction):
+                yield name, block, everyone
+                continue
+            for edge, by_operation in self._groups.items():
+                for operation, members in by_operation.items():
+                    if operation in CONVOLUTIONS:
+                        slot: nn.Module = block.slot(edge, operation)  # type: ignore[operator]
+                        yield f"{name}.slots.{edge}_{operation}", slot, members
+        yield "head", self._supernet.head, everyone
 
     def _take(self, name: str, parameter: nn.Parameter, members: tuple[int, ...]) -> None:
-        values = parameter.detach().expand(len(members), *parameter.shape)
-        self.weights[name] = nn.Parameter(values.clone() if self._own else values)
+        one = parameter.detach()
+        rows = one.expand(len(members), *one.shape)
+        if self._own:  # each in the memory order of the one
+            size, strides = rows.shape, (one.numel(), *one.stride())
+            rows = one.new_empty_strided(size, strides).copy_(rows)
+        self.weights[name] = nn.Parameter(rows)
         self.members[name] = members
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -119,6 +169,18 @@ class Stack:
         return self._sum([second, (short, Term(short.flatten(1, -2), self._everyone))])
 
     def _cell(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
+        if not x.is_cpu:
+            return self._cell_by_operation(name, block, x)
+        slots = [f"{name}.{edge}_{operation}" for edge, operation in self._slots]
+        return gather.cell(
+            x,
+            [self.weights[f"{slot}.conv.weight"] for slot in slots],
+            [self._norm(f"{slot}.norm") for slot in slots],
+            self._edges_of[name],
+            nodes=OUTPUT + 1,
+        )
+
+    def _cell_by_operation(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
         parts: dict[int, list[Part]] = {node: [] for node in range(OUTPUT + 1)}
         for node in range(OUTPUT):
             leaving = [place for place in self._index if EDGES[place[0]][0] == node]
@@ -154,6 +216,17 @@ class Stack:
             if operation == POOL:
                 x = _blocks(average_pool(_images(x)), len(x))
             yield edge, (x, Term(x.flatten(1, -2), self._index[edge, operation]))
+
+
+class _Values:
+    """Numbers what subnets compute: equal operations on equal values have one number."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}
+
+    def number(self, made: Hashable) -> int:
+        """The number of a value, by what it is made of."""
+        return self._numbers.setdefault(made, len(self._numbers))
 
 
 def _groups(archs: Sequence[Cell]) -> Groups:
