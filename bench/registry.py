@@ -100,7 +100,11 @@ BENCHMARKS = (
     Benchmark(
         "elastic",
         "bench_elastic",
-        ("tests/sigeo_ext/test_slices.py", "tests/sigeo/test_elastic.py"),
+        (
+            "tests/sigeo_ext/test_slices.py",
+            "tests/sigeo_ext/test_slices_op.py",
+            "tests/sigeo/test_elastic.py",
+        ),
         bench_elastic.rows,
         lambda: bench_elastic.linear_rows(bench_elastic.LINEAR[0], "list", rounds=1),
     ),
