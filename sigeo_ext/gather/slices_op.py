@@ -229,7 +229,7 @@ def _embedding_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
 _COLUMNS = "SymInt[] columns, Tensor? column_index, SymInt padding"
 gather_slice_embedding = define(
     f"gather_slice_embedding(Tensor tokens, Tensor weight, {_COLUMNS}, bool accumulate) -> Tensor",
-    reference.embedding,
+    lambda *given: reference.embedding(*given).contiguous(),  # a view where tokens are few
     fake=lambda tokens, weight, columns, index, padding, accumulate: weight.new_empty(
         *tokens.shape, length(columns, index)
     ),
