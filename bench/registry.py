@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench import (
+    bench_elastic,
     bench_gram,
     bench_many,
     bench_moments,
@@ -95,6 +96,17 @@ BENCHMARKS = (
         ),
         bench_sample_moments.rows,
         lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
+    ),
+    Benchmark(
+        "elastic",
+        "bench_elastic",
+        (
+            "tests/sigeo_ext/test_slices.py",
+            "tests/sigeo_ext/test_slices_op.py",
+            "tests/sigeo/test_elastic.py",
+        ),
+        bench_elastic.rows,
+        lambda: bench_elastic.linear_rows(bench_elastic.LINEAR[0], "list", rounds=1),
     ),
     Benchmark(
         "pipeline",

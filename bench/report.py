@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -17,7 +18,13 @@ from typing import Any
 from bench.harness import RESULTS
 
 ROOT = RESULTS.parent.parent
-PAGES = ("README.md", "docs/benchmarks.md", "docs/ranking.md", "docs/sample_moments.md")
+PAGES = (
+    "README.md",
+    "docs/benchmarks.md",
+    "docs/elastic.md",
+    "docs/ranking.md",
+    "docs/sample_moments.md",
+)
 _PART = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
 Row = dict[str, Any]
@@ -256,16 +263,42 @@ def accuracy() -> str:
             errors.append(entry["naive m2"])
         return " / ".join("0" if e == 0 else f"{e:.0e}" for e in errors)
 
-    statistics = list(content["entries"][0]["kernels"])
+    names = list(content["entries"][0]["kernels"])
     rows = [
-        [entry["layer"], entry["case"], *(cell(entry, s) for s in statistics)]
+        [entry["layer"], entry["case"], *(cell(entry, s) for s in names)]
         for entry in content["entries"]
     ]
     facts = (
         f"`{content['command']}` on `{content['machine']}`, torch {content['torch']}, "
         f"commit {content['sha']}:\n"
     )
-    return f"{facts}\n{table(['layer', 'case', *statistics], rows)}"
+    return f"{facts}\n{table(['layer', 'case', *names], rows)}"
+
+
+def elastic() -> str:
+    """Speed-ups of slices over the better plain route, medians over the cases with the extremes."""
+    parts = []
+    for machine, rows in rows_of("elastic").items():
+        found: dict[tuple[str, ...], list[float]] = {}
+        memory: list[list[str]] = []
+        for row in rows:
+            if row["mode"] == "memory":
+                memory.append([row["impl"], row["config"]["selection"], f"{row['peak_mib']:.0f}"])
+            elif row["impl"].startswith("sigeo_ext"):
+                layer = row["op"].removeprefix("gather_slice_")
+                kind = "list" if row["config"]["selection"] == "list" else "prefix, chunk"
+                key = (layer, kind, row["mode"], row["impl"].removeprefix("sigeo_ext, "))
+                found.setdefault(key, []).append(row["speedup"])
+        parts.append(f"On `{machine}`, torch {rows[0]['torch']}, commit {rows[0]['sha']}:\n")
+        lines = [
+            [*key, str(len(v)), f"{statistics.median(v):.2f} [{min(v):.2f}, {max(v):.2f}]"]
+            for key, v in sorted(found.items())
+        ]
+        heads = ["layer", "selection", "mode", "route", "cases", "speed-up: median [least, most]"]
+        parts.append(table(heads, lines))
+        parts.append("Memory that a pass adds at its peak, linear, 256 MiB of super-weights:\n")
+        parts.append(table(["route", "selection", "MiB"], memory))
+    return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
 def part(name: str) -> str:
@@ -274,6 +307,8 @@ def part(name: str) -> str:
         return summary()
     if name == "accuracy":
         return accuracy()
+    if name == "elastic-summary":
+        return elastic()
     kind, _, rest = name.partition("-")
     return ranking(rest) if kind == "ranking" else benchmark(name)
 

@@ -24,6 +24,15 @@ def device(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture
+def small_weights_through_ops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Slices of small weights go through the ops instead of plain torch's slicing."""
+    from sigeo_ext.gather import slices
+
+    monkeypatch.setattr(slices, "SMALL", -1)
+    monkeypatch.setattr(slices, "SMALL_TABLE", -1)
+
+
 def shared_file(name: str) -> Path:
     """A file of the data folder beside the checkout, or a skip that says which is missing."""
     path = SHARED / name

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo_ext.gather import cell_reference, op
+from sigeo_ext.gather import cell_reference, op, slices
 from sigeo_ext.gather.cell_reference import Edge
 from sigeo_ext.gather.layers import Convolution
 
@@ -38,6 +38,7 @@ __all__ = [
     "convolution",
     "dispatch",
     "linear",
+    "slices",
 ]
 
 

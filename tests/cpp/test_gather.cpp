@@ -1,5 +1,7 @@
 // The gather core alone: no torch, no Python.
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <random>
@@ -9,6 +11,7 @@
 #include "check.h"
 #include "gather/gather.h"
 #include "gather/pooling.h"
+#include "gather/slices.h"
 
 using namespace sigeo_ext;          // NOLINT: a test
 using namespace sigeo_ext::gather;  // NOLINT
@@ -112,6 +115,96 @@ void sums_are_normalised(const Shape& shape) {
   }
 }
 
+// Selected values of a matrix with gaps between its rows and columns, read into a tile and back.
+template <class T>
+void tiles_hold_the_selected_values(const Places& rows, const Places& columns) {
+  constexpr int64_t kRows = 90, kColumns = 70, kColumnStride = 2;
+  constexpr int64_t kRowStride = kColumns * kColumnStride + 3;
+  const std::vector<T> values = random_values<T>(kRows * kRowStride, 7);
+  const auto bytes = [](auto* data) { return reinterpret_cast<std::byte*>(data); };
+  std::vector<T> source = values, tile(rows.count * columns.count);
+  const Matrix<std::byte> matrix{bytes(source.data()), kRows,         kColumns,
+                                 kRowStride,           kColumnStride, sizeof(T)};
+  const Matrix<std::byte> part{bytes(tile.data()), rows.count, columns.count,
+                               columns.count,      1,          sizeof(T)};
+  const auto readable = [](const Matrix<std::byte>& m) {
+    return Matrix<const std::byte>{m.data,       m.rows,          m.columns,
+                                   m.row_stride, m.column_stride, m.width};
+  };
+  read_tile(readable(matrix), rows, columns, part, many_threads);
+  for (int64_t r = 0; r < rows.count; ++r) {
+    for (int64_t c = 0; c < columns.count; ++c) {
+      const int64_t at = rows[r] * kRowStride + columns[c] * kColumnStride;
+      CHECK(tile[r * columns.count + c] == values[at]);
+    }
+  }
+  std::fill(source.begin(), source.end(), T{0});
+  write_tile(readable(part), rows, columns, matrix, many_threads);
+  std::vector<T> expected(values.size(), T{0});
+  for (int64_t r = 0; r < rows.count; ++r) {
+    for (int64_t c = 0; c < columns.count; ++c) {
+      const int64_t at = rows[r] * kRowStride + columns[c] * kColumnStride;
+      expected[at] = values[at];
+    }
+  }
+  CHECK(source == expected);
+}
+
+// What clear_rest leaves and what write_tile then writes cover a matrix once.
+template <class T>
+void the_rest_is_cleared(const Places& rows, const Places& columns) {
+  constexpr int64_t kRows = 90, kColumns = 70;
+  std::vector<T> whole(kRows * kColumns, T{9}), ones(rows.count * columns.count, T{1});
+  const Matrix<std::byte> matrix{
+      reinterpret_cast<std::byte*>(whole.data()), kRows, kColumns, kColumns, 1, sizeof(T)};
+  const Matrix<const std::byte> tile{reinterpret_cast<const std::byte*>(ones.data()),
+                                     rows.count,
+                                     columns.count,
+                                     columns.count,
+                                     1,
+                                     sizeof(T)};
+  clear_rest(matrix, rows, columns, many_threads);
+  write_tile(tile, rows, columns, matrix, many_threads);
+  std::vector<T> expected(whole.size(), T{0});
+  for (int64_t r = 0; r < rows.count; ++r) {
+    for (int64_t c = 0; c < columns.count; ++c) expected[rows[r] * kColumns + columns[c]] = T{1};
+  }
+  CHECK(whole == expected);
+}
+
+// Rows that several tokens name, over many threads, in the order of one.
+template <class T>
+void rows_add_up_in_order(const Places& columns) {
+  constexpr int64_t kRows = 90, kColumns = 70, kTokens = 5000;
+  std::vector<int64_t> tokens(kTokens);
+  for (int64_t t = 0; t < kTokens; ++t) tokens[t] = (t * 37 + t / 90) % kRows;
+  const std::vector<T> gradients = random_values<T>(kTokens * columns.count, 8);
+  std::vector<T> into(kRows * kColumns, T{1}), expected = into;
+  add_rows(gradients.data(), tokens, columns, 5, into.data(), kRows, kColumns, 1, many_threads);
+  for (int64_t t = 0; t < kTokens; ++t) {
+    for (int64_t c = 0; c < columns.count && tokens[t] != 5; ++c) {
+      expected[tokens[t] * kColumns + columns[c]] += gradients[t * columns.count + c];
+    }
+  }
+  CHECK(into == expected);
+}
+
+template <class T>
+void all_selections() {
+  std::vector<int64_t> rows, columns;
+  for (int64_t r = 0; r < 90; r += 3) rows.push_back((r * 7) % 90);
+  for (int64_t c = 69; c >= 0; c -= 2) columns.push_back(c);
+  const Places listed_rows{0, static_cast<int64_t>(rows.size()), rows.data()};
+  const Places listed_columns{0, static_cast<int64_t>(columns.size()), columns.data()};
+  for (const Places& r : {Places{0, 90}, Places{11, 40}, Places{3, 0}, listed_rows}) {
+    for (const Places& c : {Places{0, 70}, Places{5, 33}, Places{70, 0}, listed_columns}) {
+      tiles_hold_the_selected_values<T>(r, c);
+      the_rest_is_cleared<T>(r, c);
+    }
+  }
+  for (const Places& c : {Places{0, 70}, Places{5, 33}, listed_columns}) rows_add_up_in_order<T>(c);
+}
+
 // Against the definition, window by window; and <pool(x), d> = <x, pool_backward(d)>.
 template <class T>
 void pooling_is_the_mean_over_pixels(const Images& images) {
@@ -168,6 +261,8 @@ void all_shapes() {
 int main() {
   all_shapes<float>();
   all_shapes<double>();
+  all_selections<float>();
+  all_selections<double>();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;
 }

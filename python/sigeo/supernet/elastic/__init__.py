@@ -1,0 +1,35 @@
+"""Elastic layers: super-weights of which a subnet runs a selection, in place.
+
+The layers are torch's own, with their parameters and names; `sigeo_ext.gather.slices` computes on
+selections of them.
+"""
+
+from sigeo.supernet.elastic.attention import Attention, ElasticAttention
+from sigeo.supernet.elastic.base import Elastic, configure, extract
+from sigeo.supernet.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
+from sigeo.supernet.elastic.depth import ElasticDepth
+from sigeo.supernet.elastic.linear import ElasticEmbedding, ElasticLinear
+from sigeo.supernet.elastic.norms import (
+    ElasticBatchNorm1d,
+    ElasticBatchNorm2d,
+    ElasticBatchNorm3d,
+    ElasticLayerNorm,
+)
+
+__all__ = [
+    "Attention",
+    "Elastic",
+    "ElasticAttention",
+    "ElasticBatchNorm1d",
+    "ElasticBatchNorm2d",
+    "ElasticBatchNorm3d",
+    "ElasticConv1d",
+    "ElasticConv2d",
+    "ElasticConv3d",
+    "ElasticDepth",
+    "ElasticEmbedding",
+    "ElasticLayerNorm",
+    "ElasticLinear",
+    "configure",
+    "extract",
+]

@@ -1,0 +1,154 @@
+"""What elastic layers share: a choice, selections of their dimensions, and extraction."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from sigeo_ext.gather.slices import Selection
+
+T = TypeVar("T", bound="Elastic")
+
+
+class Elastic(nn.Module):
+    """A layer that holds the weights of its largest form and runs a selection of them.
+
+    `select` sets the choice with which the layer runs from then on, and ``layer(x, **choice)`` runs
+    with another one. A choice has a selection for each of the layer's `dimensions`; one that is
+    left out means everything. `sigeo_ext.gather.slices` says what selections are.
+
+    Attributes:
+        masked: Whether the layer runs at full width, with zeros where an output is not selected.
+        accumulate: Whether gradients of large weights may be added to an existing ``.grad`` in
+            place, without a tensor of the super-weight's size.
+    """
+
+    dimensions: tuple[str, ...] = ()
+    masked: bool = False
+    accumulate: bool = False
+    _choice: Mapping[str, Any] = MappingProxyType({})
+
+    def select(self: T, **choice: Any) -> T:
+        """Run with this choice from now on.
+
+        Args:
+            **choice: A selection for each of some dimensions; the others are used whole.
+
+        Raises:
+            ValueError: A dimension that the layer does not have.
+        """
+        self._choice = self._checked(choice)
+        return self
+
+    @property
+    def choice(self) -> dict[str, Any]:
+        """The current choice."""
+        return dict(self._choice)
+
+    def extract(self, **choice: Any) -> nn.Module:
+        """The plain module that a choice amounts to, with weights of its own.
+
+        Args:
+            **choice: Instead of the current choice.
+        """
+        module = self._plain(self._current(choice))
+        return module.train(self.training)
+
+    def _plain(self, choice: dict[str, Any]) -> nn.Module:
+        raise NotImplementedError
+
+    def _current(self, choice: dict[str, Any]) -> dict[str, Any]:
+        """The choice to run, with an entry for each dimension."""
+        given = self._checked(choice) if choice else self._choice
+        return {name: given.get(name) for name in self.dimensions}
+
+    def _checked(self, choice: dict[str, Any]) -> dict[str, Any]:
+        for name in choice:
+            if name not in self.dimensions:
+                known = ", ".join(self.dimensions)
+                raise ValueError(f"{type(self).__name__}: a choice must be of {known}, got {name}")
+        return choice
+
+
+def configure(
+    model: nn.Module, *, masked: bool | None = None, accumulate: bool | None = None
+) -> None:
+    """Set the mode of all elastic layers of a model.
+
+    Args:
+        model: Any module.
+        masked: As of `Elastic`; None leaves it.
+        accumulate: As of `Elastic`; None leaves it.
+    """
+    for module in model.modules():
+        if isinstance(module, Elastic):
+            module.masked = module.masked if masked is None else masked
+            module.accumulate = module.accumulate if accumulate is None else accumulate
+
+
+def extract(model: nn.Module) -> nn.Module:
+    """A copy of a model in which each elastic layer is the plain module of its current choice.
+
+    Args:
+        model: Any module; its own code must not depend on the layers' being elastic.
+    """
+    if isinstance(model, Elastic):
+        return model.extract()
+    return copy.deepcopy(model, {id(layer): layer.extract() for layer in _outermost(model)})
+
+
+def _outermost(model: nn.Module) -> Iterator[Elastic]:
+    for child in model.children():
+        if isinstance(child, Elastic):
+            yield child
+        else:
+            yield from _outermost(child)
+
+
+def count(selection: Selection, size: int) -> int:
+    """How many of ``size`` places are selected."""
+    if selection is None:
+        return size
+    if isinstance(selection, Tensor):
+        return len(selection)
+    if isinstance(selection, slice):
+        return len(range(size)[selection])
+    return selection
+
+
+def take(tensor: Tensor, selection: Selection, dim: int = 0) -> Tensor:
+    """The selected part of a tensor along a dimension."""
+    if selection is None:
+        return tensor
+    if isinstance(selection, Tensor):
+        return tensor.index_select(dim, selection)
+    window = selection if isinstance(selection, slice) else slice(selection)
+    return tensor[(slice(None),) * dim + (window,)]
+
+
+@torch.no_grad()
+def fill(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Module:
+    """Copy values into a module's parameters and buffers, and whether they need gradients."""
+    for name, value in tensors.items():
+        if value is not None:
+            target = getattr(module, name)
+            target.copy_(value)
+            if isinstance(target, nn.Parameter):
+                target.requires_grad_(value.requires_grad)
+    return module
+
+
+def times(selection: Selection, width: int) -> Selection:
+    """The places of a selection of units of ``width`` places each."""
+    if isinstance(selection, Tensor):
+        inside = torch.arange(width, device=selection.device)
+        return (selection[:, None] * width + inside).flatten()
+    if isinstance(selection, slice):
+        begin, end = selection.start or 0, selection.stop
+        return slice(begin * width, None if end is None else end * width)
+    return None if selection is None else selection * width

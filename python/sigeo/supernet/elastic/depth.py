@@ -1,0 +1,38 @@
+"""Elastic depth: a sequence of which the first members run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from sigeo.supernet.elastic.base import Elastic, extract
+
+
+class ElasticDepth(Elastic, nn.Sequential):
+    """An `nn.Sequential` of which the first ``depth`` members run.
+
+    Choice: ``depth``, from 0 to the number of members, each of which may be elastic itself.
+    `extract` gives an `nn.Sequential` of the members that run, each extracted with its own current
+    choice.
+    """
+
+    dimensions = ("depth",)
+
+    def forward(self, input: Any, **choice: Any) -> Any:
+        """What the members make of ``input``, one after another."""
+        for member in self._running(self._current(choice)):
+            input = member(input)
+        return input
+
+    def _running(self, choice: dict[str, Any]) -> list[nn.Module]:
+        depth = len(self) if choice["depth"] is None else choice["depth"]
+        if not 0 <= depth <= len(self):
+            raise ValueError(f"ElasticDepth: depth must be from 0 to {len(self)}, got {depth}")
+        return list(self)[:depth]
+
+    def _plain(self, choice: dict[str, Any]) -> nn.Module:
+        members = self._running(choice)
+        # Members that are one module stay one.
+        extracted = {id(member): extract(member) for member in members}
+        return nn.Sequential(*(extracted[id(member)] for member in members))
