@@ -13,6 +13,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,12 +88,15 @@ FULL = (
 )
 
 
-def scoring_rows(workload: Workload, proxies: Sequence[str], rounds: int = 5) -> dict[str, Any]:
+def scoring_rows(
+    workload: Workload, proxies: Sequence[str], rounds: int = 5, device: str = "cpu"
+) -> dict[str, Any]:
     """One row: K subnets scored on four batches, another K in each round."""
-    net, given = workload.supernet(), workload.batches(4)
-    data = Batches(given, net, torch.device("cpu"))
+    net, given = workload.supernet().to(device), workload.batches(4)
+    data = Batches(given, net, torch.device(device))
     group = iter(range(10_000))
     archs: list[Cell] = []
+    on_gpu = device == "cuda"
 
     def together() -> None:
         score_many(net, archs, data, proxies, at_once=workload.at_once)
@@ -106,7 +110,10 @@ def scoring_rows(workload: Workload, proxies: Sequence[str], rounds: int = 5) ->
         for index in range(rounds):
             archs = workload.archs(next(group))
             times = harness.in_turn(
-                {"together": together, "apart": apart}, rounds=1, warmup=int(index == 0)
+                {"together": together, "apart": apart},
+                rounds=1,
+                warmup=int(index == 0),
+                clock=time.perf_counter if on_gpu else time.process_time,
             )
             for name, measured in times.items():
                 seconds[name] += measured.seconds
@@ -120,6 +127,8 @@ def scoring_rows(workload: Workload, proxies: Sequence[str], rounds: int = 5) ->
             speedup=harness.ratio(times["apart"], times["together"]),
             shape=f"K={workload.at_once}, {workload.name}",
             mode="forward+backward",
+            device=torch.cuda.get_device_name() if on_gpu else "cpu",
+            clock="wall" if on_gpu else "cpu",
             over_one_by_one=statistics.median(ratios.seconds),
             over_one_by_one_worst=max(ratios.seconds),
             networks_per_second=workload.at_once / times["together"].median,
@@ -254,6 +263,11 @@ def rows() -> list[dict[str, Any]]:
     result += [scoring_rows(w, ["sigeo"], rounds=3) for w in FULL]
     for workload in FULL:
         result += training_rows(workload)
+    if torch.cuda.is_available():
+        many = Workload("C=16, N=5, 32 px, batch 16", 16, 5, 32, 16, at_once=64)
+        result += [
+            scoring_rows(many, [name], rounds=3, device="cuda") for name in ("zico", "sigeo")
+        ]
     return [*result, *prefix_rows(), *memory_rows()]
 
 

@@ -33,8 +33,12 @@ import torch
 import sigeo_ext
 from sigeo_ext import moments
 
+# Served by their references on a GPU: Gram matrices, elastic slices, and cells subnet by subnet,
+# which go operation by operation there.
+plain = ("gram_", "gather_slice_", "gather_cell")
 for op, row in sigeo_ext.implementations().items():
-    assert row["cuda"] == ("triton" if op.startswith("sample_moments") else "cuda"), (op, row)
+    kernels = "triton" if op.startswith("sample_moments") else "cuda"
+    assert row["cuda"] == ("reference" if op.startswith(plain) else kernels), (op, row)
 a = torch.randn(1000, device="cuda")
 assert torch.allclose(moments.dot([a], [a]), a.double().square().sum())
 maps = pathlib.Path("/proc/self/maps").read_text()
@@ -44,12 +48,12 @@ PY
 
 step 'tests'
 "$python" -m pytest -q -m 'not slow' tests/sigeo_ext tests/sigeo/test_capture.py \
-  tests/sigeo/test_proxies.py tests/sigeo/test_rank.py
+  tests/sigeo/test_proxies.py tests/sigeo/test_rank.py tests/sigeo/test_many.py
 
 step 'memory accesses'
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -m 'not slow' -p no:cacheprovider \
-    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py \
+    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py tests/sigeo_ext/test_gather.py \
     -k 'cuda and (equals or folded or absent)'
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
     tests/sigeo_ext/test_sample_moments_triton.py -k 'convolution_equals_reference or embedding or rows or asked'
@@ -61,6 +65,7 @@ step 'timings'
 "$python" bench/run.py --only moments
 "$python" bench/run.py --only saliency
 "$python" bench/run.py --only sample_moments
+"$python" bench/run.py --only many
 for rows in bench/results/*.jsonl; do
   if [ "$rows" -nt setup.py ] && [ ! "$rows" -ef "$out/$(basename "$rows")" ]; then cp "$rows" "$out"; fi
 done

@@ -33,14 +33,14 @@ def cells(count=6, seed=0):
     return [*drawn, SPACE.parse(DISCONNECTED), SPACE.parse(SHIFTED)]
 
 
-def supernet(dtype=torch.float32):
+def supernet(dtype=torch.float32, device="cpu"):
     made = SPACE.supernet(seed=0).to(dtype)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():  # norms that scale and shift, as after some training
         for parameter in made.parameters():
             if parameter.dim() == 1:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator).to(dtype)
-    return made
+    return made.to(device)
 
 
 def batches(dtype=torch.float32, *, count=4, size=16):
@@ -56,10 +56,11 @@ def route(request, monkeypatch):
 
 
 @TYPES
-def test_outputs_losses_and_gradients_equal_each_subnet_alone(dtype, route):
-    net, archs = supernet(dtype), cells()
+def test_outputs_losses_and_gradients_equal_each_subnet_alone(dtype, route, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    net, archs = supernet(dtype, device), cells()
     archs.append(archs[0])  # a duplicate has rows of its own
-    images, labels = batches(dtype, count=1)[0]
+    images, labels = (t.to(device) for t in batches(dtype, count=1)[0])
     stack = net.stack(archs)
     outputs = stack(images)
     losses = torch.stack([F.cross_entropy(y, labels) for y in outputs])
@@ -151,6 +152,13 @@ def test_what_a_stack_cannot_measure_goes_one_by_one():
     assert not supports(Request(steps=ClippedAdagrad()))
     assert stackable(proxies.get("sigeo")) and stackable(proxies.get("grad_norm"))
     assert not any(map(stackable, map(proxies.get, ("params", "sigeo_paper", "fisher_trace"))))
+
+
+def test_scores_on_any_device_equal_each_subnet_alone(device):
+    net, archs, given = supernet(torch.float64, device), cells(), batches(torch.float64)
+    for arch, found in zip(archs, score_many(net, archs, given, ["sigeo", "zico"]), strict=True):
+        for name, expected in score(net.subnet(arch), given, ["sigeo", "zico"]).items():
+            assert found[name].value == pytest.approx(expected.value, rel=1e-9)
 
 
 @pytest.mark.parametrize("count", [1, 2])
