@@ -66,8 +66,11 @@ def dispatch(
     return copies[: len(rectified)], copies[len(rectified) :]
 
 
-IDENTITY, POOL = cell_reference.IDENTITY, cell_reference.POOL
-"""In the place of a slot: the source as it is; its 3x3 average pooling, see `cell`."""
+IDENTITY = cell_reference.IDENTITY
+"""In the place of an edge's slot: the source as it is."""
+
+POOL = cell_reference.POOL
+"""In the place of an edge's slot: the source's 3x3 average pooling, see `cell`."""
 
 
 def cell(
@@ -148,6 +151,8 @@ def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
         RuntimeError: Terms that do not fit together, or blocks that are not there (but see above
             for CUDA).
     """
+    if blocks < 0:
+        raise RuntimeError(f"gather.combine: blocks must be at least 0, got {blocks}")
     normed = [term for term in terms if term.norm is not None]
     plain = [term for term in terms if term.norm is None]
     norms = [term.norm for term in normed if term.norm is not None]

@@ -16,19 +16,27 @@ aten = torch.ops.aten
 
 
 class Edge(NamedTuple):
-    """One operation of one subnet, between two nodes."""
+    """One operation of one subnet, between two nodes.
+
+    Attributes:
+        subnet: Its place among the subnets.
+        source: The node it starts from.
+        target: The node it leads to, a later one.
+        slot: A convolution's place in the lists of weights, or ``gather.IDENTITY`` or
+            ``gather.POOL``.
+        row: The subnet's row of that slot's weights; 0 for the other two.
+        given: Edges whose sources are known to hold equal values carry one number of 0 or more;
+            -1 where nothing is known.
+        gives: The same of results: convolutions of equal sources whose weights are one in memory.
+    """
 
     subnet: int
     source: int
     target: int
     slot: int
-    """A convolution's place in the lists of weights, or `IDENTITY` or `POOL`."""
     row: int
-    """The subnet's row of those weights; 0 for the others."""
     given: int = -1
-    """Sources that are known to have equal values carry one number; -1 where nothing is known."""
     gives: int = -1
-    """The same of results: a convolution of an equal value with a weight that is one in memory."""
 
     @property
     def convolves(self) -> bool:

@@ -416,3 +416,43 @@ def test_a_wrong_argument_is_named(call, text):
     with pytest.raises(ValueError) as caught:
         call()
     assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", [5, slice(2, 6), torch.tensor([6, 1])])
+def test_captures_of_a_part_of_a_table_land_in_its_columns(columns):
+    model = torch.nn.Sequential(elastic.ElasticEmbedding(20, 8), torch.nn.Tanh()).double()
+    model[0].select(columns=columns)
+    tokens = torch.randint(0, 20, (4, 3), generator=torch.Generator().manual_seed(0))
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as found:
+        model(tokens).sum((1, 2)).pow(2).mean().backward()
+    expected = torch.zeros(20, 8, dtype=torch.float64)
+    norms = []
+    for row in tokens:
+        model.zero_grad()
+        model(row[None]).sum().pow(2).backward()
+        expected += model[0].weight.grad.abs()
+        norms.append(model[0].weight.grad.square().sum())
+    got = found["0.weight"].abs_sum
+    got = got.to_dense() if got.is_sparse else got
+    assert torch.allclose(got, expected, rtol=1e-10)
+    assert torch.allclose(found.sample_sq_norm, torch.stack(norms), rtol=1e-10)
+
+
+def test_layers_without_a_masked_mode_refuse_it():
+    model = torch.nn.Sequential(elastic.ElasticLinear(4, 4), elastic.ElasticEmbedding(3, 4))
+    with pytest.raises(ValueError, match="masked: ElasticEmbedding has no masked mode"):
+        elastic.configure(model, masked=True)
+    assert not model[0].masked, "nothing is set where something cannot be"
+    elastic.configure(model, masked=False, accumulate=True)
+
+
+def test_choices_are_shown():
+    layer = elastic.ElasticLinear(4, 6).select(outputs=3)
+    assert "in_features=4" in repr(layer) and "outputs=3" in repr(layer)
+
+
+@pytest.mark.parametrize("depth", [True, torch.tensor([0, 2]), slice(1, 3)])
+def test_a_depth_is_a_whole_number(depth):
+    model = elastic.ElasticDepth(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="ElasticDepth: depth must be a whole number"):
+        model(torch.zeros(1, 2), depth=depth)

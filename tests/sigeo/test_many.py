@@ -101,7 +101,7 @@ NAMES = (
 
 @TYPES
 @pytest.mark.parametrize("at_once", [None, 1, 3])
-def test_scores_equal_each_subnet_alone(dtype, at_once, route):
+def test_scores_equal_each_subnet_alone(dtype, at_once):
     net, archs, data_ = supernet(dtype), cells(), batches(dtype)
     names = NAMES if at_once == 3 else ("sigeo", "zico", "snip")
     archs.insert(2, archs[0])
@@ -154,7 +154,7 @@ def test_what_a_stack_cannot_measure_goes_one_by_one():
     assert not any(map(stackable, map(proxies.get, ("params", "sigeo_paper", "fisher_trace"))))
 
 
-def test_scores_on_any_device_equal_each_subnet_alone(device):
+def test_scores_equal_each_subnet_alone_by_every_route_and_on_every_device(device, route):
     net, archs, given = supernet(torch.float64, device), cells(), batches(torch.float64)
     for arch, found in zip(archs, score_many(net, archs, given, ["sigeo", "zico"]), strict=True):
         for name, expected in score(net.subnet(arch), given, ["sigeo", "zico"]).items():
@@ -212,10 +212,16 @@ def test_memory_bounds_the_number_at_once(monkeypatch):
 def test_a_wrong_argument_is_named():
     net, given = supernet(), batches(count=1)
     assert score_many(net, [], batches(), ["zico"]) == []
-    with pytest.raises(InputError, match="at_once: must be at least 1, got 0"):
+    with pytest.raises(InputError, match="at_once: must be a whole number of at least 1, got 0"):
         score_many(net, cells(), given, ["snip"], at_once=0)
-    with pytest.raises(InputError, match="max_bytes: must be at least 1, got 0"):
+    with pytest.raises(InputError, match="max_bytes: must be a whole number of at least 1, got 0"):
         score_many(net, cells(), given, ["snip"], max_bytes=0)
+    with pytest.raises(InputError, match="at_once: must be a whole number of at least 1, got 2.5"):
+        score_many(net, cells(), given, ["snip"], at_once=2.5)
+    with pytest.raises(InputError, match="supernet: expected shared weights .* got Linear"):
+        score_many(torch.nn.Linear(2, 2), cells(), given, ["snip"])
+    with pytest.raises(InputError, match="archs: expected at least one path, got none"):
+        add_gradients(net, [], *given[0])
     with pytest.raises(InputError, match="zico needs at least 2 batches, got 1"):
         score_many(net, cells(), given, ["zico"])
 

@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _protocol(args: argparse.Namespace, images: int) -> Protocol:
+    from sigeo.scoring.many import stackable
     from sigeo.scoring.networks import Protocol
 
     init, checkpoint = _init(args)
@@ -114,8 +115,12 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
         raise InputError("--many: networks that are warmed up alone are scored one by one")
     if init == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
+    proxies = options.proxies(args, init)
+    if args.many not in ("auto", 1) and not any(map(stackable, proxies)):
+        names = ", ".join(proxy.name for proxy in proxies)
+        raise InputError(f"--many: has no effect on {names}, which need networks one by one")
     return Protocol(
-        proxies=options.proxies(args, init),
+        proxies=proxies,
         init=init,
         warmup=options.warm_up(args, images, init),
         checkpoint=checkpoint,

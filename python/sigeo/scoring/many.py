@@ -106,9 +106,10 @@ def score_many(
 ) -> list[dict[str, Score]]:
     """Score subnets of a supernet, many in each pass.
 
-    The scores are those of `sigeo.score` on each subnet alone. Proxies that are measured on
-    gradients of batches share the passes; the others, and the published network's sizes, are
-    measured one subnet after another. The supernet stays as it is.
+    The scores are those of `sigeo.score` on ``supernet.subnet(arch)`` alone; for proxies of the
+    whole network (`Proxy.whole_network`: ``params``, ``flops``, ``l2_norm`` and such), on
+    ``supernet.subnet(arch, whole=True)``. Proxies that are measured on gradients of batches share
+    the passes, the others are measured one subnet after another. The supernet stays as it is.
 
     Args:
         supernet: Shared weights, such as ``space.supernet()``.
@@ -128,9 +129,14 @@ def score_many(
         InputError: As `sigeo.score`; or a number that is not at least 1.
     """
     wanted = resolve(proxies)
+    if not callable(getattr(supernet, "stack", None)):
+        kind = type(supernet).__name__
+        raise InputError(f"supernet: expected shared weights that can stack subnets, got {kind}")
     for name, value in (("at_once", at_once), ("max_bytes", max_bytes)):
-        if value is not None and value < 1:
-            raise InputError(f"{name}: must be at least 1, got {value}")
+        if value is None:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InputError(f"{name}: must be a whole number of at least 1, got {value!r}")
     module: nn.Module = supernet  # type: ignore[assignment]
     data = Batches.of(batches, module, memory_format)
     check_needs(wanted, batches=len(data), labelled=data.labelled)

@@ -22,6 +22,7 @@ from sigeo.capture import (
     Selection,
     batch_loss,
 )
+from sigeo.errors import InputError
 from sigeo.spaces import Stack, Supernet
 from sigeo_ext.moments import Moments, Summary
 
@@ -92,7 +93,12 @@ def add_gradients(
 
     Returns:
         Each path's loss [K], detached.
+
+    Raises:
+        InputError: No path.
     """
+    if len(archs) == 0:
+        raise InputError("archs: expected at least one path, got none")
     stack = supernet.stack(archs)
     losses = torch.stack([batch_loss(loss_fn, y, labels) for y in stack(inputs)])
     if losses.requires_grad:

@@ -266,3 +266,9 @@ def test_candidates_are_scored_one_by_one(capsys):
     given = ("--init", "candidate", "--warmup", "0.1", "--many", "4")
     code, _, err = run("rank", *SMALL, *given, capsys=capsys)
     assert code == 2 and "--many: networks that are warmed up alone are scored one by one" in err
+
+
+def test_many_without_a_proxy_that_can_be_measured_so_is_refused(capsys):
+    given = (*SMALL, "--proxy", "params,synflow", "--many", "4")
+    code, _, err = run("rank", *given, capsys=capsys)
+    assert code == 2 and "--many: has no effect on params, synflow" in err

@@ -327,7 +327,8 @@ def _embedding(
         return NotImplemented
     axis = session.where(input)
     given = (input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
-    if not isinstance(axis, Axis) or scale_grad_by_freq or max_norm is not None:
+    part = uses["weight"].view is not None  # rows of a part are no rows of the table
+    if not isinstance(axis, Axis) or scale_grad_by_freq or max_norm is not None or part:
         return session.foreign(F.embedding, given, {})
     padding = -1 if padding_idx is None else padding_idx % len(weight)
     look_up = embedding.LookUp(axis, uses["weight"], input, padding)
@@ -374,6 +375,7 @@ def _embedding_bag(
     )  # fmt: skip
     learned = per_sample_weights is not None and per_sample_weights.requires_grad
     odd = scale_grad_by_freq or max_norm is not None or mode == "max" or learned
+    odd = odd or uses["weight"].view is not None  # rows of a part are no rows of the table
     if not isinstance(axis, Axis) or axis.dim != 0 or odd:
         return session.foreign(F.embedding_bag, given, {})
     padding = -1 if padding_idx is None else padding_idx % len(weight)

@@ -76,6 +76,7 @@ class ElasticAttention(Elastic):
     """
 
     dimensions = ("heads", "width")
+    maskable = False
 
     def __init__(
         self,

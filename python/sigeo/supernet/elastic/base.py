@@ -26,15 +26,17 @@ class Elastic(nn.Module):
         masked: Whether the layer runs at full width, with zeros where an output is not selected.
         accumulate: Whether gradients of large weights may be added to an existing ``.grad`` in
             place, without a tensor of the super-weight's size.
+        maskable: Whether the kind of layer has a masked mode.
     """
 
     dimensions: tuple[str, ...] = ()
     masked: bool = False
     accumulate: bool = False
+    maskable: bool = True
     _choice: Mapping[str, Any] = MappingProxyType({})
 
     def select(self: T, **choice: Any) -> T:
-        """Run with this choice from now on.
+        """Run with this choice from now on, in the place of an earlier one.
 
         Args:
             **choice: A selection for each of some dimensions; the others are used whole.
@@ -44,6 +46,12 @@ class Elastic(nn.Module):
         """
         self._choice = self._checked(choice)
         return self
+
+    def extra_repr(self) -> str:
+        """What torch's layer says of itself, and the choice."""
+        said = super().extra_repr()
+        chosen = ", ".join(f"{name}={value}" for name, value in self._choice.items())
+        return ", ".join(part for part in (said, chosen) if part)
 
     @property
     def choice(self) -> dict[str, Any]:
@@ -84,11 +92,17 @@ def configure(
         model: Any module.
         masked: As of `Elastic`; None leaves it.
         accumulate: As of `Elastic`; None leaves it.
+
+    Raises:
+        ValueError: Masked mode for a kind of layer that has none.
     """
-    for module in model.modules():
-        if isinstance(module, Elastic):
-            module.masked = module.masked if masked is None else masked
-            module.accumulate = module.accumulate if accumulate is None else accumulate
+    layers = [module for module in model.modules() if isinstance(module, Elastic)]
+    for module in layers:
+        if masked and not module.maskable:
+            raise ValueError(f"masked: {type(module).__name__} has no masked mode")
+    for module in layers:
+        module.masked = module.masked if masked is None else masked
+        module.accumulate = module.accumulate if accumulate is None else accumulate
 
 
 def extract(model: nn.Module) -> nn.Module:

@@ -18,6 +18,7 @@ class ElasticDepth(Elastic, nn.Sequential):
     """
 
     dimensions = ("depth",)
+    maskable = False
 
     def forward(self, input: Any, **choice: Any) -> Any:
         """What the members make of ``input``, one after another."""
@@ -27,6 +28,8 @@ class ElasticDepth(Elastic, nn.Sequential):
 
     def _running(self, choice: dict[str, Any]) -> list[nn.Module]:
         depth = len(self) if choice["depth"] is None else choice["depth"]
+        if not isinstance(depth, int) or isinstance(depth, bool):
+            raise ValueError(f"ElasticDepth: depth must be a whole number, got {depth!r}")
         if not 0 <= depth <= len(self):
             raise ValueError(f"ElasticDepth: depth must be from 0 to {len(self)}, got {depth}")
         return list(self)[:depth]

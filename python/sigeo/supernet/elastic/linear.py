@@ -56,6 +56,7 @@ class ElasticEmbedding(Elastic, nn.Embedding):
     """
 
     dimensions = ("columns",)
+    maskable = False
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
