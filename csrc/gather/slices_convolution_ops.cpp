@@ -222,11 +222,24 @@ struct Call {
   int64_t selected;  // groups
 };
 
+void check_geometry(const char* op, const Tensor& weight, const Sizes& stride, const Sizes& padding,
+                    const Sizes& dilation) {
+  const size_t dims = weight.dim() > 2 ? static_cast<size_t>(weight.dim() - 2) : 0;
+  const auto all = [&](const Sizes& sizes, int64_t least) {
+    return sizes.size() == dims &&
+           std::all_of(sizes.begin(), sizes.end(), [&](int64_t size) { return size >= least; });
+  };
+  STD_TORCH_CHECK(all(stride, 1) && all(padding, 0) && all(dilation, 1), op,
+                  ": stride and dilation must be ", dims, " numbers of at least 1, padding ", dims,
+                  " of at least 0");
+}
+
 Tensor convolution(Tensor x, Tensor weight, OptionalTensor bias, Sizes outputs, Sizes inputs,
                    OptionalTensor output_index, OptionalTensor input_index, Sizes kernel,
                    Sizes stride, Sizes padding, Sizes dilation, int64_t groups, bool masked, bool) {
   const Call call("gather_slice_convolution", x, weight, outputs, inputs, output_index, input_index,
                   kernel, groups, masked);
+  check_geometry("gather_slice_convolution", weight, stride, padding, dilation);
   const bool last = channels_last(x) || channels_last(weight);
   const Tensor from = masked ? channels_of(x, call.columns, input_index) : x;
   OptionalTensor shift;
@@ -242,6 +255,8 @@ Tensor convolution(Tensor x, Tensor weight, OptionalTensor bias, Sizes outputs, 
     for (size_t d = 0; d < kernel.size(); ++d) {
       const int64_t size = x.size(static_cast<int64_t>(d) + 2);
       const int64_t reach = size + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1;
+      STD_TORCH_CHECK(reach >= 0, "gather_slice_convolution: the kernel must fit into x, got ",
+                      kernel[d], " for ", size);
       sizes.push_back(reach / stride[d] + 1);
       ones.push_back(1);
     }
@@ -282,6 +297,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   const char* op = "gather_slice_convolution_backward";
   const Call call(op, x, weight, outputs, inputs, output_index, input_index, kernel, groups,
                   masked);
+  check_geometry(op, weight, stride, padding, dilation);
   Call::check_channels(op, "d", d, call.rows, masked);
   STD_TORCH_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
   const bool last = channels_last(x) || channels_last(weight);
@@ -329,6 +345,7 @@ void convolution_accumulate(Tensor d, Tensor x, Tensor into, Sizes outputs, Size
                             bool masked) {
   const char* op = "gather_slice_convolution_accumulate";
   const Call call(op, x, into, outputs, inputs, output_index, input_index, kernel, groups, masked);
+  check_geometry(op, into, stride, padding, dilation);
   Call::check_channels(op, "d", d, call.rows, masked);
   const Sizes sizes = call.kernel.sizes();
   if (std::find(sizes.begin(), sizes.end(), 0) != sizes.end()) return;

@@ -209,7 +209,7 @@ def _in_plain_torch(weight: Tensor, small: int, special: bool) -> bool:
     They do where a zero-filled tensor of the weight's size costs less than an op of our own, and
     where autocast, `torch.func` or someone who watches torch's functions must see the layer's call.
     """
-    if weight.numel() <= small and not special:
+    if (weight.numel() <= small and not special) or weight.is_complex():
         return True
     if torch.is_autocast_enabled(weight.device.type):
         return True

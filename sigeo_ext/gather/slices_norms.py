@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext import _check
-from sigeo_ext.gather.selection import Selection, length, window_of
+from sigeo_ext.gather.selection import Selection, check_index, length, window_of
 
 
 def layer_norm(
@@ -43,6 +43,7 @@ def layer_norm(
     name = "slices.layer_norm"
     given = _size(name, weight, bias, size)
     window, index = window_of(name, "features", features, given)
+    check_index(name, "features", index, given)
     _check_width(name, x, -1, given if masked else length(window, index))
     if masked:
         return _hidden(F.layer_norm(x, (given,), weight, bias, eps), -1, given, window, index)
@@ -85,6 +86,7 @@ def group_norm(
     name = "slices.group_norm"
     given = _size(name, weight, bias, size)
     window, index = window_of(name, "channels", channels, given)
+    check_index(name, "channels", index, given)
     _check_width(name, x, 1, given if masked else length(window, index))
     if masked:
         return _hidden(F.group_norm(x, groups, weight, bias, eps), 1, given, window, index)
@@ -140,6 +142,7 @@ def batch_norm(
     statistics = (running_mean, running_var)
     given = _size(name, weight, bias, size if running_mean is None else len(running_mean))
     window, index = window_of(name, "channels", channels, given)
+    check_index(name, "channels", index, given)
     _check_width(name, x, 1, given if masked else length(window, index))
     if masked:
         y = F.batch_norm(x, *statistics, weight, bias, training, momentum, eps)

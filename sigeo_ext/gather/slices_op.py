@@ -17,9 +17,18 @@ _SELECTION = "SymInt[] outputs, SymInt[] inputs, Tensor? output_index, Tensor? i
 _GEOMETRY = "SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 
 
+def _is_asked_for(leaf: Tensor) -> bool:
+    """Whether the running backward pass fills a leaf's ``.grad``."""
+    node = torch.autograd.graph.get_gradient_edge(leaf).node
+    try:
+        return bool(torch._C._will_engine_execute_node(node))
+    except RuntimeError:  # `torch.autograd.grad` of the leaf, which fills none
+        return False
+
+
 def _gradient_of(weight: Tensor, accumulate: bool) -> Tensor | None:
     """The existing gradient to add to in place, if that was asked for and can be."""
-    if not accumulate or not weight.is_leaf:
+    if not accumulate or not weight.is_leaf or not _is_asked_for(weight):
         return None
     found = weight.grad
     usable = found is not None and found.layout == torch.strided and found.dtype == weight.dtype
@@ -38,6 +47,8 @@ def _twice(
     *given: Any,
 ) -> tuple[Tensor | None, ...]:
     """Gradients that can be differentiated once more: those of plain torch."""
+    # Of their own here: what leads to them is not to be gone through now.
+    tensors = tensors[0].view_as(tensors[0]), tensors[1].view_as(tensors[1])
     weight = tensors[1]
     bias = weight.new_zeros(weight.shape[0], requires_grad=True)  # its gradient needs no value
     leaves = (*tensors, bias)

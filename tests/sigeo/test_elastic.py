@@ -456,3 +456,20 @@ def test_a_depth_is_a_whole_number(depth):
     model = elastic.ElasticDepth(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     with pytest.raises(ValueError, match="ElasticDepth: depth must be a whole number"):
         model(torch.zeros(1, 2), depth=depth)
+
+
+def test_what_torch_pads_on_one_side_and_steps_of_slices_are_refused():
+    with pytest.raises(ValueError, match='padding="same" needs as much on both sides'):
+        elastic.ElasticConv2d(3, 4, 4, padding="same")
+    with pytest.raises(ValueError, match="a slice must be of step 1 from 0 on"):
+        elastic.ElasticAttention(8, 4)(torch.zeros(1, 2, 8), heads=slice(0, 4, 2))
+
+
+def test_a_batch_norm_that_stops_tracking_leaves_its_statistics():
+    layer = elastic.ElasticBatchNorm1d(3)
+    layer.track_running_stats = False
+    plain = nn.BatchNorm1d(3)
+    plain.track_running_stats = False
+    x = randn(5, 3).float()
+    assert_close(layer(x), plain(x))
+    assert not layer.running_mean.any() and int(layer.num_batches_tracked) == 0

@@ -331,3 +331,58 @@ def test_a_wrong_argument_is_named(call, text):
 def test_a_token_that_the_table_does_not_have_is_refused():
     with pytest.raises((RuntimeError, IndexError), match="4|out of range"):
         slices.embedding(torch.tensor([4]), W, columns=2)
+
+
+@pytest.mark.usefixtures("small_weights_through_ops")
+def test_a_weight_used_twice_has_the_same_gradient_with_and_without_a_graph():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 4, dtype=torch.float64, generator=generator).requires_grad_()
+    x = torch.randn(2, 4, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def run():
+        return slices.linear(slices.linear(x, weight, outputs=3), weight, inputs=3)
+
+    plain = torch.autograd.grad(run().square().sum(), [weight, x])
+    graph = torch.autograd.grad(run().square().sum(), [weight, x], create_graph=True)
+    for a, b in zip(graph, plain, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)
+
+
+@pytest.mark.usefixtures("small_weights_through_ops")
+def test_accumulation_takes_place_only_where_the_gradient_is_asked_for():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(4, 4, generator=generator).requires_grad_()
+    x = torch.randn(2, 4, generator=generator).requires_grad_()
+    weight.grad = torch.zeros_like(weight)
+
+    def run():
+        return slices.linear(x, weight, outputs=3, accumulate=True).sum()
+
+    torch.autograd.grad(run(), x)
+    run().backward(inputs=[x])
+    assert not weight.grad.any()
+    (found,) = torch.autograd.grad(run(), weight)
+    assert found.any() and not weight.grad.any()
+    run().backward(inputs=[weight])
+    assert torch.allclose(weight.grad, found)
+    run().backward()
+    assert torch.allclose(weight.grad, 2 * found)
+
+
+def test_norms_refuse_repeats():
+    x = torch.zeros(2, 2)
+    with pytest.raises(RuntimeError, match="features must be without repeats"):
+        slices.layer_norm(x, torch.ones(3), None, features=torch.tensor([0, 0]))
+    with pytest.raises(RuntimeError, match="channels must be from 0 to 2"):
+        weight = torch.ones(3)
+        slices.batch_norm(
+            torch.zeros(2, 3), None, None, weight, None, channels=torch.tensor([-1]),
+            training=True, masked=True,
+        )  # fmt: skip
+
+
+@pytest.mark.usefixtures("small_weights_through_ops")
+def test_steps_of_zero_are_refused():
+    x, weight = torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3)
+    with pytest.raises(RuntimeError, match="stride"):
+        slices.convolution(x, weight, outputs=0, stride=0)

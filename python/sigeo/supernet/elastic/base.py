@@ -158,11 +158,17 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor | None]) -> nn.Module:
 
 
 def times(selection: Selection, width: int) -> Selection:
-    """The places of a selection of units of ``width`` places each."""
+    """The places of a selection of units of ``width`` places each.
+
+    Raises:
+        ValueError: A slice with another step than 1, or from the end.
+    """
     if isinstance(selection, Tensor):
         inside = torch.arange(width, device=selection.device)
         return (selection[:, None] * width + inside).flatten()
     if isinstance(selection, slice):
-        begin, end = selection.start or 0, selection.stop
+        begin, end, step = selection.start or 0, selection.stop, selection.step
+        if step not in (None, 1) or begin < 0 or (end is not None and end < 0):
+            raise ValueError(f"a slice must be of step 1 from 0 on, got {selection}")
         return slice(begin * width, None if end is None else end * width)
     return None if selection is None else selection * width

@@ -24,6 +24,13 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
         if self.padding_mode != "zeros":
             name = type(self).__name__
             raise ValueError(f"{name}: padding_mode must be zeros, got {self.padding_mode}")
+        reach = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+        if self.padding == "same" and any(r % 2 for r in reach):
+            name = type(self).__name__
+            raise ValueError(
+                f'{name}: padding="same" needs as much on both sides, got a kernel of '
+                f"{self.kernel_size} with dilation {self.dilation}"
+            )
 
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """[B, selected inputs, *size] to [B, selected outputs, *size]; masked: full width both."""

@@ -20,16 +20,18 @@ class _ElasticBatchNorm(Elastic, nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """[B, selected channels, *size]; masked: full width."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
+        tracks = self.training and self.track_running_stats
         momentum = self.momentum or 0.0
-        if self.training and self.num_batches_tracked is not None:
+        if tracks and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
-            if self.momentum is None:
+            if self.momentum is None:  # the mean of all batches, whichever channels saw them
                 momentum = 1 / float(self.num_batches_tracked)
         own = self.running_mean is None or self.training
+        kept = tracks or not self.training
         return slices.batch_norm(
             input,
-            self.running_mean,
-            self.running_var,
+            self.running_mean if kept else None,
+            self.running_var if kept else None,
             self.weight,
             self.bias,
             **self._current(choice),
