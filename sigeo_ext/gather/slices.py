@@ -149,10 +149,14 @@ def convolution(
     else:
         rows, row_index = _rows_of_groups(name, weight, groups, outputs, columns, column_index)
     size = _cropped(name, weight.shape[2:], kernel)
-    geometry = [
-        _spread(name, argument, values, dims)
-        for argument, values in (("stride", stride), ("padding", padding), ("dilation", dilation))
-    ]
+    geometry = []
+    for argument, values, least in (
+        ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
+    ):  # fmt: skip
+        numbers = _spread(name, argument, values, dims)
+        message = f"{argument} must be at least {least}, got {numbers}"
+        _check.require(min(numbers) >= least, name, message)
+        geometry.append(numbers)
     selection = (rows, columns, row_index, column_index)
     given: Any = (x, weight, bias, *selection, size, *geometry, groups, masked, accumulate)
     empty = not length(rows, row_index) or not length(columns, column_index)

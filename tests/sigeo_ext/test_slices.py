@@ -384,5 +384,5 @@ def test_norms_refuse_repeats():
 @pytest.mark.usefixtures("small_weights_through_ops")
 def test_steps_of_zero_are_refused():
     x, weight = torch.zeros(1, 2, 5, 5), torch.zeros(4, 2, 3, 3)
-    with pytest.raises(RuntimeError, match="stride"):
+    with pytest.raises(RuntimeError, match="stride must be at least 1, got"):
         slices.convolution(x, weight, outputs=0, stride=0)
