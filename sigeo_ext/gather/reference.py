@@ -9,8 +9,6 @@ from torch import Tensor
 
 from sigeo_ext import _check
 
-aten = torch.ops.aten
-
 
 def dispatch(x: Tensor, index: Sequence[Tensor], rectified: int) -> list[Tensor]:
     """Blocks of x for each list of them, the first ``rectified`` lists through a ReLU."""

@@ -1,8 +1,8 @@
 """Many subnets of the NAS-Bench-201 supernet in one pass.
 
-At every place of the network a tensor holds one block a subnet, [K, positions, channels]. Each edge
-sends the blocks of the subnets that chose an operation through that operation together; a node adds
-up what comes back.
+At every place of the network a tensor holds one block a subnet, [K, positions, channels]. On a GPU
+an edge sends the blocks of the subnets that chose an operation through it together, and a node adds
+up what comes back; on a CPU a cell goes subnet by subnet in one call, which keeps to the cache.
 """
 
 from __future__ import annotations
