@@ -6,10 +6,24 @@ from collections.abc import Callable
 from typing import Any
 
 from sigeo.errors import InputError
-from sigeo.spaces.base import Cost, InputShape, SearchSpace, Stack, Supernet, distinct
+from sigeo.spaces.base import Choice, Cost, InputShape, SearchSpace, Stack, Supernet, distinct
 from sigeo.spaces.nasbench201 import NASBench201
+from sigeo.spaces.regions import Kind, Product, Region
 
-__all__ = ["Cost", "InputShape", "SearchSpace", "Stack", "Supernet", "distinct", "get", "names"]
+__all__ = [
+    "Choice",
+    "Cost",
+    "InputShape",
+    "Kind",
+    "Product",
+    "Region",
+    "SearchSpace",
+    "Stack",
+    "Supernet",
+    "distinct",
+    "get",
+    "names",
+]
 
 _SPACES: dict[str, Callable[..., Any]] = {NASBench201.name: NASBench201}
 

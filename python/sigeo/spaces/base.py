@@ -41,6 +41,19 @@ class InputShape:
     classes: int
 
 
+@dataclass(frozen=True)
+class Choice:
+    """A decision that every architecture of a space takes.
+
+    Attributes:
+        name: What is decided, for example an edge.
+        options: Names of the options.
+    """
+
+    name: str
+    options: tuple[str, ...]
+
+
 class Stack(Protocol):
     """Several subnets of a supernet as one function of a batch.
 
@@ -94,10 +107,12 @@ class SearchSpace(Protocol[A]):
     Attributes:
         name: As on the command line.
         size: Number of architectures.
+        choices: What an architecture decides; every combination of options is one.
     """
 
     name: str
     size: int
+    choices: tuple[Choice, ...]
 
     def parse(self, text: str) -> A:
         """The architecture that ``str`` wrote; InputError says what is malformed."""
@@ -109,6 +124,14 @@ class SearchSpace(Protocol[A]):
 
     def at(self, index: int) -> A:
         """The architecture of a number; InputError beyond the ends."""
+        ...
+
+    def encode(self, arch: A) -> tuple[int, ...]:
+        """The option that an architecture takes of each choice."""
+        ...
+
+    def decode(self, codes: Sequence[int]) -> A:
+        """The architecture that takes these options; InputError says what does not fit."""
         ...
 
     def sample(self, rng: random.Random) -> A:

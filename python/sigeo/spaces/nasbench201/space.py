@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sigeo.errors import InputError
-from sigeo.spaces.base import Cost, InputShape
+from sigeo.spaces.base import Choice, Cost, InputShape
 from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
 from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, OUTPUT, SIZE, Cell, all_cells, index_of
 from sigeo.spaces.nasbench201.cost import cost
@@ -20,6 +20,7 @@ class NASBench201:
 
     name = "nasbench201"
     size = SIZE
+    choices = tuple(Choice(f"{source}->{target}", OPERATIONS) for source, target in EDGES)
 
     def __init__(self, shape: InputShape, *, channels: int = 16, cells: int = 5):
         """Fix the sizes around the cell.
@@ -65,6 +66,21 @@ class NASBench201:
         if not 0 <= index < SIZE:
             raise InputError(f"{self.name}: index must be from 0 to {SIZE - 1}, got {index}")
         return all_cells()[index]
+
+    def encode(self, arch: Cell) -> tuple[int, ...]:
+        """The operation of each edge."""
+        return arch.operations
+
+    def decode(self, codes: Sequence[int]) -> Cell:
+        """The cell of six operations.
+
+        Raises:
+            InputError: Another number of them, or one that does not exist.
+        """
+        try:
+            return Cell(tuple(codes))
+        except ValueError as error:
+            raise InputError(str(error)) from None
 
     def sample(self, rng: random.Random) -> Cell:
         """A cell, all equally likely."""
