@@ -60,6 +60,7 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
 
 
 _fraction = _finite(0, 1, "a number from 0 to 1")
+positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
 _step_size = _finite(0, sys.float_info.max, "a number from 0")
 
 

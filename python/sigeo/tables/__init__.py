@@ -8,16 +8,40 @@ from sigeo.tables.correlation import (
     spearman,
     spearman_difference,
 )
+from sigeo.tables.quality import (
+    Pick,
+    Quality,
+    best,
+    hits,
+    noise_ceiling,
+    pick,
+    quality,
+    random_surpasses,
+    sparse_kendall,
+    sparse_ranks,
+    top_kendall,
+)
 from sigeo.tables.table import Table, read_table, write_parquet
 
 __all__ = [
     "Correlation",
     "Estimate",
+    "Pick",
+    "Quality",
     "Table",
+    "best",
     "correlate",
+    "hits",
     "kendall",
+    "noise_ceiling",
+    "pick",
+    "quality",
+    "random_surpasses",
     "read_table",
+    "sparse_kendall",
+    "sparse_ranks",
     "spearman",
     "spearman_difference",
+    "top_kendall",
     "write_parquet",
 ]

@@ -62,8 +62,19 @@ def test_correlate_in_every_format(ranking, capsys):
         assert code == 0 and set(results[-1]) == {"sigeo", "zico", "params", "flops"}
         assert results[-1]["sigeo"] == results[0]["sigeo"]
         assert results[-1]["sigeo"]["spearman"]["value"] == pytest.approx(-1)
+    top = {"threshold": "2", "top": "2", "draws": "3"}
+    options = [part for name, value in top.items() for part in (f"--{name}", value)]
+    code, out, _ = run(*given, *options, "--json", capsys=capsys)
+    found, worst = strict(out)["proxies"]["sigeo"], 1 - 1 / len(rows)
+    assert code == 0 and found["pick"] == {
+        "value": 0,
+        "regret": len(rows) - 1,
+        "percentile": pytest.approx(100 / len(rows)),
+    }
+    assert found["random_surpasses"] == pytest.approx(1 - (1 - worst) ** 3)
+    assert found["sparse_kendall"] < 0 and (found["top"], found["top_hits"]) == (2, 0)
     code, out, _ = run(*given, capsys=capsys)
-    assert code == 0 and "Kendall" in out
+    assert code == 0 and "Kendall" in out and "percentile" in out
 
 
 def test_correlate_with_the_published_table(ranking, capsys):
