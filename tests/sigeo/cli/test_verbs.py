@@ -95,8 +95,8 @@ def test_train_makes_a_table(capsys):
     assert code == 0, err
     assert [len(row["accuracy"]) for row in document["rows"]] == [2] * 4
     assert document["settings"]["training"]["images"] == round(0.2 * 1437)
-    code, out, _ = run(*given, "--out", "t", capsys=capsys)
-    assert code == 0 and "noise:" in out
+    code, out, err = run(*given, "--out", "t", capsys=capsys)
+    assert code == 0 and "4 best of 4" in out and "noise:" in err
     scores = ["correlate", "--scores", "t/table.parquet", "--table", "t/table.parquet"]
     code, out, _ = run(*scores, "--metric", "test_accuracy", "--json", capsys=capsys)
     runs = strict(out)["proxies"]
