@@ -111,7 +111,7 @@ def test_warming_one_network_up_alone():
 def test_a_stopped_warm_up_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     undisturbed = warmed()
     path = tmp_path / "c.safetensors"
-    monkeypatch.setattr("sigeo.supernet.warmup._SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("sigeo.supernet.loop._SECONDS_BETWEEN_SAVES", 0.0)
 
     def stop(done, total):
         if done == 7:

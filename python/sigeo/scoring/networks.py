@@ -39,7 +39,7 @@ from sigeo.supernet import (
     warm_up_alone,
     warm_up_supernet,
 )
-from sigeo.supernet.warmup import Progress
+from sigeo.supernet.settings import Progress
 
 Init = Literal["scratch", "candidate", "supernet"]
 

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ class TrainingState:
         step: Steps taken.
         weights: The module's state.
         momentum: The optimiser's buffers by parameter name.
+        memory: What a training objective keeps between steps, such as a teacher's weights.
+        progress: What the sampler keeps, and the images processed, as JSON can hold it.
     """
 
     step: int
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
@@ -45,10 +49,12 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
     """
     tensors = {f"weights/{name}": t for name, t in state.weights.items()}
     tensors |= {f"momentum/{name}": t for name, t in state.momentum.items()}
+    tensors |= {f"memory/{name}": t for name, t in state.memory.items()}
     metadata = {
         "format": _FORMAT,
         "step": str(state.step),
         "settings": json.dumps(settings, sort_keys=True),
+        "progress": json.dumps(state.progress),
     }
     content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -86,7 +92,13 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    state = TrainingState(int(metadata["step"]), part("weights/"), part("momentum/"))
+    state = TrainingState(
+        step=int(metadata["step"]),
+        weights=part("weights/"),
+        momentum=part("momentum/"),
+        memory=part("memory/"),
+        progress=json.loads(metadata.get("progress", "{}")),  # older files have none
+    )
     return state, json.loads(metadata["settings"])
 
 

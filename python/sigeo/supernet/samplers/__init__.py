@@ -1,0 +1,19 @@
+"""Samplers: which paths a training step takes."""
+
+from sigeo.supernet.samplers.balanced import Balanced
+from sigeo.supernet.samplers.base import Sampler, Stateless, draw_connected
+from sigeo.supernet.samplers.products import Disjoint, Fair
+from sigeo.supernet.samplers.sandwich import Sandwich
+from sigeo.supernet.samplers.uniform import Uniform, uniform_path
+
+__all__ = [
+    "Balanced",
+    "Disjoint",
+    "Fair",
+    "Sampler",
+    "Sandwich",
+    "Stateless",
+    "Uniform",
+    "draw_connected",
+    "uniform_path",
+]
