@@ -1,0 +1,1 @@
+"""Few-shot search: a space divided among several supernets."""
