@@ -46,7 +46,7 @@ class Subject(Generic[A]):
 
     region: Product[A]
     place: int
-    seed: int = 0
+    seed: int | str = 0
     supernet: Supernet[A] | None = None
     batches: Batches | None = None
 

@@ -28,6 +28,8 @@ def weights(relation: Relation) -> list[list[float]]:
 class StoerWagner:
     """The global minimum cut into two sides of any sizes (Stoer and Wagner, 1997)."""
 
+    compares: bool = True
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`; works on `weights`.
 
@@ -52,6 +54,8 @@ class StoerWagner:
 @dataclass(frozen=True)
 class Spectral:
     """Groups of the spectral embedding of the graph (Damle et al., 2019, for the assignment)."""
+
+    compares: bool = True
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`; works on `weights`.

@@ -17,7 +17,16 @@ from sigeo.fewshot.partition.sets import sized_partitions
 
 
 class Partitioner(Protocol):
-    """Cuts options 0 to o - 1 into groups."""
+    """Cuts options 0 to o - 1 into groups.
+
+    Attributes:
+        compares: Whether it looks at how alike they are, or at their number alone.
+    """
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at how alike they are, or at their number alone."""
+        ...
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """The groups, each ascending, in the order of their first options.
@@ -46,6 +55,7 @@ class Exact:
 
     smallest: int = 1
     objective: Literal["sum", "mean"] = "sum"
+    compares: bool = True
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
@@ -73,6 +83,7 @@ class Random:
     """
 
     smallest: int = 1
+    compares: bool = False
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
@@ -86,6 +97,8 @@ class Random:
 @dataclass(frozen=True)
 class Exhaustive:
     """Every option its own group (Few-Shot NAS, Zhao et al., ICML 2021)."""
+
+    compares: bool = False
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
@@ -107,6 +120,8 @@ class InOrder:
 
     For options that have an order, such as kernel sizes and widths.
     """
+
+    compares: bool = False
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
