@@ -95,6 +95,16 @@ class NASBench201Supernet(nn.Module):
                 blocks.append(block)
         return Network(self.stem, blocks, self.head)
 
+    def choice_weights(self, place: int) -> frozenset[str]:
+        """Names of the weights that the operations of one edge have for themselves."""
+        return frozenset(name for name, _ in self.named_parameters() if f".slots.{place}_" in name)
+
+    def end_weights(self) -> frozenset[str]:
+        """Names of the weights of the stem and the head, outside the cells and reductions."""
+        return frozenset(
+            name for name, _ in self.named_parameters() if not name.startswith("blocks.")
+        )
+
     def stack(self, archs: Sequence[Cell], *, own: bool = False) -> Stack:
         """Several architectures to run together; see `Supernet.stack`."""
         return Stack(self, archs, own=own)
