@@ -148,10 +148,13 @@ class Training:
         """The step size of a step."""
         if step < self.rise:
             return self.lr * (step + 1) / self.rise
+        return self.lr_of((step - self.rise) / max(1, self.steps - self.rise))
+
+    def lr_of(self, done: float) -> float:
+        """The step size where a share of the schedule is done."""
         if self.schedule == "constant":
             return self.lr
         low = self.floor * self.lr
-        done = (step - self.rise) / max(1, self.steps - self.rise)
         share = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return low + (self.lr - low) * share
 

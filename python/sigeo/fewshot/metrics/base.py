@@ -14,6 +14,7 @@ from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot.partition import Relation
 from sigeo.spaces import Product, SearchSpace, Supernet
+from sigeo.supernet import Budget
 
 A = TypeVar("A", bound=Hashable)
 _TRIES = 1000
@@ -94,6 +95,11 @@ class Subject(Generic[A]):
         batches = self.data()
         return batches[repetition % len(batches)]
 
+    def images(self, repetitions: int) -> int:
+        """Images of so many repetitions, through one path an option."""
+        each = sum(len(self.batch(repetition)[1]) for repetition in range(repetitions))
+        return each * len(self.options)
+
     def paths(self, repetition: int, *, every: bool = False) -> list[A]:
         """One architecture an option, alike in all other choices, which are drawn.
 
@@ -148,6 +154,10 @@ class Metric(Protocol):
 
     def __call__(self, subject: Subject[Any]) -> Relation:
         """How alike the options are."""
+        ...
+
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """Images that comparing them processes."""
         ...
 
 

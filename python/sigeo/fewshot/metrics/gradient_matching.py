@@ -23,6 +23,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import NamedWeights, Subject, off_diagonal, rows
 from sigeo.fewshot.partition import Relation
 from sigeo.spaces import Stack
+from sigeo.supernet import Budget
 from sigeo_ext import gram
 
 _EPSILON = 1e-6
@@ -92,6 +93,10 @@ class GradientMatching:
         if self.objective == "logits" and self.measure != "squared":
             return Relation.of(rows(1 - distances), "similarity")
         return Relation.of(rows(off_diagonal(distances)), "distance")
+
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """A pass an option and repetition."""
+        return Budget(trained=subject.images(self.repeats))
 
     def _gradients(self, subject: Subject[Any], repetition: int) -> Iterator[list[Tensor | None]]:
         """One list a weight: its gradient from each option, None for zeros.

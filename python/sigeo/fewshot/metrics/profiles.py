@@ -18,6 +18,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import Subject, off_diagonal, rows
 from sigeo.fewshot.metrics.dimension import Divisor, lid, two_nn
 from sigeo.fewshot.partition import Relation
+from sigeo.supernet import Budget
 
 Blocks = Callable[[nn.Module], Sequence[nn.Module]]
 
@@ -84,6 +85,10 @@ class LID:
             ]
             total += self._similarities(torch.stack(profiles))
         return Relation.of(rows(off_diagonal(total / self.repeats)), "similarity")
+
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """A forward pass an option and repetition."""
+        return Budget(evaluated=subject.images(self.repeats))
 
     def profile(self, network: nn.Module, inputs: Any) -> Tensor:
         """Dimensions of the outputs of the blocks, float64 [blocks], batch norm in batch mode.

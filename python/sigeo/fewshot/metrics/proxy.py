@@ -17,6 +17,7 @@ from sigeo.fewshot.metrics.base import Subject
 from sigeo.fewshot.partition import Relation
 from sigeo.proxies import Proxy
 from sigeo.scoring.score import score
+from sigeo.supernet import Budget
 
 _COUNTED = {"params": "parameters", "flops": "flops"}
 
@@ -77,6 +78,19 @@ class ProxyDifference:
             distance = largest if found is None else found
             values[i][j] = values[j][i] = distance / reference if reference > 0 else distance
         return Relation.of(values, "distance")
+
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """The passes of each proxy's score; one through a backward pass counts as two."""
+        if self.proxy.cost == "free":
+            return Budget()
+        networks = self.repeats * len(subject.options)
+        if self.proxy.cost == "batches":
+            every = sum(len(subject.batch(batch)[1]) for batch in range(len(subject.data())))
+            return Budget(trained=networks * every)
+        first = networks * len(subject.batch(0)[1])
+        if self.proxy.cost == "forward":
+            return Budget(evaluated=first)
+        return Budget(trained=first * (2 if self.proxy.cost == "second" else 1))
 
     def _value(self, subject: Subject[Any], arch: Any) -> float:
         if self.proxy.name in _COUNTED:

@@ -9,6 +9,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.metrics.base import Metric, Subject
 from sigeo.fewshot.partition import Relation
+from sigeo.supernet import Budget
 
 
 def differences(values: list[float], scale: float = 1.0) -> Relation:
@@ -47,6 +48,10 @@ class TableOracle:
             values.append(float(chosen.mean() if self.of == "mean" else chosen.max()))
         return differences(values)
 
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """Nothing."""
+        return Budget()
+
 
 @dataclass(frozen=True)
 class RandomDistances:
@@ -64,6 +69,10 @@ class RandomDistances:
             for j in range(i):
                 values[i][j] = values[j][i] = rng.random()
         return Relation.of(values, "distance")
+
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """Nothing."""
+        return Budget()
 
 
 @dataclass(frozen=True)
@@ -102,3 +111,8 @@ class WeightedSum:
                 for j in range(count):
                     total[i][j] -= weight * values[i][j]
         return Relation.of(total, "distance")
+
+    def cost(self, subject: Subject[Any]) -> Budget:
+        """Of all parts together."""
+        costs = [metric.cost(subject) for _, metric in self.parts]
+        return Budget(sum(c.trained for c in costs), sum(c.evaluated for c in costs))
