@@ -86,11 +86,10 @@ class Augmentation:
 
     def _colour(self, images: Tensor, generator: torch.Generator) -> Tensor:
         draws = 2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1
-        brightness, contrast = draws.to(images.device, images.dtype)
+        brightness, contrast = draws.to(images.device, images.dtype).unbind(0)
         mean = images.mean((1, 2, 3), keepdim=True)
-        return (
-            mean + (images - mean) * (1 + self.contrast * contrast) + self.brightness * brightness
-        )
+        stretched: Tensor = mean + (images - mean) * (1 + self.contrast * contrast)
+        return stretched + self.brightness * brightness
 
     def describe(self) -> dict[str, Any]:
         """All settings, as JSON can hold them."""

@@ -33,7 +33,7 @@ class MeanTeacher:
     """A copy of a supernet whose weights are exponential means of the student's over the steps.
 
     Only the weights on the given path move (Peng et al., Pi-NAS, ICCV 2021): the rest of the
-    teacher stays stale.
+    teacher stays stale. It runs without dropout, and its norms use the statistics of the batch.
 
     Attributes:
         supernet: The teacher; without gradients.
@@ -58,6 +58,11 @@ class MeanTeacher:
         self._module.requires_grad_(False)
         for parameter in self._module.parameters():
             parameter.grad = None
+        self._module.eval()
+        for part in self._module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.training, part.track_running_stats = True, False
+                part.running_mean = part.running_var = part.num_batches_tracked = None
 
     @torch.no_grad()
     def update(self, arch: Any) -> None:
@@ -69,11 +74,11 @@ class MeanTeacher:
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, arch: Any) -> Tensor:
-        """The teacher's outputs, by the statistics of the batch where norms are in train mode."""
+        """The teacher's outputs."""
         return self.supernet(inputs, arch)
 
     def memory(self) -> dict[str, Tensor]:
-        """Its weights and buffers, not copied."""
+        """Its weights, not copied."""
         return dict(self._module.state_dict())
 
     def resume(self, memory: dict[str, Tensor]) -> None:
