@@ -141,9 +141,24 @@ class NASBench201:
         """The published network, with running statistics in its norms."""
         return standalone(arch, self.skeleton, seed=seed)
 
-    def supernet(self, *, seed: int = 0) -> NASBench201Supernet:
-        """Single-path shared weights."""
-        return NASBench201Supernet(self.skeleton, seed=seed)
+    def supernet(
+        self,
+        *,
+        seed: int = 0,
+        affine: bool = True,
+        track: bool = False,
+        path_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> NASBench201Supernet:
+        """Single-path shared weights; see `NASBench201Supernet` for the options."""
+        return NASBench201Supernet(
+            self.skeleton,
+            seed=seed,
+            affine=affine,
+            track=track,
+            path_dropout=path_dropout,
+            dropout=dropout,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Name and sizes."""
