@@ -40,7 +40,7 @@ def draw_plan(plan: Plan[Any], path: Path) -> None:
         raise InputError(f"plan: expected a .svg or .png file to draw to, got {path.name}")
     with rc_context(_STYLE):  # type: ignore[arg-type]
         depth = _depth(plan.root)
-        size = (3.2 * (depth + 1), 0.4 * max(2, plan.root.leaf_count) + 0.3)
+        size = (3.2 * (depth + 1), 0.62 * max(2, plan.root.leaf_count) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.set_axis_off()
