@@ -195,7 +195,7 @@ def split_by_kind(space: SearchSpace[A], name: str, groups: Sequence[Sequence[in
 
     Args:
         space: The space.
-        name: Of the kind function, such as ``nonlinear_depth`` (EFS-NAS, section 3).
+        name: Of the kind function, such as ``nonlinear_depth`` (EFS-NAS).
         groups: All kinds, in groups.
 
     Raises:
@@ -206,7 +206,7 @@ def split_by_kind(space: SearchSpace[A], name: str, groups: Sequence[Sequence[in
 
 
 def joint(region: Product[A], cuts: Sequence[Cut]) -> Node[A]:
-    """All combinations of the groups of several cuts, each of another choice (HEP-NAS, section 3).
+    """All combinations of the groups of several cuts, each of another choice (HEP-NAS).
 
     Raises:
         InputError: A cut that does not fit the region.
