@@ -345,7 +345,7 @@ def _show(plan: Plan[Any], seen: Analysis | None, column: str | None) -> None:
         (
             [
                 str(leaf),
-                f"{child.size:,}",
+                "not counted" if child.size is None else f"{child.size:,}",
                 f"{child.known:,}",
                 str(child.top),
                 shown(child.mean),

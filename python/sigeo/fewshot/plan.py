@@ -14,6 +14,8 @@ from sigeo.spaces import Kind, Product, SearchSpace
 A = TypeVar("A", bound=Hashable)
 Groups = tuple[tuple[int, ...], ...]
 
+_COUNTED = 1_000_000
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -152,10 +154,10 @@ class Plan(Generic[A]):
         """The regions of the leaves."""
         return tuple(node.region for node in self.root.leaves())
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of architectures of each leaf."""
-        return tuple(region.size for region in self.leaves)
+    @cached_property
+    def sizes(self) -> tuple[int | None, ...]:
+        """Number of architectures of each leaf, as `size_of` knows it."""
+        return tuple(size_of(region) for region in self.leaves)
 
     def route(self, arch: A) -> int:
         """The number of the leaf that serves an architecture.
@@ -183,6 +185,15 @@ class Plan(Generic[A]):
         for arch in archs:
             served[self.route(arch)].append(arch)
         return served
+
+
+def size_of(region: Product[Any] | Kind[Any]) -> int | None:
+    """Number of architectures; None for kinds of more than a million, which would be counted."""
+    if isinstance(region, Kind):
+        searched = region.space.size if region.within is None else region.within.size
+        if searched > _COUNTED:
+            return None
+    return region.size
 
 
 def whole_space(space: SearchSpace[A]) -> Plan[A]:

@@ -160,6 +160,18 @@ def test_files_that_are_no_plan_are_refused(tmp_path):
         load_plan(path, SPACE)
 
 
+def test_kinds_of_many_are_not_counted(monkeypatch):
+    plan = split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]])
+    monkeypatch.setattr("sigeo.fewshot.plan._COUNTED", 15624)
+    assert plan.sizes == (None, None)
+    part = WHOLE.limited(0, [1])
+    within = Plan(Node.divided(part, Cut("nonlinear_depth", ((0, 1), (2, 3)))))
+    assert sum(within.sizes) == part.size
+    with (console := Console(width=120)).capture() as captured:
+        console.print(plan_tree(plan))
+    assert "[1] not counted" in captured.get()
+
+
 def test_the_tree_names_cuts_groups_and_sizes(tmp_path):
     plan = Plan(
         Node.divided(
