@@ -123,6 +123,13 @@ def test_a_finished_plan_is_not_measured_again(capsys, monkeypatch):
         run(*given, "--seed", "1", capsys=capsys)
 
 
+def test_a_share_that_is_none_loses_no_plan(capsys):
+    given = [*GIVEN, "--leaves", "2", *write_table()]
+    code, _, err = run(*given, "--top", "0", capsys=capsys)
+    assert code == 2 and "top must be a share or a number up to 2233, got 0" in err
+    assert load_plan(Path("s/plan.json"), SPACE)[0].sizes
+
+
 REFUSED = {
     "column": (["--metric-column", "x"], "--metric-column: has no effect without --table"),
     "top": (["--top", "0.1"], "--top: has no effect without --table"),
