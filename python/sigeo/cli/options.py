@@ -304,7 +304,12 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
 
 def run_folder(args: argparse.Namespace) -> Path:
     """The folder of a run, made if it is not there."""
-    name = re.sub(r"[^\w.-]+", "-", f"{args.space}-{Path(args.data).stem}")
+    name = file_name(f"{args.space}-{Path(args.data).stem}")
     folder = Path(args.out) if args.out is not None else Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or folder."""
+    return re.sub(r"[^\w.-]+", "-", text)

@@ -25,7 +25,7 @@ class Child:
     """One leaf, seen with a table.
 
     Attributes:
-        size: Architectures of its region.
+        size: Architectures of its region; None where they are not counted, see `Plan.sizes`.
         known: Those of them that the table has.
         top: Those of them that are among the best.
         mean: Of the known values; NaN where there are none.
@@ -34,7 +34,7 @@ class Child:
         kendall: Tau-b of predictions and values inside the leaf; None without predictions.
     """
 
-    size: int
+    size: int | None
     known: int
     top: int
     mean: float
@@ -134,7 +134,7 @@ def analyse(
 
 
 def _child(
-    size: int,
+    size: int | None,
     inside: NDArray[np.bool_],
     values: NDArray[np.float64],
     ranks: NDArray[np.int64],

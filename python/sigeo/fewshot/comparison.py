@@ -274,7 +274,7 @@ def judge(
         for by in runs[0].rankings:
             rankings = [run.rankings[by] for run in runs]
             taus = [repeated_kendall([r], truth, resamples=1).value for r in rankings]
-            options = {"resamples": resamples, "seed": seed}
+            options: Any = {"resamples": resamples, "seed": seed}
             gain = None
             if runs is not first:
                 base = [run.rankings[by] for run in first]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.tree import Tree
 
 from sigeo.errors import InputError
-from sigeo.fewshot.plan import Node, Plan
+from sigeo.fewshot.plan import Node, Plan, size_of
 from sigeo.scoring.export import write_whole
 
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "sigeo", "font.size": 8}
@@ -40,7 +40,7 @@ def draw_plan(plan: Plan[Any], path: Path) -> None:
         raise InputError(f"plan: expected a .svg or .png file to draw to, got {path.name}")
     with rc_context(_STYLE):  # type: ignore[arg-type]
         depth = _depth(plan.root)
-        size = (3.2 * (depth + 1), 0.4 * max(2, plan.root.leaf_count) + 0.3)
+        size = (3.2 * (depth + 1), 0.62 * max(2, plan.root.leaf_count) + 0.3)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.set_axis_off()
@@ -54,7 +54,13 @@ def draw_plan(plan: Plan[Any], path: Path) -> None:
 
 
 def _title(node: Node[Any]) -> str:
-    return f"{node.region.space.name}: {node.region.size:,} architectures"
+    return f"{node.region.space.name}: {size_text(node)} architectures"
+
+
+def size_text(node: Node[Any]) -> str:
+    """The number of architectures, where it is known."""
+    size = size_of(node.region)
+    return "not counted" if size is None else f"{size:,}"
 
 
 def cut_text(node: Node[Any]) -> str:
@@ -81,7 +87,7 @@ def _grow(tree: Tree, node: Node[Any], first: int) -> None:
     for place, child in enumerate(node.children):
         text = f"{cut_text(node)}: {group_text(node, place)}"
         if child.cut is None:
-            text += f"  [{first}] {child.region.size:,}"
+            text += f"  [{first}] {size_text(child)}"
         _grow(tree.add(text.replace("[", r"\[")), child, first)
         first += child.leaf_count
 
@@ -97,7 +103,7 @@ def _place(axes: Axes, node: Node[Any], depth: int, first: int, text: str) -> fl
     for place, child in enumerate(node.children):
         label = f"{cut_text(node)}\n{group_text(node, place)}"
         if child.cut is None:
-            label += f"\n[{below}] {child.region.size:,}"
+            label += f"\n[{below}] {size_text(child)}"
         heights.append(_place(axes, child, depth + 1, below, label))
         below += child.leaf_count
     height = sum(heights) / len(heights) if heights else float(first)

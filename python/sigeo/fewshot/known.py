@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,6 +43,13 @@ class Known:
         self.codes: NDArray[np.int64] = np.array(
             [space.encode(arch) for arch in self.archs], dtype=np.int64
         )
+
+    def fingerprint(self) -> str:
+        """A hash of architectures and values."""
+        hashed = hashlib.blake2b(digest_size=16)
+        hashed.update("\n".join(map(str, self.archs)).encode())
+        hashed.update(self.values.tobytes())
+        return hashed.hexdigest()
 
     def inside(self, region: Product[Any]) -> NDArray[np.bool_]:
         """Which architectures belong to a region, [n]."""

@@ -14,6 +14,8 @@ from sigeo.spaces import Kind, Product, SearchSpace
 A = TypeVar("A", bound=Hashable)
 Groups = tuple[tuple[int, ...], ...]
 
+_COUNTED = 1_000_000
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -152,10 +154,10 @@ class Plan(Generic[A]):
         """The regions of the leaves."""
         return tuple(node.region for node in self.root.leaves())
 
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Number of architectures of each leaf."""
-        return tuple(region.size for region in self.leaves)
+    @cached_property
+    def sizes(self) -> tuple[int | None, ...]:
+        """Number of architectures of each leaf, as `size_of` knows it."""
+        return tuple(size_of(region) for region in self.leaves)
 
     def route(self, arch: A) -> int:
         """The number of the leaf that serves an architecture.
@@ -185,6 +187,15 @@ class Plan(Generic[A]):
         return served
 
 
+def size_of(region: Product[Any] | Kind[Any]) -> int | None:
+    """Number of architectures; None for kinds of more than a million, which would be counted."""
+    if isinstance(region, Kind):
+        searched = region.space.size if region.within is None else region.within.size
+        if searched > _COUNTED:
+            return None
+    return region.size
+
+
 def whole_space(space: SearchSpace[A]) -> Plan[A]:
     """The plan of one supernet for everything."""
     return Plan(Node(Product.whole(space)))
@@ -195,7 +206,7 @@ def split_by_kind(space: SearchSpace[A], name: str, groups: Sequence[Sequence[in
 
     Args:
         space: The space.
-        name: Of the kind function, such as ``nonlinear_depth`` (EFS-NAS, section 3).
+        name: Of the kind function, such as ``nonlinear_depth`` (EFS-NAS).
         groups: All kinds, in groups.
 
     Raises:
@@ -206,7 +217,7 @@ def split_by_kind(space: SearchSpace[A], name: str, groups: Sequence[Sequence[in
 
 
 def joint(region: Product[A], cuts: Sequence[Cut]) -> Node[A]:
-    """All combinations of the groups of several cuts, each of another choice (HEP-NAS, section 3).
+    """All combinations of the groups of several cuts, each of another choice (HEP-NAS).
 
     Raises:
         InputError: A cut that does not fit the region.

@@ -86,7 +86,7 @@ def load_plan(path: Path, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str,
         raise InputError(f"plan: found no file {path}")
     try:
         document = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except (ValueError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:
         raise InputError(f"plan {path}: damaged ({error})") from None
     plan = plan_of(document, space, where=f"plan {path}")
     settings = document["settings"]
@@ -126,7 +126,8 @@ def _node(region: Product[Any] | Kind[Any], tree: Any, where: str) -> Node[Any]:
     lists = isinstance(groups, list) and isinstance(children, list)
     if not lists or len(groups) != len(children):
         raise InputError(f"{where}: expected one child a group of {tree[by]}")
-    if score is not None and not (isinstance(score, (int, float)) and math.isfinite(score)):
+    number = type(score) is int or (isinstance(score, float) and math.isfinite(score))
+    if score is not None and not number:
         raise InputError(f"{where}: score must be a number or null, got {score!r}")
     cut = _cut(region.space, by, tree[by], groups, score, where)
     return Node.divided(region, cut, lambda part, place: _node(part, children[place], where))

@@ -7,6 +7,7 @@ tree of factors, and what the children start from.
 from __future__ import annotations
 
 import copy
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.partition import Exact, Partitioner, Relation
 from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
+from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Product, SearchSpace, Supernet
 
 A = TypeVar("A")
@@ -128,25 +130,35 @@ def split(
     if train is not None and supernet is None:
         raise InputError("split: training needs a supernet, got none")
     root = Product.whole(space) if region is None else region
-    decided = None
-    if checkpoint is not None and checkpoint.exists():
-        known, found = load_plan(checkpoint, space)
-        if found != dict(settings or {}) or known.root.region != root:
-            raise InputError(
-                f"plan {checkpoint}: made with other settings than this splitting; "
-                "choose another folder or remove it"
-            )
-        decided = known.root
+    kept = json.loads(strict_dumps(dict(settings or {})))
+    decided = None if checkpoint is None else _decided(checkpoint, root, kept)
     start = _Branch(root, copy.deepcopy(supernet), decided)
     run = _Run(space, how, seed, batches, train)
 
     def keep() -> None:
         if checkpoint is not None:
-            save_plan(checkpoint, Plan(start.node(decided=True)), settings)
+            save_plan(checkpoint, Plan(start.node(decided=True)), kept)
 
     leaves = run.grow(start, keep, progress)
     weights = tuple(leaf.supernet for leaf in leaves if leaf.supernet is not None)
     return Divided(Plan(start.node(decided=False)), weights)
+
+
+def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
+    """The cuts that were kept before a kill; None where there are none.
+
+    Raises:
+        InputError: They are of other settings.
+    """
+    if not checkpoint.exists():
+        return None
+    known, found = load_plan(checkpoint, root.space)
+    if found != settings or known.root.region != root:
+        raise InputError(
+            f"plan {checkpoint}: made with other settings than this splitting; "
+            "choose another folder or remove it"
+        )
+    return known.root
 
 
 @dataclass
@@ -209,7 +221,12 @@ class _Run(Generic[A]):
             cut, decided = known.cut, known.children
         else:
             cut, decided = self._cut(branch, level, number, factor), ()
-        place = int(cut.by)
+        place = cut.by
+        if not isinstance(place, int) or len(cut.groups) != (factor or len(cut.groups)):
+            raise InputError(
+                f"plan: expected a cut of node {number} of level {level} into {factor} groups of "
+                f"options, got {len(cut.groups)} by {place}"
+            )
         parts = branch.region.split(place, cut.groups)
         last = level + 1 == len(self.how.branching.levels)
         weights = self._children(branch, len(parts), last)

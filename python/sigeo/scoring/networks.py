@@ -28,7 +28,7 @@ from sigeo.scoring.many import (
     stackable,
 )
 from sigeo.scoring.score import check_needs, score
-from sigeo.spaces import SearchSpace
+from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
 from sigeo.supernet import (
     Source,
@@ -131,6 +131,16 @@ class Networks:
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
         self._batches = Batches(pairs, self._module, self.device)
+
+    @property
+    def supernet(self) -> Supernet[Any]:
+        """The weights of all networks, warmed up if the protocol shares warmed ones."""
+        return self._supernet
+
+    @property
+    def batches(self) -> Batches:
+        """What networks are scored on."""
+        return self._batches
 
     def settings(self) -> dict[str, Any]:
         """All that a score depends on beside network and proxy."""

@@ -92,21 +92,31 @@ def test_the_mean_objective_does_not_favour_uneven_groups():
 
 
 def test_sums_begin_anew_for_every_candidate():
-    # A sum that runs on over candidates can only grow, and makes the first partition the best.
+    # A sum that runs on over candidates can only grow, which makes the last one the best.
     values = matrix(6, 4, 0.1, 1.0)
     for i, j in ((0, 5), (1, 4), (2, 3)):
         values[i][j] = values[j][i] = 0.01
     relation = Relation.of(values, "distance")
     assert Exact(1)(relation, 3, RNG) == ((0, 5), (1, 4), (2, 3))
-    assert sized_partitions(6, 3)[0] != ((0, 5), (1, 4), (2, 3))
+    running, best, chosen = 0.0, -1.0, None
+    for parts in sized_partitions(6, 3):
+        running += between(values, parts).total
+        if running > best:
+            best, chosen = running, parts
+    assert chosen == sized_partitions(6, 3)[-1] != ((0, 5), (1, 4), (2, 3))
 
 
 def test_between_is_compared_with_between():
-    # Comparing a within-group sum with a stored between-group sum would keep the first cut.
-    values = [[0, 0.1, 5.0], [0.1, 0, 5.1], [5.0, 5.1, 0]]
+    values = [[0, 5.0, 5.1], [5.0, 0, 0.1], [5.1, 0.1, 0]]
     relation = Relation.of(values, "distance")
-    assert Exact(1)(relation, 2, RNG) == ((0, 1), (2,))
-    assert between(values, ((0, 1), (2,))).total == pytest.approx(10.1)
+    assert Exact(1)(relation, 2, RNG) == ((0,), (1, 2))
+    # A sum within groups, compared with a stored sum between them, never wins.
+    stored, chosen = None, None
+    for parts in sized_partitions(3, 2):
+        sums = between if stored is None else within
+        if stored is None or sums(values, parts).total > stored:
+            stored, chosen = between(values, parts).total, parts
+    assert chosen == sized_partitions(3, 2)[0] == ((0, 1), (2,))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -145,6 +145,38 @@ def test_a_damaged_plan_is_refused(change, message):
         plan_of(damaged(change), SPACE)
 
 
+def places(value, path=()):
+    """The path of every value in a document."""
+    if not isinstance(value, (dict, list)):
+        return [path]
+    items = value.items() if isinstance(value, dict) else enumerate(value)
+    return [path, *(p for key, inside in items for p in places(inside, (*path, key)))]
+
+
+OTHERS = (None, True, -1, 99, 10**400, 0.5, "", "none", [], [[]], [1, 1], {}, {"choice": []})
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_other_document_gets_through_as_anything_but_a_plan(seed):
+    whole = json.loads(json.dumps(plan_document(random_plan(seed), {"a": 1})))
+    rng = random.Random(seed)
+    refused = 0
+    for path in places(whole)[1:]:
+        document = json.loads(json.dumps(whole))
+        inside = document
+        for key in path[:-1]:
+            inside = inside[key]
+        inside[path[-1]] = rng.choice(OTHERS)
+        try:
+            plan = plan_of(document, SPACE)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+        else:
+            assert isinstance(plan, Plan)
+    assert refused > 30
+
+
 def test_files_that_are_no_plan_are_refused(tmp_path):
     path = tmp_path / "plan.json"
     with pytest.raises(InputError, match="found no file"):
@@ -155,9 +187,24 @@ def test_files_that_are_no_plan_are_refused(tmp_path):
     path.write_text('{"format": ')
     with pytest.raises(InputError, match="damaged"):
         load_plan(path, SPACE)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match="damaged"):
+        load_plan(path, SPACE)
     path.write_text("[]")
     with pytest.raises(InputError, match="expected format sigeo-plan-1, got list"):
         load_plan(path, SPACE)
+
+
+def test_kinds_of_many_are_not_counted(monkeypatch):
+    plan = split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]])
+    monkeypatch.setattr("sigeo.fewshot.plan._COUNTED", 15624)
+    assert plan.sizes == (None, None)
+    part = WHOLE.limited(0, [1])
+    within = Plan(Node.divided(part, Cut("nonlinear_depth", ((0, 1), (2, 3)))))
+    assert sum(within.sizes) == part.size
+    with (console := Console(width=120)).capture() as captured:
+        console.print(plan_tree(plan))
+    assert "[1] not counted" in captured.get()
 
 
 def test_the_tree_names_cuts_groups_and_sizes(tmp_path):

@@ -19,7 +19,9 @@ from sigeo.fewshot import (
     choice,
     load_plan,
     metrics,
+    save_plan,
     split,
+    split_by_kind,
 )
 from sigeo.fewshot.choice import Candidate
 from sigeo.fewshot.metrics import LID, GradientMatching, RandomDistances
@@ -245,6 +247,19 @@ def test_a_killed_splitting_goes_on_with_its_cuts(stop, left, tmp_path):
     assert split(SPACE, how(finished), **options).plan == expected
     with pytest.raises(InputError, match="made with other settings"):
         split(SPACE, how(finished), **{**options, "settings": {"seed": 3}})
+
+
+def test_a_checkpoint_of_other_factors_is_refused(tmp_path):
+    path = tmp_path / "plan.json"
+    options = {"checkpoint": path, "settings": {"levels": (2, 2)}}
+    pairs = Splitting(None, Branching((2, 2)), Random(), AnyChoice())
+    assert split(SPACE, pairs, **options).plan == split(SPACE, pairs, **options).plan
+    triples = Splitting(None, Branching((3,)), Random(), AnyChoice())
+    with pytest.raises(InputError, match="into 3 groups of options, got 2 by"):
+        split(SPACE, triples, **options)
+    save_plan(path, split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]]))
+    with pytest.raises(InputError, match="got 2 by nonlinear_depth"):
+        split(SPACE, pairs, checkpoint=path)
 
 
 def test_progress_counts_nodes():

@@ -6,7 +6,7 @@ drawn path through the other choices,
 .. math:: D_{ij} = \frac{1}{R} \sum_r 1 - \frac{\langle G_i, G_j \rangle}
     {\lVert G_i \rVert \lVert G_j \rVert + 10^{-6}}
 
-(Hu et al., "Generalizing Few-Shot NAS with Gradient Matching", ICLR 2022, section 3).
+(Hu et al., "Generalizing Few-Shot NAS with Gradient Matching", ICLR 2022).
 """
 
 from __future__ import annotations

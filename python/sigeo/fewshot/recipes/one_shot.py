@@ -5,12 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from sigeo.data import Augmentation
 from sigeo.fewshot.kinds import kind_function
 from sigeo.fewshot.recipe import Ground, Paths, Recipe
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.spaces import Kind, SearchSpace
-from sigeo.supernet import Balanced, Fair, Sampler, Uniform
-from sigeo.supernet.samplers.greedy import Greedy, ValidationLoss
+from sigeo.supernet import (
+    Balanced,
+    CrossPath,
+    Disjoint,
+    Fair,
+    Greedy,
+    Sampler,
+    Uniform,
+    ValidationLoss,
+)
 
 Groups = Sequence[Sequence[int]]
 
@@ -137,3 +146,32 @@ def greedy(
 
     each = images * sampled / kept * (1 - start)
     return Recipe("", "", paths=Paths(sampler, evaluated=each))
+
+
+@recipe("pi-nas", "Peng et al., ICCV 2021 (Pi-NAS), section 3.2, with labels")
+def pi_nas(
+    space: SearchSpace[Any],
+    *,
+    decay: float = 0.999,
+    temperature: float = 1.0,
+    flip: bool = True,
+    padding: int = 4,
+) -> Recipe:
+    """Two disjoint paths a step, each taught by the mean teacher of the other.
+
+    Args:
+        space: The space.
+        decay: Of the mean teacher.
+        temperature: Of the divergence from the teacher.
+        flip: Whether the two views of an image are mirrored at random.
+        padding: Pixels around an image that its views are cut from.
+    """
+
+    def sampler(ground: Ground) -> Sampler[Any]:
+        return Disjoint(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
+
+    def objective() -> CrossPath:
+        views = Augmentation(seed=0, flip=flip, padding=padding)
+        return CrossPath(views, decay=decay, temperature=temperature)
+
+    return Recipe("", "", paths=Paths(sampler, trained=2), objective=objective)
