@@ -11,7 +11,8 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options
+from sigeo.cli import compare_options, console, options
+from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,89 +24,9 @@ if TYPE_CHECKING:
     from sigeo.spaces import SearchSpace
     from sigeo.tables import Table
 
+__all__ = ["HELP", "add_arguments", "run"]
+
 HELP = "compare one-shot and few-shot systems"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The verb's options."""
-    options.add_space(parser)
-    group = parser.add_argument_group("systems")
-    group.add_argument(
-        "--recipes",
-        nargs="+",
-        metavar="NAME[:OPTION=VALUE,...]",
-        help="those that take part, the first of which the others are compared with "
-        "(default: all, as published)",
-    )
-    group.add_argument("--list", action="store_true", help="list recipes and their options")
-    group.add_argument(
-        "--seeds",
-        type=options.positive,
-        default=3,
-        help="repetitions, from --seed on (default: %(default)s)",
-    )
-    add_training(parser)
-    judged = parser.add_argument_group("judged by")
-    judged.add_argument("--table", metavar="FILE", help="benchmark table; sigeo train makes one")
-    judged.add_argument("--metric", default=options.METRIC, help="a column (default: %(default)s)")
-    judged.add_argument(
-        "--archs",
-        type=options.positive,
-        default=200,
-        help="architectures of the table that are ranked, drawn (default: %(default)s)",
-    )
-    judged.add_argument(
-        "--proxy",
-        default="",
-        help="proxies that rank the subnets as well, on the trained weights (default: none)",
-    )
-    judged.add_argument(
-        "--threshold",
-        type=options.positive_number,
-        default=0.1,
-        help="of sparse Kendall, in the metric's unit (default: %(default)s)",
-    )
-    judged.add_argument("--top", type=options.positive, help="how many are the best")
-    judged.add_argument(
-        "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
-    )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
-
-
-def add_training(parser: argparse.ArgumentParser) -> None:
-    """How much and how a system trains."""
-    group = parser.add_argument_group("training")
-    group.add_argument(
-        "--budget",
-        type=options.positive,
-        default=64_000,
-        help="images that a system processes in all; one that goes forward only is a third "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--held-out",
-        type=options.at_least_two,
-        default=200,
-        help="training images kept back to evaluate on (default: %(default)s)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=options.at_least_two,
-        default=64,
-        help="images a step (default: %(default)s)",
-    )
-    group.add_argument(
-        "--lr",
-        type=options.positive_number,
-        default=0.025,
-        help="first step size, which falls along a cosine (default: %(default)s)",
-    )
-    group.add_argument(
-        "--augment",
-        action="store_true",
-        help="mirror training images at random and cut them from a border of an eighth",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -123,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
         return _list()
     if args.table is None:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
-    entrants = _entrants(args)
+    entrants = compare_options.entrants(args)
     table = read_table(args.table)
     truth_of = table.lookup(args.metric)
     data, space = options.load_data_and_space(args)
-    study = study_of(args, data, space)
+    study = compare_options.study(args, data, space)
     archs, truth = _ranked(args, space, truth_of)
     folder = options.run_folder(args)
     outcomes = _outcomes(args, study, entrants, archs, folder)
@@ -174,16 +95,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def study_of(args: argparse.Namespace, data: Any, space: SearchSpace[Any]) -> Study:
-    """The ground that the options describe."""
-    from sigeo.data import Augmentation
-    from sigeo.fewshot.study import Study
-
-    augment = Augmentation(args.seed, padding=max(1, data.size // 8)) if args.augment else None
-    settings = {"batch_size": args.batch_size, "lr": args.lr, "schedule": "cosine"}
-    return Study(space, data, args.budget, args.held_out, settings, augment, args.device)
-
-
 def _list() -> int:
     from sigeo.fewshot import recipes
 
@@ -204,26 +115,17 @@ def _list() -> int:
     return 0
 
 
-def _entrants(args: argparse.Namespace) -> list[Entrant]:
-    from sigeo.fewshot import recipes
-    from sigeo.fewshot.comparison import Entrant
-
-    given = args.recipes if args.recipes is not None else recipes.names()
-    entrants = [Entrant.parse(text) for text in given]
-    labels = [entrant.label for entrant in entrants]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InputError(f"--recipes: {label} is given more than once")
-    return entrants
-
-
 def _ranked(
     args: argparse.Namespace, space: SearchSpace[Any], truth_of: dict[str, float]
 ) -> tuple[list[Any], NDArray[np.float64]]:
-    """Architectures of the table, drawn, and their measured values."""
+    """Architectures of the table, drawn, and their measured values.
+
+    Raises:
+        InputError: The table has too few.
+    """
     import numpy as np
 
-    if len(truth_of) < max(3, min(args.archs, 3)):
+    if len(truth_of) < 3:
         raise InputError(f"--table: expected at least 3 architectures, found {len(truth_of)}")
     names = sorted(truth_of)
     random.Random(args.seed).shuffle(names)
@@ -247,18 +149,17 @@ def _outcomes(
     for seed in range(args.seed, args.seed + args.seeds):
         for entrant in entrants:
             with console.progress(f"{entrant.label}, seed {seed}") as report:
-                outcomes[entrant.label].append(
-                    comparison.run(
-                        study,
-                        entrant,
-                        seed,
-                        archs,
-                        wanted,
-                        folder / "run.sqlite",
-                        folder / options.file_name(entrant.label) / str(seed),
-                        progress=lambda done, total, report=report: report(int(done), int(total)),
-                    )
+                found = comparison.run(
+                    study,
+                    entrant,
+                    seed,
+                    archs,
+                    wanted,
+                    folder / "run.sqlite",
+                    folder / options.file_name(entrant.label) / str(seed),
+                    progress=report,
                 )
+            outcomes[entrant.label].append(found)
     return outcomes
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from sigeo.errors import InputError
 from sigeo.fewshot import recipes
-from sigeo.fewshot.develop import develop
+from sigeo.fewshot.develop import Progress, develop
 from sigeo.fewshot.family import PLAN, Family
 from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
@@ -108,7 +108,7 @@ def run(
     store_file: Path,
     folder: Path,
     *,
-    progress: Callable[[float, float], None] | None = None,
+    progress: Progress | None = None,
 ) -> Outcome:
     """Carry out one system with one seed, or read what it did before.
 
@@ -216,7 +216,7 @@ class Standing:
     gain: Estimate | None
     spread: float
     quality: tuple[Quality, ...]
-    sizes: tuple[tuple[int, ...], ...]
+    sizes: tuple[tuple[int | None, ...], ...]
     processed: float
     seconds: float
     weights: float

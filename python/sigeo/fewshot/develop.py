@@ -21,7 +21,7 @@ from sigeo.fewshot.study import FORWARD_SHARE, Study
 from sigeo.spaces import Product, Region, Supernet
 from sigeo.supernet import Budget, Training, train_supernet
 
-Progress = Callable[[float, float], None]
+Progress = Callable[[int, int], None]
 """Called with (images processed, images in all)."""
 
 
@@ -154,7 +154,7 @@ class Development:
 
         def report(step: int, total: int) -> None:
             if self.progress is not None:
-                self.progress(before + images * step / total, self.study.budget)
+                self.progress(round(before + images * step / total), self.study.budget)
 
         with self.clock:
             cost = train_supernet(
