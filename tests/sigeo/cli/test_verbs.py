@@ -87,6 +87,25 @@ def test_correlate_with_the_published_table(ranking, capsys):
     assert set(document["proxies"]) == {"sigeo", "zico", "params", "flops"}
 
 
+def test_train_makes_a_table(capsys):
+    sizes = ["--channels", "2", "--cells", "1"]
+    given = ["train", *sizes, "--archs", "4", "--runs", "2", "--epochs", "1", "--share", "0.2"]
+    code, out, err = run(*given, "--out", "t", "--json", capsys=capsys)
+    document = strict(out)
+    assert code == 0, err
+    assert [len(row["accuracy"]) for row in document["rows"]] == [2] * 4
+    assert document["settings"]["training"]["images"] == round(0.2 * 1437)
+    code, out, err = run(*given, "--out", "t", capsys=capsys)
+    assert code == 0 and "4 best of 4" in out and "noise:" in err
+    scores = ["correlate", "--scores", "t/table.parquet", "--table", "t/table.parquet"]
+    code, out, _ = run(*scores, "--metric", "test_accuracy", "--json", capsys=capsys)
+    runs = strict(out)["proxies"]
+    assert code == 0 and runs["test_accuracy"]["pick"]["regret"] == 0
+    assert {"test_accuracy_run0", "params"} <= set(runs)
+    code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
+    assert code == 2 and "at least one run of one step" in err
+
+
 def test_tables(capsys):
     Path("t.csv").write_text("arch_str,acc\na,1\nb,\nc,3\n")
     code, out, _ = run("tables", "t.csv", "--convert", "t.parquet", "--json", capsys=capsys)
@@ -290,7 +309,16 @@ def test_doctor_says_which_implementation_there_is_not():
 
 
 def test_help_of_every_verb(capsys):
-    for verb in ("rank", "score", "warmup", "correlate", "tables", "report", "doctor"):
+    for verb in (
+        "rank",
+        "score",
+        "warmup",
+        "train",
+        "correlate",
+        "tables",
+        "report",
+        "doctor",
+    ):
         code, out, _ = run(verb, "--help", capsys=capsys)
         assert code == 0 and out.startswith(f"usage: sigeo {verb}")
 
