@@ -86,6 +86,12 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         help="'digits', an official CIFAR folder, or an .npz file (default: %(default)s)",
     )
     group.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="make the images smaller first, N x N (default: as they are)",
+    )
+    group.add_argument(
         "--seed",
         type=seed,
         default=0,
@@ -195,6 +201,8 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     images = data.load(args.data)
+    if args.image_size is not None:
+        images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
     sizes = {n: getattr(args, n) for n in ("channels", "cells") if getattr(args, n) is not None}
     return images, spaces.get(args.space, shape, **sizes)
