@@ -5,6 +5,7 @@ from sigeo.tables.correlation import (
     Estimate,
     correlate,
     kendall,
+    repeated_kendall,
     spearman,
     spearman_difference,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "quality",
     "random_surpasses",
     "read_table",
+    "repeated_kendall",
     "sparse_kendall",
     "sparse_ranks",
     "spearman",
