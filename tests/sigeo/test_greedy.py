@@ -5,14 +5,25 @@ from __future__ import annotations
 import json
 import math
 import random
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from sigeo import InputError
 from sigeo.spaces import Product
-from sigeo.supernet import Budget, CandidatePool, Greedy, ValidationLoss, confidence, evaluate
-from tests.sigeo.training import SPACE, assert_resumes, batches, trained, training
+from sigeo.supernet import (
+    Budget,
+    CandidatePool,
+    Greedy,
+    ValidationLoss,
+    confidence,
+    evaluate,
+    load_checkpoint,
+)
+from tests.sigeo.training import SPACE, assert_resumes, assert_same, batches, trained, training
 
 REGION = Product(SPACE, ((1, 2, 3, 4),) * 6)  # 4096 connected architectures
 
@@ -188,6 +199,42 @@ def test_scores_on_held_out_images_are_counted_and_resume(tmp_path, monkeypatch)
     expected = evaluate(supernet, archs, held).loss
     torch.testing.assert_close(ValidationLoss(supernet, held)(archs), expected)
     assert_resumes(make, tmp_path, monkeypatch)
+
+
+def held_out_greedy():
+    supernet = SPACE.supernet(seed=3)
+    score = ValidationLoss(supernet, batches(1))
+    sampler = Greedy(SPACE, score, seed=3, start=0, full=4, sampled=4, kept=2, pool=6)
+    return {"sampler": sampler, "made": lambda: supernet}
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from sigeo.supernet import loop, train_supernet
+from tests.sigeo.test_greedy import held_out_greedy
+from tests.sigeo.training import source, training
+
+loop._SECONDS_BETWEEN_SAVES = -1.0
+parts = held_out_greedy()
+train_supernet(
+    parts["made"](), training(), source(), parts["sampler"], settings={"made": "here"},
+    checkpoint=Path(sys.argv[1]),
+    progress=lambda step, steps: step == 4 and os.kill(os.getpid(), signal.SIGKILL),
+)
+"""
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on(tmp_path):
+    path = tmp_path / "c.safetensors"
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert load_checkpoint(path)[0].step == 3
+    undisturbed, cost = trained(**held_out_greedy())
+    resumed, total = trained(**held_out_greedy(), path=path)
+    assert_same(resumed, undisturbed)
+    assert total == cost
 
 
 def test_a_training_ends_with_its_sampler():

@@ -249,3 +249,21 @@ def test_images_are_changed_before_the_step():
     )
     places = config.indices(source().order, 1, 3)
     assert torch.equal(seen[1], IMAGES[places] + 1)
+
+
+def test_modules_that_draw_from_torchs_generator_follow_from_the_step(tmp_path, monkeypatch):
+    def dropped(supernet, paths, batch, step):
+        loss = nn.functional.cross_entropy(
+            nn.functional.dropout(supernet(batch[0], paths[0]), 0.5), batch[1]
+        )
+        loss.backward()
+        return loss.detach()
+
+    def make():
+        return {"sampler": Uniform(SPACE, seed=3), "objective": dropped}
+
+    supernet = SPACE.supernet(seed=3)
+    state = torch.get_rng_state()
+    trained(**make(), made=lambda: supernet)
+    assert torch.equal(state, torch.get_rng_state())
+    assert_resumes(make, tmp_path, monkeypatch)

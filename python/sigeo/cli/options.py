@@ -41,6 +41,9 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 METRIC = "cifar10.test"
 
+SHARED = ("sampler", "balance", "autocast")
+"""Settings of a warm-up that are of shared weights alone; see `sigeo.cli.shared_weights`."""
+
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
 at_least_two = whole(2)  # batch norm needs two images
@@ -60,6 +63,7 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
 
 
 fraction = _finite(0, 1, "a number from 0 to 1")
+rate = _finite(0, math.nextafter(1, 0), "a number from 0 to below 1")
 positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
 _step_size = _finite(0, sys.float_info.max, "a number from 0")
 
@@ -185,7 +189,7 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     )
     group.add_argument(
         "--schedule",
-        choices=("constant", "cosine"),
+        choices=("constant", "cosine", "linear"),
         help="of the step size, not for candidates (default: constant)",
     )
 
@@ -277,6 +281,7 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         "batch_size": args.warmup_batch,
         "schedule": args.schedule,
         "paths": args.paths,
+        **{name: getattr(args, name) for name in SHARED},
     }
     spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
     given = {name: value for name, value in given.items() if value is not None}
@@ -287,8 +292,9 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
-    if init == "candidate" and "paths" in given:
-        raise InputError("--paths: with --init candidate each network is trained alone")
+    for name in ("paths", *SHARED):
+        if init == "candidate" and name in given:
+            raise InputError(f"--{name}: with --init candidate each network is trained alone")
     own = WarmUp.published_settings() if init == "candidate" else {}
     if args.warmup_steps is not None:
         if "epochs" in given:

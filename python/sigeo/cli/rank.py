@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigeo.cli import architectures, console, options
+from sigeo.cli import architectures, console, options, shared_weights
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_proxies(parser)
     options.add_warmup(parser, default=0.0)
+    shared_weights.add_arguments(parser)
     parser.add_argument(
         "--init",
         metavar="scratch|candidate|supernet[:PATH]",
@@ -117,6 +118,7 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
         init=init,
         warmup=options.warm_up(args, images, init),
         checkpoint=checkpoint,
+        supernet=shared_weights.supernet_options(args, init),
         batches=args.batches,
         batch_size=args.batch_size,
         seed=args.seed,

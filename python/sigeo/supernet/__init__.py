@@ -27,6 +27,7 @@ from sigeo.supernet.many import (
 )
 from sigeo.supernet.objectives import CrossEntropy, LossHook, Objective
 from sigeo.supernet.pinas import CrossPath
+from sigeo.supernet.routed import RoutedSupernet
 from sigeo.supernet.samplers import (
     Balanced,
     CandidatePool,
@@ -66,6 +67,7 @@ __all__ = [
     "MutualDistillation",
     "Objective",
     "ParameterShift",
+    "RoutedSupernet",
     "Sampler",
     "Sandwich",
     "Source",

@@ -56,7 +56,7 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         "settings": json.dumps(settings, sort_keys=True),
         "progress": json.dumps(state.progress),
     }
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    content = save(_unshared(tensors), metadata)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -68,6 +68,18 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
             partial.unlink()
         raise InputError(f"checkpoint {path}: {error.strerror}") from None
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU; tensors that modules share are copied, which the format asks for."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().cpu().contiguous()
+        if kept.numel() and kept.data_ptr() in seen:
+            kept = kept.clone()
+        seen.add(kept.data_ptr())
+        found[name] = kept
+    return found
 
 
 def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:

@@ -42,7 +42,7 @@ def evaluate(
     *,
     norm: Statistics = "batch",
     calibration: Sequence[Batch] = (),
-    at_once: int = 1,
+    at_once: int = 4,
     loss_fn: LossFunction = nn.functional.cross_entropy,
 ) -> Evaluation:
     """Evaluate subnets on the same batches, forward only, without dropout.
@@ -58,7 +58,7 @@ def evaluate(
             statistics of training; "recalibrated", for each subnet the mean of the statistics of
             the batches of ``calibration``.
         calibration: Training batches, of "recalibrated" alone.
-        at_once: Subnets that go in one pass where that is possible.
+        at_once: Subnets that go in one pass where that is possible, with batch statistics.
         loss_fn: (output, labels) to the mean loss of a batch.
 
     Raises:

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
 from sigeo.supernet.checkpoint import load_checkpoint, save_checkpoint
 from sigeo.supernet.objectives import CrossEntropy, LossHook, Objective
+from sigeo.supernet.randomness import drawing
 from sigeo.supernet.samplers import Sampler
 from sigeo.supernet.settings import Batch, Progress, Source, Training
 from sigeo.supernet.trainer import Trainer
@@ -148,6 +150,10 @@ class _Run:
         self.trainer.take(self.source.take(self.config, step))
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
+        with drawing(f"{self.source.seed}/{step}", device_of(self.module)):
+            return self._gradients(batch, step)
+
+    def _gradients(self, batch: Batch, step: int) -> Tensor:
         before = self.sampler.evaluated
         paths = self.sampler.paths(step)
         self.budget.evaluated += self.sampler.evaluated - before

@@ -36,6 +36,8 @@ class Training:
         rise: First steps, over which the step size grows linearly to ``lr``; the schedule follows.
         clip_by: Whether ``clip`` bounds the norm of all gradients together, or each value.
         decay_norms: Whether weight decay acts on norms and biases (tensors of one dimension) too.
+        scales: Pairs of a prefix of parameters' names and the factor of their step size; of several
+            that fit the first counts.
         autocast: Type of the operations that torch's autocast runs in lower precision; None for
             full precision.
     """
@@ -54,11 +56,19 @@ class Training:
     rise: int = 0
     clip_by: Literal["norm", "value"] = "norm"
     decay_norms: bool = True
+    scales: tuple[tuple[str, float], ...] = ()
     autocast: Literal["bfloat16"] | None = None
 
     what: ClassVar[str] = "training"
     # Left out of `describe` where they are as ever, so that older checkpoints' settings stay equal.
-    _later: ClassVar[tuple[str, ...]] = ("floor", "rise", "clip_by", "decay_norms", "autocast")
+    _later: ClassVar[tuple[str, ...]] = (
+        "floor",
+        "rise",
+        "clip_by",
+        "decay_norms",
+        "scales",
+        "autocast",
+    )
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -73,6 +83,11 @@ class Training:
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"{self.what}: lr must be above 0, got {self.lr}")
+        for prefix, factor in self.scales:
+            if not (math.isfinite(factor) and factor >= 0):
+                raise InputError(
+                    f"{self.what}: scales of {prefix!r} must be at least 0, got {factor}"
+                )
         if not 0 <= self.floor <= 1:
             raise InputError(f"{self.what}: floor must be from 0 to 1, got {self.floor}")
         for name, known in (
@@ -181,6 +196,8 @@ class Training:
             for name, value in asdict(self).items()
             if name not in self._later or value != usual[name]
         }
+        if "scales" in settings:
+            settings["scales"] = [list(pair) for pair in self.scales]
         return {**settings, "steps": self.steps}
 
 

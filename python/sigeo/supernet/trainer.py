@@ -41,16 +41,22 @@ class Trainer:
         self.step = 0
 
     def _groups(self) -> list[dict[str, Any]]:
-        if self.config.decay_norms:
-            return [{"params": list(self.parameters.values())}]
-        decayed = [p for p in self.parameters.values() if p.dim() > 1]
-        others = [p for p in self.parameters.values() if p.dim() <= 1]
-        return [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
+        """The parameters by factor of the step size and by weight decay."""
+        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        for name, parameter in self.parameters.items():
+            factors = (factor for prefix, factor in self.config.scales if name.startswith(prefix))
+            decays = self.config.decay_norms or parameter.dim() > 1
+            key = next(factors, 1.0), self.config.weight_decay if decays else 0.0
+            groups.setdefault(key, []).append(parameter)
+        return [
+            {"params": parameters, "scale": scale, "weight_decay": decay}
+            for (scale, decay), parameters in groups.items()
+        ]
 
     def take(self, batch: Batch) -> Tensor:
         """Train on one batch; returns its loss, not synchronised."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.step)
+            group["lr"] = group["scale"] * self.config.lr_at(self.step)
         self.optimizer.zero_grad(set_to_none=True)
         if self.config.autocast is None:
             loss = self.backward(batch, self.step)

@@ -14,26 +14,34 @@ from torch import Tensor, nn
 
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
-from sigeo.supernet.loop import run
+from sigeo.supernet.loop import Budget, run
 from sigeo.supernet.objectives import CrossEntropy
-from sigeo.supernet.samplers import Uniform
+from sigeo.supernet.samplers import ValidationLoss
+from sigeo.supernet.samplers.named import NAMES, named
 from sigeo.supernet.settings import Progress, Source, Training
 from sigeo.supernet.trainer import Trainer
 
 
 @dataclass(frozen=True)
 class WarmUp(Training):
-    """A training of random paths, or of one network.
+    """A training of paths by a sampler's name, or of one network.
+
+    All but the settings of `Training` are of shared weights only.
 
     Attributes:
-        paths: Architectures that a step trains on its batch, in one pass; of shared weights only.
+        paths: Architectures that a step trains on its batch, in one pass; of uniform samplers.
         average: Whether their gradients are averaged rather than summed.
+        sampler: Which paths a step trains, see `samplers.named`.
+        balance: Of "balanced": the choice of the space whose options make the regions.
     """
 
     paths: int = 1
     average: bool = False
+    sampler: str = "uniform"
+    balance: str | None = None
 
     what: ClassVar[str] = "warm-up"
+    _later: ClassVar[tuple[str, ...]] = (*Training._later, "sampler", "balance")
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -44,6 +52,9 @@ class WarmUp(Training):
         super().__post_init__()
         if self.paths < 1:
             raise InputError(f"warm-up: paths must be at least 1, got {self.paths}")
+        if self.sampler not in NAMES:
+            known = ", ".join(NAMES)
+            raise InputError(f"warm-up: sampler must be one of {known}, got {self.sampler!r}")
 
     @classmethod
     def published(cls, images: int, epochs: int = 10) -> WarmUp:
@@ -93,8 +104,10 @@ def warm_up_supernet(
     settings: dict[str, Any],
     checkpoint: Path | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Train shared weights in place, one or more random architectures a step.
+) -> Budget:
+    """Train shared weights in place, one or more architectures a step.
+
+    Greedy paths are scored on held-out images: the last ones of the order, a tenth of it or 1000.
 
     Args:
         supernet: The weights.
@@ -106,16 +119,51 @@ def warm_up_supernet(
             there is one of the same settings, the warm-up goes on from it.
         progress: Called after each step with (steps taken, steps in all).
 
+    Returns:
+        What it has cost, with the steps before an interruption.
+
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written.
+        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
+            sampler does not go with the space or the images.
     """
-    run(
+    sampler = named(
+        config.sampler,
+        space,
+        seed=source.seed,
+        steps=config.steps,
+        paths=config.paths,
+        balance=config.balance,
+        score=_held_out(supernet, config, source) if config.sampler == "greedy" else None,
+    )
+    return run(
         supernet,
         config,
         source,
-        Uniform(space, seed=source.seed, paths=config.paths),
+        sampler,
         CrossEntropy(average=config.average),
         settings=settings,
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def _held_out(supernet: Supernet[Any], config: WarmUp, source: Source) -> ValidationLoss:
+    """A score on images that the warm-up does not train on.
+
+    Raises:
+        InputError: It trains on too many of them.
+    """
+    available = len(source.order)
+    count = min(1000, available // 10)
+    if count < 2 or config.images + count > available:
+        raise InputError(
+            f"warm-up: greedy paths need {max(2, count)} held-out images beside the "
+            f"{config.images} to train on, the data has {available}"
+        )
+    held = source.order[-count:]
+    return ValidationLoss(supernet, [source.batch(places) for places in even_parts(held, 256)])
+
+
+def even_parts(places: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Places in as few parts of at most ``size`` as there can be, as equal as they can be."""
+    return places.tensor_split(-(-len(places) // size))

@@ -53,7 +53,7 @@ class ValidationLoss:
         images: Of one path's score.
     """
 
-    def __init__(self, supernet: Supernet[Any], batches: Sequence[Batch], *, at_once: int = 1):
+    def __init__(self, supernet: Supernet[Any], batches: Sequence[Batch], *, at_once: int = 4):
         """Set it up.
 
         Args:
