@@ -4,12 +4,12 @@ The layers are torch's own, with their parameters and names; `sigeo_ext.gather.s
 selections of them.
 """
 
-from sigeo.supernet.elastic.attention import Attention, ElasticAttention
-from sigeo.supernet.elastic.base import Elastic, configure, extract
-from sigeo.supernet.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
-from sigeo.supernet.elastic.depth import ElasticDepth
-from sigeo.supernet.elastic.linear import ElasticEmbedding, ElasticLinear
-from sigeo.supernet.elastic.norms import (
+from sigeo.elastic.attention import Attention, ElasticAttention
+from sigeo.elastic.base import Elastic, configure, extract
+from sigeo.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
+from sigeo.elastic.depth import ElasticDepth
+from sigeo.elastic.linear import ElasticEmbedding, ElasticLinear
+from sigeo.elastic.norms import (
     ElasticBatchNorm1d,
     ElasticBatchNorm2d,
     ElasticBatchNorm3d,
