@@ -6,6 +6,7 @@ selections of them.
 
 from sigeo.elastic.attention import Attention, ElasticAttention
 from sigeo.elastic.base import Elastic, configure, extract
+from sigeo.elastic.convert import choice_of, convert
 from sigeo.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
 from sigeo.elastic.depth import ElasticDepth
 from sigeo.elastic.linear import ElasticEmbedding, ElasticLinear
@@ -15,6 +16,7 @@ from sigeo.elastic.norms import (
     ElasticBatchNorm3d,
     ElasticLayerNorm,
 )
+from sigeo.elastic.tokens import ElasticTokens, Tokens
 
 __all__ = [
     "Attention",
@@ -30,6 +32,10 @@ __all__ = [
     "ElasticEmbedding",
     "ElasticLayerNorm",
     "ElasticLinear",
+    "ElasticTokens",
+    "Tokens",
+    "choice_of",
     "configure",
+    "convert",
     "extract",
 ]

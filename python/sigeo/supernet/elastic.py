@@ -14,7 +14,11 @@ from sigeo.elastic import (
     ElasticEmbedding,
     ElasticLayerNorm,
     ElasticLinear,
+    ElasticTokens,
+    Tokens,
+    choice_of,
     configure,
+    convert,
     extract,
 )
 
@@ -32,6 +36,10 @@ __all__ = [
     "ElasticEmbedding",
     "ElasticLayerNorm",
     "ElasticLinear",
+    "ElasticTokens",
+    "Tokens",
+    "choice_of",
     "configure",
+    "convert",
     "extract",
 ]

@@ -139,6 +139,11 @@ class Stack:
             pooled, self.weights["head.linear.weight"], self.weights["head.linear.bias"]
         )
 
+    def gradient(self, name: str) -> Tensor | None:
+        """The sum of the rows' gradients; None if there is none."""
+        rows = self.weights[name].grad
+        return None if rows is None else rows.sum(0)
+
     def _norm(self, name: str) -> Norm:
         return Norm(self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
