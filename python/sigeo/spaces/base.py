@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from sigeo.spaces.streams import Streams
+
 A = TypeVar("A", bound=Hashable)
 A_in = TypeVar("A_in", bound=Hashable, contravariant=True)
 
@@ -72,8 +74,10 @@ class Stack(Protocol):
             uses it. Leaves of their own; rows are one in memory where they are shared.
         members: The subnet of each row.
         layers: Names of the weights of convolutions and linear layers.
+        random: Where the random numbers of each subnet stand; None where none are drawn.
     """
 
+    random: Streams | None
     weights: Mapping[str, Rows]
     members: Mapping[str, tuple[int, ...]]
     layers: frozenset[str]

@@ -139,10 +139,13 @@ class _Run:
         losses, first = self._backward(still, 0)
         if observer is not None:
             self._show(still, losses, first, observer)
+        drawn = None if still.random is None else still.random.copy()
         courses = sorted({r.steps for r in self.requests}, key=lambda steps: steps is not None)
         found: dict[Request, list[GradientStatistics]] = {}
         for index, steps in enumerate(courses):
             stack = still if steps is None else self.supernet.stack(self.archs, own=True)
+            if drawn is not None and steps is not None:  # they have seen the first batch, too
+                stack.random = drawn.copy()
             last = index + 1 == len(courses)
             found |= self._course(stack, steps, losses, first, owned=last)
         return [[found[r][subnet] for r in self.requests] for subnet in range(len(self.archs))]

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 
 from sigeo.spaces.base import Choice, Cost, InputShape
 from sigeo.spaces.choices import Architecture, ChoiceSpace
 from sigeo.spaces.elastic.supernet import ElasticSupernet
+
+
+class _Undrawn(TorchFunctionMode):
+    """Layers draw no initial values: on "meta" there are none, but it takes half of the time."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        if func in (Tensor.uniform_, Tensor.normal_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 class ElasticSpace(ChoiceSpace, ABC):
@@ -64,7 +80,7 @@ class ElasticSpace(ChoiceSpace, ABC):
 
     def skeleton(self, arch: Architecture, *, track: bool = False) -> nn.Sequential:
         """The modules of an architecture without memory, on the device "meta"."""
-        with torch.device("meta"):
+        with torch.device("meta"), _Undrawn():
             return self.network(arch, track=track)
 
     def build(self, arch: Architecture, *, seed: int = 0) -> nn.Module:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.spaces.elastic.parts import part, places
-from sigeo.spaces.elastic.randomness import Randomness
 from sigeo.spaces.elastic.reuse import Reuse
+from sigeo.spaces.streams import Streams
 
 if TYPE_CHECKING:
     from sigeo.spaces.choices import Architecture
@@ -63,10 +63,10 @@ class Stack:
         self.members = {name: tuple(members[name]) for name in used}
         self.layers = frozenset(layers)
         device = next(iter(self._shared.values())).device
-        self._random = [Randomness(device) for _ in archs] if supernet.noisy else None
+        self.random = Streams(device, len(archs)) if supernet.noisy else None
         # Masks of dropout are each subnet's own, and so are weights that are to move.
         self._prefixes = (
-            _prefixes(self._networks) if share and not own and not self._random else None
+            _prefixes(self._networks) if share and not own and not self.random else None
         )
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -75,10 +75,10 @@ class Stack:
         Where there is dropout, every subnet draws as it would alone, from the state that torch's
         generator had when the stack was made, and goes on from there with the next batch.
         """
-        if self._random is not None:
+        if self.random is not None:
             outputs = []
-            for network, random in zip(self._networks, self._random, strict=True):
-                with random:
+            for subnet, network in enumerate(self._networks):
+                with self.random.of(subnet):
                     outputs.append(network(x))
             return torch.stack(outputs)
         if self._prefixes is None:

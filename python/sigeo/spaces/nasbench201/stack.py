@@ -30,6 +30,8 @@ Part = tuple[Tensor, Term]
 class Stack:
     """K subnets as one function of a batch; see `sigeo.spaces.Stack`."""
 
+    random = None
+
     def __init__(self, supernet: NASBench201Supernet, archs: Sequence[Cell], *, own: bool):
         """Gather the weights that any of them uses.
 
