@@ -162,6 +162,28 @@ def test_an_objective_may_be_a_plain_function(tmp_path):
     assert settings["training"] == training().describe()
 
 
+def test_settings_are_compared_as_json_holds_them(tmp_path):
+    given = {"sizes": (1, 2)}
+    for _ in range(2):
+        train_supernet(
+            SPACE.supernet(seed=3),
+            training(scales=(("stem", 0.5),)),
+            source(),
+            Uniform(SPACE, seed=3),
+            settings=given,
+            checkpoint=tmp_path / "c",
+        )
+    assert load_checkpoint(tmp_path / "c")[1]["sizes"] == [1, 2]
+    with pytest.raises(InputError, match="settings: must be what JSON can hold"):
+        train_supernet(
+            SPACE.supernet(seed=3),
+            training(),
+            source(),
+            Uniform(SPACE, seed=3),
+            settings={"a": SPACE},
+        )
+
+
 def test_another_sampler_does_not_go_on_from_a_checkpoint(tmp_path):
     trained(Uniform(SPACE, seed=3), path=tmp_path / "c")
     with pytest.raises(InputError, match="made with other settings than this training"):
