@@ -41,7 +41,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 METRIC = "cifar10.test"
 
-SHARED = ("sampler", "balance", "autocast")
+SHARED = ("sampler", "balance", "objective", "label_smoothing", "augment", "autocast")
 """Settings of a warm-up that are of shared weights alone; see `sigeo.cli.shared_weights`."""
 
 positive = whole(1)
@@ -332,14 +332,15 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
     given = {name: value for name, value in given.items() if value is not None}
     if not warms_up(args):
         for name in given:
-            option = spelled.get(name, f"--{name}")
+            option = spelled.get(name, f"--{name.replace('_', '-')}")
             raise InputError(f"{option}: has no effect without --warmup or --warmup-steps")
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
     for name in ("paths", *SHARED):
         if init == "candidate" and name in given:
-            raise InputError(f"--{name}: with --init candidate each network is trained alone")
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: with --init candidate each network is trained alone")
     own = WarmUp.published_settings() if init == "candidate" else {}
     if args.warmup_steps is not None:
         if "epochs" in given:
