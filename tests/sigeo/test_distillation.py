@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import random
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from sigeo import InputError
+from sigeo.spaces import Product
 from sigeo.supernet import (
     Budget,
     Fair,
@@ -18,7 +18,6 @@ from sigeo.supernet import (
     Teacher,
     Uniform,
     divergence,
-    draw_connected,
     mutual_distillation,
 )
 from tests.sigeo.training import SPACE, assert_resumes, batches, trained
@@ -119,12 +118,11 @@ def test_in_place_distillation_teaches_all_but_the_first():
 
 
 def siblings():
-    def own(path, step):
-        return draw_connected(SPACE, SPACE, random.Random(f"sibling/{step}"))
-
-    return MutualDistillation(
-        Teacher(SPACE.supernet(seed=1)), [Teacher(SPACE.supernet(seed=2), own)]
-    )
+    region = Product.whole(SPACE).limited(0, (1, 2))
+    sibling = Teacher.of_region(SPACE.supernet(seed=2), SPACE, region, seed=5)
+    drawn = {sibling.path(None, step) for step in range(20)}
+    assert len(drawn) > 10 and all(arch in region for arch in drawn)
+    return MutualDistillation(Teacher(SPACE.supernet(seed=1)), [sibling])
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_moves_through_the_space():
 
 
 def test_bad_sizes_are_refused():
-    with pytest.raises(InputError, match="space must be one of nasbench201, got 'darts'"):
+    with pytest.raises(InputError, match="space must be one of .*nasbench201.*, got 'darts'"):
         spaces.get("darts", SMALL)
     with pytest.raises(InputError, match="images must be at least 4 x 4, got 2"):
         spaces.get("nasbench201", spaces.InputShape(3, 2, 10))

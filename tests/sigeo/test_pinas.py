@@ -136,6 +136,15 @@ def test_contrast_by_hand_and_its_queue():
     torch.testing.assert_close(objective.queue[4:8], mean[4:], rtol=1e-4, atol=1e-5)
 
 
+def test_an_objective_begins_anew_with_every_training():
+    objective = contrast()
+    results = [
+        trained(Disjoint(SPACE, seed=3), objective, made=projected)[0].state_dict()
+        for _ in range(2)
+    ]
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
 def contrast():
     return CrossPathContrast(VIEWS, seed=2, queue=20, size=6)
 

@@ -62,6 +62,10 @@ def test_schedules_rise_and_fall():
     assert config.steps == 12 and rates[:3] == pytest.approx([0.05, 0.1, 0.1])
     falls = [a - b for a, b in itertools.pairwise(rates[2:])]
     assert falls == pytest.approx([0.01] * 10) and rates[-1] == pytest.approx(0.0)
+    steps = training(lr=0.1, schedule="steps", epochs=4, milestones=(0.5, 0.75))
+    falling = [steps.lr_at(step) for step in range(12)]
+    assert falling == pytest.approx([0.1] * 6 + [0.01] * 3 + [0.001] * 3)
+    assert json.dumps(steps.describe()["milestones"]) == "[0.5, 0.75]"
     cosine = training(lr=0.1, schedule="cosine", floor=0.5)
     assert cosine.lr_at(cosine.steps) == pytest.approx(0.05)
     assert cosine.lr_at(cosine.steps // 2) == pytest.approx(0.075)
@@ -89,6 +93,7 @@ def test_a_budget_of_processed_images_pays_for_steps():
 def test_bad_numbers():
     for changes, message in (
         ({"floor": 1.5}, "training: floor must be from 0 to 1, got 1.5"),
+        ({"milestones": (0.8, 0.6)}, "milestones must ascend"),
         ({"rise": -1}, "rise must be at least 0, got -1"),
         ({"schedule": "sawtooth"}, "schedule must be one of .*, got 'sawtooth'"),
         ({"clip_by": "hand"}, "clip_by must be one of .*, got 'hand'"),
@@ -155,6 +160,28 @@ def test_an_objective_may_be_a_plain_function(tmp_path):
     assert "objective" not in settings and settings["made"] == "here"
     assert settings["sampler"] == Uniform(SPACE, seed=3).describe()
     assert settings["training"] == training().describe()
+
+
+def test_settings_are_compared_as_json_holds_them(tmp_path):
+    given = {"sizes": (1, 2)}
+    for _ in range(2):
+        train_supernet(
+            SPACE.supernet(seed=3),
+            training(scales=(("stem", 0.5),)),
+            source(),
+            Uniform(SPACE, seed=3),
+            settings=given,
+            checkpoint=tmp_path / "c",
+        )
+    assert load_checkpoint(tmp_path / "c")[1]["sizes"] == [1, 2]
+    with pytest.raises(InputError, match="settings: must be what JSON can hold"):
+        train_supernet(
+            SPACE.supernet(seed=3),
+            training(),
+            source(),
+            Uniform(SPACE, seed=3),
+            settings={"a": SPACE},
+        )
 
 
 def test_another_sampler_does_not_go_on_from_a_checkpoint(tmp_path):

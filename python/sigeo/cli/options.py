@@ -41,7 +41,7 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 METRIC = "cifar10.test"
 
-SHARED = ("sampler", "balance", "autocast")
+SHARED = ("sampler", "balance", "objective", "label_smoothing", "augment", "autocast")
 """Settings of a warm-up that are of shared weights alone; see `sigeo.cli.shared_weights`."""
 
 positive = whole(1)
@@ -78,12 +78,44 @@ def _lambdas(text: str) -> tuple[float, ...]:
     return values
 
 
+def _space_size(text: str) -> tuple[str, Any]:
+    name, equals, values = text.partition("=")
+    if not equals or not name or not values:
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE or NAME=V,V,..., got {text!r}")
+    parts = tuple(_number_or_word(part.strip()) for part in values.split(","))
+    return name.strip(), parts[0] if len(parts) == 1 else parts
+
+
+def _number_or_word(text: str) -> int | float | str:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            pass
+    return text
+
+
 def add_space(parser: argparse.ArgumentParser) -> None:
     """The space, its sizes and the data."""
     group = parser.add_argument_group("networks and data")
     group.add_argument("--space", default="nasbench201", help="search space (default: %(default)s)")
-    group.add_argument("--channels", type=positive, help="width of the first stage (published: 16)")
-    group.add_argument("--cells", type=positive, help="cells of each stage (published: 5)")
+    group.add_argument(
+        "--size",
+        type=_space_size,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a size of the space, one number or several with commas; the docs list them",
+    )
+    group.add_argument(
+        "--channels",
+        type=positive,
+        help="the same as --size channels=N; of nasbench201: width of "
+        "the first stage (published: 16)",
+    )
+    group.add_argument(
+        "--cells", type=positive, help="of nasbench201: cells of each stage (published: 5)"
+    )
     group.add_argument(
         "--data",
         default="digits",
@@ -208,8 +240,21 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     if args.image_size is not None:
         images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
+    return images, spaces.get(args.space, shape, **_sizes(args))
+
+
+def _sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The sizes of the space that are given.
+
+    Raises:
+        InputError: One is given twice.
+    """
     sizes = {n: getattr(args, n) for n in ("channels", "cells") if getattr(args, n) is not None}
-    return images, spaces.get(args.space, shape, **sizes)
+    for name, value in args.size:
+        if name in sizes:
+            raise InputError(f"--size: {name} is given twice")
+        sizes[name] = value
+    return sizes
 
 
 def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
@@ -287,14 +332,15 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
     given = {name: value for name, value in given.items() if value is not None}
     if not warms_up(args):
         for name in given:
-            option = spelled.get(name, f"--{name}")
+            option = spelled.get(name, f"--{name.replace('_', '-')}")
             raise InputError(f"{option}: has no effect without --warmup or --warmup-steps")
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
     for name in ("paths", *SHARED):
         if init == "candidate" and name in given:
-            raise InputError(f"--{name}: with --init candidate each network is trained alone")
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: with --init candidate each network is trained alone")
     own = WarmUp.published_settings() if init == "candidate" else {}
     if args.warmup_steps is not None:
         if "epochs" in given:

@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
 
     if args.arch is not None and args.model_args is not None:
         raise InputError("--model-args: has no effect with --arch")
-    if args.model is not None and (args.channels or args.cells):
-        raise InputError("--channels, --cells: have no effect with --model")
+    if args.model is not None and (args.channels or args.cells or args.size):
+        raise InputError("--channels, --cells, --size: have no effect with --model")
     data, space = options.load_data_and_space(args)
     proxies = options.proxies(args, "scratch")
     batches = _batches(data, args)

@@ -29,6 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "first)",
     )
     group.add_argument(
+        "--objective",
+        choices=("cross_entropy", "in_place", "cross_path"),
+        help="what paths are trained on: the labels; the first path's predictions, for all others; "
+        "a mean teacher's of the other path, with --sampler disjoint (default: cross_entropy)",
+    )
+    group.add_argument(
+        "--label-smoothing",
+        type=options.rate,
+        metavar="SHARE",
+        help="of the target, spread over all classes (default: 0)",
+    )
+    group.add_argument(
+        "--augment",
+        choices=("crop", "flip"),
+        help="random crops of the padded images, with flip mirrored images as well (default: none)",
+    )
+    group.add_argument(
         "--norm",
         choices=("batch", "tracked"),
         help="statistics of batch norm: the batch's, or running ones as well (default: batch)",

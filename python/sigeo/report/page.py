@@ -154,7 +154,7 @@ def _rows(
 ) -> list[list[_Cell]]:
     rows = []
     for i, arch in enumerate(columns["arch_str"]):
-        cells = [_number(columns["rank"][i]), _number(columns["index"][i])]
+        cells = [_number(columns["rank"][i]), _number(int(columns["index"][i]))]
         cells += [_number(columns[proxy][i]) for proxy in proxies]
         if measured is not None:
             value = measured.values[i]

@@ -80,7 +80,7 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     rows = document["rows"]
     columns: dict[str, Any] = {
         "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
-        "index": pa.array([row["index"] for row in rows], pa.int64()),
+        "index": _indices([row["index"] for row in rows]),
         "arch_str": pa.array([row["arch"] for row in rows], pa.string()),
     }
     for proxy in proxies:
@@ -97,6 +97,13 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     head = {k: v for k, v in document.items() if k != "rows"} | {"proxies": list(proxies)}
     table = pa.table(columns).replace_schema_metadata({"sigeo": strict_dumps(head)})
     write_whole(path, lambda partial: parquet.write_table(table, partial))
+
+
+def _indices(numbers: list[int]) -> pa.Array:
+    """Numbers of architectures, as text where a space has more than int64 can count."""
+    if any(number >= 1 << 63 for number in numbers):
+        return pa.array(map(str, numbers), pa.string())
+    return pa.array(numbers, pa.int64())
 
 
 def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:

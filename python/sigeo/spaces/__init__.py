@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from sigeo.errors import InputError
 from sigeo.spaces.base import Choice, Cost, InputShape, SearchSpace, Stack, Supernet, distinct
+from sigeo.spaces.choices import Architecture
+from sigeo.spaces.elastic import ElasticSpace, ElasticSupernet
+from sigeo.spaces.mlp import MLP
+from sigeo.spaces.mobilenet import MobileNet
 from sigeo.spaces.nasbench201 import NASBench201
 from sigeo.spaces.regions import Kind, Product, Region
+from sigeo.spaces.resnet import ResNet
+from sigeo.spaces.transformer import Transformer
 
 __all__ = [
+    "MLP",
+    "Architecture",
     "Choice",
     "Cost",
+    "ElasticSpace",
+    "ElasticSupernet",
     "InputShape",
     "Kind",
+    "MobileNet",
+    "NASBench201",
     "Product",
     "Region",
+    "ResNet",
     "SearchSpace",
     "Stack",
     "Supernet",
+    "Transformer",
     "distinct",
     "get",
     "names",
+    "sizes_of",
 ]
 
-_SPACES: dict[str, Callable[..., Any]] = {NASBench201.name: NASBench201}
+_SPACES: dict[str, Callable[..., Any]] = {
+    space.name: space for space in (MLP, MobileNet, NASBench201, ResNet, Transformer)
+}
 
 
 def names() -> list[str]:
@@ -33,18 +51,36 @@ def names() -> list[str]:
     return sorted(_SPACES)
 
 
-def get(name: str, shape: InputShape, **sizes: int) -> SearchSpace[Any]:
+def sizes_of(name: str) -> dict[str, Any]:
+    """The sizes that a space of a name can be made with, and their defaults.
+
+    Raises:
+        InputError: No space of that name.
+    """
+    parameters = inspect.signature(_maker(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+
+
+def get(name: str, shape: InputShape, **sizes: Any) -> SearchSpace[Any]:
     """The space of a name, for inputs of a shape.
 
     Args:
         name: One of `names`.
         shape: Of the images and classes.
-        **sizes: The space's own, for nasbench201 ``channels`` and ``cells``.
+        **sizes: The space's own, see `sizes_of`.
 
     Raises:
-        InputError: No space of that name.
+        InputError: No space of that name, or it has no such size.
     """
+    known = sizes_of(name)
+    for size in sizes:
+        if size not in known:
+            raise InputError(f"{name}: size must be one of {', '.join(known)}, got {size!r}")
+    space: SearchSpace[Any] = _maker(name)(shape, **sizes)
+    return space
+
+
+def _maker(name: str) -> Callable[..., Any]:
     if name not in _SPACES:
         raise InputError(f"space must be one of {', '.join(names())}, got {name!r}")
-    space: SearchSpace[Any] = _SPACES[name](shape, **sizes)
-    return space
+    return _SPACES[name]

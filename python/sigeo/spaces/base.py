@@ -9,6 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from sigeo.spaces.streams import Streams
+
 A = TypeVar("A", bound=Hashable)
 A_in = TypeVar("A_in", bound=Hashable, contravariant=True)
 
@@ -54,22 +56,42 @@ class Choice:
     options: tuple[str, ...]
 
 
+Rows = nn.Parameter | Sequence[nn.Parameter]
+"""A weight as several subnets use it: rows [n, *shape] of one tensor, or where subnets use parts of
+different shapes, one tensor a row."""
+
+
+def leaves(rows: Rows) -> list[nn.Parameter]:
+    """The tensors that rows consist of."""
+    return [rows] if isinstance(rows, nn.Parameter) else list(rows)
+
+
 class Stack(Protocol):
     """Several subnets of a supernet as one function of a batch.
 
     Attributes:
-        weights: The weights that any of them uses, by the supernet's names, [n, *shape]: one row a
-            subnet that uses it. Leaves of their own; rows are one in memory where they are shared.
+        weights: The weights that any of them uses, by the supernet's names: one row a subnet that
+            uses it. Leaves of their own; rows are one in memory where they are shared.
         members: The subnet of each row.
         layers: Names of the weights of convolutions and linear layers.
+        random: Where the random numbers of each subnet stand; None where none are drawn.
     """
 
-    weights: Mapping[str, nn.Parameter]
+    random: Streams | None
+    weights: Mapping[str, Rows]
     members: Mapping[str, tuple[int, ...]]
     layers: frozenset[str]
 
     def __call__(self, x: Tensor) -> Tensor:
-        """A batch [B, ...] to each subnet's outputs [K, B, ...], batch norm in batch mode."""
+        """A batch [B, ...] to each subnet's outputs [K, B, ...], in train mode.
+
+        Batch norm uses each subnet's own statistics of the batch, and dropout draws what it would
+        for each subnet alone.
+        """
+        ...
+
+    def gradient(self, name: str) -> Tensor | None:
+        """The sum of the rows' gradients, in the shape of the shared weight; None without any."""
         ...
 
 
@@ -81,7 +103,10 @@ class Supernet(Protocol[A_in]):
         ...
 
     def subnet(self, arch: A_in, *, whole: bool = False) -> nn.Module:
-        """A plain module of one architecture that uses the shared weights themselves.
+        """A plain module of one architecture with the shared weights as they are now.
+
+        It uses the shared tensors themselves where an architecture has them whole. Where it has
+        parts of them, they are copies: shared weights are trained by calling the supernet.
 
         Args:
             arch: The architecture.

@@ -77,16 +77,21 @@ class CrossPathContrast(Objective):
             raise InputError(f"{self.name}: queue and size must be at least 1, got {queue}, {size}")
         self.views, self.seed, self.decay = views, seed, decay
         self.temperature = positive(temperature, f"{self.name}: temperature")
-        generator = torch.Generator().manual_seed(seed)
-        self.queue = F.normalize(torch.randn(queue, size, generator=generator), dim=1)
-        self._oldest = 0
+        self._shape = queue, size
+        self._fill(torch.device("cpu"))
         self._teacher: MeanTeacher | None = None
 
     def start(self, supernet: Supernet[Any]) -> None:
-        """The teacher begins as the student."""
+        """The teacher begins as the student, the queue as drawn."""
         module: nn.Module = supernet  # type: ignore[assignment]
         self._teacher = MeanTeacher(supernet, decay=self.decay)
-        self.queue = self.queue.to(device_of(module))
+        self._fill(device_of(module))
+
+    def _fill(self, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+        drawn = torch.randn(self._shape, generator=generator)
+        self.queue = F.normalize(drawn, dim=1).to(device)
+        self._oldest = 0
 
     @property
     def teacher(self) -> MeanTeacher:

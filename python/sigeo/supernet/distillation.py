@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sigeo.errors import InputError
-from sigeo.spaces import Supernet
+from sigeo.spaces import Region, SearchSpace, Supernet
 from sigeo.supernet.many import add_joint_gradients
 from sigeo.supernet.objectives import Objective, smoothed_cross_entropy
+from sigeo.supernet.samplers.base import draw_connected, generator
 from sigeo.supernet.settings import Batch
 
 
@@ -77,6 +78,13 @@ class Teacher:
     supernet: Supernet[Any]
     path: Callable[[Any, int], Any] | None = None
 
+    @classmethod
+    def of_region(
+        cls, supernet: Supernet[Any], space: SearchSpace[Any], region: Region[Any], *, seed: int
+    ) -> Teacher:
+        """One that runs a random path of a region at each step, as a sibling does."""
+        return cls(supernet, lambda _, step: draw_connected(space, region, generator(seed, step)))
+
     @torch.no_grad()
     def logits(self, inputs: Tensor, path: Any, step: int) -> Tensor:
         """[B, classes]."""
@@ -86,8 +94,7 @@ class Teacher:
 class MutualDistillation(Objective):
     """Every path by `mutual_distillation`, with teachers as they are at the step.
 
-    A sibling does not hold the student's path; give it a path of its own, for example one that
-    `samplers.draw_connected` takes from its region by the step.
+    A sibling does not hold the student's path; `Teacher.of_region` runs one of its own.
     """
 
     name = "mutual_distillation"

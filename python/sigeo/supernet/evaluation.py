@@ -177,11 +177,30 @@ def _recalibrate(
         n.running_mean = torch.zeros(n.num_features, device=like.device, dtype=like.dtype)
         n.running_var = torch.ones(n.num_features, device=like.device, dtype=like.dtype)
         n.num_batches_tracked = torch.zeros((), device=like.device, dtype=torch.long)
-        n.training, n.track_running_stats, n.momentum = True, True, None
-    for inputs, _ in calibration:
-        supernet(inputs, arch)
-    for n in norms:
-        n.training = False
+        n.track_running_stats, n.momentum = True, None
+    with _norms_in_training(norms):
+        for inputs, _ in calibration:
+            supernet(inputs, arch)
+
+
+@contextlib.contextmanager
+def _norms_in_training(norms: list[_BatchNorm]) -> Iterator[None]:
+    """Norms estimate their statistics, while all else is evaluated.
+
+    A supernet may set the mode of its parts in every pass, so each norm is set as it begins.
+    """
+
+    def begin(norm: nn.Module, inputs: Any) -> None:
+        norm.training = True
+
+    handles = [n.register_forward_pre_hook(begin) for n in norms]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for n in norms:
+            n.training = False
 
 
 def _parameter(supernet: Supernet[Any]) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -66,14 +67,15 @@ def train_supernet(
         What it has cost, with the steps before an interruption.
 
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written.
+        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
+            settings are not what JSON can hold.
     """
     objective = CrossEntropy() if objective is None else objective
     parts: dict[str, Any] = {"training": config, "sampler": sampler, "objective": objective}
     if source.augment is not None:
         parts["augment"] = source.augment
     described = {name: p.describe() for name, p in parts.items() if hasattr(p, "describe")}
-    complete = {**settings, **described, "order": source.seed}
+    complete = _as_kept({**settings, **described, "order": source.seed})
     return run(
         supernet,
         config,
@@ -84,6 +86,19 @@ def train_supernet(
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def _as_kept(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a checkpoint: tuples are lists there.
+
+    Raises:
+        InputError: JSON cannot hold them.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(json.dumps(settings))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"settings: must be what JSON can hold ({error})") from None
+    return kept
 
 
 def run(

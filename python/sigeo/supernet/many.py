@@ -22,13 +22,15 @@ from sigeo.capture import (
     Selection,
     batch_loss,
 )
-from sigeo.capture.state import device_of
+from sigeo.capture.state import RandomState, device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Stack, Supernet
+from sigeo.spaces.base import Rows, leaves
 from sigeo_ext.moments import Moments, Summary
 
 Observer = Callable[[int, FirstGradient], None]
-Rows = dict[str, Tensor]
+Gradients = dict[str, Tensor | list[Tensor]]
+"""By the weight's name, row by row."""
 
 
 def supports(request: Request) -> bool:
@@ -67,8 +69,12 @@ def many_gradient_statistics(
     Returns:
         For each subnet, one result a request. Parameters have the supernet's names.
     """
-    with torch.inference_mode(False), torch.enable_grad():
-        return _Run(supernet, archs, batches, loss_fn, requests).measure(observer)
+    random = RandomState(batches.device)
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            return _Run(supernet, archs, batches, loss_fn, requests).measure(observer)
+    finally:
+        random.restore()
 
 
 def add_gradients(
@@ -165,9 +171,8 @@ def _collect(supernet: Supernet[Any], stack: Stack) -> None:
     """Add the rows' gradients to the shared weights'."""
     module: nn.Module = supernet  # type: ignore[assignment]
     for name, parameter in module.named_parameters():
-        rows = stack.weights[name].grad if name in stack.weights else None
-        if rows is not None:
-            gradient = rows.sum(0)
+        gradient = stack.gradient(name) if name in stack.weights else None
+        if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
@@ -192,15 +197,18 @@ class _Run:
         losses, first = self._backward(still, 0)
         if observer is not None:
             self._show(still, losses, first, observer)
+        drawn = None if still.random is None else still.random.copy()
         courses = sorted({r.steps for r in self.requests}, key=lambda steps: steps is not None)
         found: dict[Request, list[GradientStatistics]] = {}
         for index, steps in enumerate(courses):
             stack = still if steps is None else self.supernet.stack(self.archs, own=True)
+            if drawn is not None and steps is not None:  # they have seen the first batch, too
+                stack.random = drawn.copy()
             last = index + 1 == len(courses)
             found |= self._course(stack, steps, losses, first, owned=last)
         return [[found[r][subnet] for r in self.requests] for subnet in range(len(self.archs))]
 
-    def _backward(self, stack: Stack, index: int) -> tuple[Tensor, Rows]:
+    def _backward(self, stack: Stack, index: int) -> tuple[Tensor, Gradients]:
         """Each subnet's loss [K], and the gradients' rows."""
         inputs, labels = self.batches[index]
         outputs = stack(inputs)
@@ -208,13 +216,9 @@ class _Run:
         self.reached = losses.requires_grad
         if self.reached:
             losses.sum().backward()
-        grads = {}
-        for name, weight in _moving(stack).items():
-            grad, weight.grad = weight.grad, None
-            grads[name] = torch.zeros_like(weight) if grad is None else grad
-        return losses.detach(), grads
+        return losses.detach(), {name: _taken(rows) for name, rows in _moving(stack).items()}
 
-    def _show(self, stack: Stack, losses: Tensor, grads: Rows, observer: Observer) -> None:
+    def _show(self, stack: Stack, losses: Tensor, grads: Gradients, observer: Observer) -> None:
         for subnet, loss in enumerate(losses):
             rows = {
                 name: stack.members[name].index(subnet)
@@ -226,20 +230,26 @@ class _Run:
                 FirstGradient(
                     tuple(rows),
                     tuple(grads[name][row] for name, row in rows.items()),
-                    tuple(stack.weights[name].detach()[row] for name, row in rows.items()),
+                    tuple(stack.weights[name][row].detach() for name, row in rows.items()),
                     loss,
                     self.reached,
                 ),
             )
 
     def _course(
-        self, stack: Stack, steps: SGD | Any | None, losses: Tensor, first: Rows, *, owned: bool
+        self,
+        stack: Stack,
+        steps: SGD | Any | None,
+        losses: Tensor,
+        first: Gradients,
+        *,
+        owned: bool,
     ) -> dict[Request, list[GradientStatistics]]:
         """All batches with one way of moving; ``owned`` if no other course needs ``first``."""
         requests = [request for request in self.requests if request.steps == steps]
         selections = list(dict.fromkeys(request.selection for request in requests))
         states = {s: _new_state(_rows(stack, stack.weights, s)) for s in selections}
-        step = None if steps is None else steps.start(_moving(stack).values())
+        step = None if steps is None else steps.start(_leaves(stack))
         all_losses, grads = [losses], first
         for index in range(len(self.batches)):
             if index > 0:
@@ -258,16 +268,18 @@ class _Run:
         }
 
     @staticmethod
-    def _take_step(stack: Stack, step: Callable[[], None], grads: Rows) -> None:
-        moving = _moving(stack)
-        for name, weight in moving.items():
-            weight.grad = grads[name]
+    def _take_step(stack: Stack, step: Callable[[], None], grads: Gradients) -> None:
+        for name, rows in _moving(stack).items():
+            given = grads[name]
+            parts = [given] if isinstance(given, Tensor) else given
+            for leaf, grad in zip(leaves(rows), parts, strict=True):
+                leaf.grad = grad
         step()
-        for weight in moving.values():
-            weight.grad = None
+        for leaf in _leaves(stack):
+            leaf.grad = None
 
     def _results(
-        self, stack: Stack, request: Request, state: Moments, last: Rows, losses: list[Tensor]
+        self, stack: Stack, request: Request, state: Moments, last: Gradients, losses: list[Tensor]
     ) -> list[GradientStatistics]:
         selection = request.selection
         summary = state.summary(
@@ -296,9 +308,27 @@ class _Run:
         ]
 
 
-def _moving(stack: Stack) -> dict[str, nn.Parameter]:
+def _moving(stack: Stack) -> dict[str, Rows]:
     """The weights that ask for a gradient."""
-    return {name: weight for name, weight in stack.weights.items() if weight.requires_grad}
+    return {
+        name: rows
+        for name, rows in stack.weights.items()
+        if any(leaf.requires_grad for leaf in leaves(rows))
+    }
+
+
+def _leaves(stack: Stack) -> list[nn.Parameter]:
+    """All tensors that the weights consist of that ask for a gradient."""
+    return [leaf for rows in _moving(stack).values() for leaf in leaves(rows)]
+
+
+def _taken(rows: Rows) -> Tensor | list[Tensor]:
+    """The gradients of rows, moved out of them; zeros where there is none."""
+    found = []
+    for leaf in leaves(rows):
+        grad, leaf.grad = leaf.grad, None
+        found.append(torch.zeros_like(leaf) if grad is None else grad)
+    return found[0] if isinstance(rows, Tensor) else found
 
 
 def _chosen(stack: Stack, selection: Selection) -> list[str]:
@@ -307,7 +337,11 @@ def _chosen(stack: Stack, selection: Selection) -> list[str]:
 
 def _rows(stack: Stack, values: Any, selection: Selection) -> list[Tensor]:
     """The selected tensors' rows, one a parameter and subnet."""
-    return [row for name in _chosen(stack, selection) for row in values[name].detach().unbind(0)]
+    return [row for name in _chosen(stack, selection) for row in _unbound(values[name])]
+
+
+def _unbound(rows: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
+    return rows.detach().unbind(0) if isinstance(rows, Tensor) else [r.detach() for r in rows]
 
 
 def _new_state(rows: list[Tensor]) -> Moments:

@@ -26,7 +26,8 @@ class Training:
         epochs: Passes over them.
         batch_size: Images a step.
         lr: Step size of SGD.
-        schedule: "constant"; "cosine" or "linear" down to ``floor`` times ``lr``.
+        schedule: "constant"; "cosine" or "linear" down to ``floor`` times ``lr``; "steps" to a
+            tenth at each of ``milestones``.
         momentum: Of SGD, Nesterov's where it is not 0.
         weight_decay: Of SGD.
         clip: Bound of the gradients, see ``clip_by``; None for no bound.
@@ -34,6 +35,7 @@ class Training:
         limit: Steps after which it ends, if the passes hold more; None for no such end.
         floor: Where a schedule ends, as a share of ``lr``.
         rise: First steps, over which the step size grows linearly to ``lr``; the schedule follows.
+        milestones: Of "steps": shares of the training, ascending.
         clip_by: Whether ``clip`` bounds the norm of all gradients together, or each value.
         decay_norms: Whether weight decay acts on norms and biases (tensors of one dimension) too.
         scales: Pairs of a prefix of parameters' names and the factor of their step size; of several
@@ -46,7 +48,7 @@ class Training:
     epochs: int = 1
     batch_size: int = 64
     lr: float = 0.025
-    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
     momentum: float = 0.9
     weight_decay: float = 5e-4
     clip: float | None = 5.0
@@ -54,6 +56,7 @@ class Training:
     limit: int | None = None
     floor: float = 0.04
     rise: int = 0
+    milestones: tuple[float, ...] = (0.6, 0.8)
     clip_by: Literal["norm", "value"] = "norm"
     decay_norms: bool = True
     scales: tuple[tuple[str, float], ...] = ()
@@ -64,6 +67,7 @@ class Training:
     _later: ClassVar[tuple[str, ...]] = (
         "floor",
         "rise",
+        "milestones",
         "clip_by",
         "decay_norms",
         "scales",
@@ -83,6 +87,8 @@ class Training:
                 )
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InputError(f"{self.what}: lr must be above 0, got {self.lr}")
+        if list(self.milestones) != sorted(self.milestones):
+            raise InputError(f"{self.what}: milestones must ascend, got {self.milestones}")
         for prefix, factor in self.scales:
             if not (math.isfinite(factor) and factor >= 0):
                 raise InputError(
@@ -91,7 +97,7 @@ class Training:
         if not 0 <= self.floor <= 1:
             raise InputError(f"{self.what}: floor must be from 0 to 1, got {self.floor}")
         for name, known in (
-            ("schedule", ("constant", "cosine", "linear")),
+            ("schedule", ("constant", "cosine", "linear", "steps")),
             ("clip_by", ("norm", "value")),
             ("autocast", (None, "bfloat16")),
         ):
@@ -169,6 +175,8 @@ class Training:
         """The step size where a share of the schedule is done."""
         if self.schedule == "constant":
             return self.lr
+        if self.schedule == "steps":
+            return self.lr * 0.1 ** sum(step >= share * self.steps for share in self.milestones)
         low = self.floor * self.lr
         share = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return low + (self.lr - low) * share
@@ -198,6 +206,8 @@ class Training:
         }
         if "scales" in settings:
             settings["scales"] = [list(pair) for pair in self.scales]
+        if "milestones" in settings:
+            settings["milestones"] = list(self.milestones)
         return {**settings, "steps": self.steps}
 
 

@@ -6,16 +6,19 @@ images, batches and sampled paths are the beginning of a longer one's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from sigeo.data import Augmentation
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
+from sigeo.supernet.distillation import InPlaceDistillation
 from sigeo.supernet.loop import Budget, run
-from sigeo.supernet.objectives import CrossEntropy
+from sigeo.supernet.objectives import CrossEntropy, Objective
+from sigeo.supernet.pinas import CrossPath
 from sigeo.supernet.samplers import ValidationLoss
 from sigeo.supernet.samplers.named import NAMES, named
 from sigeo.supernet.settings import Progress, Source, Training
@@ -33,15 +36,30 @@ class WarmUp(Training):
         average: Whether their gradients are averaged rather than summed.
         sampler: Which paths a step trains, see `samplers.named`.
         balance: Of "balanced": the choice of the space whose options make the regions.
+        objective: "cross_entropy"; "in_place" distillation from the step's first path, which
+            "sandwich" makes the largest; "cross_path" learning, of "disjoint".
+        label_smoothing: Of the objective's cross-entropy.
+        augment: "crop" out of a margin of an eighth of the size, "flip" as well; None for neither.
+            Cross-path learning makes its two views so, by default with "crop".
     """
 
     paths: int = 1
     average: bool = False
     sampler: str = "uniform"
     balance: str | None = None
+    objective: Literal["cross_entropy", "in_place", "cross_path"] = "cross_entropy"
+    label_smoothing: float = 0.0
+    augment: Literal["crop", "flip"] | None = None
 
     what: ClassVar[str] = "warm-up"
-    _later: ClassVar[tuple[str, ...]] = (*Training._later, "sampler", "balance")
+    _later: ClassVar[tuple[str, ...]] = (
+        *Training._later,
+        "sampler",
+        "balance",
+        "objective",
+        "label_smoothing",
+        "augment",
+    )
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -52,9 +70,20 @@ class WarmUp(Training):
         super().__post_init__()
         if self.paths < 1:
             raise InputError(f"warm-up: paths must be at least 1, got {self.paths}")
-        if self.sampler not in NAMES:
-            known = ", ".join(NAMES)
-            raise InputError(f"warm-up: sampler must be one of {known}, got {self.sampler!r}")
+        for name, known in (
+            ("sampler", NAMES),
+            ("objective", ("cross_entropy", "in_place", "cross_path")),
+            ("augment", (None, "crop", "flip")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"warm-up: {name} must be one of {', '.join(map(str, known))}, "
+                    f"got {getattr(self, name)!r}"
+                )
+        if self.objective == "cross_path" and self.sampler != "disjoint":
+            raise InputError(
+                f"warm-up: objective cross_path needs sampler disjoint, got {self.sampler}"
+            )
 
     @classmethod
     def published(cls, images: int, epochs: int = 10) -> WarmUp:
@@ -135,16 +164,34 @@ def warm_up_supernet(
         balance=config.balance,
         score=_held_out(supernet, config, source) if config.sampler == "greedy" else None,
     )
+    if config.augment is not None and config.objective != "cross_path":
+        source = replace(source, augment=_augmentation(config, source))
     return run(
         supernet,
         config,
         source,
         sampler,
-        CrossEntropy(average=config.average),
+        _objective(config, source),
         settings=settings,
         checkpoint=checkpoint,
         progress=progress,
     )
+
+
+def _objective(config: WarmUp, source: Source) -> Objective:
+    if config.objective == "in_place":
+        return InPlaceDistillation(label_smoothing=config.label_smoothing)
+    if config.objective == "cross_path":
+        views = _augmentation(config, source)
+        return CrossPath(views, label_smoothing=config.label_smoothing)
+    return CrossEntropy(label_smoothing=config.label_smoothing, average=config.average)
+
+
+def _augmentation(config: WarmUp, source: Source) -> Augmentation:
+    """Of images of the source's size, 4 pixels of a margin for 32."""
+    size = source.batch(source.order[:1])[0].shape[-1]
+    padding = max(1, size // 8)
+    return Augmentation(seed=source.seed, flip=config.augment == "flip", padding=padding)
 
 
 def _held_out(supernet: Supernet[Any], config: WarmUp, source: Source) -> ValidationLoss:

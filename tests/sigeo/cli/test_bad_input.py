@@ -13,7 +13,7 @@ from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 BAD = {
     "sizes-of-model": (
         ["score", "--model", "torch.nn:Flatten", "--channels", "8"],
-        "--channels, --cells: have no effect with --model",
+        "--channels, --cells, --size: have no effect with --model",
     ),
     "lambdas-without": (
         ["rank", "--proxy", "params", "--lambdas", "1,2,3"],
@@ -27,7 +27,7 @@ BAD = {
     "metric-of-report": (["report", "r", "--metric", "x"], "--metric: has no effect without"),
     "proxy": (["rank", "--proxy", "zen"], "proxy must be one of"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
-    "space": (["rank", "--space", "darts"], "space must be one of nasbench201, got 'darts'"),
+    "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
     "data": (["rank", "--data", "nowhere.npz"], "found no nowhere.npz"),
     "archs": (
         ["rank", "--archs", "99999"],

@@ -28,6 +28,9 @@ def test_the_verb_knows_every_sampler():
         (["--sampler", "disjoint", "--schedule", "linear"], 64, 0),
         (["--sampler", "greedy"], 32, 10 * HELD),
         (["--autocast", "bfloat16"], 32, 0),
+        (["--augment", "flip", "--label-smoothing", "0.1"], 32, 0),
+        (["--sampler", "disjoint", "--objective", "cross_path"], 64, 64),
+        (["--paths", "3", "--objective", "in_place"], 96, 0),
         (["--norm", "tracked", "--no-affine", "--path-dropout", "0.2", "--dropout", "0.1"], 32, 0),
     ],
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else None,
@@ -58,6 +61,16 @@ def test_options_of_the_weights_are_in_their_settings(capsys):
     assert "stem.norm.running_mean" in names and "stem.norm.weight" not in names
 
 
+def test_the_recipe_of_bignas_on_an_elastic_space(capsys):
+    given = ["warmup", "--space", "mlp", "--warmup-steps", "2", "--warmup-batch", "16"]
+    given += ["--sampler", "sandwich", "--objective", "in_place", "--out", "w", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["budget"] == {"trained": 4 * 32, "evaluated": 0}
+    code, out, err = run(*given, "--norm", "tracked", capsys=capsys)
+    assert code == 2 and "supernet: that of mlp has no option 'track'" in err
+
+
 def test_the_cost_is_said(capsys):
     code, out, _ = run(*WARM, "--sampler", "greedy", capsys=capsys)
     assert code == 0
@@ -74,6 +87,11 @@ def test_the_cost_is_said(capsys):
             [*WARM, "--sampler", "balanced", "--balance", "9->9"],
             "balance: must be one of 0->1, 0->2, 1->2, 0->3, 1->3, 2->3, got '9->9'",
         ),
+        (
+            [*WARM, "--objective", "cross_path"],
+            "objective cross_path needs sampler disjoint, got uniform",
+        ),
+        (["rank", "--label-smoothing", "0.1"], "--label-smoothing: has no effect without"),
         (
             ["warmup", *SMALL[:4], "--warmup", "1", "--sampler", "greedy"],
             "greedy paths need 143 held-out images beside the 1437 to train on",

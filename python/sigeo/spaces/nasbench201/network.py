@@ -12,8 +12,6 @@ every network of equal width, whatever else is in it.
 from __future__ import annotations
 
 import functools
-import hashlib
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigeo.spaces.initial import draw_weights
 from sigeo.spaces.nasbench201.canonical import pruned
 from sigeo.spaces.nasbench201.cell import (
     CONV_3X3,
@@ -301,20 +300,3 @@ def standalone(cell: Cell, skeleton: Skeleton, *, seed: int = 0) -> Network:
 def kernel_of(module: nn.Module) -> int:
     """The kernel size of a convolution, 0 for any other module."""
     return module.kernel_size[0] if isinstance(module, nn.Conv2d) else 0
-
-
-def draw_weights(module: nn.Module, place: str, seed: int) -> None:
-    """Give a convolution or linear layer the initial weights that belong to its place and the seed.
-
-    The distribution is PyTorch's default, uniform within +-1/sqrt(fan in). Other modules are left
-    alone: norms start at scale 1 and shift 0.
-    """
-    if not isinstance(module, (nn.Conv2d, nn.Linear)):
-        return
-    bound = 1 / math.sqrt(module.weight[0].numel())
-    digest = hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            values = torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)
-            parameter.copy_(values)

@@ -32,11 +32,14 @@ class NASBench201:
 
         Raises:
             InputError: Images smaller than 4 pixels, which the two reductions would use up, or a
-                size below 1.
+                size that is no whole number from 1.
         """
         if shape.size < 4:
             raise InputError(f"{self.name}: images must be at least 4 x 4, got {shape.size}")
         self.shape = shape
+        for name, value in (("channels", channels), ("cells", cells)):
+            if not isinstance(value, int):
+                raise InputError(f"{self.name}: {name} must be a whole number, got {value!r}")
         try:
             self.skeleton = Skeleton(channels, cells, shape.classes, shape.channels)
         except ValueError as error:

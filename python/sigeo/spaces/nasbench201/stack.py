@@ -30,6 +30,8 @@ Part = tuple[Tensor, Term]
 class Stack:
     """K subnets as one function of a batch; see `sigeo.spaces.Stack`."""
 
+    random = None
+
     def __init__(self, supernet: NASBench201Supernet, archs: Sequence[Cell], *, own: bool):
         """Gather the weights that any of them uses.
 
@@ -144,6 +146,11 @@ class Stack:
         return gather.linear(
             pooled, self.weights["head.linear.weight"], self.weights["head.linear.bias"]
         )
+
+    def gradient(self, name: str) -> Tensor | None:
+        """The sum of the rows' gradients; None if there is none."""
+        rows = self.weights[name].grad
+        return None if rows is None else rows.sum(0)
 
     def _norm(self, name: str) -> Norm:
         if name in self._plain_norms:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from sigeo.spaces.dropout import ScheduledDropout
+from sigeo.spaces.initial import draw_weights
 from sigeo.spaces.nasbench201.canonical import pruned
 from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, Cell
 from sigeo.spaces.nasbench201.network import (
@@ -17,7 +18,6 @@ from sigeo.spaces.nasbench201.network import (
     Reduction,
     Skeleton,
     convolution,
-    draw_weights,
     kernel_of,
     plan_of,
     run_cell,

@@ -21,7 +21,7 @@ TRIES = 100_000
 
 
 class Sampler(Protocol[A_out]):
-    """Gives the paths of each step."""
+    """Gives the paths of each step; one that keeps a state is of one training."""
 
     @property
     def evaluated(self) -> int:

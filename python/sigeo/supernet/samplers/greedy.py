@@ -126,7 +126,7 @@ class Greedy:
         self.start, self.full, self.epsilon = start, full, epsilon
         self.sampled, self.kept, self.accept, self.alpha = sampled, kept, accept, alpha
         self.pool: CandidatePool[Any] = CandidatePool(pool, memory=memory)
-        self.window = max(1, -(-pool // sampled)) if window is None and sampled else window or 0
+        self.window = -(-pool // max(1, sampled)) if window is None else window
         self._check()
         self.turnover: float | None = None
         self.evaluated = 0

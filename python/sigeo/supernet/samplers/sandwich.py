@@ -18,7 +18,7 @@ class Sandwich(Stateless):
         """Set it up.
 
         Args:
-            space: One with methods ``largest()`` and ``smallest()``.
+            space: One that names its ``largest`` and ``smallest`` architecture.
             seed: The paths follow from it and the step.
             count: Random architectures of a step.
 
@@ -26,7 +26,7 @@ class Sandwich(Stateless):
             InputError: A space without them, or a negative count.
         """
         for end in ("largest", "smallest"):
-            if not callable(getattr(space, end, None)):
+            if not hasattr(space, end):
                 raise InputError(f"sandwich: {space.name} names no {end} architecture")
         if count < 0:
             raise InputError(f"sandwich: count must be at least 0, got {count}")
@@ -36,7 +36,11 @@ class Sandwich(Stateless):
         """The architectures of a step."""
         rng = generator(self.seed, step)
         between = [draw_connected(self.space, self.space, rng) for _ in range(self.count)]
-        return [self.space.largest(), *between, self.space.smallest()]
+        return [self._end("largest"), *between, self._end("smallest")]
+
+    def _end(self, name: str) -> Any:
+        found = getattr(self.space, name)
+        return found() if callable(found) else found
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""

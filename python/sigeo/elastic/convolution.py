@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sigeo.supernet.elastic.base import Elastic, count, fill, take, times
+from sigeo.elastic.base import Elastic, count, fill, take, times
 from sigeo_ext.gather import slices
 from sigeo_ext.gather.slices import Selection
 

@@ -4,17 +4,19 @@ The layers are torch's own, with their parameters and names; `sigeo_ext.gather.s
 selections of them.
 """
 
-from sigeo.supernet.elastic.attention import Attention, ElasticAttention
-from sigeo.supernet.elastic.base import Elastic, configure, extract
-from sigeo.supernet.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
-from sigeo.supernet.elastic.depth import ElasticDepth
-from sigeo.supernet.elastic.linear import ElasticEmbedding, ElasticLinear
-from sigeo.supernet.elastic.norms import (
+from sigeo.elastic.attention import Attention, ElasticAttention
+from sigeo.elastic.base import Elastic, configure, extract
+from sigeo.elastic.convert import choice_of, convert
+from sigeo.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
+from sigeo.elastic.depth import ElasticDepth
+from sigeo.elastic.linear import ElasticEmbedding, ElasticLinear
+from sigeo.elastic.norms import (
     ElasticBatchNorm1d,
     ElasticBatchNorm2d,
     ElasticBatchNorm3d,
     ElasticLayerNorm,
 )
+from sigeo.elastic.tokens import ElasticTokens, Tokens
 
 __all__ = [
     "Attention",
@@ -30,6 +32,10 @@ __all__ = [
     "ElasticEmbedding",
     "ElasticLayerNorm",
     "ElasticLinear",
+    "ElasticTokens",
+    "Tokens",
+    "choice_of",
     "configure",
+    "convert",
     "extract",
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from sigeo.supernet.elastic.base import Elastic, extract
+from sigeo.elastic.base import Elastic, extract
 
 
 class ElasticDepth(Elastic, nn.Sequential):

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from sigeo.supernet.elastic.base import Elastic, count, fill, take
+from sigeo.elastic.base import Elastic, count, fill, take
 from sigeo_ext.gather import slices
 
 

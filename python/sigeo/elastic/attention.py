@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigeo.supernet.elastic.base import Elastic, times
-from sigeo.supernet.elastic.linear import ElasticLinear
+from sigeo.elastic.base import Elastic, times
+from sigeo.elastic.linear import ElasticLinear
 
 
 class Attention(nn.Module):

@@ -1,0 +1,120 @@
+"""Shared weights of which every architecture uses a part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sigeo.elastic import Elastic, choice_of, convert
+from sigeo.spaces.choices import Architecture
+from sigeo.spaces.elastic.parts import materialise, part
+from sigeo.spaces.elastic.stack import Stack
+from sigeo.spaces.initial import draw_weights
+
+if TYPE_CHECKING:
+    from sigeo.spaces.elastic.space import ElasticSpace
+
+_PATHS = 64
+"""Architectures whose modules a supernet keeps for the next time."""
+
+
+class ElasticSupernet(nn.Module):
+    """The largest network of a space, of elastic layers.
+
+    Batch norm has no running statistics: it always uses the batch's, as the paths that share a
+    channel have statistics of their own.
+    """
+
+    def __init__(self, space: ElasticSpace, *, seed: int = 0):
+        """Make the weights.
+
+        Args:
+            space: Whose largest network they are of.
+            seed: The initial weights follow from it and from each module's place.
+        """
+        super().__init__()
+        self.space = space
+        largest = convert(space.skeleton(space.largest))
+        materialise(largest, torch.device("cpu"), torch.float32)
+        for name, module in largest.named_modules():
+            draw_weights(module, name, seed)
+        for name, piece in largest.named_children():
+            self.add_module(name, piece)
+        self._paths: dict[Architecture, nn.Module] = {}
+
+    @property
+    def noisy(self) -> bool:
+        """Whether a pass in train mode draws random numbers."""
+        return any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
+
+    def forward(self, x: Tensor, arch: Architecture) -> Tensor:
+        """A batch [B, ...] through one architecture; gradients go to the shared weights."""
+        y: Tensor = self.path(arch)(x)
+        return y
+
+    def path(self, arch: Architecture) -> nn.Module:
+        """The network of an architecture on the shared weights themselves.
+
+        Its layers are the elastic layers with a choice for each call, so any number of paths can be
+        used at the same time. Its parameters are the whole super-weights: what a proxy of the
+        architecture must see is `subnet`.
+        """
+        if arch not in self._paths:
+            if len(self._paths) >= _PATHS:
+                self._paths.clear()
+            self._paths[arch] = self._assembled(arch)
+        return self._paths[arch].train(self.training)
+
+    def _assembled(self, arch: Architecture) -> nn.Module:
+        network = self.space.skeleton(arch)
+        for name, layer in list(network.named_modules()):
+            shared = self.get_submodule(name)
+            if isinstance(shared, Elastic):
+                network.set_submodule(name, _Chosen(shared, choice_of(layer, shared)))
+        return network
+
+    def subnet(self, arch: Architecture, *, whole: bool = False) -> nn.Module:
+        """A plain network with copies of an architecture's parts of the weights as they are now.
+
+        Args:
+            arch: The architecture.
+            whole: Without effect: no network of an elastic space has parts that do nothing.
+        """
+        return self.extracted(arch, track=False)
+
+    @torch.no_grad()
+    def extracted(self, arch: Architecture, *, track: bool) -> nn.Module:
+        """As `subnet`.
+
+        Args:
+            arch: The architecture.
+            track: Whether its batch norms have running statistics.
+        """
+        network = self.space.skeleton(arch, track=track)
+        shared = dict(self.named_parameters())
+        one = next(iter(shared.values()))
+        materialise(network, one.device, one.dtype)
+        for name, parameter in network.named_parameters():
+            parameter.copy_(part(shared[name], parameter.shape))
+            parameter.requires_grad_(shared[name].requires_grad)
+        return network.train(self.training)
+
+    def stack(self, archs: Sequence[Architecture], *, own: bool = False) -> Stack:
+        """Several architectures to run together; see `Supernet.stack`."""
+        return Stack(self, archs, own=own)
+
+
+class _Chosen(nn.Module):
+    """An elastic layer with a choice."""
+
+    def __init__(self, layer: Elastic, choice: dict[str, Any]):
+        super().__init__()
+        self.layer, self.choice = layer, choice
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the layer makes of the inputs with this choice."""
+        y: Tensor = self.layer(*inputs, **self.choice)
+        return y
