@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, mark
+from sigeo.capture.samples.following import seen_through
 from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, handles
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def _attention(session: Session, *args: Any, **kwargs: Any) -> Any:
 
     Only the rows that may be added to keys and values are parameters that no linear layer takes.
     """
-    output = session.seen_through(F.multi_head_attention_forward, args, kwargs)
+    output = seen_through(session.call, F.multi_head_attention_forward, args, kwargs)
     added = (*args[7:9], kwargs.get("bias_k"), kwargs.get("bias_v"))
     session.note_foreign(F.multi_head_attention_forward, added, {}, output)
     return output

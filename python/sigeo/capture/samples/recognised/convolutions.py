@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples import calls
-from sigeo.capture.samples.axis import Axis, mark
+from sigeo.capture.samples.axis import Axis, mark, where
 from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, run
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def _convolve(transposed: bool) -> Handler:
         defaults = {"output_padding": 0, "groups": 1, "dilation": 1}
         names = list(defaults) if transposed else ["dilation", "groups"]
         options = defaults | dict(zip(names, rest, strict=False)) | named
-        uses = session.uses(weight=weight, bias=bias)
-        if not uses and weight is not input and session.is_constant(weight, bias):
+        uses = session.parameters.uses(weight=weight, bias=bias)
+        if not uses and weight is not input and _is_constant(weight, bias):
             axis = session.where(input)
             if isinstance(axis, Axis) and axis.dim == 0 and input.dim() == dims + 2:
                 function: Any = _FUNCTIONS[dims, transposed]
@@ -63,6 +63,11 @@ def _convolve(transposed: bool) -> Handler:
         return run(session, call, input, weight, bias, axis)
 
     return handler
+
+
+def _is_constant(*tensors: Tensor | None) -> bool:
+    """Whether tensors are the same for all samples and made of no parameter."""
+    return all(t is None or (where(t) is None and not t.requires_grad) for t in tensors)
 
 
 def _each(value: Any, dims: int) -> list[int]:

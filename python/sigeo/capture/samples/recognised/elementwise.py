@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
 def _times(session: Session, a: Any, b: Any) -> Any:
-    x, parameter = (a, b) if session.is_parameter(b) else (b, a)
-    if not session.is_parameter(parameter) or not isinstance(x, Tensor):
+    x, parameter = (a, b) if session.parameters.is_parameter(b) else (b, a)
+    if not session.parameters.is_parameter(parameter) or not isinstance(x, Tensor):
         return NotImplemented
     return _elementwise(session, torch.mul, x, weight=parameter)
 
@@ -27,12 +27,12 @@ def _times(session: Session, a: Any, b: Any) -> Any:
 def _adds(function: Any, sign: float) -> Handler:
     def handler(session: Session, a: Any, b: Any, **named: Any) -> Any:
         for given, other in ((b, a), (a, b)):
-            before = session.before_expansion(given)
+            before = session.parameters.before_expansion(given)
             if before is not None and isinstance(other, Tensor) and other.shape == given.shape:
                 a, b = (other, before) if given is b else (before, other)
                 break
-        x, parameter = (a, b) if session.is_parameter(b) else (b, a)
-        if named or not session.is_parameter(parameter) or not isinstance(x, Tensor):
+        x, parameter = (a, b) if session.parameters.is_parameter(b) else (b, a)
+        if named or not session.parameters.is_parameter(parameter) or not isinstance(x, Tensor):
             return NotImplemented
         if sign < 0 and parameter is a:
             return NotImplemented
@@ -50,7 +50,7 @@ for _sub in (torch.sub, Tensor.sub, Tensor.__sub__):
 @handles(torch.cat)
 def _cat(session: Session, tensors: Any, dim: int = 0, **named: Any) -> Any:
     """A parameter that is expanded to all samples, a class token say, becomes theirs first."""
-    spread = [session.before_expansion(t) for t in tensors]
+    spread = [session.parameters.before_expansion(t) for t in tensors]
     places = [session.where(t) for t, p in zip(tensors, spread, strict=True) if p is None]
     axis = next((place for place in places if isinstance(place, Axis)), None)
     along = axis is not None and any(
@@ -84,5 +84,5 @@ def _elementwise(
     if not spread or grown or not x.is_floating_point():
         return NotImplemented
     assert isinstance(axis, Axis)
-    call = scaled.Elementwise(axis, session.uses(**parameter), sign)
+    call = scaled.Elementwise(axis, session.parameters.uses(**parameter), sign)
     return run(session, call, x, parameter.get("weight"), parameter.get("bias"), axis)

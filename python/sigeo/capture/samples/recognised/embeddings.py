@@ -27,7 +27,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    uses = session.uses(weight=weight)
+    uses = session.parameters.uses(weight=weight)
     if "weight" not in uses:
         return NotImplemented
     axis = session.where(input)
@@ -70,7 +70,7 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Any:
-    uses = session.uses(weight=weight)
+    uses = session.parameters.uses(weight=weight)
     if "weight" not in uses:
         return NotImplemented
     axis = session.where(input if offsets is None else offsets)

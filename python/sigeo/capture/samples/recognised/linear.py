@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @handles(F.linear)
 def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    uses = session.uses(weight=weight, bias=bias)
+    uses = session.parameters.uses(weight=weight, bias=bias)
     if "weight" not in uses or weight.dim() != 2 or input.dim() < 2:
         return NotImplemented
     if bias is not None and "bias" not in uses and bias.requires_grad:
@@ -33,6 +33,11 @@ def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None
 @handles(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
 def _matmul(session: Session, a: Tensor, b: Tensor) -> Any:
     """``x @ W`` with a parameter is a linear layer with the weight W^T."""
-    if not isinstance(b, Tensor) or b.dim() != 2 or not session.is_parameter(b) or a.dim() < 2:
+    if (
+        not isinstance(b, Tensor)
+        or b.dim() != 2
+        or not session.parameters.is_parameter(b)
+        or a.dim() < 2
+    ):
         return NotImplemented
     return _linear(session, a, b.t())

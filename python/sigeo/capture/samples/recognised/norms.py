@@ -30,7 +30,7 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    axis, uses = session.where(input), session.uses(weight=weight, bias=bias)
+    axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
     coupled = training or running_mean is None or running_var is None
     if not isinstance(axis, Axis):
         return session.foreign(
@@ -85,7 +85,7 @@ def _batch_norm_of_units(
     if weight is None and bias is None:
         mark(y, axis)
         return y
-    call = _AffineOfUnits(axis, session.uses(weight=weight, bias=bias), (x.shape[1],))
+    call = _AffineOfUnits(axis, session.parameters.uses(weight=weight, bias=bias), (x.shape[1],))
     return run(session, call, y, weight, bias, axis)
 
 
@@ -113,7 +113,7 @@ def _layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    axis, uses = session.where(input), session.uses(weight=weight, bias=bias)
+    axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
     lead = input.dim() - len(normalized_shape)
     if not uses:
         return NotImplemented
@@ -131,7 +131,7 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Any:
-    axis, uses = session.where(input), session.uses(weight=weight)
+    axis, uses = session.where(input), session.parameters.uses(weight=weight)
     lead = input.dim() - len(normalized_shape)
     if not uses:
         return NotImplemented
@@ -151,7 +151,7 @@ def _group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
 ) -> Any:
-    axis, uses = session.where(input), session.uses(weight=weight, bias=bias)
+    axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
     if not uses:
         return NotImplemented
     if not isinstance(axis, Axis) or axis.dim != 0:
@@ -172,7 +172,7 @@ def _instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Any:
-    axis, uses = session.where(input), session.uses(weight=weight, bias=bias)
+    axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
     given = (input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
     if not isinstance(axis, Axis) or axis.dim != 0:
         return session.foreign(F.instance_norm, given, {})
