@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sigeo_ext import sample_moments as sm
-from sigeo_ext.sample_moments import op, reference
+from sigeo_ext.sample_moments import op, positions, reference
 from sigeo_ext.testing import TOLERANCE, assert_close, poison_empty, threads
 from tests.cases import CONVOLUTIONS, needs_kernels
 
@@ -439,14 +439,14 @@ def test_norms_alone_equal_those_beside_others_by_either_route(case, unit, dtype
     d = torch.randn_like(function(x, weight, **options))
     expected = sm.convolution(x, d, kernel[2:], unit=unit, factor=3, **options).sq_norm
     for few in (True, False):
-        monkeypatch.setattr(sm, "_few", lambda *_, few=few: few)
+        monkeypatch.setattr(positions, "few", lambda *_, few=few: few)
         got = sm.convolution(x, d, kernel[2:], unit=unit, want=["sq_norm"], factor=3, **options)
         assert_close(got.sq_norm, expected, tolerance=tolerance_of(dtype))
 
 
 def test_norms_of_linear_layers_by_positions():
-    assert sm._few(4, 300, 200)
-    assert not sm._few(300, 300, 200)
+    assert positions.few(4, 300, 200)
+    assert not positions.few(300, 300, 200)
     x, d = torch.randn(6, 4, 300), torch.randn(6, 4, 200)
     got = sm.linear(x, d, unit=2, want=["sq_norm"]).sq_norm
     assert_close(got, sm.linear(x, d, unit=2).sq_norm, tolerance=1e-5)
@@ -493,9 +493,9 @@ def test_mean_and_rstd_have_one_shape():
 def test_absolute_sums_of_a_negative_factor():
     x, d = torch.randn(5, 4), torch.randn(5, 3)
     expected = 2 * (d[:, :, None] * x[:, None]).abs().sum(0)
-    for positions in (x, x[:, None]):
-        deep = d if positions.dim() == 2 else d[:, None]
-        got = sm.linear(positions, deep, want=["abs_sum"], factor=-2.0).abs_sum
+    for seen in (x, x[:, None]):
+        deep = d if seen.dim() == 2 else d[:, None]
+        got = sm.linear(seen, deep, want=["abs_sum"], factor=-2.0).abs_sum
         assert_close(got, expected, tolerance=1e-5)
     rows = d[:, :, None] * x[:, None]
     assert_close(sm.rows(rows, want=["abs_sum"], factor=-2).abs_sum, expected, tolerance=1e-5)
@@ -510,6 +510,6 @@ def test_rows_of_no_samples():
 def test_norms_by_positions_take_a_few_units_at_a_time(monkeypatch):
     x, d = torch.randn(6, 40, 3, 3), torch.randn(6, 70, 3, 3)
     whole = sm.convolution(x, d, (3, 3), padding=1, unit=2, want=["sq_norm"]).sq_norm
-    monkeypatch.setattr(sm, "_AT_ONCE", 1)
+    monkeypatch.setattr(positions, "AT_ONCE", 1)
     parts = sm.convolution(x, d, (3, 3), padding=1, unit=2, want=["sq_norm"]).sq_norm
     assert_close(parts, whole, tolerance=1e-12)
