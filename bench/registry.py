@@ -76,7 +76,12 @@ BENCHMARKS = (
     Benchmark(
         "samples",
         "bench_samples",
-        ("tests/sigeo_ext/test_sample_moments.py", "tests/sigeo/test_samples.py"),
+        (
+            "tests/sigeo_ext/test_sample_moments.py",
+            "tests/sigeo/test_samples.py",
+            "tests/sigeo/test_samples_batch_norm.py",
+            "tests/sigeo/test_samples_refused.py",
+        ),
         bench_samples.rows,
         lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
     ),
