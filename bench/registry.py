@@ -41,6 +41,16 @@ class Benchmark:
     smoke: Rows
 
 
+def parted(name: str, *parts: str) -> tuple[str, ...]:
+    """The test files of one subject: that of its name, and those of its parts."""
+    return tuple(f"tests/{name}{part}.py" for part in ("", *parts))
+
+
+SAMPLE_MOMENTS = parted(
+    "sigeo_ext/test_sample_moments", "_embedding", "_norms", "_op", "_small_parameters"
+)
+SAMPLES = parted("sigeo/test_samples", "_batch_norm", "_refused")
+
 BENCHMARKS = (
     Benchmark(
         "moments",
@@ -76,12 +86,7 @@ BENCHMARKS = (
     Benchmark(
         "samples",
         "bench_samples",
-        (
-            "tests/sigeo_ext/test_sample_moments.py",
-            "tests/sigeo/test_samples.py",
-            "tests/sigeo/test_samples_batch_norm.py",
-            "tests/sigeo/test_samples_refused.py",
-        ),
+        (*SAMPLE_MOMENTS, *SAMPLES),
         bench_samples.rows,
         lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
     ),
@@ -95,10 +100,7 @@ BENCHMARKS = (
     Benchmark(
         "sample_moments",
         "bench_sample_moments",
-        (
-            "tests/sigeo_ext/test_sample_moments.py",
-            "tests/sigeo_ext/test_sample_moments_triton.py",
-        ),
+        (*SAMPLE_MOMENTS, "tests/sigeo_ext/test_sample_moments_triton.py"),
         bench_sample_moments.rows,
         lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
     ),
