@@ -17,8 +17,8 @@ sq_norm is float64.
 A *segment* is a run of consecutive units with statistics of its own, one subnet's samples, say.
 """
 
+from sigeo_ext.sample_moments.embeddings import Tables, embedding, tables
 from sigeo_ext.sample_moments.layers import convolution, linear
-from sigeo_ext.sample_moments.look_ups import Tables, embedding, tables
 from sigeo_ext.sample_moments.precision import matmul_precision, set_matmul_precision
 from sigeo_ext.sample_moments.reference import STATISTICS
 from sigeo_ext.sample_moments.small_parameters import Scaled, rows, scale
