@@ -46,6 +46,7 @@ def parted(name: str, *parts: str) -> tuple[str, ...]:
     return tuple(f"tests/{name}{part}.py" for part in ("", *parts))
 
 
+MOMENTS = parted("sigeo_ext/test_moments", "_errors", "_memory", "_numbers")
 SAMPLE_MOMENTS = parted(
     "sigeo_ext/test_sample_moments", "_embedding", "_norms", "_op", "_small_parameters"
 )
@@ -55,7 +56,7 @@ BENCHMARKS = (
     Benchmark(
         "moments",
         "bench_moments",
-        ("tests/sigeo_ext/test_moments.py",),
+        MOMENTS,
         bench_moments.rows,
         lambda: (
             bench_moments.updates([10_000], "smoke", 1, rounds=1)
