@@ -127,7 +127,7 @@ BENCHMARKS = (
         "many",
         "bench_many",
         (
-            "tests/sigeo_ext/test_gather.py",
+            *parted("sigeo_ext/test_gather", "_op"),
             "tests/sigeo_ext/test_gather_cell.py",
             "tests/sigeo/test_many.py",
         ),
