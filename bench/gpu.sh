@@ -47,7 +47,7 @@ print("shared cudart in the process:", libraries or "none")
 PY
 
 step 'tests'
-"$python" -m pytest -q -m 'not slow' tests/sigeo_ext tests/sigeo/test_capture.py \
+"$python" -m pytest -q -m 'not slow' tests/sigeo_ext tests/sigeo/test_capture*.py \
   tests/sigeo/test_proxies.py tests/sigeo/test_rank.py tests/sigeo/test_many.py
 
 step 'memory accesses'

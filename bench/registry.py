@@ -46,6 +46,7 @@ def parted(name: str, *parts: str) -> tuple[str, ...]:
     return tuple(f"tests/{name}{part}.py" for part in ("", *parts))
 
 
+CAPTURE = parted("sigeo/test_capture", "_inner_products", "_inputs", "_layers", "_state")
 MOMENTS = parted("sigeo_ext/test_moments", "_errors", "_memory", "_numbers")
 SAMPLE_MOMENTS = parted(
     "sigeo_ext/test_sample_moments", "_embedding", "_norms", "_op", "_small_parameters"
@@ -73,14 +74,14 @@ BENCHMARKS = (
     Benchmark(
         "statistics",
         "bench_statistics",
-        ("tests/sigeo/test_capture.py",),
+        CAPTURE,
         bench_statistics.rows,
         lambda: bench_statistics.time_rows(bench_statistics.WORKLOADS[1], 1, 1),
     ),
     Benchmark(
         "memory",
         "bench_statistics",
-        ("tests/sigeo/test_capture.py",),
+        CAPTURE,
         bench_statistics.memory_rows,
         lambda: [],
     ),
