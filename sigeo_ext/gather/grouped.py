@@ -1,0 +1,102 @@
+"""Products of many subnets of different widths over one super-weight, in one call.
+
+Subnet s has rows of its own, ``x[s]``, and windows of its own of the super-weight's outputs and
+inputs:
+
+* ``None``: everything;
+* an int ``n``: the first n;
+* a slice of step 1: a chunk.
+
+Batches are *ragged*: subnets may have other numbers of rows, and other widths. So they go in and
+come out as lists, a tensor a subnet. Nothing is padded and nobody keeps offsets; packing all rows
+into one tensor would gain nothing, because rows of different widths do not lie below one another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigeo_ext import _check
+from sigeo_ext.gather import grouped_op as op
+from sigeo_ext.gather import grouped_reference as reference
+from sigeo_ext.gather.routes import must_be_plain
+from sigeo_ext.gather.selection import window_of
+
+__all__ = ["Window", "linear"]
+
+Window = int | slice | None
+"""What a subnet uses along a dimension."""
+
+
+def linear(
+    x: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    outputs: Sequence[Window] | None = None,
+    inputs: Sequence[Window] | None = None,
+    accumulate: bool = False,
+) -> list[Tensor]:
+    """A linear layer of every subnet on its part of a super-weight. Differentiable.
+
+    Equivalent to ``[F.linear(x[s], weight[outputs[s], inputs[s]], bias[outputs[s]]) for s in ...]``
+    with one gradient of the super-weight, zero where no subnet's part lies, to which all subnets'
+    products add in a fixed order. Subnets of few rows whose inputs are the same go through the
+    library's products together.
+
+    Args:
+        x: A tensor a subnet, [..., its inputs], with any number of rows, also none.
+        weight: [outputs, inputs], of the dtype of all of ``x``.
+        bias: [outputs].
+        outputs: A window of the weight's rows a subnet; without it all use all.
+        inputs: Likewise of its columns.
+        accumulate: Allows the backward pass to add to ``weight.grad`` in place, as in
+            `sigeo_ext.gather.slices`.
+
+    Returns:
+        A tensor a subnet, [..., its outputs].
+
+    Raises:
+        RuntimeError: A window that the weight does not have, or shapes that do not fit.
+    """
+    name = "grouped.linear"
+    if weight.dim() != 2:
+        expected = "weight must be [outputs, inputs]"
+        _check.require(False, name, f"{expected}, got {list(weight.shape)}")
+    windows = [
+        windows_of(name, argument, given, len(x), size)
+        for argument, given, size in (
+            ("outputs", outputs, weight.shape[0]),
+            ("inputs", inputs, weight.shape[1]),
+        )
+    ]
+    if not x:
+        return []
+    arguments: Any = (list(x), weight, bias, *windows, accumulate)
+    if must_be_plain(weight):
+        return reference.linear(*arguments)
+    y: list[Tensor] = op.gather_grouped_linear(*arguments)
+    return y
+
+
+def windows_of(
+    name: str, argument: str, given: Sequence[Window] | None, subnets: int, size: int
+) -> list[int]:
+    """The windows [begin, length] of all subnets, end to end."""
+    if given is None:
+        return [0, size] * subnets
+    if len(given) != subnets:
+        expected = f"{argument} must be a window for each of {subnets} subnets"
+        _check.require(False, name, f"{expected}, got {len(given)}")
+    windows: list[int] = []
+    for subnet, selection in enumerate(given):
+        place = f"{argument}[{subnet}]"
+        if isinstance(selection, Tensor):
+            expected = f"{place} must be None, an int or a slice of step 1"
+            _check.require(False, name, f"{expected}, got a tensor; slices.linear takes lists")
+        windows += window_of(name, place, selection, size)[0]
+    return windows

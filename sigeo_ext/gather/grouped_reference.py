@@ -1,0 +1,137 @@
+"""What the grouped ops compute, in plain torch: one subnet after another.
+
+The windows [begin, length] of all subnets lie end to end in one list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigeo_ext import _check
+from sigeo_ext.gather.selection import check_dtypes, check_width
+from sigeo_ext.gather.slices_reference import check_bias, rows_of
+
+Windows = Sequence[int]
+
+
+def window(windows: Windows, subnet: int) -> list[int]:
+    """The window of one subnet."""
+    return list(windows[2 * subnet : 2 * subnet + 2])
+
+
+def part_of(weight: Tensor, outputs: Windows, inputs: Windows, subnet: int) -> Tensor:
+    """A subnet's part of the weight, a view."""
+    return weight.narrow(0, *window(outputs, subnet)).narrow(1, *window(inputs, subnet))
+
+
+def check_subnets(
+    op: str, x: Sequence[Tensor], weight: Tensor, outputs: Windows, inputs: Windows
+) -> None:
+    """Require inputs that fit the subnets' windows of the weight."""
+    if weight.dim() != 2:
+        got = f"got {list(weight.shape)}"
+        _check.require(False, op, f"weight must be [outputs, inputs], {got}")
+    if len(outputs) != 2 * len(x) or len(inputs) != 2 * len(x):
+        expected = f"outputs and inputs must be a window each for {len(x)} subnets"
+        _check.require(
+            False, op, f"{expected}, got {len(outputs)} and {len(inputs)} numbers"
+        )
+    for subnet, rows in enumerate(x):
+        for name, windows, size in (
+            ("outputs", outputs, weight.shape[0]),
+            ("inputs", inputs, weight.shape[1]),
+        ):
+            begin, length = window(windows, subnet)
+            fits = begin >= 0 and length >= 0 and begin + length <= size
+            _check.require(fits, op, f"{name}[{subnet}] must be a window of {size} places")
+        check_width(op, f"x[{subnet}]", rows, -1, 0, False, window(inputs, subnet), None)
+        check_dtypes(op, rows, weight)
+
+
+def check_gradients(
+    op: str, d: Sequence[Tensor], x: Sequence[Tensor], outputs: Windows
+) -> None:
+    """Require gradients of the outputs that such inputs give."""
+    expected = f"d must hold one tensor a subnet, {len(x)}, got {len(d)}"
+    _check.require(len(d) == len(x), op, expected)
+    for subnet, (gradient, rows) in enumerate(zip(d, x, strict=True)):
+        check_width(op, f"d[{subnet}]", gradient, -1, 0, False, window(outputs, subnet), None)
+        check_dtypes(op, gradient, rows)
+        count, got = (math.prod(t.shape[:-1]) for t in (rows, gradient))
+        if got != count:
+            expected = f"d[{subnet}] must have the {count} rows of x[{subnet}], got {got}"
+            _check.require(False, op, expected)
+
+
+def linear(
+    x: Sequence[Tensor],
+    weight: Tensor,
+    bias: Tensor | None,
+    outputs: Windows,
+    inputs: Windows,
+    accumulate: bool,
+) -> list[Tensor]:
+    """Each subnet's layer on its part of the weight; differentiable as it stands."""
+    op = "gather_grouped_linear"
+    check_subnets(op, x, weight, outputs, inputs)
+    check_bias(op, bias, weight)
+    return [
+        F.linear(
+            rows,
+            part_of(weight, outputs, inputs, subnet),
+            None if bias is None else bias.narrow(0, *window(outputs, subnet)),
+        )
+        for subnet, rows in enumerate(x)
+    ]
+
+
+def linear_backward(
+    d: Sequence[Tensor],
+    x: Sequence[Tensor],
+    weight: Tensor,
+    outputs: Windows,
+    inputs: Windows,
+    need: Sequence[bool],
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Gradients of the inputs, the super-weight and its bias, as far as needed."""
+    op = "gather_grouped_linear_backward"
+    check_subnets(op, x, weight, outputs, inputs)
+    check_gradients(op, d, x, outputs)
+    into_x: list[Tensor] = []
+    if need[0]:
+        into_x = [
+            torch.mm(rows_of(gradient), part_of(weight, outputs, inputs, s)).view(x[s].shape)
+            for s, gradient in enumerate(d)
+        ]
+    into_weight, into_bias = weight.new_empty(0), weight.new_empty(0)
+    if need[1]:
+        into_weight = torch.zeros_like(weight, memory_format=torch.preserve_format)
+        _add(d, x, into_weight, outputs, inputs)
+    if need[2]:
+        into_bias = weight.new_zeros(len(weight))
+        for subnet, gradient in enumerate(d):
+            into_bias.narrow(0, *window(outputs, subnet)).add_(rows_of(gradient).sum(0))
+    return into_x, into_weight, into_bias
+
+
+def linear_accumulate(
+    d: Sequence[Tensor], x: Sequence[Tensor], into: Tensor, outputs: Windows, inputs: Windows
+) -> None:
+    """Add the weight's gradient to ``into``, the gradient of the whole super-weight."""
+    op = "gather_grouped_linear_accumulate"
+    check_subnets(op, x, into, outputs, inputs)
+    check_gradients(op, d, x, outputs)
+    _add(d, x, into, outputs, inputs)
+
+
+def _add(
+    d: Sequence[Tensor], x: Sequence[Tensor], into: Tensor, outputs: Windows, inputs: Windows
+) -> None:
+    for subnet, (gradient, rows) in enumerate(zip(d, x, strict=True)):
+        part = part_of(into, outputs, inputs, subnet)
+        part.addmm_(rows_of(gradient).t(), rows_of(rows))
