@@ -18,21 +18,21 @@ namespace {
 
 using gather::as_rows;
 using gather::Band;
-using gather::part;
+using gather::block;
 using gather::Places;
 using gather::product;
 using gather::Selection;
 using gather::Sizes;
 using gather::Stack;
 using gather::Subnet;
-using gather::transposed;
 
-// The windows [begin, count] of all subnets, end to end, checked.
+// A subnet's window [begin, count] among those of all, end to end.
 Places window_of(const char* op, const char* name, const Sizes& windows, size_t subnet,
                  int64_t size) {
-  const Sizes window(windows.begin() + 2 * subnet, windows.begin() + 2 * subnet + 2);
-  const std::string place = std::string(name) + "[" + std::to_string(subnet) + "]";
-  return Selection(op, place.c_str(), window, std::nullopt, size).places();
+  const Places places{windows[2 * subnet], windows[2 * subnet + 1]};
+  const bool fits = places.begin >= 0 && places.count >= 0 && places.begin <= size - places.count;
+  STD_TORCH_CHECK(fits, op, ": ", name, "[", subnet, "] must be a window of ", size, " places");
+  return places;
 }
 
 void check_width(const char* op, const char* name, size_t subnet, const Tensor& x,
@@ -80,8 +80,7 @@ void check_gradients(const char* op, const Tensors& d, const Tensors& x,
 // [rows, columns], of which a member fills its own width.
 Tensor stacked(const Stack& stack, const Tensors& tensors, int64_t columns) {
   if (stack.members.size() == 1) return as_rows(tensors[stack.members[0]]);
-  const Tensor stacked =
-      torch::stable::new_empty(tensors[stack.members[0]], Sizes{stack.rows, columns});
+  const Tensor stacked = gather::room_for(tensors[stack.members[0]], Sizes{stack.rows, columns});
   auto into = gather::matrix_of(stacked);
   for (const int64_t member : stack.members) {
     const auto from = gather::const_matrix_of(as_rows(tensors[member]));
@@ -105,37 +104,41 @@ void distribute(const Stack& stack, const Tensor& stacked, const Tensors& tensor
 Tensor room(const Stack& stack, const Tensors& tensors, int64_t columns) {
   const Tensor& first = tensors[stack.members[0]];
   if (stack.members.size() == 1) return as_rows(first);
-  return torch::stable::new_empty(first, Sizes{stack.rows, columns});
+  return gather::room_for(first, Sizes{stack.rows, columns});
 }
 
-// A band's part of the outputs [rows, outputs of the stack], and of the weight.
-Tensor outputs_of(const Stack& stack, const Band& band, const Tensor& y) {
-  const int64_t begin = band.outputs.begin - stack.outputs.begin;
-  return part(part(y, 0, 0, band.rows), 1, begin, band.outputs.count);
-}
-Tensor weight_of(const Stack& stack, const Band& band, const Tensor& weight) {
-  const Tensor rows = part(weight, 0, band.outputs.begin, band.outputs.count);
-  return part(rows, 1, stack.inputs.begin, stack.inputs.count);
+// The first `count` places.
+Places first(int64_t count) { return {0, count}; }
+
+// A band's part of the outputs [rows, outputs of the stack].
+Tensor outputs_of(const Stack& stack, const Band& band, const Tensor& y, bool turned = false) {
+  const Places columns{band.outputs.begin - stack.outputs.begin, band.outputs.count};
+  return block(y, first(band.rows), columns, turned);
 }
 
 Tensors linear(Tensors x, Tensor weight, std::optional<Tensor> bias, Sizes outputs, Sizes inputs,
                bool) {
   const char* op = "gather_grouped_linear";
   const auto subnets = subnets_of(op, x, weight, outputs, inputs);
-  if (bias.has_value()) gather::check_bias(op, *bias, weight);
+  std::optional<Tensor> shift;
+  if (bias.has_value()) {
+    gather::check_bias(op, *bias, weight);
+    shift = torch::stable::reshape(*bias, Sizes{1, bias->numel()});
+  }
   Tensors y;
   y.reserve(x.size());
   for (size_t s = 0; s < x.size(); ++s) {
-    y.push_back(torch::stable::new_empty(x[s], gather::with_last(x[s], subnets[s].outputs.count)));
+    y.push_back(gather::room_for(x[s], gather::with_last(x[s], subnets[s].outputs.count)));
   }
   for (const Stack& stack : gather::stacks_of(subnets)) {
     const Tensor from = stacked(stack, x, stack.inputs.count);
     const Tensor into = room(stack, y, stack.outputs.count);
     for (const Band& band : stack.bands) {
-      const Tensor rows = part(from, 0, 0, band.rows), at = outputs_of(stack, band, into);
-      const Tensor factor = transposed(weight_of(stack, band, weight));
-      if (bias.has_value()) {
-        product(at, part(*bias, 0, band.outputs.begin, band.outputs.count), rows, factor);
+      const Tensor rows = block(from, first(band.rows), first(stack.inputs.count));
+      const Tensor at = outputs_of(stack, band, into);
+      const Tensor factor = block(weight, band.outputs, stack.inputs, true);
+      if (shift.has_value()) {
+        product(at, block(*shift, first(1), band.outputs), rows, factor);
       } else {
         product(at, rows, factor);
       }
@@ -148,8 +151,9 @@ Tensors linear(Tensors x, Tensor weight, std::optional<Tensor> bias, Sizes outpu
 // [rows, inputs of the stack] = d weight.
 void input_gradient(const Stack& stack, const Tensor& d, const Tensor& weight, const Tensor& into) {
   for (const Band& band : stack.bands) {
-    const Tensor at = part(into, 0, 0, band.rows), from = outputs_of(stack, band, d);
-    const Tensor factor = weight_of(stack, band, weight);
+    const Tensor at = block(into, first(band.rows), first(stack.inputs.count));
+    const Tensor from = outputs_of(stack, band, d);
+    const Tensor factor = block(weight, band.outputs, stack.inputs);
     if (&band == &stack.bands.front()) product(at, from, factor);
     else product(at, at, from, factor);
   }
@@ -179,8 +183,9 @@ class WeightGradient {
 
   void add(const Stack& stack, const Tensor& d, const Tensor& x) const {
     for (const Band& band : stack.bands) {
-      const Tensor at = weight_of(stack, band, into_);
-      const Tensor from = transposed(outputs_of(stack, band, d)), rows = part(x, 0, 0, band.rows);
+      const Tensor at = block(into_, band.outputs, stack.inputs);
+      const Tensor from = outputs_of(stack, band, d, true);
+      const Tensor rows = block(x, first(band.rows), first(stack.inputs.count));
       if (&band == first_) product(at, from, rows);
       else product(at, at, from, rows);
     }
@@ -195,15 +200,14 @@ class WeightGradient {
 
 // The sum of all rows of d, in the places of their outputs.
 Tensor bias_gradient(const Tensors& d, const Tensor& weight, const std::vector<Subnet>& subnets) {
-  const Sizes first{0};
-  Tensor each =
+  const Sizes over_rows{0};
+  const Tensor each =
       torch::stable::new_zeros(weight, Sizes{static_cast<int64_t>(d.size()), weight.size(0)});
   for (size_t s = 0; s < d.size(); ++s) {
-    Tensor row = torch::stable::select(each, 0, static_cast<int64_t>(s));
-    Tensor window = part(row, 0, subnets[s].outputs.begin, subnets[s].outputs.count);
-    torch::stable::sum_out(window, as_rows(d[s]), first);
+    Tensor row = block(each, {static_cast<int64_t>(s), 1}, subnets[s].outputs);
+    torch::stable::sum_out(row, as_rows(d[s]), over_rows, true);
   }
-  return torch::stable::sum(each, first);
+  return torch::stable::sum(each, over_rows);
 }
 
 std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor weight,
@@ -213,11 +217,10 @@ std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor
   const auto subnets = subnets_of(op, x, weight, outputs, inputs);
   check_gradients(op, d, x, subnets);
   STD_TORCH_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
-  const auto nothing = [&] { return torch::stable::new_empty(weight, Sizes{0}); };
+  const auto nothing = [&] { return gather::room_for(weight, Sizes{0}); };
   Tensors into_x;
   for (size_t s = 0; need[0] && s < x.size(); ++s) {
-    into_x.push_back(
-        torch::stable::new_empty(x[s], Sizes(x[s].sizes().begin(), x[s].sizes().end())));
+    into_x.push_back(gather::room_for(x[s], Sizes(x[s].sizes().begin(), x[s].sizes().end())));
   }
   std::vector<Stack> stacks = gather::stacks_of(subnets);
   if (need[1] && !stacks.empty()) {

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._op import call
 from sigeo_ext.gather import grouped_op as op
 from sigeo_ext.gather import grouped_reference as reference
 from sigeo_ext.gather.routes import must_be_plain
@@ -79,7 +80,7 @@ def linear(
     arguments: Any = (list(x), weight, bias, *windows, accumulate)
     if must_be_plain(weight):
         return reference.linear(*arguments)
-    y: list[Tensor] = op.gather_grouped_linear(*arguments)
+    y: list[Tensor] = call(op.gather_grouped_linear, *arguments)
     return y
 
 
@@ -94,6 +95,9 @@ def windows_of(
         _check.require(False, name, f"{expected}, got {len(given)}")
     windows: list[int] = []
     for subnet, selection in enumerate(given):
+        if type(selection) is int and 0 <= selection <= size:
+            windows += (0, selection)
+            continue
         place = f"{argument}[{subnet}]"
         if isinstance(selection, Tensor):
             expected = f"{place} must be None, an int or a slice of step 1"
