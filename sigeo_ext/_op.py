@@ -72,10 +72,14 @@ def define(
     return op.default
 
 
+def needs_gradient(args: Sequence[Any]) -> bool:
+    """Whether autograd would have a node for a function of these arguments."""
+    return bool(torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+
+
 def call(op: Any, *args: Any) -> Any:
     """An op's result; where no gradient is needed, without a turn through Python for it."""
-    needed = torch.is_grad_enabled() and torch._C._any_requires_grad(*args)
-    if needed or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or needs_gradient(args):
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
@@ -113,7 +117,7 @@ def _register_gradient(
     function: Any = type(name, (torch.autograd.Function,), members)
 
     def kernel(keys: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        if needs_gradient(args):
             lengths = [len(a) for a, is_list in zip(args, lists, strict=True) if is_list]
             result = function.apply(keys, lengths, *_flat(args, lists, lengths))
             return list(result) if gives_list else result

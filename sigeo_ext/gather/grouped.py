@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
-from sigeo_ext._op import call
+from sigeo_ext._op import call, needs_gradient
 from sigeo_ext.gather import grouped_op as op
 from sigeo_ext.gather import grouped_reference as reference
 from sigeo_ext.gather.routes import must_be_plain
@@ -31,6 +31,13 @@ __all__ = ["Window", "linear"]
 
 Window = int | slice | None
 """What a subnet uses along a dimension."""
+
+SMALL = 1 << 18
+"""Weights times subnets up to which plain torch's slices serve: its zero-filled gradients, one a
+subnet, then cost less than a call of ours.
+"""
+FEW = 8
+"""Subnets below which plain torch serves where no gradient is wanted."""
 
 
 def linear(
@@ -78,10 +85,19 @@ def linear(
     if not x:
         return []
     arguments: Any = (list(x), weight, bias, *windows, accumulate)
-    if must_be_plain(weight):
+    if must_be_plain(weight) or not _pays(arguments):
         return reference.linear(*arguments)
     y: list[Tensor] = call(op.gather_grouped_linear, *arguments)
     return y
+
+
+def _pays(arguments: Any) -> bool:
+    """Whether an op of ours is worth its call."""
+    x, weight, *_ = arguments
+    if torch.compiler.is_compiling():
+        return True
+    enough = len(x) * weight.numel() > SMALL if needs_gradient(arguments) else len(x) >= FEW
+    return bool(enough)
 
 
 def windows_of(
