@@ -55,9 +55,7 @@ def parts_of(case: Subnets) -> list[tuple[slice, slice]]:
     count = len(case.rows)
     return [
         (places(o, case.size[0]), places(i, case.size[1]))
-        for o, i in zip(
-            case.outputs or [None] * count, case.inputs or [None] * count, strict=True
-        )
+        for o, i in zip(case.outputs or [None] * count, case.inputs or [None] * count, strict=True)
     ]
 
 

@@ -37,13 +37,11 @@ struct Stack {
 // those of few would leave the library's products at a fraction of their speed.
 std::vector<Stack> stacks_of(std::span<const Subnet> subnets);
 
-// A band of a stack, by number.
-struct BandOf {
-  int64_t stack;
-  int64_t band;
-};
+// Places in pieces of about equal length, at most `most`. They depend on nothing else, so that bits
+// do not depend on the number of threads that the pieces go to.
+std::vector<Places> pieces_of(const Places& places, int64_t most);
 
-// The one that covers most of the weight. There must be a stack.
-BandOf widest(std::span<const Stack> stacks);
+// What two windows have in common; a count of zero if nothing.
+Places common(const Places& a, const Places& b);
 
 }  // namespace sigeo_ext::gather

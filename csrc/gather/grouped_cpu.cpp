@@ -14,6 +14,9 @@ constexpr int64_t kFew = 64;
 // Rows of a stack; with 1024 columns a mebibyte of float32, about a second-level cache.
 constexpr int64_t kMost = 256;
 
+// Values of a cache line.
+constexpr int64_t kLine = 16;
+
 auto key(const Subnet& subnet) {
   return std::tuple(subnet.inputs.begin, subnet.inputs.count, subnet.outputs.begin);
 }
@@ -71,18 +74,22 @@ std::vector<Stack> stacks_of(std::span<const Subnet> subnets) {
   return stacks;
 }
 
-BandOf widest(std::span<const Stack> stacks) {
-  BandOf best{0, 0};
-  int64_t most = -1;
-  for (size_t s = 0; s < stacks.size(); ++s) {
-    for (size_t b = 0; b < stacks[s].bands.size(); ++b) {
-      const int64_t area = stacks[s].bands[b].outputs.count * stacks[s].inputs.count;
-      if (area <= most) continue;
-      most = area;
-      best = {static_cast<int64_t>(s), static_cast<int64_t>(b)};
-    }
+std::vector<Places> pieces_of(const Places& places, int64_t most) {
+  std::vector<Places> pieces;
+  if (places.count == 0) return pieces;
+  const int64_t count = (places.count + most - 1) / most;
+  const int64_t even = (places.count + count - 1) / count;
+  const int64_t length = std::min(most, (even + kLine - 1) / kLine * kLine);
+  for (int64_t begin = 0; begin < places.count; begin += length) {
+    pieces.push_back(places.part(begin, std::min(length, places.count - begin)));
   }
-  return best;
+  return pieces;
+}
+
+Places common(const Places& a, const Places& b) {
+  const int64_t begin = std::max(a.begin, b.begin);
+  const int64_t end = std::min(a.begin + a.count, b.begin + b.count);
+  return {begin, std::max<int64_t>(0, end - begin)};
 }
 
 }  // namespace sigeo_ext::gather

@@ -1,5 +1,7 @@
 // Linear layers of many subnets on windows of one super-weight, which stays where it is, in one
 // call.
+#include <algorithm>
+#include <functional>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -92,6 +94,7 @@ Tensor stacked(const Stack& stack, const Tensors& tensors, int64_t columns) {
 
 // Back from `stacked` to the members.
 void distribute(const Stack& stack, const Tensor& stacked, const Tensors& tensors) {
+  if (stack.members.size() == 1) return;
   auto from = gather::const_matrix_of(stacked);
   for (const int64_t member : stack.members) {
     const auto into = gather::matrix_of(as_rows(tensors[member]));
@@ -107,13 +110,133 @@ Tensor room(const Stack& stack, const Tensors& tensors, int64_t columns) {
   return gather::room_for(first, Sizes{stack.rows, columns});
 }
 
-// The first `count` places.
-Places first(int64_t count) { return {0, count}; }
+// A stack with its rows of x, of y or its gradient, or of the gradient of x.
+struct Work {
+  const Stack& stack;
+  Tensor x, y, into_x;
 
-// A band's part of the outputs [rows, outputs of the stack].
-Tensor outputs_of(const Stack& stack, const Band& band, const Tensor& y, bool turned = false) {
-  const Places columns{band.outputs.begin - stack.outputs.begin, band.outputs.count};
-  return block(y, first(band.rows), columns, turned);
+  Places all_inputs() const { return {0, stack.inputs.count}; }
+
+  // Outputs of the weight as columns of y.
+  Places columns(const Places& outputs) const {
+    return {outputs.begin - stack.outputs.begin, outputs.count};
+  }
+};
+
+// Part of a stack's results.
+struct Piece {
+  const Work& work;
+  Places rows;
+  Places columns;
+};
+
+// Rows and columns of a piece; smaller ones cost a few percent on one thread.
+constexpr int64_t kPiece = 512;
+
+void run(const std::vector<Piece>& pieces, const std::function<void(const Piece&)>& body) {
+  torch_parallel_tasks(static_cast<int64_t>(pieces.size()), [&](int64_t i) { body(pieces[i]); });
+}
+
+// y = x weight^T + shift [1, outputs].
+void outputs_of(const std::vector<Work>& works, const Tensor& weight,
+                const std::optional<Tensor>& shift) {
+  std::vector<Piece> pieces;
+  for (const Work& work : works) {
+    for (const Band& band : work.stack.bands) {
+      for (const Places& rows : gather::pieces_of({0, band.rows}, kPiece)) {
+        for (const Places& outputs : gather::pieces_of(band.outputs, kPiece)) {
+          pieces.push_back({work, rows, outputs});
+        }
+      }
+    }
+  }
+  run(pieces, [&](const Piece& piece) {
+    const auto& [work, rows, outputs] = piece;
+    const Tensor into = block(work.y, rows, work.columns(outputs));
+    const Tensor from = block(work.x, rows, work.all_inputs());
+    const Tensor factor = block(weight, outputs, work.stack.inputs, true);
+    if (shift.has_value()) product(into, block(*shift, {0, 1}, outputs), from, factor);
+    else product(into, from, factor);
+  });
+}
+
+// into_x = y weight, y being a gradient.
+void input_gradients(const std::vector<Work>& works, const Tensor& weight) {
+  std::vector<Piece> pieces;
+  for (const Work& work : works) {
+    for (const Places& rows : gather::pieces_of({0, work.stack.rows}, kPiece)) {
+      for (const Places& inputs : gather::pieces_of(work.stack.inputs, kPiece)) {
+        pieces.push_back({work, rows, inputs});
+      }
+    }
+  }
+  run(pieces, [&](const Piece& piece) {
+    const auto& [work, all_rows, inputs] = piece;
+    const Places columns{inputs.begin - work.stack.inputs.begin, inputs.count};
+    bool first = true;
+    for (const Band& band : work.stack.bands) {
+      const Places rows = gather::common(all_rows, {0, band.rows});
+      if (rows.count == 0) break;  // so will be those of the bands behind it
+      const Tensor into = block(work.into_x, rows, columns);
+      const Tensor from = block(work.y, rows, work.columns(band.outputs));
+      const Tensor factor = block(weight, band.outputs, inputs);
+      if (first) product(into, from, factor);
+      else product(into, into, from, factor);
+      first = false;
+    }
+  });
+}
+
+// Outputs and inputs of a tile of the weight's gradient, which stays in a second-level cache while
+// all subnets add to it.
+constexpr int64_t kTileOutputs = 256, kTileInputs = 1024;
+
+// into (+)= the sum over stacks of y^T x, in their order, in the places of their windows.
+void weight_gradient(const std::vector<Work>& works, const Tensor& into, bool adding) {
+  struct Tile {
+    Places outputs, inputs;
+  };
+  std::vector<Tile> tiles;
+  for (const Places& outputs : gather::pieces_of({0, into.size(0)}, kTileOutputs)) {
+    for (const Places& inputs : gather::pieces_of({0, into.size(1)}, kTileInputs)) {
+      tiles.push_back({outputs, inputs});
+    }
+  }
+  struct Term {
+    const Work* work;
+    int64_t rows;
+    Places outputs, inputs;
+  };
+  torch_parallel_tasks(static_cast<int64_t>(tiles.size()), [&](int64_t t) {
+    const Tile& tile = tiles[t];
+    std::vector<Term> terms;
+    for (const Work& work : works) {
+      const Places inputs = gather::common(work.stack.inputs, tile.inputs);
+      for (const Band& band : work.stack.bands) {
+        const Places outputs = gather::common(band.outputs, tile.outputs);
+        if (outputs.count > 0 && inputs.count > 0) {
+          terms.push_back({&work, band.rows, outputs, inputs});
+        }
+      }
+    }
+    // A product that fills the tile goes first and needs no zeros.
+    const auto whole = std::find_if(terms.begin(), terms.end(), [&](const Term& term) {
+      return term.outputs.count == tile.outputs.count && term.inputs.count == tile.inputs.count;
+    });
+    const bool filled = !adding && whole != terms.end();
+    if (filled) std::rotate(terms.begin(), whole, whole + 1);
+    if (!adding && !filled) gather::clear(into, tile.outputs, tile.inputs);
+    for (const Term& term : terms) {
+      const Work& work = *term.work;
+      const Places rows{0, term.rows};
+      const Places inputs{term.inputs.begin - work.stack.inputs.begin, term.inputs.count};
+      const Tensor at = block(into, term.outputs, term.inputs);
+      const Tensor from = block(work.y, rows, work.columns(term.outputs), true);
+      const Tensor values = block(work.x, rows, inputs);
+      if (filled && &term == &terms.front()) product(at, from, values);
+      else product(at, at, from, values);
+    }
+  });
 }
 
 Tensors linear(Tensors x, Tensor weight, std::optional<Tensor> bias, Sizes outputs, Sizes inputs,
@@ -130,73 +253,16 @@ Tensors linear(Tensors x, Tensor weight, std::optional<Tensor> bias, Sizes outpu
   for (size_t s = 0; s < x.size(); ++s) {
     y.push_back(gather::room_for(x[s], gather::with_last(x[s], subnets[s].outputs.count)));
   }
-  for (const Stack& stack : gather::stacks_of(subnets)) {
-    const Tensor from = stacked(stack, x, stack.inputs.count);
-    const Tensor into = room(stack, y, stack.outputs.count);
-    for (const Band& band : stack.bands) {
-      const Tensor rows = block(from, first(band.rows), first(stack.inputs.count));
-      const Tensor at = outputs_of(stack, band, into);
-      const Tensor factor = block(weight, band.outputs, stack.inputs, true);
-      if (shift.has_value()) {
-        product(at, block(*shift, first(1), band.outputs), rows, factor);
-      } else {
-        product(at, rows, factor);
-      }
-    }
-    if (stack.members.size() > 1) distribute(stack, into, y);
+  const auto stacks = gather::stacks_of(subnets);
+  std::vector<Work> works;
+  for (const Stack& stack : stacks) {
+    works.push_back({stack, stacked(stack, x, stack.inputs.count),
+                     room(stack, y, stack.outputs.count), Tensor()});
   }
+  outputs_of(works, weight, shift);
+  for (const Work& work : works) distribute(work.stack, work.y, y);
   return y;
 }
-
-// [rows, inputs of the stack] = d weight.
-void input_gradient(const Stack& stack, const Tensor& d, const Tensor& weight, const Tensor& into) {
-  for (const Band& band : stack.bands) {
-    const Tensor at = block(into, first(band.rows), first(stack.inputs.count));
-    const Tensor from = outputs_of(stack, band, d);
-    const Tensor factor = block(weight, band.outputs, stack.inputs);
-    if (&band == &stack.bands.front()) product(at, from, factor);
-    else product(at, at, from, factor);
-  }
-}
-
-// The gradient of the weight as it adds up, stack by stack.
-class WeightGradient {
- public:
-  // Everything is added to what is there.
-  explicit WeightGradient(Tensor into) : into_(std::move(into)) {}
-
-  // A tensor of its own: the widest band is written, and zeros beside it, before anything is added.
-  WeightGradient(const Tensor& weight, const std::vector<Stack>& stacks) : into_(weight) {
-    const Places none{0, 0};
-    const Stack* stack = nullptr;
-    if (!stacks.empty()) {
-      const auto [s, b] = gather::widest(stacks);
-      stack = &stacks[s];
-      first_ = &stack->bands[b];
-    }
-    const auto window = [](const Places& places, int64_t size) {
-      return Selection("", "", Sizes{places.begin, places.count}, std::nullopt, size);
-    };
-    into_ = gather::cleared(weight, window(first_ ? first_->outputs : none, weight.size(0)),
-                            window(first_ ? stack->inputs : none, weight.size(1)));
-  }
-
-  void add(const Stack& stack, const Tensor& d, const Tensor& x) const {
-    for (const Band& band : stack.bands) {
-      const Tensor at = block(into_, band.outputs, stack.inputs);
-      const Tensor from = outputs_of(stack, band, d, true);
-      const Tensor rows = block(x, first(band.rows), first(stack.inputs.count));
-      if (&band == first_) product(at, from, rows);
-      else product(at, at, from, rows);
-    }
-  }
-
-  const Tensor& result() const { return into_; }
-
- private:
-  Tensor into_;
-  const Band* first_ = nullptr;
-};
 
 // The sum of all rows of d, in the places of their outputs.
 Tensor bias_gradient(const Tensors& d, const Tensor& weight, const std::vector<Subnet>& subnets) {
@@ -222,35 +288,34 @@ std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor
   for (size_t s = 0; need[0] && s < x.size(); ++s) {
     into_x.push_back(gather::room_for(x[s], Sizes(x[s].sizes().begin(), x[s].sizes().end())));
   }
-  std::vector<Stack> stacks = gather::stacks_of(subnets);
-  if (need[1] && !stacks.empty()) {
-    std::swap(stacks[0], stacks[gather::widest(stacks).stack]);
-  }
-  std::optional<WeightGradient> gradient;
-  if (need[1]) gradient.emplace(weight, stacks);
+  const auto stacks = gather::stacks_of(subnets);
+  std::vector<Work> works;
   for (const Stack& stack : stacks) {
     if (!need[0] && !need[1]) break;
-    const Tensor from = stacked(stack, d, stack.outputs.count);
-    if (need[0]) {
-      const Tensor into = room(stack, into_x, stack.inputs.count);
-      input_gradient(stack, from, weight, into);
-      if (stack.members.size() > 1) distribute(stack, into, into_x);
-    }
-    if (need[1]) gradient->add(stack, from, stacked(stack, x, stack.inputs.count));
+    works.push_back({stack, need[1] ? stacked(stack, x, stack.inputs.count) : Tensor(),
+                     stacked(stack, d, stack.outputs.count),
+                     need[0] ? room(stack, into_x, stack.inputs.count) : Tensor()});
   }
-  return {into_x, need[1] ? gradient->result() : nothing(),
-          need[2] ? bias_gradient(d, weight, subnets) : nothing()};
+  if (need[0]) {
+    input_gradients(works, weight);
+    for (const Work& work : works) distribute(work.stack, work.into_x, into_x);
+  }
+  const Tensor into_weight = need[1] ? torch::stable::empty_like(weight) : nothing();
+  if (need[1]) weight_gradient(works, into_weight, false);
+  return {into_x, into_weight, need[2] ? bias_gradient(d, weight, subnets) : nothing()};
 }
 
 void linear_accumulate(Tensors d, Tensors x, Tensor into, Sizes outputs, Sizes inputs) {
   const char* op = "gather_grouped_linear_accumulate";
   const auto subnets = subnets_of(op, x, into, outputs, inputs);
   check_gradients(op, d, x, subnets);
-  const WeightGradient gradient(into);
-  for (const Stack& stack : gather::stacks_of(subnets)) {
-    gradient.add(stack, stacked(stack, d, stack.outputs.count),
-                 stacked(stack, x, stack.inputs.count));
+  const auto stacks = gather::stacks_of(subnets);
+  std::vector<Work> works;
+  for (const Stack& stack : stacks) {
+    works.push_back({stack, stacked(stack, x, stack.inputs.count),
+                     stacked(stack, d, stack.outputs.count), Tensor()});
   }
+  weight_gradient(works, into, true);
 }
 
 }  // namespace

@@ -125,8 +125,7 @@ gather_grouped_linear_backward = define(
     flops=lambda d, x, weight, outputs, inputs, need, **_: _flops(x, outputs) * sum(need[:2]),
 )
 gather_grouped_linear_accumulate = define(
-    f"gather_grouped_linear_accumulate(Tensor[] d, Tensor[] x, Tensor(a!) into, {_WINDOWS}) "
-    "-> ()",
+    f"gather_grouped_linear_accumulate(Tensor[] d, Tensor[] x, Tensor(a!) into, {_WINDOWS}) -> ()",
     reference.linear_accumulate,
     fake=lambda *_: None,
     flops=lambda d, x, into, outputs, *_, **__: _flops(x, outputs),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext import _check
-from sigeo_ext.gather.selection import check_dtypes, check_width
+from sigeo_ext.gather.selection import check_dtypes, check_width, select
 from sigeo_ext.gather.slices_reference import check_bias, rows_of
 
 Windows = Sequence[int]
@@ -26,7 +26,8 @@ def window(windows: Windows, subnet: int) -> list[int]:
 
 def part_of(weight: Tensor, outputs: Windows, inputs: Windows, subnet: int) -> Tensor:
     """A subnet's part of the weight, a view."""
-    return weight.narrow(0, *window(outputs, subnet)).narrow(1, *window(inputs, subnet))
+    rows = select(weight, 0, window(outputs, subnet), None)
+    return select(rows, 1, window(inputs, subnet), None)
 
 
 def check_subnets(
@@ -38,24 +39,32 @@ def check_subnets(
         _check.require(False, op, f"weight must be [outputs, inputs], {got}")
     if len(outputs) != 2 * len(x) or len(inputs) != 2 * len(x):
         expected = f"outputs and inputs must be a window each for {len(x)} subnets"
-        _check.require(
-            False, op, f"{expected}, got {len(outputs)} and {len(inputs)} numbers"
-        )
+        _check.require(False, op, f"{expected}, got {len(outputs)} and {len(inputs)} numbers")
+    sizes, dtype = weight.shape, weight.dtype
     for subnet, rows in enumerate(x):
-        for name, windows, size in (
-            ("outputs", outputs, weight.shape[0]),
-            ("inputs", inputs, weight.shape[1]),
-        ):
-            begin, length = window(windows, subnet)
-            fits = begin >= 0 and length >= 0 and begin + length <= size
-            _check.require(fits, op, f"{name}[{subnet}] must be a window of {size} places")
-        check_width(op, f"x[{subnet}]", rows, -1, 0, False, window(inputs, subnet), None)
-        check_dtypes(op, rows, weight)
+        (o, width), (i, length) = window(outputs, subnet), window(inputs, subnet)
+        fits = 0 <= o <= sizes[0] - width and 0 <= i <= sizes[1] - length
+        whole = fits and width >= 0 and length >= 0
+        if not (whole and rows.dim() and rows.shape[-1] == length and rows.dtype == dtype):
+            _refuse(op, subnet, rows, weight, outputs, inputs)
 
 
-def check_gradients(
-    op: str, d: Sequence[Tensor], x: Sequence[Tensor], outputs: Windows
+def _refuse(
+    op: str, subnet: int, x: Tensor, weight: Tensor, outputs: Windows, inputs: Windows
 ) -> None:
+    """Say what does not fit."""
+    for name, windows, size in (
+        ("outputs", outputs, weight.shape[0]),
+        ("inputs", inputs, weight.shape[1]),
+    ):
+        begin, length = window(windows, subnet)
+        fits = begin >= 0 and length >= 0 and begin + length <= size
+        _check.require(fits, op, f"{name}[{subnet}] must be a window of {size} places")
+    check_width(op, f"x[{subnet}]", x, -1, 0, False, window(inputs, subnet), None)
+    check_dtypes(op, x, weight)
+
+
+def check_gradients(op: str, d: Sequence[Tensor], x: Sequence[Tensor], outputs: Windows) -> None:
     """Require gradients of the outputs that such inputs give."""
     expected = f"d must hold one tensor a subnet, {len(x)}, got {len(d)}"
     _check.require(len(d) == len(x), op, expected)
@@ -84,7 +93,7 @@ def linear(
         F.linear(
             rows,
             part_of(weight, outputs, inputs, subnet),
-            None if bias is None else bias.narrow(0, *window(outputs, subnet)),
+            None if bias is None else select(bias, 0, window(outputs, subnet), None),
         )
         for subnet, rows in enumerate(x)
     ]

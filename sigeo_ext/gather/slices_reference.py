@@ -44,6 +44,7 @@ def _check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: 
 
 
 def check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
+    """Require one value an output, of the weight's dtype."""
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         expected = f"bias must be [{weight.shape[0]}] of the weight's dtype"
         got = f"{_check.dtype_of(bias)} {list(bias.shape)}"
@@ -51,6 +52,7 @@ def check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
 
 
 def rows_of(x: Tensor) -> Tensor:
+    """[..., n] as [rows, n]."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 

@@ -60,7 +60,9 @@ def test_places_that_no_subnet_uses_get_zeros(device):
 def test_what_a_subnet_does_not_use_is_not_read(device):
     weight = torch.full((4, 3), float("nan"), device=device)
     weight[:3, :2] = 1
-    got = grouped.linear([torch.ones(2, 2, device=device)] * 2, weight, outputs=[3, 1], inputs=[2, 2])
+    got = grouped.linear(
+        [torch.ones(2, 2, device=device)] * 2, weight, outputs=[3, 1], inputs=[2, 2]
+    )
     assert [y.tolist() for y in got] == [[[2.0] * 3] * 2, [[2.0]] * 2]
 
 
@@ -153,4 +155,3 @@ def test_a_wrong_argument_is_named(call, text, few, monkeypatch):
     with pytest.raises(RuntimeError) as caught:
         call()
     assert text in str(caught.value)
-
