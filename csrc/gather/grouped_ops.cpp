@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <functional>
 #include <optional>
-#include <string>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
@@ -12,6 +11,7 @@
 
 #include "common/tensor.h"
 #include "gather/grouped.h"
+#include "gather/grouped_arguments.h"
 #include "gather/products.h"
 #include "gather/slices_selection.h"
 
@@ -28,54 +28,15 @@ using gather::Sizes;
 using gather::Stack;
 using gather::Subnet;
 
-// A subnet's window [begin, count] among those of all, end to end.
-Places window_of(const char* op, const char* name, const Sizes& windows, size_t subnet,
-                 int64_t size) {
-  const Places places{windows[2 * subnet], windows[2 * subnet + 1]};
-  const bool fits = places.begin >= 0 && places.count >= 0 && places.begin <= size - places.count;
-  STD_TORCH_CHECK(fits, op, ": ", name, "[", subnet, "] must be a window of ", size, " places");
-  return places;
-}
-
-void check_width(const char* op, const char* name, size_t subnet, const Tensor& x,
-                 const Places& places) {
-  STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == places.count, op, ": ", name, "[", subnet,
-                  "] must have the selected ", places.count, " values in dimension -1, got ",
-                  x.dim() > 0 ? std::to_string(x.size(x.dim() - 1)) : "none");
-}
-
+// Inputs of one dtype with the weight, [outputs, inputs].
 std::vector<Subnet> subnets_of(const char* op, const Tensors& x, const Tensor& weight,
                                const Sizes& outputs, const Sizes& inputs) {
   STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
                   gather::sizes_of(weight));
-  STD_TORCH_CHECK(outputs.size() == 2 * x.size() && inputs.size() == 2 * x.size(), op,
-                  ": outputs and inputs must be a window each for ", x.size(), " subnets, got ",
-                  outputs.size(), " and ", inputs.size(), " numbers");
-  std::vector<Subnet> subnets(x.size());
-  for (size_t s = 0; s < x.size(); ++s) {
-    Subnet& subnet = subnets[s];
-    subnet.outputs = window_of(op, "outputs", outputs, s, weight.size(0));
-    subnet.inputs = window_of(op, "inputs", inputs, s, weight.size(1));
-    check_width(op, "x", s, x[s], subnet.inputs);
-    gather::check_dtypes(op, x[s], weight);
-    subnet.rows = 1;
-    for (int64_t d = 0; d < x[s].dim() - 1; ++d) subnet.rows *= x[s].size(d);
-  }
+  const Sizes size{weight.size(0), weight.size(1)};
+  auto subnets = gather::subnets_of(op, x, size, outputs, inputs);
+  for (const Tensor& rows : x) gather::check_dtypes(op, rows, weight);
   return subnets;
-}
-
-void check_gradients(const char* op, const Tensors& d, const Tensors& x,
-                     const std::vector<Subnet>& subnets) {
-  STD_TORCH_CHECK(d.size() == x.size(), op, ": d must hold one tensor a subnet, ", x.size(),
-                  ", got ", d.size());
-  for (size_t s = 0; s < d.size(); ++s) {
-    check_width(op, "d", s, d[s], subnets[s].outputs);
-    gather::check_dtypes(op, d[s], x[s]);
-    const int64_t rows =
-        subnets[s].outputs.count == 0 ? subnets[s].rows : d[s].numel() / subnets[s].outputs.count;
-    STD_TORCH_CHECK(rows == subnets[s].rows, op, ": d[", s, "] must have the ", subnets[s].rows,
-                    " rows of x[", s, "], got ", rows);
-  }
 }
 
 // The rows of a stack's members, one below another: itself where there is one member, else a copy
@@ -281,7 +242,7 @@ std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor
                                                     std::vector<bool> need) {
   const char* op = "gather_grouped_linear_backward";
   const auto subnets = subnets_of(op, x, weight, outputs, inputs);
-  check_gradients(op, d, x, subnets);
+  gather::check_gradients(op, d, x, subnets);
   STD_TORCH_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
   const auto nothing = [&] { return gather::room_for(weight, Sizes{0}); };
   Tensors into_x;
@@ -308,7 +269,7 @@ std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor
 void linear_accumulate(Tensors d, Tensors x, Tensor into, Sizes outputs, Sizes inputs) {
   const char* op = "gather_grouped_linear_accumulate";
   const auto subnets = subnets_of(op, x, into, outputs, inputs);
-  check_gradients(op, d, x, subnets);
+  gather::check_gradients(op, d, x, subnets);
   const auto stacks = gather::stacks_of(subnets);
   std::vector<Work> works;
   for (const Stack& stack : stacks) {

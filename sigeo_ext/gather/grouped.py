@@ -24,13 +24,11 @@ from sigeo_ext import _check
 from sigeo_ext._op import call, needs_gradient
 from sigeo_ext.gather import grouped_op as op
 from sigeo_ext.gather import grouped_reference as reference
+from sigeo_ext.gather.grouped_statistics import sample_moments, subnet_moments
+from sigeo_ext.gather.grouped_windows import Window, windows_of
 from sigeo_ext.gather.routes import must_be_plain
-from sigeo_ext.gather.selection import window_of
 
-__all__ = ["Window", "linear"]
-
-Window = int | slice | None
-"""What a subnet uses along a dimension."""
+__all__ = ["Window", "linear", "sample_moments", "subnet_moments"]
 
 SMALL = 1 << 18
 """Weights times subnets up to which plain torch's slices serve: its zero-filled gradients, one a
@@ -98,25 +96,3 @@ def _pays(arguments: Any) -> bool:
         return True
     enough = len(x) * weight.numel() > SMALL if needs_gradient(arguments) else len(x) >= FEW
     return bool(enough)
-
-
-def windows_of(
-    name: str, argument: str, given: Sequence[Window] | None, subnets: int, size: int
-) -> list[int]:
-    """The windows [begin, length] of all subnets, end to end."""
-    if given is None:
-        return [0, size] * subnets
-    if len(given) != subnets:
-        expected = f"{argument} must be a window for each of {subnets} subnets"
-        _check.require(False, name, f"{expected}, got {len(given)}")
-    windows: list[int] = []
-    for subnet, selection in enumerate(given):
-        if type(selection) is int and 0 <= selection <= size:
-            windows += (0, selection)
-            continue
-        place = f"{argument}[{subnet}]"
-        if isinstance(selection, Tensor):
-            expected = f"{place} must be None, an int or a slice of step 1"
-            _check.require(False, name, f"{expected}, got a tensor; slices.linear takes lists")
-        windows += window_of(name, place, selection, size)[0]
-    return windows

@@ -13,6 +13,7 @@ from sigeo_ext._op import define
 from sigeo_ext.gather import grouped_reference as reference
 from sigeo_ext.gather.grouped_reference import Windows
 from sigeo_ext.gather.slices_op import gradient_of
+from sigeo_ext.sample_moments.reference import wanted
 
 _WINDOWS = "SymInt[] outputs, SymInt[] inputs"
 
@@ -129,4 +130,34 @@ gather_grouped_linear_accumulate = define(
     reference.linear_accumulate,
     fake=lambda *_: None,
     flops=lambda d, x, into, outputs, *_, **__: _flops(x, outputs),
+)
+
+
+def _moments_fake(
+    x: Sequence[Tensor],
+    d: Sequence[Tensor],
+    size: Sequence[int],
+    outputs: Windows,
+    inputs: Windows,
+    want: int,
+) -> list[Tensor]:
+    return [
+        x[0].new_empty(len(x), dtype=torch.float64)
+        if name == "sq_norm"
+        else x[0].new_empty(list(size))
+        for name in wanted(want)
+    ]
+
+
+gather_grouped_moments = define(
+    f"gather_grouped_moments(Tensor[] x, Tensor[] d, SymInt[] size, {_WINDOWS}, int want) "
+    "-> Tensor[]",
+    reference.moments,
+    fake=_moments_fake,
+    flops=lambda x, d, size, outputs, inputs, want, **_: (
+        _flops(x, outputs)
+        + 2
+        * len(wanted(want))
+        * sum(math.prod(w) for w in zip(outputs[1::2], inputs[1::2], strict=True))
+    ),
 )

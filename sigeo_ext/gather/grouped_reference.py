@@ -6,7 +6,7 @@ The windows [begin, length] of all subnets lie end to end in one list.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from torch import Tensor
 from sigeo_ext import _check
 from sigeo_ext.gather.selection import check_dtypes, check_width, select
 from sigeo_ext.gather.slices_reference import check_bias, rows_of
+from sigeo_ext.sample_moments.reference import check_units, of_units
 
 Windows = Sequence[int]
 
@@ -70,7 +71,9 @@ def check_gradients(op: str, d: Sequence[Tensor], x: Sequence[Tensor], outputs: 
     _check.require(len(d) == len(x), op, expected)
     for subnet, (gradient, rows) in enumerate(zip(d, x, strict=True)):
         check_width(op, f"d[{subnet}]", gradient, -1, 0, False, window(outputs, subnet), None)
-        check_dtypes(op, gradient, rows)
+        if gradient.dtype != rows.dtype:
+            expected = f"d[{subnet}] must be {_check.dtype_of(rows)} like x[{subnet}]"
+            _check.require(False, op, f"{expected}, got {_check.dtype_of(gradient)}")
         count, got = (math.prod(t.shape[:-1]) for t in (rows, gradient))
         if got != count:
             expected = f"d[{subnet}] must have the {count} rows of x[{subnet}], got {got}"
@@ -144,3 +147,48 @@ def _add(
     for subnet, (gradient, rows) in enumerate(zip(d, x, strict=True)):
         part = part_of(into, outputs, inputs, subnet)
         part.addmm_(rows_of(gradient).t(), rows_of(rows))
+
+
+def moments(
+    x: Sequence[Tensor],
+    d: Sequence[Tensor],
+    size: Sequence[int],
+    outputs: Windows,
+    inputs: Windows,
+    want: int,
+) -> list[Tensor]:
+    """Statistics over the subnets' gradients [outputs, inputs], and sq_norm [subnets]."""
+    op = "gather_grouped_moments"
+    _check.require(len(x) > 0, op, "x must hold at least one subnet, got none")
+    sized = len(size) == 2 and min(size) >= 0
+    _check.require(sized, op, "size must be that of the weight, [outputs, inputs]")
+    for subnet, rows in enumerate(x):
+        fits = rows.dtype == x[0].dtype and rows.dtype in (torch.float32, torch.float64)
+        if not fits:
+            expected = f"x[{subnet}] must be float32 or float64 and like x[0]"
+            _check.require(False, op, f"{expected}, got {_check.dtype_of(rows)}")
+    check_subnets(op, x, x[0].new_empty(1).expand(*size), outputs, inputs)
+    check_gradients(op, d, x, outputs)
+    check_units(op, len(x), 1, 1, want)
+    gradients = _gradients(x, d, size, outputs, inputs)
+    results = of_units(gradients, x[0], size, len(x), 1, want, 1.0)
+    return [result if result.dim() == 1 else result[0] for result in results]
+
+
+def _gradients(
+    x: Sequence[Tensor],
+    d: Sequence[Tensor],
+    size: Sequence[int],
+    outputs: Windows,
+    inputs: Windows,
+) -> Iterator[Tensor]:
+    """Each subnet's gradient of the whole weight.
+
+    Yields:
+        [outputs, inputs], float64, zero outside the subnet's windows.
+    """
+    for subnet, (gradient, rows) in enumerate(zip(d, x, strict=True)):
+        whole = rows.new_zeros(*size, dtype=torch.float64)
+        part = part_of(whole, outputs, inputs, subnet)
+        part.addmm_(rows_of(gradient).double().t(), rows_of(rows).double())
+        yield whole

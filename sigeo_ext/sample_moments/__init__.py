@@ -103,7 +103,7 @@ def convolution(
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
     if transposed:
         x, d = patches.exchanged(x, d, kernel_size, *spread)
-    bits = _bits(want)
+    bits = bits_of(want)
     if bits == _SQ_NORM and groups == 1 and dims < 3 and patches.fit(x, d, unit, segments):
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
         inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
@@ -124,7 +124,7 @@ def convolution(
         result if result.dtype == torch.float64 and result.dim() == 1 else result.movedim(-1, 2)
         for result in results
     ]
-    return _named(bits, statistics, segments)
+    return named(bits, statistics, segments)
 
 
 def linear(
@@ -150,7 +150,7 @@ def linear(
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
         ValueError: An unknown statistic.
     """
-    bits = _bits(want)
+    bits = bits_of(want)
     if x.dim() == 2:
         if unit == 1 and segments is None and not bits & _NEEDS_EACH:
             return _separable(widened(x), widened(d), bits, factor)
@@ -174,7 +174,7 @@ def linear(
         factor,
     )
     statistics = [result if result.dim() == 1 else result.squeeze(2) for result in results]
-    return _named(bits, statistics, segments)
+    return named(bits, statistics, segments)
 
 
 # Values that the products of positions hold at once.
@@ -216,12 +216,17 @@ def _norms_by_positions(
     return SampleMoments(sq_norm=norms.clamp_min_(0) * factor**2)
 
 
-def _bits(want: Iterable[str]) -> int:
-    return _bits_of(tuple(want))
+def bits_of(want: Iterable[str]) -> int:
+    """The statistics as bits, in the order of `STATISTICS`.
+
+    Raises:
+        ValueError: An unknown statistic.
+    """
+    return _bits(tuple(want))
 
 
 @functools.cache
-def _bits_of(want: tuple[str, ...]) -> int:
+def _bits(want: tuple[str, ...]) -> int:
     bits = 0
     for name in want:
         if name not in STATISTICS:
@@ -251,7 +256,8 @@ def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
     return SampleMoments(**results)
 
 
-def _named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
+def named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
+    """Results in the order of their bits, by name; of the only segment if none were asked for."""
     values: list[Tensor | None] = [None] * len(STATISTICS)
     given = iter(results)
     for bit, name in enumerate(STATISTICS):
@@ -296,14 +302,14 @@ def rows(
         RuntimeError: Samples that are not whole units.
         ValueError: An unknown statistic.
     """
-    bits = _bits(want)
+    bits = bits_of(want)
     flat = widened(
         gradients[:, None] if gradients.dim() == 1 else gradients.flatten(1)
     ).contiguous()
     results = op.sample_moments_rows(flat, unit, segments or 1, bits, factor)
     shape = gradients.shape[1:]
     statistics = [r if r.dim() == 1 else r.view(r.shape[0], *shape) for r in results]
-    return _named(bits, statistics, segments)
+    return named(bits, statistics, segments)
 
 
 def embedding(
@@ -339,7 +345,7 @@ def embedding(
         RuntimeError: Tensors that do not fit together, or an index out of its range.
         ValueError: An unknown statistic, or units that do not have equally many entries.
     """
-    bits = _bits(want)
+    bits = bits_of(want)
     if units is None and count > 0 and len(rows) % count:
         raise ValueError(f"rows: expected as many for each of {count} units, got {len(rows)}")
     entries = max(1, len(rows) // max(1, count))
@@ -353,7 +359,7 @@ def embedding(
         bits,
         factor,
     )
-    return touched, _named(bits, [r if r.dim() == 1 else r[None] for r in results], None)
+    return touched, named(bits, [r if r.dim() == 1 else r[None] for r in results], None)
 
 
 class Tables(NamedTuple):
@@ -391,7 +397,7 @@ def tables(
             units, or no table.
         ValueError: An unknown statistic.
     """
-    bits = _bits(want)
+    bits = bits_of(want)
     values = widened(gradients).contiguous()
     first, touched, *results = op.sample_moments_tables(
         rows.contiguous(), values, unit, bits, factor

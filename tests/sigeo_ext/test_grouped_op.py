@@ -104,6 +104,7 @@ def test_half_precision(name, op, dtype, device):
         ("", {4: [-1, 3, 1, 3, 0, 3]}, "inputs[0] must be a window of 6 places"),
         ("_backward", {0: []}, "d must hold one tensor a subnet, 3, got 0"),
         ("_backward", {0: [randn(2, 4)] * 3}, "d[0] must have the selected 5 values in dimension"),
+        ("_backward", {0: [randn(2, 5).float()] * 3}, "d[0] must be Double like x[0], got Float"),
         ("_accumulate", {0: [randn(7, 5)] * 3}, "d[0] must have the 2 rows of x[0], got 7"),
     ],
 )
