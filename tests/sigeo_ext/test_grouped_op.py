@@ -133,6 +133,16 @@ def test_bits_do_not_depend_on_threads_or_old_memory(name):
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_inference_mode(count):
+    """Also where products run on threads that are not in it."""
+    case = problem("many rows")
+    with threads(count), torch.inference_mode():
+        got = grouped.linear(case.x, case.weight, case.bias, **case.given)
+        assert all(y.is_inference() for y in got)
+        assert_close(got, case.expected)
+
+
 @WIDE
 @pytest.mark.parametrize("name", ["chunks", "many rows"])
 def test_gradients_are_added_in_place_where_asked_for(name, dtype, device):
