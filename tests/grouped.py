@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sigeo_ext.gather import grouped_op
 from tests.slices import randn
 
 
@@ -92,3 +93,47 @@ def problem(name, dtype=torch.float64, device="cpu", bias=True, strided=False) -
     ]
     given = {"outputs": case.outputs, "inputs": case.inputs}
     return Problem(x, weight, shift, given, expected)
+
+
+def op_call(name, op, device="cpu", strided=False):
+    """A grouped linear op and its arguments, of all three by the end of its name."""
+    case, size = problem(name, device=device, strided=strided), CASES[name].size
+    x = [v.detach() for v in case.x]
+    d = [randn(*y.shape, 2, seed=9, device=device)[..., 0] for y in case.expected]
+    if not strided:
+        d = [v.contiguous() for v in d]
+    windows = [[], []]
+    for places in parts_of(CASES[name]):
+        for window, place, count in zip(windows, places, size, strict=True):
+            begin, end, _ = place.indices(count)
+            window += [begin, end - begin]
+    weight, bias = case.weight.detach(), case.bias.detach()
+    arguments = {
+        "": (x, weight, bias, *windows, False),
+        "_backward": (d, x, weight, *windows, [True, True, True]),
+        "_accumulate": (d, x, weight, *windows),
+    }
+    return getattr(grouped_op, f"gather_grouped_linear{op}"), arguments[op]
+
+
+def mapped(function, arguments):
+    """The tensors among arguments, and in lists, through a function."""
+    return [
+        function(v)
+        if isinstance(v, Tensor)
+        else [function(t) if isinstance(t, Tensor) else t for t in v]
+        if isinstance(v, list)
+        else v
+        for v in arguments
+    ]
+
+
+def outcome(op, arguments):
+    """Results, or what was written, as one list."""
+    arguments = mapped(torch.clone, arguments)
+    result = op(*arguments)
+    if result is None:
+        return [arguments[2]]
+    if isinstance(result, tuple):
+        return [*result[0], *result[1:]]
+    return result

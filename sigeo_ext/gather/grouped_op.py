@@ -16,6 +16,7 @@ from sigeo_ext.gather.slices_op import gradient_of
 from sigeo_ext.sample_moments.reference import wanted
 
 _WINDOWS = "SymInt[] outputs, SymInt[] inputs"
+_TRITON = "sigeo_ext.gather.triton"
 
 
 def _fake(
@@ -117,6 +118,7 @@ gather_grouped_linear = define(
     setup_context=_context,
     backward=_backward,
     flops=lambda x, weight, bias, outputs, *_, **__: _flops(x, outputs),
+    triton=f"{_TRITON}:linear",
 )
 gather_grouped_linear_backward = define(
     f"gather_grouped_linear_backward(Tensor[] d, Tensor[] x, Tensor weight, {_WINDOWS}, "
@@ -124,12 +126,14 @@ gather_grouped_linear_backward = define(
     reference.linear_backward,
     fake=_backward_fake,
     flops=lambda d, x, weight, outputs, inputs, need, **_: _flops(x, outputs) * sum(need[:2]),
+    triton=f"{_TRITON}:linear_backward",
 )
 gather_grouped_linear_accumulate = define(
     f"gather_grouped_linear_accumulate(Tensor[] d, Tensor[] x, Tensor(a!) into, {_WINDOWS}) -> ()",
     reference.linear_accumulate,
     fake=lambda *_: None,
     flops=lambda d, x, into, outputs, *_, **__: _flops(x, outputs),
+    triton=f"{_TRITON}:linear_accumulate",
 )
 
 

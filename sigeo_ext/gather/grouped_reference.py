@@ -120,15 +120,19 @@ def linear_backward(
             torch.mm(rows_of(gradient), part_of(weight, outputs, inputs, s)).view(x[s].shape)
             for s, gradient in enumerate(d)
         ]
-    into_weight, into_bias = weight.new_empty(0), weight.new_empty(0)
+    into_weight = weight.new_empty(0)
     if need[1]:
         into_weight = torch.zeros_like(weight, memory_format=torch.preserve_format)
         _add(d, x, into_weight, outputs, inputs)
-    if need[2]:
-        into_bias = weight.new_zeros(len(weight))
-        for subnet, gradient in enumerate(d):
-            into_bias.narrow(0, *window(outputs, subnet)).add_(rows_of(gradient).sum(0))
-    return into_x, into_weight, into_bias
+    return into_x, into_weight, bias_gradient(d, weight, outputs, need[2])
+
+
+def bias_gradient(d: Sequence[Tensor], weight: Tensor, outputs: Windows, needed: bool) -> Tensor:
+    """[outputs], each subnet's sum over rows in its window; empty if not needed."""
+    into = weight.new_zeros(len(weight) if needed else 0)
+    for subnet, gradient in enumerate(d if needed else ()):
+        into.narrow(0, *window(outputs, subnet)).add_(rows_of(gradient).sum(0))
+    return into
 
 
 def linear_accumulate(

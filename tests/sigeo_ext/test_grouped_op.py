@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigeo_ext.gather import grouped, grouped_op
 from sigeo_ext.testing import assert_close, poison_empty, threads
-from tests.grouped import CASES, parts_of, problem
+from tests.grouped import mapped, op_call, outcome, problem
 from tests.slices import WIDE, randn
 
 pytestmark = pytest.mark.usefixtures("small_weights_through_ops")
@@ -18,55 +17,11 @@ NAMES = pytest.mark.parametrize("name", ["chunks", "some empty", "many rows"])
 OPS = pytest.mark.parametrize("op", ["", "_backward", "_accumulate"])
 
 
-def call(name, op, device="cpu", strided=False):
-    """An op's name and arguments."""
-    case, size = problem(name, device=device, strided=strided), CASES[name].size
-    x = [v.detach() for v in case.x]
-    d = [randn(*y.shape, 2, seed=9, device=device)[..., 0] for y in case.expected]
-    if not strided:
-        d = [v.contiguous() for v in d]
-    windows = [[], []]
-    for places in parts_of(CASES[name]):
-        for window, place, count in zip(windows, places, size, strict=True):
-            begin, end, _ = place.indices(count)
-            window += [begin, end - begin]
-    weight, bias = case.weight.detach(), case.bias.detach()
-    arguments = {
-        "": (x, weight, bias, *windows, False),
-        "_backward": (d, x, weight, *windows, [True, True, True]),
-        "_accumulate": (d, x, weight, *windows),
-    }
-    return getattr(grouped_op, f"gather_grouped_linear{op}"), arguments[op]
-
-
-def mapped(function, arguments):
-    """The tensors among arguments, and in lists, through a function."""
-    return [
-        function(v)
-        if isinstance(v, Tensor)
-        else [function(t) if isinstance(t, Tensor) else t for t in v]
-        if isinstance(v, list)
-        else v
-        for v in arguments
-    ]
-
-
-def outcome(op, arguments):
-    """Results, or what was written, as one list."""
-    arguments = mapped(torch.clone, arguments)
-    result = op(*arguments)
-    if result is None:
-        return [arguments[2]]
-    if isinstance(result, tuple):
-        return [*result[0], *result[1:]]
-    return result
-
-
 @NAMES
 @OPS
 @WIDE
 def test_opcheck(name, op, dtype, device):
-    function, arguments = call(name, op, device)
+    function, arguments = op_call(name, op, device)
     arguments = mapped(lambda t: t.to(dtype), arguments)
     torch.library.opcheck(function, tuple(arguments))
     if not op:
@@ -78,7 +33,7 @@ def test_opcheck(name, op, dtype, device):
 @NAMES
 @OPS
 def test_strided_arguments(name, op, device):
-    function, arguments = call(name, op, device, strided=True)
+    function, arguments = op_call(name, op, device, strided=True)
     dense = mapped(torch.Tensor.contiguous, arguments)
     for a, b in zip(outcome(function, arguments), outcome(function, dense), strict=True):
         assert_close(a, b)
@@ -88,7 +43,7 @@ def test_strided_arguments(name, op, device):
 @OPS
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_half_precision(name, op, dtype, device):
-    function, arguments = call(name, op, device)
+    function, arguments = op_call(name, op, device)
     half = mapped(lambda t: t.to(dtype), arguments)
     wide = mapped(torch.Tensor.double, half)
     for a, b in zip(outcome(function, half), outcome(function, wide), strict=True):
@@ -110,7 +65,7 @@ def test_half_precision(name, op, dtype, device):
 )
 @pytest.mark.parametrize("compiled", [True, False])
 def test_a_wrong_argument_of_an_op_is_named(op, change, text, compiled):
-    function, arguments = call("chunks", op)
+    function, arguments = op_call("chunks", op)
     arguments = [change.get(i, v) for i, v in enumerate(arguments)]
     if not compiled:
         function = getattr(grouped_op.reference, f"linear{op}")
