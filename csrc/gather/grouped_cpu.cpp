@@ -1,7 +1,6 @@
 #include "gather/grouped.h"
 
 #include <algorithm>
-#include <numeric>
 #include <tuple>
 
 namespace sigeo_ext::gather {

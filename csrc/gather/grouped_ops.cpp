@@ -23,7 +23,6 @@ using gather::Band;
 using gather::block;
 using gather::Places;
 using gather::product;
-using gather::Selection;
 using gather::Sizes;
 using gather::Stack;
 using gather::Subnet;
