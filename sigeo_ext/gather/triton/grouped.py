@@ -17,10 +17,16 @@ from sigeo_ext.gather.triton.grouped_kernels import COLUMNS, rows_kernel, weight
 _TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Rows, or outputs, and columns, or inputs.
 _TILE = (64, 64)
-_OPTIONS: dict[str, Any] = {"PRECISION": "ieee", "num_stages": 3, "enable_fp_fusion": True}
-# What is summed over at once, and warps. Products of float32 are no tensor core's: with others,
-# registers spill on sm_80.
-_SHAPES = {torch.float32: (16, 8), torch.bfloat16: (32, 4), torch.float16: (32, 4)}
+# What is summed over at once.
+_INNER = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
+# So that no kernel spills registers on any of the architectures.
+_OPTIONS: dict[str, Any] = {
+    "PRECISION": "ieee",
+    "num_warps": 8,
+    "num_stages": 3,
+    "enable_fp_fusion": True,
+    "maxnreg": 255,
+}
 
 
 def linear(
@@ -129,14 +135,13 @@ def _rows(
     before = [sum(counts[:subnet]) for subnet in range(len(counts))]
     table = _table(read, into, outputs, inputs, before)
     tiles = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    inner, warps = _SHAPES[weight.dtype]
     strides = weight.stride() if backward else weight.stride()[::-1]
     with torch.cuda.device_of(weight):
         rows_kernel[(len(tiles),)](
             table, tiles.to(weight.device), weight, bias, *strides,
             DTYPE=_TYPES[weight.dtype], BACKWARD=backward, BIAS=bias is not None,
-            BLOCK_ROWS=_TILE[0], BLOCK_COLUMNS=_TILE[1], BLOCK_INNER=inner,
-            num_warps=warps, **_OPTIONS,
+            BLOCK_ROWS=_TILE[0], BLOCK_COLUMNS=_TILE[1], BLOCK_INNER=_INNER[weight.dtype],
+            **_OPTIONS,
         )  # fmt: skip
 
 
@@ -153,7 +158,6 @@ def _add(
     tiles = -(-into.shape[0] // _TILE[0]) * -(-into.shape[1] // _TILE[1])
     if not tiles or not d:
         return
-    block, warps = _SHAPES[into.dtype]
     rows = [rows_of(t).contiguous() for t in x]
     gradients = [rows_of(t) for t in d]
     table = _table(gradients, rows, outputs, inputs, [0] * len(x))
@@ -161,6 +165,6 @@ def _add(
         weight_kernel[(tiles,)](
             table, into, len(x), *into.shape, *into.stride(),
             DTYPE=_TYPES[into.dtype], ADD=add,
-            BLOCK_OUTPUTS=_TILE[0], BLOCK_INPUTS=_TILE[1], BLOCK_ROWS=block,
-            num_warps=warps, **_OPTIONS,
+            BLOCK_OUTPUTS=_TILE[0], BLOCK_INPUTS=_TILE[1], BLOCK_ROWS=_INNER[into.dtype],
+            **_OPTIONS,
         )  # fmt: skip
