@@ -83,8 +83,6 @@ Tensors moments(Tensors x, Tensors d, Sizes size, Sizes outputs, Sizes inputs, i
   const bool sized = size.size() == 2 && size[0] >= 0 && size[1] >= 0;
   STD_TORCH_CHECK(sized, op, ": size must be that of the weight, [outputs, inputs]");
   STD_TORCH_CHECK(!x.empty(), op, ": x must hold at least one subnet, got none");
-  const auto subnets = gather::subnets_of(op, x, size, outputs, inputs);
-  gather::check_gradients(op, d, x, subnets);
   const ScalarType dtype = x[0].scalar_type();
   for (size_t s = 0; s < x.size(); ++s) {
     const bool fits =
@@ -92,6 +90,8 @@ Tensors moments(Tensors x, Tensors d, Sizes size, Sizes outputs, Sizes inputs, i
     STD_TORCH_CHECK(fits, op, ": x[", s, "] must be float32 or float64 and like x[0], got ",
                     torch::headeronly::toString(x[s].scalar_type()));
   }
+  const auto subnets = gather::subnets_of(op, x, size, outputs, inputs);
+  gather::check_gradients(op, d, x, subnets);
   constexpr int64_t kSqNorm = 1 << gather::kStatistics;
   STD_TORCH_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
                   ", got ", want);

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sigeo_ext.gather import grouped, grouped_op
 from sigeo_ext.testing import assert_close, poison_empty, threads
-from tests.grouped import mapped, op_call, outcome, problem
+from tests.grouped import COMPILED, mapped, op_call, outcome, problem
 from tests.slices import WIDE, randn
 
 pytestmark = pytest.mark.usefixtures("small_weights_through_ops")
@@ -74,6 +74,7 @@ def test_a_wrong_argument_of_an_op_is_named(op, change, text, compiled):
     assert text in str(caught.value)
 
 
+@COMPILED
 @pytest.mark.parametrize("name", ["many rows", "several stacks"])
 def test_bits_do_not_depend_on_threads_or_old_memory(name):
     def run():
