@@ -56,6 +56,9 @@ def test_half_precision(name, op, dtype, device):
     [
         ("", {3: [0, 2]}, "outputs and inputs must be a window each for 3 subnets, got 2 and 6"),
         ("", {3: [0, 3, 7, 3, 0, 4]}, "outputs[1] must be a window of 9 places"),
+        ("", {3: [1, 9, 2, 3, 0, 4]}, "outputs[0] must be a window of 9 places"),
+        ("", {3: [20, 3, 2, 3, 0, 4]}, "outputs[0] must be a window of 9 places"),
+        ("", {4: [-3, 3, 1, 3, 0, 3]}, "inputs[0] must be a window of 6 places"),
         ("", {4: [-1, 3, 1, 3, 0, 3]}, "inputs[0] must be a window of 6 places"),
         ("_backward", {0: []}, "d must hold one tensor a subnet, 3, got 0"),
         ("_backward", {0: [randn(2, 4)] * 3}, "d[0] must have the selected 5 values in dimension"),
