@@ -93,6 +93,16 @@ def test_a_single_gradient_is_computed_alone(wanted, device):
     assert_close(gradients(got, leaves[wanted : wanted + 1])[0], judge, tolerance=1e-10)
 
 
+@pytest.mark.parametrize("graph", [False, True])
+def test_one_input_of_several_subnets_gets_the_sum_of_their_gradients(graph, device):
+    x, weight = (randn(*s, device=device).requires_grad_() for s in ((3, 4), (6, 5)))
+    got = grouped.linear([x] * 3, weight, outputs=[2, 6, 2], inputs=[4] * 3)
+    expected = [x @ weight[:o, :4].T for o in (2, 6, 2)]
+    loss, judge = (sum((y**2).sum() for y in ys) for ys in (got, expected))
+    found = torch.autograd.grad(loss, [x, weight], create_graph=graph)
+    assert_close(found, torch.autograd.grad(judge, [x, weight]), tolerance=1e-10)
+
+
 def test_no_subnets_give_no_outputs(device):
     assert grouped.linear([], randn(3, 2, device=device)) == []
 
