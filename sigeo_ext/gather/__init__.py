@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext.gather import cell_reference, grouped, op, slices
+from sigeo_ext.gather.batch_norm import batch_norm
 from sigeo_ext.gather.cell_reference import Edge
 from sigeo_ext.gather.layers import Convolution
 
@@ -33,6 +34,7 @@ __all__ = [
     "Edge",
     "Norm",
     "Term",
+    "batch_norm",
     "cell",
     "combine",
     "convolution",

@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sigeo.cli import console, correlate, doctor, rank, report, score, tables, warmup
+from sigeo.cli import console, correlate, doctor, rank, report, score, tables, train, warmup
 from sigeo.errors import InputError
 
-_VERBS = (rank, score, warmup, correlate, tables, report, doctor)
-_RESUMED = ("rank", "warmup")
+_VERBS = (rank, score, warmup, train, correlate, tables, report, doctor)
+_RESUMED = ("rank", "warmup", "train")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -43,7 +43,7 @@ METRIC = "cifar10.test"
 
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
-_at_least_two = whole(2)  # batch norm needs two images
+at_least_two = whole(2)  # batch norm needs two images
 
 
 def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
@@ -59,7 +59,8 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
     return convert
 
 
-_fraction = _finite(0, 1, "a number from 0 to 1")
+fraction = _finite(0, 1, "a number from 0 to 1")
+positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
 _step_size = _finite(0, sys.float_info.max, "a number from 0")
 
 
@@ -83,6 +84,12 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="digits",
         help="'digits', an official CIFAR folder, or an .npz file (default: %(default)s)",
+    )
+    group.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="make the images smaller first, N x N (default: as they are)",
     )
     group.add_argument(
         "--seed",
@@ -120,7 +127,7 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--batch-size",
-        type=_at_least_two,
+        type=at_least_two,
         default=64,
         help="images of one, 2 or more (default: %(default)s)",
     )
@@ -149,7 +156,7 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--warmup",
-        type=_fraction,
+        type=fraction,
         default=default,
         metavar="FRACTION",
         help="share of the training images to train on first, 0 to 1 (default: %(default)s)",
@@ -169,7 +176,7 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
         "--warmup-lr", type=_step_size, help="step size (default: 0.025; candidate: 1)"
     )
     group.add_argument(
-        "--warmup-batch", type=_at_least_two, help="images a step (default: 64; candidate: 128)"
+        "--warmup-batch", type=at_least_two, help="images a step (default: 64; candidate: 128)"
     )
     group.add_argument(
         "--paths",
@@ -194,6 +201,8 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     images = data.load(args.data)
+    if args.image_size is not None:
+        images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
     sizes = {n: getattr(args, n) for n in ("channels", "cells") if getattr(args, n) is not None}
     return images, spaces.get(args.space, shape, **sizes)
