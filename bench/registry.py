@@ -9,6 +9,7 @@ from typing import Any
 from bench import (
     bench_elastic,
     bench_gram,
+    bench_grouped,
     bench_many,
     bench_moments,
     bench_pipeline,
@@ -116,6 +117,17 @@ BENCHMARKS = (
         ),
         bench_elastic.rows,
         lambda: bench_elastic.linear_rows(bench_elastic.LINEAR[0], "list", rounds=1),
+    ),
+    Benchmark(
+        "grouped",
+        "bench_grouped",
+        (
+            "tests/sigeo_ext/test_grouped.py",
+            "tests/sigeo_ext/test_grouped_op.py",
+            "tests/sigeo_ext/test_grouped_moments.py",
+        ),
+        bench_grouped.rows,
+        lambda: bench_grouped.case_rows(bench_grouped.CASES[0], 1, rounds=1),
     ),
     Benchmark(
         "pipeline",

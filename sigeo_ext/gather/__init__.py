@@ -23,7 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo_ext.gather import cell_reference, op, slices
+from sigeo_ext.gather import cell_reference, grouped, op, slices
 from sigeo_ext.gather.batch_norm import batch_norm
 from sigeo_ext.gather.cell_reference import Edge
 from sigeo_ext.gather.layers import Convolution
@@ -39,6 +39,7 @@ __all__ = [
     "combine",
     "convolution",
     "dispatch",
+    "grouped",
     "linear",
     "slices",
 ]
