@@ -99,8 +99,8 @@ class ElasticSpace(ChoiceSpace, ABC):
         network = self.skeleton(arch)
         flops = self.attention_flops(arch)
         for name, layer in network.named_modules():
-            if name in self._positions:
-                flops += self._positions[name] * layer.weight.numel()
+            if name in self.positions:
+                flops += self.positions[name] * layer.weight.numel()
         return Cost(parameters=sum(p.numel() for p in network.parameters()), flops=flops)
 
     def attention_flops(self, arch: Architecture) -> int:
@@ -108,7 +108,7 @@ class ElasticSpace(ChoiceSpace, ABC):
         return 0
 
     @cached_property
-    def _positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, int]:
         """How often each convolution and linear layer is applied to one image, in any network."""
         found: dict[str, int] = {}
         network = self.skeleton(self.largest, track=True).eval()
