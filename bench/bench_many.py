@@ -1,8 +1,8 @@
 """Many subnets in one pass against the same subnets one by one, and training with several paths.
 
-Random NAS-Bench-201 subnets of one supernet; both routes do what the ranking does, in turn, in one
-process with the heap reused. ``python -m bench.bench_many memory K`` measures the memory of one
-pass in a process of its own.
+Random subnets of one supernet, of NAS-Bench-201 and of the elastic spaces; both routes do what the
+ranking does, in turn, in one process with the heap reused. ``python -m bench.bench_many memory K``
+measures the memory of one pass in a process of its own.
 """
 
 from __future__ import annotations
@@ -14,20 +14,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench import harness
+from bench import harness, prefixes
 from bench.harness import Times
 from sigeo import score, score_many, spaces
 from sigeo.capture import Batches
-from sigeo.spaces.nasbench201.cell import CONV_3X3, CONVOLUTIONS, Cell
-from sigeo.spaces.nasbench201.network import plan_of
 from sigeo.supernet import add_gradients
 
 
@@ -37,24 +35,23 @@ class Workload:
 
     Attributes:
         name: For the table.
-        channels: Of the first stage.
-        cells: Of each stage.
+        sizes: Of the space.
         pixels: Height and width of the images.
         batch: Images of one batch.
         at_once: K.
+        kind: Name of the space.
     """
 
     name: str
-    channels: int
-    cells: int
+    sizes: Mapping[str, Any]
     pixels: int
     batch: int
     at_once: int = 16
+    kind: str = "nasbench201"
 
     def space(self) -> Any:
-        """NAS-Bench-201 in this size."""
-        shape = spaces.InputShape(3, self.pixels, 10)
-        return spaces.get("nasbench201", shape, channels=self.channels, cells=self.cells)
+        """The space in this size."""
+        return spaces.get(self.kind, spaces.InputShape(3, self.pixels, 10), **self.sizes)
 
     def supernet(self) -> Any:
         """With channels last, as the ranking has it."""
@@ -75,16 +72,23 @@ class Workload:
             for _ in range(count)
         ]
 
-    def archs(self, group: int = 0) -> list[Cell]:
+    def archs(self, group: int = 0) -> list[Any]:
         """Random subnets."""
         space = self.space()
         return [space.sample(random.Random(f"{group}/{i}")) for i in range(self.at_once)]
 
 
+PUBLISHED = {"channels": 16, "cells": 5}
 FULL = (
-    Workload("C=16, N=5, 32 px, batch 16", 16, 5, 32, 16),
-    Workload("C=16, N=5, 32 px, batch 64", 16, 5, 32, 64),
-    Workload("C=4, N=1, 8 px, batch 64", 4, 1, 8, 64),
+    Workload("C=16, N=5, 32 px, batch 16", PUBLISHED, 32, 16),
+    Workload("C=16, N=5, 32 px, batch 64", PUBLISHED, 32, 64),
+    Workload("C=4, N=1, 8 px, batch 64", {"channels": 4, "cells": 1}, 8, 64),
+)
+ELASTIC = (
+    Workload("mlp, 32 px, batch 64", {}, 32, 64, kind="mlp"),
+    Workload("mobilenet, 32 px, batch 16", {}, 32, 16, kind="mobilenet"),
+    Workload("resnet, 32 px, batch 16", {}, 32, 16, kind="resnet"),
+    Workload("transformer, 32 px, batch 16", {"patch": 4}, 32, 16, kind="transformer"),
 )
 
 
@@ -95,7 +99,7 @@ def scoring_rows(
     net, given = workload.supernet().to(device), workload.batches(4)
     data = Batches(given, net, torch.device(device))
     group = iter(range(10_000))
-    archs: list[Cell] = []
+    archs: list[Any] = []
     on_gpu = device == "cuda"
 
     def together() -> None:
@@ -181,53 +185,6 @@ def training_rows(workload: Workload, paths: int = 4, rounds: int = 7) -> list[d
         ]
 
 
-def shared_prefixes(count: int, cells: int = 15, groups: int = 20) -> float:
-    """The share of the convolutions' multiply-adds that equal prefixes of ``count`` subnets save.
-
-    In the forward pass of cells of equal cost: two subnets have the same value at a node where they
-    apply the same operations upstream.
-    """
-    shares = []
-    for group in range(groups):
-        seen: set[Any] = set()
-        paid = total = 0
-        rng = random.Random(group)
-        for _ in range(count):
-            arch = Cell(tuple(rng.randrange(5) for _ in range(6)))
-            entry: Any = "input"
-            for _ in range(cells):
-                nodes: dict[int, Any] = {0: entry}
-                for node, inputs in plan_of(arch):
-                    terms = []
-                    for source, operation, edge in inputs:
-                        value = (nodes.get(source), operation, edge)
-                        terms.append(value)
-                        if operation in CONVOLUTIONS:
-                            cost = 9 if operation == CONV_3X3 else 1
-                            total += cost
-                            if hash(value) not in seen:
-                                seen.add(hash(value))
-                                paid += cost
-                    nodes[node] = hash(tuple(terms))
-                entry = hash(("next", nodes.get(3)))
-        shares.append(1 - paid / total)
-    return statistics.median(shares)
-
-
-def prefix_rows() -> list[dict[str, Any]]:
-    """Counted, not timed."""
-    return [
-        harness.row(
-            "equal prefixes",
-            "counted",
-            Times((0.0,)),
-            shape=f"K={count}, 15 cells",
-            forward_multiply_adds_shared=shared_prefixes(count),
-        )
-        for count in (16, 64, 256)
-    ]
-
-
 def memory_rows() -> list[dict[str, Any]]:
     """Peak memory of one pass for several K, and the weights of the supernet, once."""
     rows = []
@@ -246,7 +203,7 @@ def memory_rows() -> list[dict[str, Any]]:
 
 def measure_memory(count: int) -> None:
     """In a fresh process: print the peak growth in MiB, and what a copy of the weights would be."""
-    workload = Workload("memory", 16, 5, 32, 16, count)
+    workload = Workload("memory", PUBLISHED, 32, 16, count)
     net, (batch,) = workload.supernet(), workload.batches(1)
     archs = workload.archs()
     images, labels = batch
@@ -261,13 +218,14 @@ def rows() -> list[dict[str, Any]]:
     """All ratios."""
     result = [scoring_rows(w, ["zico"]) for w in FULL]
     result += [scoring_rows(w, ["sigeo"], rounds=3) for w in FULL]
+    result += [scoring_rows(w, [name], rounds=3) for w in ELASTIC for name in ("zico", "sigeo")]
     for workload in FULL:
         result += training_rows(workload)
     if torch.cuda.is_available():
-        many = Workload("C=16, N=5, 32 px, batch 16", 16, 5, 32, 16, at_once=64)
+        many = replace(FULL[0], at_once=64)
         for name in ("zico", "sigeo"):
             result.append(scoring_rows(many, [name], rounds=3, device="cuda"))
-    return [*result, *prefix_rows(), *memory_rows()]
+    return [*result, *prefixes.rows(), *memory_rows()]
 
 
 if __name__ == "__main__":

@@ -143,9 +143,13 @@ BENCHMARKS = (
             *parted("sigeo_ext/test_gather", "_op"),
             "tests/sigeo_ext/test_gather_cell.py",
             "tests/sigeo/test_many.py",
+            "tests/sigeo/test_elastic_many.py",
         ),
         bench_many.rows,
-        lambda: [bench_many.scoring_rows(bench_many.FULL[2], ["zico"], rounds=1)],
+        lambda: [
+            bench_many.scoring_rows(workload, ["zico"], rounds=1)
+            for workload in (bench_many.FULL[2], bench_many.ELASTIC[0])
+        ],
     ),
     Benchmark(
         "start",

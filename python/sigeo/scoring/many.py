@@ -23,6 +23,7 @@ from sigeo.proxies import OnGradient, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import check_needs, resolve, score, unreached
 from sigeo.spaces import Supernet
 from sigeo.supernet import many_gradient_statistics, supports
+from sigeo.supernet.many import backward
 
 AT_ONCE = {"cpu": 16, "cuda": 64}
 """Subnets in one pass by device, where nothing else bounds them."""
@@ -58,8 +59,7 @@ def measure_routes(
     inputs, labels = data[0]
 
     def together() -> None:
-        outputs = supernet.stack(archs)(inputs)
-        torch.stack([batch_loss(loss_fn, y, labels) for y in outputs]).sum().backward()
+        backward(supernet.stack(archs), inputs, labels, loss_fn)
 
     def apart() -> None:
         for subnet in subnets:

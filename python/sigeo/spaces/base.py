@@ -75,8 +75,11 @@ class Stack(Protocol):
         members: The subnet of each row.
         layers: Names of the weights of convolutions and linear layers.
         random: Where the random numbers of each subnet stand; None where none are drawn.
+        apart: Whether subnets share no graph, so that a pass may go backward through one of them
+            before the next is run, see `each`.
     """
 
+    apart: bool
     random: Streams | None
     weights: Mapping[str, Rows]
     members: Mapping[str, tuple[int, ...]]
@@ -88,6 +91,10 @@ class Stack(Protocol):
         Batch norm uses each subnet's own statistics of the batch, and dropout draws what it would
         for each subnet alone.
         """
+        ...
+
+    def each(self, x: Tensor) -> Iterator[Tensor]:
+        """The outputs [B, ...] of one subnet after another, as the call gives them together."""
         ...
 
     def gradient(self, name: str) -> Tensor | None:

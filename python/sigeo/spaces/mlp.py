@@ -11,8 +11,7 @@ from torch import nn
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
-from sigeo.spaces.sizes import check_ascending, check_each, listed
-from sigeo.spaces.transformer import check_dropout
+from sigeo.spaces.sizes import check_ascending, check_each, check_share, listed
 
 
 class MLP(ElasticSpace):
@@ -43,7 +42,7 @@ class MLP(ElasticSpace):
             check_ascending(self.name, name, check_each(self.name, name, listed(values)))
             for name, values in (("widths", widths), ("depths", depths))
         )
-        self.dropout = check_dropout(self.name, dropout)
+        self.dropout = check_share(self.name, "dropout", dropout)
         super().__init__(shape, list(self._choices()))
 
     def _choices(self) -> Iterator[Choice]:

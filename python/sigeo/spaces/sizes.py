@@ -37,6 +37,17 @@ def check_each(space: str, name: str, values: Sequence[object], low: int = 1) ->
     return tuple(check_whole(space, name, value, low) for value in values)
 
 
+def check_share(space: str, name: str, value: object) -> float:
+    """A number from 0 to below 1.
+
+    Raises:
+        InputError: It is something else.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise InputError(f"{space}: {name} must be from 0 to below 1, got {value!r}")
+    return float(value)
+
+
 def check_ascending(space: str, name: str, values: Sequence[N]) -> tuple[N, ...]:
     """Numbers above 0, each above the one before, one at least.
 

@@ -5,7 +5,6 @@ The choices of AutoFormer (Chen et al., ICCV 2021), without its relative positio
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from sigeo.errors import InputError
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
-from sigeo.spaces.sizes import check_ascending, check_each, check_whole, listed
+from sigeo.spaces.sizes import check_ascending, check_each, check_share, check_whole, listed
 
 Pool = Literal["class", "mean"]
 
@@ -135,7 +134,7 @@ class Transformer(ElasticSpace):
         if pool not in ("class", "mean"):
             raise InputError(f"{self.name}: pool must be class or mean, got {pool!r}")
         self.pool: Pool = pool
-        self.dropout = check_dropout(self.name, dropout)
+        self.dropout = check_share(self.name, "dropout", dropout)
         super().__init__(shape, list(self._choices()))
 
     @classmethod
@@ -203,15 +202,3 @@ class Transformer(ElasticSpace):
             "pool": self.pool,
             "dropout": self.dropout,
         }
-
-
-def check_dropout(space: str, value: object) -> float:
-    """A share of dropped values, from 0 to below 1.
-
-    Raises:
-        InputError: It is not.
-    """
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not (math.isfinite(value) and 0 <= value < 1):  # type: ignore[arg-type, operator]
-        raise InputError(f"{space}: dropout must be from 0 to below 1, got {value!r}")
-    return float(value)  # type: ignore[arg-type]

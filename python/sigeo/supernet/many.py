@@ -176,6 +176,38 @@ def _collect(supernet: Supernet[Any], stack: Stack) -> None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
 
+def backward(
+    stack: Stack, inputs: Tensor, labels: Any, loss_fn: LossFunction
+) -> tuple[Tensor, bool]:
+    """One pass: the gradients of each subnet's loss into its rows.
+
+    Where a stack lets them, subnets go forward and backward one after another, so that the
+    activations of one only are kept.
+
+    Args:
+        stack: The subnets.
+        inputs: Of the batch.
+        labels: Of the batch.
+        loss_fn: (output, labels) to the mean loss of one subnet's batch.
+
+    Returns:
+        The losses [K], detached, and whether they depend on anything that asks for a gradient.
+    """
+    if not stack.apart:
+        losses = torch.stack([batch_loss(loss_fn, y, labels) for y in stack(inputs)])
+        if losses.requires_grad:
+            losses.sum().backward()
+        return losses.detach(), losses.requires_grad
+    found, reached = [], False
+    for output in stack.each(inputs):
+        loss = batch_loss(loss_fn, output, labels)
+        if loss.requires_grad:
+            loss.backward()
+            reached = True
+        found.append(loss.detach().reshape(()))
+    return torch.stack(found), reached
+
+
 class _Run:
     """The passes of one stack."""
 
@@ -210,13 +242,8 @@ class _Run:
 
     def _backward(self, stack: Stack, index: int) -> tuple[Tensor, Gradients]:
         """Each subnet's loss [K], and the gradients' rows."""
-        inputs, labels = self.batches[index]
-        outputs = stack(inputs)
-        losses = torch.stack([batch_loss(self.loss_fn, y, labels) for y in outputs])
-        self.reached = losses.requires_grad
-        if self.reached:
-            losses.sum().backward()
-        return losses.detach(), {name: _taken(rows) for name, rows in _moving(stack).items()}
+        losses, self.reached = backward(stack, *self.batches[index], self.loss_fn)
+        return losses, {name: _taken(rows) for name, rows in _moving(stack).items()}
 
     def _show(self, stack: Stack, losses: Tensor, grads: Gradients, observer: Observer) -> None:
         for subnet, loss in enumerate(losses):

@@ -176,7 +176,7 @@ class Training:
         if self.schedule == "constant":
             return self.lr
         if self.schedule == "steps":
-            return self.lr * 0.1 ** sum(step >= share * self.steps for share in self.milestones)
+            return self.lr * 0.1 ** sum(done >= share for share in self.milestones)
         low = self.floor * self.lr
         share = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
         return low + (self.lr - low) * share

@@ -1,92 +1,101 @@
-"""Values that several subnets compute from equal weights and equal inputs, computed once.
+"""Convolutions that several subnets apply with equal weights to equal inputs, computed once.
 
-Only forward: an output that another subnet has computed stands in for the call, and backward the
-call does with the subnet's own input and weight what it would have done.
+Only forward: the output that the first of them has computed stands in for the call of the others,
+and backward each call does with its own input and weight what it would have done.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+
+from sigeo.spaces.elastic.parts import places
+
+Key = tuple[int, str]
 
 
 class Reuse:
-    """The convolutions of one pass over several subnets."""
+    """What is known of one pass over several subnets."""
 
-    def __init__(self, counts: Mapping[int, int]):
-        """Nothing is known yet.
-
-        Args:
-            counts: How many subnets have the value of a number.
-        """
-        self._counts = counts
-        self._known: dict[int, list[Tensor]] = {}
-
-    @contextlib.contextmanager
-    def piece(self, number: int) -> Iterator[None]:
-        """Compute a piece of a network, or take over what was computed for its number.
+    def __init__(self, networks: Sequence[nn.Module]):
+        """Replace the convolutions that occur more than once, in place.
 
         Args:
-            number: Of the piece's value.
-
-        Yields:
-            Once, to run the piece.
+            networks: Chains of named pieces, with parameters of their own that have the values of
+                one network's wherever names and shapes are equal.
         """
-        if self._counts[number] == 1:
-            yield
-        elif number in self._known:
-            with _Given(self._known[number]):
-                yield
-        else:
-            kept = self._known[number] = []
-            with _Kept(kept):
-                yield
+        numbers = prefixes(networks)
+        self._uses = Counter(number for ways in numbers for number in ways)
+        self._left: Counter[Key] = Counter()
+        self._known: dict[Key, Tensor] = {}
+        for network, ways in zip(networks, numbers, strict=True):
+            for (name, piece), number in zip(network.named_children(), ways, strict=True):
+                if self._uses[number] > 1:
+                    self._replace(network, name, piece, number)
+
+    def _replace(self, network: nn.Module, name: str, piece: nn.Module, number: int) -> None:
+        for inner, layer in list(piece.named_modules()):
+            if isinstance(layer, nn.Conv2d):
+                shared = _Shared(layer, self, (number, inner))
+                network.set_submodule(f"{name}.{inner}" if inner else name, shared)
+
+    def begin(self) -> None:
+        """Forget what an earlier pass has left."""
+        self._known.clear()
+        self._left.clear()
+
+    def keep(self, key: Key, output: Tensor) -> None:
+        """Remember an output for the other subnets that need it."""
+        self._known[key] = output.detach()
+        self._left[key] = self._uses[key[0]] - 1
+
+    def take(self, key: Key) -> Tensor | None:
+        """What another subnet has computed, if one has; forgotten when the last has taken it."""
+        if key not in self._known:
+            return None
+        self._left[key] -= 1
+        return self._known[key] if self._left[key] else self._known.pop(key)
 
 
-class _Kept(TorchFunctionMode):
-    """Keeps the outputs of convolutions, in the order of the calls."""
+def prefixes(networks: Sequence[nn.Module]) -> list[list[int]]:
+    """For each piece of each network the number of its value: equal for equal ways to it.
 
-    def __init__(self, kept: list[Tensor]):
-        self._kept = kept
+    Args:
+        networks: Chains of named pieces.
+    """
+    numbers: dict[Any, int] = {}
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is F.conv2d:
-            self._kept.append(output.detach())
-        return output
+    def ways(network: nn.Module) -> Iterator[int]:
+        before = -1
+        for name, piece in network.named_children():
+            shapes = tuple((place.name, tuple(place.value.shape)) for place in places(piece))
+            before = numbers.setdefault((before, name, shapes), len(numbers))
+            yield before
+
+    return [list(ways(network)) for network in networks]
 
 
-class _Given(TorchFunctionMode):
-    """Takes the outputs of convolutions from those that were kept."""
+class _Shared(nn.Module):
+    """A convolution that another subnet may have computed already."""
 
-    def __init__(self, kept: Sequence[Tensor]):
-        self._kept = iter(kept)
+    def __init__(self, layer: nn.Conv2d, reuse: Reuse, key: Key):
+        super().__init__()
+        self.layer, self._reuse, self._key = layer, reuse, key
 
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        if func is not F.conv2d:
-            return func(*args, **(kwargs or {}))
-        x, weight, bias, stride, padding, dilation, groups = args
-        geometry = (list(stride), list(padding), list(dilation), False, [0, 0], groups)
-        with torch._C.DisableTorchFunction():
-            return _apply(x, weight, bias, next(self._kept), geometry)
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to what the layer makes of it."""
+        layer = self.layer
+        output = self._reuse.take(self._key)
+        if output is None:
+            y: Tensor = layer(x)
+            self._reuse.keep(self._key, y)
+            return y
+        geometry = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
+        return _taken_over(x, layer.weight, layer.bias, output, geometry)
 
 
 class _Convolution(torch.autograd.Function):
@@ -109,4 +118,4 @@ class _Convolution(torch.autograd.Function):
         return (*found, None, None)
 
 
-_apply: Callable[..., Tensor] = _Convolution.apply
+_taken_over: Callable[..., Tensor] = _Convolution.apply

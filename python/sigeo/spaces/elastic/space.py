@@ -18,7 +18,7 @@ from sigeo.spaces.elastic.supernet import ElasticSupernet
 
 
 class _Undrawn(TorchFunctionMode):
-    """Layers draw no initial values: on "meta" there are none, but it takes half of the time."""
+    """Layers get no initial values: on "meta" there are none, but it takes most of the time."""
 
     def __torch_function__(
         self,
@@ -27,9 +27,13 @@ class _Undrawn(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func in (Tensor.uniform_, Tensor.normal_):
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        given = kwargs or {}
+        if func in _FILLING or getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
+_FILLING = (Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_)
 
 
 class ElasticSpace(ChoiceSpace, ABC):
@@ -104,8 +108,8 @@ class ElasticSpace(ChoiceSpace, ABC):
         network = self.skeleton(arch)
         flops = self.attention_flops(arch)
         for name, layer in network.named_modules():
-            if name in self._positions:
-                flops += self._positions[name] * layer.weight.numel()
+            if name in self.positions:
+                flops += self.positions[name] * layer.weight.numel()
         return Cost(parameters=sum(p.numel() for p in network.parameters()), flops=flops)
 
     def attention_flops(self, arch: Architecture) -> int:
@@ -113,7 +117,7 @@ class ElasticSpace(ChoiceSpace, ABC):
         return 0
 
     @cached_property
-    def _positions(self) -> dict[str, int]:
+    def positions(self) -> dict[str, int]:
         """How often each convolution and linear layer is applied to one image, in any network."""
         found: dict[str, int] = {}
         network = self.skeleton(self.largest, track=True).eval()

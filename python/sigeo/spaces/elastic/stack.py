@@ -6,9 +6,8 @@ weight does. So the gradients have the parts' sizes, and nothing of a super-weig
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
 
 class Stack:
     """K subnets as one function of a batch; see `sigeo.spaces.Stack`."""
+
+    apart = True
 
     def __init__(
         self,
@@ -65,9 +66,8 @@ class Stack:
         device = next(iter(self._shared.values())).device
         self.random = Streams(device, len(archs)) if supernet.noisy else None
         # Masks of dropout are each subnet's own, and so are weights that are to move.
-        self._prefixes = (
-            _prefixes(self._networks) if share and not own and not self.random else None
-        )
+        alike = share and not own and self.random is None
+        self._reuse = Reuse(self._networks) if alike else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """A batch [B, ...] to each subnet's outputs [K, B, ...].
@@ -75,28 +75,23 @@ class Stack:
         Where there is dropout, every subnet draws as it would alone, from the state that torch's
         generator had when the stack was made, and goes on from there with the next batch.
         """
-        if self.random is not None:
-            outputs = []
-            for subnet, network in enumerate(self._networks):
-                with self.random.of(subnet):
-                    outputs.append(network(x))
-            return torch.stack(outputs)
-        if self._prefixes is None:
-            return torch.stack([network(x) for network in self._networks])
-        reuse = Reuse(Counter(number for numbers in self._prefixes for number in numbers))
-        return torch.stack(
-            [
-                self._shared_pass(reuse, network, numbers, x)
-                for network, numbers in zip(self._networks, self._prefixes, strict=True)
-            ]
-        )
+        return torch.stack(list(self.each(x)))
 
-    @staticmethod
-    def _shared_pass(reuse: Reuse, network: nn.Module, numbers: Sequence[int], x: Tensor) -> Tensor:
-        for piece, number in zip(network.children(), numbers, strict=True):
-            with reuse.piece(number):
-                x = piece(x)
-        return x
+    def each(self, x: Tensor) -> Iterator[Tensor]:
+        """The outputs [B, ...] of one subnet after another.
+
+        Yields:
+            One of each subnet, which is run when it is asked for.
+        """
+        if self._reuse is not None:
+            self._reuse.begin()
+        for subnet, network in enumerate(self._networks):
+            if self.random is None:
+                y = network(x)
+            else:
+                with self.random.of(subnet):
+                    y = network(x)
+            yield y
 
     def gradient(self, name: str) -> Tensor | None:
         """The gradient of a shared weight from all rows; None if there is none."""
@@ -107,17 +102,3 @@ class Stack:
         for gradient in found:
             part(total, gradient.shape).add_(gradient)
         return total
-
-
-def _prefixes(networks: Sequence[nn.Module]) -> list[list[int]]:
-    """For each piece of each network the number of its value: equal for equal ways to it."""
-    numbers: dict[Any, int] = {}
-
-    def ways(network: nn.Module) -> Iterator[int]:
-        before = -1
-        for name, piece in network.named_children():
-            shapes = tuple((place.name, tuple(place.value.shape)) for place in places(piece))
-            before = numbers.setdefault((before, name, shapes), len(numbers))
-            yield before
-
-    return [list(ways(network)) for network in networks]

@@ -30,6 +30,7 @@ Part = tuple[Tensor, Term]
 class Stack:
     """K subnets as one function of a batch; see `sigeo.spaces.Stack`."""
 
+    apart = False
     random = None
 
     def __init__(self, supernet: NASBench201Supernet, archs: Sequence[Cell], *, own: bool):
@@ -146,6 +147,14 @@ class Stack:
         return gather.linear(
             pooled, self.weights["head.linear.weight"], self.weights["head.linear.bias"]
         )
+
+    def each(self, images: Tensor) -> Iterator[Tensor]:
+        """The logits [B, classes] of one subnet after another.
+
+        Yields:
+            One of each subnet; they have one graph.
+        """
+        yield from self(images)
 
     def gradient(self, name: str) -> Tensor | None:
         """The sum of the rows' gradients; None if there is none."""
