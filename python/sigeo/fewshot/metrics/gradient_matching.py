@@ -103,6 +103,9 @@ class GradientMatching:
 
         Yields:
             The weights that count, in the supernet's order.
+
+        Raises:
+            InputError: Options use parts of one weight.
         """
         supernet = subject.networks()
         left_out = self._left_out(subject)
@@ -116,6 +119,11 @@ class GradientMatching:
                 value = torch.stack(losses).sum()
             value.backward()
         for name, weight in stack.weights.items():
+            if not isinstance(weight, nn.Parameter):
+                raise InputError(
+                    f"{self.name}: options of {subject.space.name} use parts of one weight, whose "
+                    "gradients lie in other places; expected a space of whole weights"
+                )
             chosen = self.selection == "all" or name in stack.layers
             if chosen and name not in left_out and weight.grad is not None:
                 by_option = dict(zip(stack.members[name], weight.grad.unbind(0), strict=True))
