@@ -170,7 +170,7 @@ def _evaluate(
     accuracy, loss = family.evaluated(archs, study.validation())
     values = {ACCURACY: accuracy, LOSS: -loss}
     if proxies and archs:
-        values |= family.scored(archs, study.metric_batches(seed, 64, 4), proxies)
+        values |= family.scored(archs, study.metric_batches(seed, study.batch_size, 4), proxies)
     ranked = {name: family.ranked(archs, found) for name, found in values.items()}
     for place, arch in enumerate(archs):
         record = {name: float(found[place]) for name, found in ranked.items()}

@@ -91,6 +91,27 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
     if unknown:
         have = ", ".join(known.options) or "none"
         raise InputError(f"recipe {name}: has no option {unknown[0]}, options are {have}")
+    for option, value in options.items():
+        default = known.options[option]
+        if not _alike(value, default):
+            raise InputError(f"recipe {name}: {option} must be like {default!r}, got {value!r}")
     chosen = {**known.options, **options}
-    made = known.make(space, **chosen)
+    try:
+        made = known.make(space, **chosen)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"recipe {name}: {error}") from error
     return replace(made, name=name, source=known.source, options=chosen)
+
+
+def _alike(value: Any, default: Any) -> bool:
+    """Whether an option's value is of the kind of its default; None is for a number."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if default is None:
+        return value is None or number
+    if isinstance(default, (tuple, list)):
+        if not isinstance(value, (tuple, list)):
+            return False
+        return all(_alike(item, default[0]) for item in value) if default else True
+    if isinstance(default, float):
+        return number
+    return type(value) is type(default)

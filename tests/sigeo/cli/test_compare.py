@@ -1,0 +1,83 @@
+"""The verb compare."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from sigeo import spaces
+from tests.sigeo.cli.helpers import run, strict
+
+SIZES = ["--channels", "2", "--cells", "1", "--threads", "1"]
+TRAINING = ["--budget", "1500", "--held-out", "40", "--batch-size", "16", "--seeds", "2"]
+
+
+def write_table(count=12):
+    space = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=2, cells=1)
+    rng = random.Random(0)
+    rows = [
+        f"{arch},{value},{value + rng.random()},{value + rng.random()}"
+        for value, arch in enumerate(spaces.distinct(space, count, rng))
+    ]
+    text = "\n".join(["arch_str,acc,acc_run0,acc_run1", *rows]) + "\n"
+    Path("t.csv").write_text(text)
+    return ["--table", "t.csv", "--metric", "acc"]
+
+
+def test_compare_two_systems(capsys):
+    given = ["compare", *SIZES, *TRAINING, *write_table(), "--archs", "10", "--out", "c"]
+    given += ["--recipes", "one-shot", "efs-nas:width=0.5", "--proxy", "zico", "--bootstrap", "50"]
+    code, out, err = run(*given, "--json", capsys=capsys)
+    assert code == 0, err
+    document = strict(out)
+    assert strict(Path("c/comparison.json").read_text()) == document
+    systems = document["systems"]
+    assert [(s["system"], s["by"]) for s in systems] == [
+        (system, by)
+        for system in ("one-shot", "efs-nas:width=0.5")
+        for by in ("accuracy", "-loss", "zico")
+    ]
+    assert document["architectures"] == 10 and document["seeds"] == [0, 1]
+    assert systems[0]["gain"] is None and systems[3]["gain"]["low"] <= systems[3]["gain"]["high"]
+    assert systems[3]["sizes"] == [[9105, 5520, 1000]] * 2
+    assert 1300 < systems[0]["processed"] <= 1500 and 0.5 < document["ceiling"] <= 1
+    page = Path("c/comparison.html").read_text()
+    assert "efs-nas" in page and "<svg" in page and "noise ceiling" in page
+    code, out, err = run(*given, capsys=capsys)  # everything is there
+    assert code == 0 and "Ranked by other measures" in out and "noise ceiling" in err
+
+
+def test_list_names_every_recipe_and_its_options(capsys):
+    from sigeo.fewshot import recipes
+
+    code, out, _ = run("compare", "--list", capsys=capsys)
+    assert code == 0
+    assert all(name in out for name in recipes.names()) and "criterion=between_mean" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "--table: expected a benchmark table, got none"),
+        (["--table", "t.csv", "--metric", "acc", "--recipes", "x"], "recipe: must be one of"),
+        (
+            ["--table", "t.csv", "--metric", "acc", "--recipes", "fair", "fair"],
+            "--recipes: fair is given more than once",
+        ),
+        (["--table", "t.csv", "--metric", "x"], "expected a column for metric 'x'"),
+        (
+            ["--table", "t.csv", "--metric", "acc", "--budget", "10", "--recipes", "fair"],
+            "a budget must pay for at least one batch of 64, got 10",
+        ),
+        (
+            ["--table", "t.csv", "--metric", "acc", "--recipes", 'one-shot:paths="x"'],
+            "recipe one-shot: paths must be like 1, got 'x'",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_said_in_one_line(options, message, capsys):
+    write_table()
+    code, out, err = run("compare", *SIZES, *options, "--out", "c", capsys=capsys)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
