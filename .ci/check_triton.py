@@ -75,7 +75,7 @@ class Compiled:
 
 def calls() -> list[tuple[str, Callable[[], Any]]]:
     """Calls of the ops that together need every kernel in every shipped configuration."""
-    return [*matrix_products(), *pairs(), *others()]
+    return [*matrix_products(), *pairs(), *others(), *grouped()]
 
 
 def convolution(
@@ -139,6 +139,26 @@ def others() -> list[tuple[str, Callable[[], Any]]]:
         for last in (True, False):
             call = partial(triton.scale, x, x, channel, channel, channel, last, True)
             found.append((f"scale {dtype}", call))
+    return found
+
+
+def grouped() -> list[tuple[str, Callable[[], Any]]]:
+    """Linear layers of many subnets, forward and backward, with and without a bias."""
+    from sigeo_ext.gather import triton
+
+    found: list[tuple[str, Callable[[], Any]]] = []
+    windows = [0, 256, 0, 128], [0, 256, 0, 64]
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        weight = torch.zeros(256, 256, dtype=dtype)
+        x = [torch.zeros(80, n, dtype=dtype) for n in (256, 64)]
+        d = [torch.zeros(80, n, dtype=dtype) for n in (256, 128)]
+        for bias in (None, weight[0]):
+            call = partial(triton.linear, x, weight, bias, *windows, False)
+            found.append((f"grouped linear {dtype}", call))
+        call = partial(triton.linear_backward, d, x, weight, *windows, [True] * 3)
+        found.append((f"grouped linear, backward {dtype}", call))
+        call = partial(triton.linear_accumulate, d, x, weight, *windows)
+        found.append((f"grouped linear, in place {dtype}", call))
     return found
 
 

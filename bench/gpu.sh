@@ -47,13 +47,14 @@ print("shared cudart in the process:", libraries or "none")
 PY
 
 step 'tests'
-"$python" -m pytest -q -m 'not slow' tests/sigeo_ext tests/sigeo/test_capture.py \
+"$python" -m pytest -q -m 'not slow' tests/sigeo_ext tests/sigeo/test_capture*.py \
   tests/sigeo/test_proxies.py tests/sigeo/test_rank.py tests/sigeo/test_many.py
 
 step 'memory accesses'
 if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -m 'not slow' -p no:cacheprovider \
-    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py tests/sigeo_ext/test_gather.py \
+    tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py \
+    tests/sigeo_ext/test_gather.py tests/sigeo_ext/test_gather_op.py \
     -k 'cuda and (equals or folded or absent)'
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
     tests/sigeo_ext/test_sample_moments_triton.py -k 'convolution_equals_reference or embedding or rows or asked'

@@ -9,6 +9,7 @@ from typing import Any
 from bench import (
     bench_elastic,
     bench_gram,
+    bench_grouped,
     bench_many,
     bench_moments,
     bench_pipeline,
@@ -41,11 +42,23 @@ class Benchmark:
     smoke: Rows
 
 
+def parted(name: str, *parts: str) -> tuple[str, ...]:
+    """The test files of one subject: that of its name, and those of its parts."""
+    return tuple(f"tests/{name}{part}.py" for part in ("", *parts))
+
+
+CAPTURE = parted("sigeo/test_capture", "_inner_products", "_inputs", "_layers", "_state")
+MOMENTS = parted("sigeo_ext/test_moments", "_errors", "_memory", "_numbers")
+SAMPLE_MOMENTS = parted(
+    "sigeo_ext/test_sample_moments", "_embedding", "_norms", "_op", "_small_parameters"
+)
+SAMPLES = parted("sigeo/test_samples", "_batch_norm", "_refused")
+
 BENCHMARKS = (
     Benchmark(
         "moments",
         "bench_moments",
-        ("tests/sigeo_ext/test_moments.py",),
+        MOMENTS,
         bench_moments.rows,
         lambda: (
             bench_moments.updates([10_000], "smoke", 1, rounds=1)
@@ -62,21 +75,21 @@ BENCHMARKS = (
     Benchmark(
         "statistics",
         "bench_statistics",
-        ("tests/sigeo/test_capture.py",),
+        CAPTURE,
         bench_statistics.rows,
         lambda: bench_statistics.time_rows(bench_statistics.WORKLOADS[1], 1, 1),
     ),
     Benchmark(
         "memory",
         "bench_statistics",
-        ("tests/sigeo/test_capture.py",),
+        CAPTURE,
         bench_statistics.memory_rows,
         lambda: [],
     ),
     Benchmark(
         "samples",
         "bench_samples",
-        ("tests/sigeo_ext/test_sample_moments.py", "tests/sigeo/test_samples.py"),
+        (*SAMPLE_MOMENTS, *SAMPLES),
         bench_samples.rows,
         lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
     ),
@@ -90,10 +103,7 @@ BENCHMARKS = (
     Benchmark(
         "sample_moments",
         "bench_sample_moments",
-        (
-            "tests/sigeo_ext/test_sample_moments.py",
-            "tests/sigeo_ext/test_sample_moments_triton.py",
-        ),
+        (*SAMPLE_MOMENTS, "tests/sigeo_ext/test_sample_moments_triton.py"),
         bench_sample_moments.rows,
         lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
     ),
@@ -109,6 +119,17 @@ BENCHMARKS = (
         lambda: bench_elastic.linear_rows(bench_elastic.LINEAR[0], "list", rounds=1),
     ),
     Benchmark(
+        "grouped",
+        "bench_grouped",
+        (
+            "tests/sigeo_ext/test_grouped.py",
+            "tests/sigeo_ext/test_grouped_op.py",
+            "tests/sigeo_ext/test_grouped_moments.py",
+        ),
+        bench_grouped.rows,
+        lambda: bench_grouped.case_rows(bench_grouped.CASES[0], 1, rounds=1),
+    ),
+    Benchmark(
         "pipeline",
         "bench_pipeline",
         ("tests/sigeo/test_rank.py", "tests/sigeo/test_nasbench201.py"),
@@ -119,7 +140,7 @@ BENCHMARKS = (
         "many",
         "bench_many",
         (
-            "tests/sigeo_ext/test_gather.py",
+            *parted("sigeo_ext/test_gather", "_op"),
             "tests/sigeo_ext/test_gather_cell.py",
             "tests/sigeo/test_many.py",
             "tests/sigeo/test_elastic_many.py",

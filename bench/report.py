@@ -22,6 +22,7 @@ PAGES = (
     "README.md",
     "docs/benchmarks.md",
     "docs/elastic.md",
+    "docs/grouped.md",
     "docs/ranking.md",
     "docs/sample_moments.md",
 )
@@ -301,6 +302,31 @@ def elastic() -> str:
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
+def grouped() -> str:
+    """Speed-ups of grouped products, a row a case, a column a pass and number of threads."""
+    parts = []
+    for machine, rows in rows_of("grouped").items():
+        kinds = {(row["op"], row["threads"]) for row in rows}
+        columns = sorted(kinds, key=lambda kind: (kind[1], kind[0]))
+        cases: dict[str, dict[tuple[str, int], str]] = {}
+        for row in rows:
+            if row["impl"] != "sigeo_ext":
+                continue
+            text = f"{row['speedup']:.2f}"
+            if "over_slices" in row["config"]:
+                text += f" ({row['config']['over_slices']:.2f})"
+            cases.setdefault(row["shape"], {})[row["op"], row["threads"]] = text
+        heads = ["super-weight, subnets, rows of one"]
+        heads += [f"{op.removeprefix('grouped ')}, {threads} thread(s)" for op, threads in columns]
+        lines = [[case, *(found[kind] for kind in columns)] for case, found in cases.items()]
+        parts.append(
+            f"On `{machine}`, torch {rows[0]['torch']}, commit {rows[0]['sha']}; over plain "
+        )
+        parts[-1] += "torch in a loop, and in brackets over `slices.linear` in a loop:\n"
+        parts.append(table(heads, lines))
+    return "\n".join(parts) if parts else "Not measured yet.\n"
+
+
 def part(name: str) -> str:
     """What stands in the part of a name."""
     if name == "summary":
@@ -309,6 +335,8 @@ def part(name: str) -> str:
         return accuracy()
     if name == "elastic-summary":
         return elastic()
+    if name == "grouped-summary":
+        return grouped()
     kind, _, rest = name.partition("-")
     return ranking(rest) if kind == "ranking" else benchmark(name)
 

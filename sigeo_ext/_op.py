@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,15 +55,15 @@ def define(
     _library.impl(name, reference, "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
-    if backward is not None and setup_context is not None and "[]" not in _tensors_of(schema):
-        _register_gradient(name, setup_context, backward)
+    op = getattr(torch.ops.sigeo_ext, name)
+    if backward is not None and setup_context is not None and len(op.default._schema.returns) == 1:
+        _register_gradient(op.default, setup_context, backward)
     elif backward is not None:
         torch.library.register_autograd(
             qualified, backward, setup_context=setup_context, lib=_library
         )
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap, lib=_library)
-    op = getattr(torch.ops.sigeo_ext, name)
     if flops is not None:
         _flops.add(op, flops)
     if triton is not None:
@@ -73,50 +72,96 @@ def define(
     return op.default
 
 
-def _tensors_of(schema: str) -> str:
-    """The types of tensors in a schema, "Tensor[]" and "Tensor?[]" among them."""
-    return " ".join(re.findall(r"Tensor\S*", schema))
+def needs_gradient(args: Sequence[Any]) -> bool:
+    """Whether autograd would have a node for a function of these arguments."""
+    return bool(torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
+
+
+def call(op: Any, *args: Any) -> Any:
+    """An op's result; where no gradient is needed, without a turn through Python for it."""
+    if torch.compiler.is_compiling() or needs_gradient(args):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def _register_gradient(
-    name: str, setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
 ) -> None:
-    """What `torch.library.register_autograd` does for an op without lists of tensors and defaults.
+    """What `torch.library.register_autograd` does, for an op of one result without defaults.
 
     Without its search for arguments that were left out, which is quadratic in their number: 30
-    microseconds a call for nine.
+    microseconds a call for nine; and without its trees for lists of tensors: another 100.
     """
-    op = getattr(torch.ops.sigeo_ext, name).default
     after = torch._C._after_autograd_keyset
+    lists = [_holds_tensors(argument.type) for argument in op._schema.arguments]
+    gives_list = _holds_tensors(op._schema.returns[0].type)
 
-    def forward(ctx: Any, keys: Any, *args: Any) -> Any:
+    def forward(ctx: Any, keys: Any, lengths: list[int], *flat: Any) -> Any:
+        args = _nested(flat, lists, lengths)
         with torch._C._AutoDispatchBelowAutograd():
             result = op.redispatch(keys & after, *args)
         setup_context(ctx, args, result)
-        return result
+        ctx.lengths = lengths
+        return tuple(result) if gives_list else result
 
     def gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        found = backward(_WithoutKeys(ctx), *grads)
-        return (None, *found) if isinstance(found, tuple) else (None, found)
+        needs = _nested(ctx.needs_input_grad[2:], lists, ctx.lengths)
+        given = (list(grads),) if gives_list else grads
+        found = backward(_Needing(ctx, needs), *given)
+        found = found if isinstance(found, tuple) else (found,)
+        return (None, None, *_flat(found, lists, ctx.lengths))
 
+    name = f"GradientOf_{op._schema.name.split('::')[1]}"
     members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
-    function: Any = type(f"GradientOf_{name}", (torch.autograd.Function,), members)
+    function: Any = type(name, (torch.autograd.Function,), members)
 
     def kernel(keys: Any, *args: Any) -> Any:
-        if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-            return function.apply(keys, *args)
+        if needs_gradient(args):
+            lengths = [len(a) for a, is_list in zip(args, lists, strict=True) if is_list]
+            result = function.apply(keys, lengths, *_flat(args, lists, lengths))
+            return list(result) if gives_list else result
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & after, *args)
 
-    _library.impl(name, kernel, "Autograd", with_keyset=True)
+    _library.impl(op._schema.name.split("::")[1], kernel, "Autograd", with_keyset=True)
 
 
-class _WithoutKeys:
-    """A context as an op's backward sees it, without the first argument, which is not the op's."""
+def _holds_tensors(kind: Any) -> bool:
+    """Whether an argument's type is a list of tensors, of which some may be None."""
+    return str(kind) in ("List[Tensor]", "List[Optional[Tensor]]")
 
-    def __init__(self, ctx: Any) -> None:
+
+def _flat(values: Sequence[Any], lists: Sequence[bool], lengths: Sequence[int]) -> list[Any]:
+    """Values with the lists among them opened; None for a list is so many of it."""
+    flat: list[Any] = []
+    length = iter(lengths)
+    for value, is_list in zip(values, lists, strict=True):
+        if is_list:
+            count = next(length)
+            flat += [None] * count if value is None else value
+        else:
+            flat.append(value)
+    return flat
+
+
+def _nested(flat: Sequence[Any], lists: Sequence[bool], lengths: Sequence[int]) -> tuple[Any, ...]:
+    """The inverse of `_flat`."""
+    values: list[Any] = []
+    length, begin = iter(lengths), 0
+    for is_list in lists:
+        end = begin + (next(length) if is_list else 1)
+        values.append(list(flat[begin:end]) if is_list else flat[begin])
+        begin = end
+    return tuple(values)
+
+
+class _Needing:
+    """A context as an op's backward sees it: which of the op's own arguments need gradients."""
+
+    def __init__(self, ctx: Any, needs_input_grad: tuple[Any, ...]) -> None:
         self._ctx = ctx
-        self.needs_input_grad = ctx.needs_input_grad[1:]
+        self.needs_input_grad = needs_input_grad
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._ctx, name)

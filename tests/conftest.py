@@ -26,9 +26,11 @@ def device(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def small_weights_through_ops(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Slices of small weights go through the ops instead of plain torch's slicing."""
-    from sigeo_ext.gather import slices
+    """Small weights, and few subnets, go through the ops instead of plain torch's slicing."""
+    from sigeo_ext.gather import grouped, slices
 
+    monkeypatch.setattr(grouped, "SMALL", -1)
+    monkeypatch.setattr(grouped, "FEW", 0)
     monkeypatch.setattr(slices, "SMALL", -1)
     monkeypatch.setattr(slices, "SMALL_TABLE", -1)
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <string>
 #include <utility>
 
@@ -172,6 +173,17 @@ void torch_parallel(int64_t n, const Range& body) {
 
 void torch_parallel_each(int64_t n, const Range& body) {
   torch::stable::parallel_for(0, n, 1, body);
+}
+
+void torch_parallel_tasks(int64_t n, const std::function<void(int64_t)>& body) {
+  if (n == 0) return;
+  std::atomic<int64_t> next{0};
+  // At least two, for a parallel region even around one task.
+  const int64_t threads =
+      std::min<int64_t>(torch::stable::get_num_threads(), std::max<int64_t>(2, n));
+  torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    for (int64_t i = next++; i < n; i = next++) body(i);
+  });
 }
 
 }  // namespace sigeo_ext

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -70,5 +71,10 @@ void torch_parallel(int64_t n, const Range& body);
 
 // The same over pieces that are each worth a thread.
 void torch_parallel_each(int64_t n, const Range& body);
+
+// Calls body(i) for each i of [0, n), in any order, threads taking the next one when they are done
+// with theirs. Where there are several threads, the library's products inside run on one: it then
+// gives the same bits as with a single thread, and there is no other way to have it so.
+void torch_parallel_tasks(int64_t n, const std::function<void(int64_t)>& body);
 
 }  // namespace sigeo_ext

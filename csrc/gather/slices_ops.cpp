@@ -4,12 +4,12 @@
 #include <string>
 #include <tuple>
 
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
 #include "common/tensor.h"
+#include "gather/products.h"
 #include "gather/slices_selection.h"
 
 namespace sigeo_ext {
@@ -17,32 +17,16 @@ namespace {
 
 using gather::as_rows;
 using gather::Places;
+using gather::product;
 using gather::Selection;
 using gather::Sizes;
+using gather::transposed;
 using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
 
 // Of a tile: about a second-level cache. Smaller ones make the library pack the other factor anew
 // too often.
 constexpr int64_t kTileBytes = 1024 * 1024;
-
-Tensor transposed(const Tensor& x) { return torch::stable::transpose(x, 0, 1); }
-
-Tensor columns(const Tensor& x, int64_t begin, int64_t count) {
-  Tensor view = x;
-  return torch::stable::narrow(view, 1, begin, count);
-}
-
-// into = a b
-void product(const Tensor& into, const Tensor& a, const Tensor& b) {
-  TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(into.get(), a.get(), b.get()));
-}
-
-// into = start + a b; `start` may be `into`.
-void product(const Tensor& into, const Tensor& start, const Tensor& a, const Tensor& b) {
-  TORCH_ERROR_CODE_CHECK(
-      aoti_torch_cpu_addmm_out(into.get(), start.get(), a.get(), b.get(), 1.0, 1.0));
-}
 
 // A layer's weight, or its gradient, with the selected rows and columns.
 class Part {
@@ -117,7 +101,7 @@ void forward(const Part& part, const Tensor& x, const OptionalTensor& bias, cons
   if (!part.listed()) return run(y, 0, part.view());
   part.for_tiles([&](int64_t begin, const Tensor& tile) {
     part.read(begin, tile);
-    run(columns(y, begin, tile.size(0)), begin, tile);
+    run(gather::part(y, 1, begin, tile.size(0)), begin, tile);
   });
 }
 
@@ -159,7 +143,7 @@ void input_gradient(const Part& part, const Tensor& d, const Tensor& into) {
   }
   part.for_tiles([&](int64_t begin, const Tensor& tile) {
     part.read(begin, tile);
-    const Tensor from = columns(d, begin, tile.size(0));
+    const Tensor from = gather::part(d, 1, begin, tile.size(0));
     if (begin == 0) {
       product(into, from, tile);
     } else {
@@ -221,7 +205,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor d, Tensor x, Tensor we
     const Part part(into_weight, rows, cols);
     if (part.listed()) {
       part.for_tiles([&](int64_t begin, const Tensor& tile) {
-        product(tile, transposed(columns(from, begin, tile.size(0))), values);
+        product(tile, transposed(gather::part(from, 1, begin, tile.size(0))), values);
         part.write(begin, tile);
       });
     } else {
@@ -250,7 +234,7 @@ void linear_accumulate(Tensor d, Tensor x, Tensor into, Sizes outputs, Sizes inp
   }
   part.for_tiles([&](int64_t begin, const Tensor& tile) {
     part.read(begin, tile);
-    product(tile, tile, transposed(columns(from, begin, tile.size(0))), values);
+    product(tile, tile, transposed(gather::part(from, 1, begin, tile.size(0))), values);
     part.write(begin, tile);
   });
 }

@@ -125,6 +125,19 @@ Tensor cleared(const Tensor& like, const Selection& rows, const Selection& colum
   return whole;
 }
 
+void clear(const Tensor& x, const Places& rows, const Places& columns) {
+  auto matrix = matrix_of(x);
+  matrix.data +=
+      (rows.begin * matrix.row_stride + columns.begin * matrix.column_stride) * matrix.width;
+  matrix.rows = rows.count;
+  matrix.columns = columns.count;
+  if (matrix.column_stride != 1) {
+    std::swap(matrix.rows, matrix.columns);
+    std::swap(matrix.row_stride, matrix.column_stride);
+  }
+  clear_rest(matrix, {0, 0}, {0, 0}, serial);
+}
+
 void clear_columns(const Tensor& x, const Selection& columns) {
   if (columns.whole()) return;
   clear_rest(matrix_of(x), {0, x.size(0)}, columns.places(), torch_parallel);

@@ -61,6 +61,9 @@ void check_width(const char* op, const char* name, const Tensor& x, const Select
 // lists are cleared, too.
 Tensor cleared(const Tensor& like, const Selection& rows, const Selection& columns);
 
+// Clears a window of rows and columns of a matrix.
+void clear(const Tensor& x, const Places& rows, const Places& columns);
+
 // Clears the columns of x [rows, n] that are not selected.
 void clear_columns(const Tensor& x, const Selection& columns);
 

@@ -23,7 +23,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo_ext.gather import cell_reference, op, slices
+from sigeo_ext.gather import cell_reference, grouped, op, slices
+from sigeo_ext.gather.batch_norm import batch_norm
 from sigeo_ext.gather.cell_reference import Edge
 from sigeo_ext.gather.layers import Convolution
 
@@ -33,10 +34,12 @@ __all__ = [
     "Edge",
     "Norm",
     "Term",
+    "batch_norm",
     "cell",
     "combine",
     "convolution",
     "dispatch",
+    "grouped",
     "linear",
     "slices",
 ]

@@ -30,6 +30,7 @@ from torch import Tensor
 from sigeo_ext import _check
 from sigeo_ext.gather import slices_op as op
 from sigeo_ext.gather import slices_reference as reference
+from sigeo_ext.gather.routes import must_be_plain
 from sigeo_ext.gather.selection import Selection, Window, length, window_of
 from sigeo_ext.gather.slices_norms import batch_norm, group_norm, layer_norm
 
@@ -213,14 +214,7 @@ def _in_plain_torch(weight: Tensor, small: int, special: bool) -> bool:
     They do where a zero-filled tensor of the weight's size costs less than an op of our own, and
     where autocast, `torch.func` or someone who watches torch's functions must see the layer's call.
     """
-    if (weight.numel() <= small and not special) or weight.is_complex():
-        return True
-    if torch.is_autocast_enabled(weight.device.type):
-        return True
-    if torch.compiler.is_compiling():
-        return False
-    transformed: bool = torch._C._are_functorch_transforms_active()
-    return transformed or torch._C._is_torch_function_mode_enabled()
+    return (weight.numel() <= small and not special) or must_be_plain(weight)
 
 
 def _rows_of_groups(

@@ -26,7 +26,7 @@ def _is_asked_for(leaf: Tensor) -> bool:
         return False
 
 
-def _gradient_of(weight: Tensor, accumulate: bool) -> Tensor | None:
+def gradient_of(weight: Tensor, accumulate: bool) -> Tensor | None:
     """The existing gradient to add to in place, if that was asked for and can be."""
     if not accumulate or not weight.is_leaf or not _is_asked_for(weight):
         return None
@@ -84,7 +84,7 @@ def _linear_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     selection = (ctx.outputs, ctx.inputs, *index, ctx.masked)
     if torch.is_grad_enabled():
         return *_twice(reference.linear, d, (x, weight), need, *selection), *[None] * 6
-    into = _gradient_of(weight, ctx.accumulate) if need[1] else None
+    into = gradient_of(weight, ctx.accumulate) if need[1] else None
     if into is not None:
         gather_slice_linear_accumulate(d, x, into, *selection)
         need[1] = False
@@ -169,7 +169,7 @@ def _convolution_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     given = (ctx.outputs, ctx.inputs, *index, *ctx.geometry)
     if torch.is_grad_enabled():
         return *_twice(reference.convolution, d, (x, weight), need, *given), *[None] * 11
-    into = _gradient_of(weight, ctx.accumulate) if need[1] else None
+    into = gradient_of(weight, ctx.accumulate) if need[1] else None
     if into is not None:
         gather_slice_convolution_accumulate(d, x, into, *given)
         need[1] = False
@@ -226,7 +226,7 @@ def _embedding_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
         y = reference.embedding(tokens, weight, ctx.columns, index, ctx.padding, False)
         (gradient,) = torch.autograd.grad(y, weight, d, create_graph=True)
         return None, gradient, *[None] * 4
-    into = _gradient_of(weight, ctx.accumulate)
+    into = gradient_of(weight, ctx.accumulate)
     gradient = None
     if into is not None:
         gather_slice_embedding_accumulate(d, tokens, into, ctx.columns, index, ctx.padding)

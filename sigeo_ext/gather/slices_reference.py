@@ -43,14 +43,16 @@ def _check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: 
     check_dtypes(op, x, weight)
 
 
-def _check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
+def check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
+    """Require one value an output, of the weight's dtype."""
     if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
         expected = f"bias must be [{weight.shape[0]}] of the weight's dtype"
         got = f"{_check.dtype_of(bias)} {list(bias.shape)}"
         _check.require(False, op, f"{expected}, got {got}")
 
 
-def _rows(x: Tensor) -> Tensor:
+def rows_of(x: Tensor) -> Tensor:
+    """[..., n] as [rows, n]."""
     return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
@@ -68,7 +70,7 @@ def linear(
     """The layer on the selected part of the weight."""
     op = "gather_slice_linear"
     _check_linear(op, x, weight, masked, outputs, inputs, output_index, input_index)
-    _check_bias(op, bias, weight)
+    check_bias(op, bias, weight)
     part = select(select(weight, 0, outputs, output_index), 1, inputs, input_index)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
     if masked:
@@ -95,7 +97,7 @@ def linear_backward(
     check_width(op, "d", d, -1, weight.shape[0], masked, outputs, output_index)
     if masked:
         d, x = select(d, -1, outputs, output_index), select(x, -1, inputs, input_index)
-    rows = _rows(d)
+    rows = rows_of(d)
     into_x, into_weight, into_bias = (x.new_empty(0) for _ in range(3))
     if need[0]:
         part = select(select(weight, 0, outputs, output_index), 1, inputs, input_index)
@@ -103,7 +105,7 @@ def linear_backward(
         if masked:
             into_x = place(into_x, weight.shape[1], -1, inputs, input_index)
     if need[1]:
-        part = torch.mm(rows.t(), _rows(x))
+        part = torch.mm(rows.t(), rows_of(x))
         into_weight = place_block(part, weight, *selection)
     if need[2]:
         into_bias = place(rows.sum(0), len(weight), 0, outputs, output_index)
@@ -127,7 +129,7 @@ def linear_accumulate(
     check_width(op, "d", d, -1, into.shape[0], masked, outputs, output_index)
     if masked:
         d, x = select(d, -1, outputs, output_index), select(x, -1, inputs, input_index)
-    rows, columns = _rows(d), _rows(x)
+    rows, columns = rows_of(d), rows_of(x)
     if output_index is None and input_index is None:
         into.narrow(0, *outputs).narrow(1, *inputs).addmm_(rows.t(), columns)
     else:
@@ -204,7 +206,7 @@ def convolution(
     """The layer on the selected part of the weight; more than one group: of whole groups."""
     selection = (outputs, inputs, output_index, input_index)
     selected = _check_convolution("gather_slice_convolution", x, weight, *selection, groups, masked)
-    _check_bias("gather_slice_convolution", bias, weight)
+    check_bias("gather_slice_convolution", bias, weight)
     part = _convolution_part(weight, *selection, kernel, groups)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
     format = format_of(x, weight)

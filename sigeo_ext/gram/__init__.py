@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext.gram import op
-from sigeo_ext.sample_moments import as_channels_last, each_dimension, patches, widened
+from sigeo_ext.sample_moments import patches
+from sigeo_ext.sample_moments.layout import as_channels_last, each_dimension, widened
 
 __all__ = [
     "Spectrum",

@@ -10,6 +10,8 @@
 
 #include "check.h"
 #include "gather/gather.h"
+#include "gather/grouped.h"
+#include "gather/grouped_moments.h"
 #include "gather/pooling.h"
 #include "gather/slices.h"
 
@@ -256,9 +258,87 @@ void all_shapes() {
   }
 }
 
+bool within(int64_t place, const Places& places) {
+  return place >= places.begin && place < places.begin + places.count;
+}
+
+// Every row of every subnet meets exactly its own outputs, once, in one stack of its own inputs.
+void stacks_have_each_row_and_output_once(unsigned seed) {
+  std::mt19937 generator(seed);
+  const auto below = [&](int64_t n) { return static_cast<int64_t>(generator() % n); };
+  std::vector<Subnet> subnets(40);
+  for (Subnet& subnet : subnets) {
+    subnet = {
+        below(3) == 0 ? below(300) : below(40), {2 * below(2), 3 * below(5)}, {0, 4 * below(3)}};
+  }
+  std::vector<int> seen(subnets.size(), 0);
+  for (const Stack& stack : stacks_of(subnets)) {
+    int64_t row = 0;
+    for (const int64_t member : stack.members) {
+      const Subnet& subnet = subnets[member];
+      ++seen[member];
+      CHECK(subnet.inputs.begin == stack.inputs.begin && subnet.inputs.count == stack.inputs.count);
+      for (int64_t end = row + subnet.rows; row < end; ++row) {
+        for (int64_t output = 0; output < 20; ++output) {
+          int bands = 0;
+          for (const Band& band : stack.bands)
+            bands += row < band.rows && within(output, band.outputs);
+          CHECK(bands == within(output, subnet.outputs));
+        }
+      }
+    }
+    CHECK(row == stack.rows && (stack.members.size() == 1 || row <= 256));
+  }
+  for (size_t s = 0; s < subnets.size(); ++s) CHECK(seen[s] == (subnets[s].rows > 0));
+}
+
+void pieces_cover_places_once() {
+  for (const int64_t count : {0, 1, 15, 16, 17, 511, 512, 513, 1000, 1024, 5000}) {
+    int64_t next = 7;
+    for (const Places& piece : pieces_of({7, count}, 512)) {
+      CHECK(piece.begin == next && piece.count > 0 && piece.count <= 512);
+      next += piece.count;
+    }
+    CHECK(next == 7 + count);
+  }
+}
+
+// Squared deviations over subnets of which only some use a place.
+template <class T>
+void deviations_count_subnets_that_do_not_use_a_place() {
+  constexpr int64_t kRows = 2, kColumns = 37, kSubnets = 5, kUsing = 3;
+  std::vector<T> m2(kRows * kColumns), mean(m2.size()), count(m2.size());
+  const Moments<T> moments{{nullptr, nullptr, nullptr, m2.data(), nullptr},
+                           kColumns,
+                           mean.data(),
+                           count.data(),
+                           kColumns};
+  std::vector<std::vector<T>> gradients;
+  for (unsigned s = 0; s < kUsing; ++s) {
+    gradients.push_back(random_values<T>(m2.size(), s));
+    double squares = 0;
+    for (const T g : gradients[s]) squares += static_cast<double>(g) * g;
+    const double got =
+        add(gradients[s].data(), kColumns, kRows, kColumns, int64_t{0}, int64_t{0}, moments);
+    CHECK(near(got, squares, 1e-12));
+  }
+  finish(kRows, kColumns, kSubnets, moments);
+  for (size_t i = 0; i < m2.size(); ++i) {
+    double sum = 0, expected = 0;
+    for (const auto& g : gradients) sum += g[i];
+    for (const auto& g : gradients) expected += std::pow(g[i] - sum / kSubnets, 2);
+    expected += (kSubnets - kUsing) * std::pow(sum / kSubnets, 2);
+    CHECK(near(m2[i], expected, sizeof(T) == 4 ? 1e-5 : 1e-12));
+  }
+}
+
 }  // namespace
 
 int main() {
+  for (unsigned seed = 0; seed < 20; ++seed) stacks_have_each_row_and_output_once(seed);
+  pieces_cover_places_once();
+  deviations_count_subnets_that_do_not_use_a_place<float>();
+  deviations_count_subnets_that_do_not_use_a_place<double>();
   all_shapes<float>();
   all_shapes<double>();
   all_selections<float>();

@@ -1,4 +1,4 @@
-"""Small models that the toolkit's tests measure."""
+"""Small models that the toolkit's tests measure, and the state that they must come back to."""
 
 from __future__ import annotations
 
@@ -94,3 +94,11 @@ def stored_rows(model: nn.Module, batches, *, lr: float = 0.0, loss_fn=F.cross_e
                 if p.grad is not None:
                     p -= lr * p.grad
     return rows, losses, {n: p.detach().clone() for n, p in model.named_parameters()}
+
+
+def state_of(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def assert_unchanged(model, before):
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())

@@ -14,7 +14,7 @@ from torch import nn
 
 from sigeo import InputError
 from sigeo.capture import capture
-from tests.sigeo.test_samples import EVERYTHING, assert_statistics, check, error
+from tests.sigeo.sample_loop import EVERYTHING, assert_statistics, check, error
 from tests.sigeo.zoo import CLASSES, Function
 
 SAMPLES = 6

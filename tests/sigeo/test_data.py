@@ -49,6 +49,21 @@ def cifar_binary(folder, *, hundred=False, count=4):
     return folder
 
 
+def test_resized_images_are_means_of_areas():
+    pixels = torch.from_numpy(images(5, size=8)).permute(0, 3, 1, 2).contiguous()
+    labels = torch.arange(5)
+    data = ImageData("x", Split(pixels, labels), Split(pixels[:0], labels[:0]), 5)
+    small = data.resized(4)
+    slow = pixels.double().unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)).round()
+    assert small.train.images.dtype == torch.uint8 and small.size == 4
+    assert (small.train.images == slow).all() and (small.train.labels == labels).all()
+    assert small.test.images.shape == (0, 3, 4, 4) and small.fingerprint != data.fingerprint
+    assert (data.resized(8).train.images == pixels).all()
+    for size in (9, 0):
+        with pytest.raises(InputError, match=f"image size: must be from 1 to 8, got {size}"):
+            data.resized(size)
+
+
 def test_digits():
     data = load("digits")
     assert (len(data.train), len(data.test), data.channels, data.size, data.classes) == (

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sigeo import InputError
 from sigeo.capture import capture
 from tests.sigeo.matrix import MATRIX, made
-from tests.sigeo.test_samples import EVERYTHING, assert_statistics, dense, error, loop
+from tests.sigeo.sample_loop import EVERYTHING, assert_statistics, dense, error, loop
 
 SAMPLES = 6
 APART = [name for name, row in MATRIX.items() if row.samples_are == "apart"]

@@ -88,6 +88,46 @@ def test_contributions_add_up_to_the_gradient_of_the_batch():
         ntk(model, inputs, batch_norm="contribution", outputs="full")
 
 
+@pytest.mark.parametrize("max_bytes", [1, 3000, 1 << 28])
+def test_coupled_rows_are_gradients_through_the_whole_batch(max_bytes):
+    torch.manual_seed(0)
+    model, inputs, _ = zoo.made("batch norm", 6)
+    model.train()
+    state = copy.deepcopy(model.state_dict())
+    twin = copy.deepcopy(model)
+    y = twin(*inputs).flatten(1)
+    rows = [
+        torch.cat(
+            [
+                g.flatten()
+                for g in torch.autograd.grad(v, list(twin.parameters()), retain_graph=True)
+            ]
+        )
+        for v in y.flatten()
+    ]
+    j = torch.stack(rows).unflatten(0, y.shape)
+    expected = {
+        "sum": j.sum(1) @ j.sum(1).t(),
+        "trace": torch.einsum("icp,jcp->ij", j, j),
+        "full": j.flatten(0, 1) @ j.flatten(0, 1).t(),
+    }
+    for outputs, kernel in expected.items():
+        got = ntk(model, inputs, outputs=outputs, batch_norm="coupled", max_bytes=max_bytes)
+        assert float((got - kernel).norm() / kernel.norm()) < 1e-10, outputs
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    apart = ntk(model, inputs, batch_norm="contribution")
+    assert float((apart - expected["sum"]).norm() / apart.norm()) > 0.01
+
+
+def test_coupled_rows_without_batch_norm_are_the_kernel():
+    for name in ("transformer", "tied embedding"):
+        torch.manual_seed(0)
+        model, inputs, _ = zoo.made(name, SAMPLES)
+        kernel = ntk(model, inputs, params="layers")
+        got = ntk(model, inputs, params="layers", batch_norm="coupled")
+        assert float((got - kernel).norm() / kernel.norm()) < 1e-10
+
+
 def test_parameters_that_are_not_measured_keep_their_gradients():
     torch.manual_seed(0)
     model, inputs, labels = zoo.made("transformer", SAMPLES)

@@ -41,6 +41,19 @@ def test_terms_are_means_over_batches():
     assert not scores["ntk_min_eig"].notes
 
 
+def test_coupled_rows_are_an_option():
+    torch.manual_seed(0)
+    model, batches = golden_net().double().train(), image_batches(1, 8, torch.float64)
+    wanted = proxies.get("ntk_cond", samples=8, batches=1, batch_norm="coupled")
+    weights = list(select(model, "layers").values())
+    outputs = model(batches[0][0]).sum(1)
+    grads = [torch.autograd.grad(y, weights, retain_graph=True) for y in outputs]
+    j = torch.stack([torch.cat([g.flatten() for g in row]) for row in grads])
+    values = torch.linalg.eigvalsh(j @ j.t())
+    score = sigeo.score(model, batches, [wanted])["ntk_cond"]
+    assert score.value == pytest.approx(-float(values[-1] / values[0]), rel=1e-8)
+
+
 def test_batch_norm_in_training_counts_contributions_and_the_model_stays_as_it_was():
     torch.manual_seed(0)
     model, batches = golden_net(), image_batches(3)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from bench import peers
 from sigeo.capture import capture
 from tests.sigeo import matrix, zoo
-from tests.sigeo.test_samples import EVERYTHING, assert_statistics, error
+from tests.sigeo.sample_loop import EVERYTHING, assert_statistics, error
 
 pytestmark = [
     pytest.mark.skipif(not peers.has("opacus"), reason="Opacus is not installed (extra: peers)"),

@@ -111,7 +111,7 @@ def test_warming_one_network_up_alone():
 def test_a_stopped_warm_up_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     undisturbed = warmed()
     path = tmp_path / "c.safetensors"
-    monkeypatch.setattr("sigeo.supernet.warmup._SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("sigeo.supernet.loop._SECONDS_BETWEEN_SAVES", 0.0)
 
     def stop(done, total):
         if done == 7:
@@ -199,3 +199,24 @@ def test_several_paths_a_step_train_all_of_them():
         if name.endswith("conv.weight")
     }
     assert {name for name in moved if name.endswith("conv.weight")} == used
+
+
+def test_images_and_losses_of_a_warm_up_are_as_asked_for():
+    """The same as a training with these parts."""
+    from sigeo.data import Augmentation
+    from sigeo.supernet import CrossEntropy, Training, Uniform, train_supernet
+
+    found = warmed(epochs=1, augment="crop", label_smoothing=0.2)
+    expected = space().supernet(seed=3)
+    given = source()
+    moved = Source(given.order, given.batch, 3, Augmentation(seed=3, flip=False, padding=1))
+    plain = Training(images=40, batch_size=8)
+    smoothed = CrossEntropy(label_smoothing=0.2)
+    train_supernet(expected, plain, moved, Uniform(space(), seed=3), smoothed, settings={})
+    assert_same(found, expected.state_dict())
+    described = config(augment="crop", label_smoothing=0.2, objective="in_place").describe()
+    assert [described[n] for n in ("augment", "label_smoothing", "objective")] == [
+        "crop",
+        0.2,
+        "in_place",
+    ]

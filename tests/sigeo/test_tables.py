@@ -16,6 +16,7 @@ from sigeo.tables import (
     correlate,
     kendall,
     read_table,
+    repeated_kendall,
     spearman,
     spearman_difference,
     write_parquet,
@@ -179,3 +180,20 @@ def test_published_correlations_of_the_baselines():
     truth = table.values["cifar10_test_200"]
     assert spearman(table.values["flops_cifar10"], truth) == pytest.approx(0.732, abs=5e-4)
     assert spearman(table.values["params_cifar10"], truth) == pytest.approx(0.753, abs=5e-4)
+
+
+def test_repeated_rankings_are_averaged_and_compared_in_pairs():
+    rng = np.random.default_rng(0)
+    truth = rng.standard_normal(80)
+    good = [truth + rng.standard_normal(80) for _ in range(3)]
+    shifted = [run + 0.05 * rng.standard_normal(80) for run in good]
+    good[0][3] = math.nan
+    mean = repeated_kendall(good, truth, resamples=200)
+    each = [kendall(np.where(np.isnan(run), -np.inf, run), truth) for run in good]
+    assert mean.value == pytest.approx(np.mean(each)) and mean.low < mean.value < mean.high
+    apart = repeated_kendall(shifted, truth, resamples=200)
+    paired = repeated_kendall(shifted, truth, baseline=good, resamples=200)
+    assert paired.value == pytest.approx(apart.value - mean.value)
+    assert paired.high - paired.low < (apart.high - apart.low) / 3
+    none = repeated_kendall(good, truth, baseline=good, resamples=50)
+    assert (none.value, none.low, none.high) == (0, 0, 0)

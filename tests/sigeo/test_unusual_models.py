@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sigeo import InputError
 from sigeo.capture import capture
-from tests.sigeo.test_samples import check, error, loop
+from tests.sigeo.sample_loop import check, error, loop
 from tests.sigeo.zoo import CLASSES, Function, images
 
 SAMPLES = 6

@@ -8,7 +8,7 @@ import torch
 from sigeo_ext.moments import Moments
 from sigeo_ext.testing import TOLERANCE, assert_close
 from tests.cases import LAYERS, tensors
-from tests.sigeo_ext.test_moments import spelled_out, unit
+from tests.sigeo_ext.moments_definition import spelled_out, unit
 
 SHAPES = LAYERS["convs"]
 

@@ -6,7 +6,7 @@ from sigeo.capture.fisher import Trace, diag_fisher, fisher_rao, fisher_trace
 from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.losses import LossFunction, batch_loss, check_reduction
-from sigeo.capture.ntk import ntk
+from sigeo.capture.ntk import NTKBatchNorm, ntk
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
@@ -26,6 +26,7 @@ __all__ = [
     "GradientStatistics",
     "LossFunction",
     "MemoryFormat",
+    "NTKBatchNorm",
     "Request",
     "SampleStatistics",
     "Selection",

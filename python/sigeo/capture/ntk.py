@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
-from sigeo.capture.layers import Selection
+from sigeo.capture.coupled import coupled_gram
+from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples import BatchNormPolicy, capture
 from sigeo.capture.state import preserved, undistributed
 from sigeo.errors import InputError
 
 Outputs = Literal["sum", "trace", "full"]
+NTKBatchNorm = BatchNormPolicy | Literal["coupled"]
 
 
 def ntk(
@@ -22,7 +24,7 @@ def ntk(
     *,
     outputs: Outputs = "sum",
     params: Selection = "all",
-    batch_norm: BatchNormPolicy = "refuse",
+    batch_norm: NTKBatchNorm = "refuse",
     max_bytes: int = 1 << 28,
     memory_format: MemoryFormat = "auto",
 ) -> Tensor:
@@ -49,6 +51,8 @@ def ntk(
         params: Of which parameters: "all", or "layers" (weights of convolutions and linear layers).
         batch_norm: As in `capture`; ``contribution`` splits the batch's gradient into the samples'
             contributions, which are not the gradients of their outputs, and has no ``full`` kernel.
+            Or ``coupled``: the gradients of a sample's outputs through the whole batch, as TE-NAS'
+            code takes them; a backward pass for each.
         max_bytes: As in `capture`.
         memory_format: Of images, as in `gradient_statistics`.
 
@@ -66,6 +70,7 @@ def ntk(
     batch, _ = Batches.of([(inputs, None)], model, memory_format)[0]
 
     def measured(batch: Any, choose: Any) -> Tensor:
+        assert batch_norm != "coupled"
         with capture(
             model,
             ["gram"],
@@ -81,7 +86,20 @@ def ntk(
             output.backward()
         return found.gram
 
+    def coupled(batch: Any) -> Tensor:
+        rows = _rows(call(model, batch))
+        if not rows.requires_grad:
+            raise InputError("model: expected parameters that ask for gradients, found none")
+        chosen = list(select(model, params).values())
+        if outputs == "trace":
+            return torch.stack([coupled_gram(c, chosen, max_bytes) for c in rows.unbind(1)]).sum(0)
+        single = rows.sum(1) if outputs == "sum" else rows.flatten()
+        return coupled_gram(single, chosen, max_bytes)
+
     with preserved(model, parameters=False), torch.enable_grad():
+        if batch_norm == "coupled":
+            with undistributed(model):
+                return coupled(batch)
         if outputs == "sum":
             return measured(batch, lambda rows: rows)
         with torch.no_grad(), preserved(model, parameters=False), undistributed(model):

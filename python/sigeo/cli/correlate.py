@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from sigeo.tables import Correlation, Estimate
+    from sigeo.tables import Correlation, Estimate, Quality
 
 HELP = "correlate scores with a benchmark table"
 
@@ -42,6 +42,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="of the resampling, 0 to 2**63-1 (default: %(default)s)",
     )
+    parser.add_argument(
+        "--threshold",
+        type=options.positive_number,
+        default=0.1,
+        help="differences in the metric, in its unit, that sparse Kendall takes for noise "
+        "(default: %(default)s, for percent)",
+    )
+    parser.add_argument(
+        "--top", type=options.positive, help="how many are the best (default: a tenth)"
+    )
+    parser.add_argument(
+        "--draws",
+        type=options.positive,
+        default=10,
+        help="networks that random search measures (default: %(default)s)",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -53,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from sigeo.tables import correlate, read_table
+    from sigeo.tables import correlate, quality, read_table
 
     given = Path(args.scores)
     scores_file = given / "scores.parquet" if given.is_dir() else given
@@ -73,11 +89,18 @@ def run(args: argparse.Namespace) -> int:
         proxy: correlate(column[known], values, resamples=args.bootstrap, seed=args.seed)
         for proxy, column in scores.items()
     }
+    top = args.top or -(-len(known) // 10)
+    qualities = {
+        proxy: quality(column[known], values, threshold=args.threshold, top=top, draws=args.draws)
+        for proxy, column in scores.items()
+    }
     column_name = table.column(args.metric)
     if args.json:
-        print(json.dumps(_document(args, column_name, len(archs), results), allow_nan=False))
+        document = _document(args, column_name, len(archs), results, qualities)
+        print(json.dumps(document, allow_nan=False))
     else:
         _show(column_name, len(known), len(archs), results)
+        _show_quality(qualities)
     return 0
 
 
@@ -159,7 +182,11 @@ def _baselines(archs: list[str], columns: dict[str, Any], np: Any) -> dict[str, 
 
 
 def _document(
-    args: argparse.Namespace, column: str, count: int, results: dict[str, Correlation]
+    args: argparse.Namespace,
+    column: str,
+    count: int,
+    results: dict[str, Correlation],
+    qualities: dict[str, Quality],
 ) -> dict[str, Any]:
     from sigeo.scoring.export import SCHEMA, finite_or_none
 
@@ -185,10 +212,64 @@ def _document(
                 "kendall": estimate(c.kendall),
                 "count": c.count,
                 "not_finite": c.not_finite,
+                **_measures(qualities[proxy]),
             }
             for proxy, c in results.items()
         },
     }
+
+
+def _measures(found: Quality) -> dict[str, Any]:
+    from sigeo.scoring.export import finite_or_none
+
+    return {
+        "sparse_kendall": finite_or_none(found.sparse_kendall),
+        "sparse_kendall_official": finite_or_none(found.sparse_kendall_official),
+        "threshold": found.threshold,
+        "top": found.top,
+        "top_kendall": finite_or_none(found.top_kendall),
+        "top_hits": found.hits,
+        "pick": {
+            "value": finite_or_none(found.pick.value),
+            "regret": finite_or_none(found.pick.regret),
+            "percentile": found.pick.percentile,
+        },
+        "random_surpasses": found.random_surpasses,
+        "draws": found.draws,
+    }
+
+
+def _show_quality(qualities: dict[str, Quality]) -> None:
+    def shown(value: float) -> str:
+        return "undefined" if value != value else f"{value:.3f}"
+
+    one = next(iter(qualities.values()))
+    console.show_table(
+        "for finding the best",
+        [
+            ("proxy", False),
+            (f"sparse Kendall ({one.threshold:g})", True),
+            (f"Kendall, best {one.top}", True),
+            (f"of the best {one.top}", True),
+            ("first", True),
+            ("regret", True),
+            ("percentile", True),
+            (f"{one.draws} random better", True),
+        ],
+        (
+            [
+                proxy,
+                shown(q.sparse_kendall),
+                shown(q.top_kendall),
+                f"{q.hits:.0%}",
+                f"{q.pick.value:.5g}",
+                f"{q.pick.regret:.3g}",
+                f"{q.pick.percentile:.4g}",
+                f"{q.random_surpasses:.0%}",
+            ]
+            for proxy, q in qualities.items()
+        ),
+    )
 
 
 def _show(column: str, known: int, count: int, results: dict[str, Correlation]) -> None:

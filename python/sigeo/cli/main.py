@@ -9,11 +9,23 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from sigeo.cli import console, correlate, doctor, rank, report, score, tables, warmup
+from sigeo.cli import (
+    compare,
+    console,
+    correlate,
+    doctor,
+    rank,
+    report,
+    score,
+    split,
+    tables,
+    train,
+    warmup,
+)
 from sigeo.errors import InputError
 
-_VERBS = (rank, score, warmup, correlate, tables, report, doctor)
-_RESUMED = ("rank", "warmup")
+_VERBS = (rank, score, warmup, split, compare, train, correlate, tables, report, doctor)
+_RESUMED = ("rank", "warmup", "split", "compare", "train")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -41,9 +41,12 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 METRIC = "cifar10.test"
 
+SHARED = ("sampler", "balance", "objective", "label_smoothing", "augment", "autocast")
+"""Settings of a warm-up that are of shared weights alone; see `sigeo.cli.shared_weights`."""
+
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
-_at_least_two = whole(2)  # batch norm needs two images
+at_least_two = whole(2)  # batch norm needs two images
 
 
 def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
@@ -59,7 +62,9 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
     return convert
 
 
-_fraction = _finite(0, 1, "a number from 0 to 1")
+fraction = _finite(0, 1, "a number from 0 to 1")
+rate = _finite(0, math.nextafter(1, 0), "a number from 0 to below 1")
+positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
 _step_size = _finite(0, sys.float_info.max, "a number from 0")
 
 
@@ -117,6 +122,12 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         help="'digits', an official CIFAR folder, or an .npz file (default: %(default)s)",
     )
     group.add_argument(
+        "--image-size",
+        type=positive,
+        metavar="N",
+        help="make the images smaller first, N x N (default: as they are)",
+    )
+    group.add_argument(
         "--seed",
         type=seed,
         default=0,
@@ -152,7 +163,7 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--batch-size",
-        type=_at_least_two,
+        type=at_least_two,
         default=64,
         help="images of one, 2 or more (default: %(default)s)",
     )
@@ -181,7 +192,7 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--warmup",
-        type=_fraction,
+        type=fraction,
         default=default,
         metavar="FRACTION",
         help="share of the training images to train on first, 0 to 1 (default: %(default)s)",
@@ -201,7 +212,7 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
         "--warmup-lr", type=_step_size, help="step size (default: 0.025; candidate: 1)"
     )
     group.add_argument(
-        "--warmup-batch", type=_at_least_two, help="images a step (default: 64; candidate: 128)"
+        "--warmup-batch", type=at_least_two, help="images a step (default: 64; candidate: 128)"
     )
     group.add_argument(
         "--paths",
@@ -210,7 +221,7 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     )
     group.add_argument(
         "--schedule",
-        choices=("constant", "cosine"),
+        choices=("constant", "cosine", "linear"),
         help="of the step size, not for candidates (default: constant)",
     )
 
@@ -226,6 +237,8 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     images = data.load(args.data)
+    if args.image_size is not None:
+        images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
     return images, spaces.get(args.space, shape, **_sizes(args))
 
@@ -313,18 +326,21 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         "batch_size": args.warmup_batch,
         "schedule": args.schedule,
         "paths": args.paths,
+        **{name: getattr(args, name) for name in SHARED},
     }
     spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
     given = {name: value for name, value in given.items() if value is not None}
     if not warms_up(args):
         for name in given:
-            option = spelled.get(name, f"--{name}")
+            option = spelled.get(name, f"--{name.replace('_', '-')}")
             raise InputError(f"{option}: has no effect without --warmup or --warmup-steps")
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
-    if init == "candidate" and "paths" in given:
-        raise InputError("--paths: with --init candidate each network is trained alone")
+    for name in ("paths", *SHARED):
+        if init == "candidate" and name in given:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option}: with --init candidate each network is trained alone")
     own = WarmUp.published_settings() if init == "candidate" else {}
     if args.warmup_steps is not None:
         if "epochs" in given:
@@ -340,7 +356,12 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
 
 def run_folder(args: argparse.Namespace) -> Path:
     """The folder of a run, made if it is not there."""
-    name = re.sub(r"[^\w.-]+", "-", f"{args.space}-{Path(args.data).stem}")
+    name = file_name(f"{args.space}-{Path(args.data).stem}")
     folder = Path(args.out) if args.out is not None else Path("runs") / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def file_name(text: str) -> str:
+    """A text as the name of a file or folder."""
+    return re.sub(r"[^\w.-]+", "-", text)

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sigeo.cli import console, options
+from sigeo.cli import architectures, console, options, shared_weights
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.scoring.many import Routes
     from sigeo.scoring.networks import Init, Networks, Protocol
     from sigeo.scoring.rank import Row
-    from sigeo.spaces import SearchSpace
 
 HELP = "rank architectures of a space"
 
@@ -25,18 +24,13 @@ HELP = "rank architectures of a space"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     options.add_space(parser)
-    which = parser.add_argument_group("architectures")
-    which.add_argument(
-        "--archs", type=options.positive, default=64, help="how many to draw (default: %(default)s)"
-    )
-    which.add_argument(
-        "--archs-file", metavar="FILE", help="one architecture string a line instead"
-    )
+    which = architectures.add(parser)
     which.add_argument(
         "--no-dedup", action="store_true", help="score architectures that are the same network each"
     )
     options.add_proxies(parser)
     options.add_warmup(parser, default=0.0)
+    shared_weights.add_arguments(parser)
     parser.add_argument(
         "--init",
         metavar="scratch|candidate|supernet[:PATH]",
@@ -71,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     if args.table is not None:  # a wrong name must not cost a ranking
         read_table(args.table).column(metric)
     protocol = _protocol(args, len(data.train))
-    archs = _architectures(args, space)
+    archs = architectures.chosen(args, space)
     folder = options.run_folder(args)
     if protocol.warmup is not None:
         console.say(_warmup_line(protocol))
@@ -124,6 +118,7 @@ def _protocol(args: argparse.Namespace, images: int) -> Protocol:
         init=init,
         warmup=options.warm_up(args, images, init),
         checkpoint=checkpoint,
+        supernet=shared_weights.supernet_options(args, init),
         batches=args.batches,
         batch_size=args.batch_size,
         seed=args.seed,
@@ -144,34 +139,6 @@ def _init(args: argparse.Namespace) -> tuple[Init, Path | None]:
     raise InputError(
         f"--init: must be scratch, candidate, supernet or supernet:PATH, got {args.init!r}"
     )
-
-
-def _architectures(args: argparse.Namespace, space: SearchSpace[Any]) -> list[Any]:
-    import random
-
-    from sigeo.spaces import distinct
-
-    if args.archs_file is None:
-        if args.archs > space.size:
-            raise InputError(f"--archs: the space has {space.size} architectures, got {args.archs}")
-        return distinct(space, args.archs, random.Random(args.seed))
-    path = Path(args.archs_file)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
-        ) from None
-    archs = []
-    for number, line in enumerate(lines, start=1):
-        if line:
-            try:
-                archs.append(space.parse(line))
-            except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
-    if not archs:
-        raise InputError(f"{path}: expected one architecture a line, got none")
-    return list(dict.fromkeys(archs))
 
 
 def _many_line(at_once: int, routes: Routes | None) -> str:

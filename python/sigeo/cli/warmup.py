@@ -6,8 +6,9 @@ The checkpoint is written every few seconds; the same command goes on from it.
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 
-from sigeo.cli import console, options
+from sigeo.cli import console, options, shared_weights
 from sigeo.errors import InputError
 
 HELP = "warm a supernet up and keep it"
@@ -17,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     options.add_space(parser)
     options.add_warmup(parser, default=0.1)
+    shared_weights.add_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
@@ -39,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
         proxies=(proxies.get("params"),),
         init="supernet",
         warmup=config,
+        supernet=shared_weights.supernet_options(args, "supernet"),
         batches=1,
         batch_size=2,
         seed=args.seed,
@@ -53,14 +56,17 @@ def run(args: argparse.Namespace) -> int:
         "images": config.images,
         "epochs": config.epochs,
         "steps": config.steps,
+        "budget": asdict(networks.budget),
         "settings": networks.weights_settings(),
         "env": export.environment(args.device),
     }
     if args.json:
         print(export.strict_dumps(document))
     else:
+        budget = networks.budget
+        scored = f", {budget.evaluated} to score paths" if budget.evaluated else ""
         print(
-            f"{config.steps} steps of {config.batch_size} on {config.images} images: "
-            f"{document['checkpoint']}"
+            f"{config.steps} steps of {config.batch_size} on {config.images} images, "
+            f"{budget.trained} processed{scored}: {document['checkpoint']}"
         )
     return 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sigeo.data.augment import Augmentation
 from sigeo.data.cifar import load_cifar
 from sigeo.data.digits import load_digits
 from sigeo.data.images import ImageData, Split
 from sigeo.data.npz import load_npz
 from sigeo.errors import InputError
 
-__all__ = ["ImageData", "Split", "load"]
+__all__ = ["Augmentation", "ImageData", "Split", "load"]
 
 
 def load(source: str | Path) -> ImageData:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sigeo.errors import InputError
 
@@ -93,6 +93,22 @@ class ImageData:
         """Height and width."""
         return self.train.images.shape[2]
 
+    def resized(self, size: int) -> ImageData:
+        """The same images made smaller, each pixel the mean of the area that it covers.
+
+        Args:
+            size: New height and width, at most the old.
+
+        Raises:
+            InputError: A larger size, or none.
+        """
+        if not 1 <= size <= self.size:
+            raise InputError(f"image size: must be from 1 to {self.size}, got {size}")
+        splits = [
+            Split(_shrunk(split.images, size), split.labels) for split in (self.train, self.test)
+        ]
+        return replace(self, train=splits[0], test=splits[1])
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the training images and labels."""
@@ -133,3 +149,13 @@ class ImageData:
         """A random order of the training images, the same for the same seed."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(len(self.train), generator=generator)
+
+
+def _shrunk(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size or len(images) == 0:
+        return images[..., :size, :size]
+    parts = [  # in parts, as float32 takes four times the memory
+        nn.functional.interpolate(part.float(), (size, size), mode="area").round().to(torch.uint8)
+        for part in images.split(4096)
+    ]
+    return torch.cat(parts)

@@ -4,7 +4,8 @@ The kernel is that of f = the sum of the outputs, over the weights of convolutio
 (`sigeo.capture.ntk`), of the first ``samples`` inputs of each of ``batches`` batches; eigenvalues
 and condition number are means over the batches. Where batch norm uses the batch's statistics, rows
 are the samples' contributions to the batch's gradient, unless ``batch_norm`` says otherwise; the
-published code takes the whole batch's gradient of each sample's output instead.
+published code takes the whole batch's gradient of each sample's output instead, a backward pass a
+sample: ``batch_norm="coupled"``.
 
 A smallest eigenvalue below ``samples * eps * largest`` is rounding: it stands at that bound, and a
 note says that it is unresolved.
@@ -20,7 +21,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sigeo.capture import BatchNormPolicy, ntk, select
+from sigeo.capture import NTKBatchNorm, ntk, select
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnInputs, Outcome, Proxy
 from sigeo.proxies.registry import register
@@ -30,7 +31,7 @@ _TERMS = ("smallest", "largest", "trace", "condition")
 
 
 def _proxy(
-    name: str, term: str, source: str, samples: int, batches: int, batch_norm: BatchNormPolicy
+    name: str, term: str, source: str, samples: int, batches: int, batch_norm: NTKBatchNorm
 ) -> Proxy:
     """One of the terms as a proxy.
 
@@ -62,7 +63,7 @@ def _proxy(
 
 @register("ntk_min_eig")
 def ntk_min_eig(
-    *, samples: int = 32, batches: int = 3, batch_norm: BatchNormPolicy = "contribution"
+    *, samples: int = 32, batches: int = 3, batch_norm: NTKBatchNorm = "contribution"
 ) -> Proxy:
     """Smallest eigenvalue of the kernel: large where gradient descent learns fast."""
     source = "Zhu et al., NeurIPS 2022 (arXiv 2209.07238), section 3"
@@ -71,7 +72,7 @@ def ntk_min_eig(
 
 @register("ntk_cond")
 def ntk_cond(
-    *, samples: int = 32, batches: int = 3, batch_norm: BatchNormPolicy = "contribution"
+    *, samples: int = 32, batches: int = 3, batch_norm: NTKBatchNorm = "contribution"
 ) -> Proxy:
     """Condition number of the kernel, lower is better."""
     source = "Chen et al., ICLR 2021 (TE-NAS), section 3.1"

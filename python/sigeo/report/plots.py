@@ -58,3 +58,26 @@ def histogram(values: Values, label: str) -> str:
         axes.hist(values[np.isfinite(values)], bins=24, color=_COLOUR)
         axes.set(xlabel=label, ylabel="architectures")
     return _svg(figure)
+
+
+def intervals(rows: Sequence[tuple[str, float, float, float]], label: str, limit: float) -> str:
+    """Values with intervals, one below another: (name, value, low, high) each.
+
+    Args:
+        rows: From the top down.
+        label: Of the axis.
+        limit: Where a line marks what cannot be passed; NaN for none.
+    """
+    places = np.arange(len(rows))[::-1]
+    with rc_context(_STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(7, 0.8 + 0.28 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (_, value, low, high) in zip(places, rows, strict=True):
+            axes.plot([low, high], [place, place], color=_COLOUR, alpha=0.5, linewidth=2)
+            axes.plot([value], [place], "o", color=_COLOUR, markersize=5)
+        if np.isfinite(limit):
+            axes.axvline(limit, color="#8a8a8a", linestyle=":", linewidth=1)
+        axes.set_yticks(places, [name for name, *_ in rows])
+        axes.set(xlabel=label)
+        axes.grid(axis="x", alpha=0.3)
+    return _svg(figure)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +29,12 @@ from sigeo.scoring.many import (
     stackable,
 )
 from sigeo.scoring.score import check_needs, score
-from sigeo.spaces import SearchSpace
+from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
 from sigeo.supernet import (
+    Budget,
     Source,
+    TrainingState,
     WarmUp,
     digest,
     load_checkpoint,
@@ -39,7 +42,7 @@ from sigeo.supernet import (
     warm_up_alone,
     warm_up_supernet,
 )
-from sigeo.supernet.warmup import Progress
+from sigeo.supernet.settings import Progress
 
 Init = Literal["scratch", "candidate", "supernet"]
 
@@ -57,6 +60,8 @@ class Protocol:
             up alone; "supernet", shared weights warmed up.
         warmup: The warm-up; None for none, or where ``checkpoint`` holds warmed weights.
         checkpoint: Shared weights to load.
+        supernet: Options of the space's supernet where a warm-up trains it, beside its seed; loaded
+            weights bring theirs along.
         batches: Number of scoring batches.
         batch_size: Images of one.
         seed: Of weights, order of images, sampled paths.
@@ -69,6 +74,7 @@ class Protocol:
     init: Init = "scratch"
     warmup: WarmUp | None = None
     checkpoint: Path | None = None
+    supernet: Mapping[str, Any] = field(default_factory=dict)
     batches: int = 4
     batch_size: int = 64
     seed: int = 0
@@ -87,6 +93,9 @@ class Networks:
 
     The weights of all of them lie in one supernet, drawn from the seed by place, so a network is
     taken out of it without being built or drawn again; whatever moves them puts them back.
+
+    Attributes:
+        budget: What the warm-up of the shared weights has cost; nothing where there was none.
     """
 
     def __init__(
@@ -122,15 +131,30 @@ class Networks:
             protocol.proxies, batches=protocol.batches, labelled=True, warmed=protocol.warmed
         )
         order = data.order(protocol.seed)
+        self.budget = Budget()
         self._source = Source(order, self._batch, protocol.seed)
-        self._supernet = space.supernet(seed=protocol.seed)
+        stored = self._stored_weights()
+        self._options = dict(protocol.supernet)
+        if stored is not None:
+            self._options = stored[1].get("supernet", {})
+        self._supernet = make_supernet(space, protocol.seed, self._options)
         self._module: nn.Module = self._supernet  # type: ignore[assignment]
         self._module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if protocol.init == "supernet":
-            self._warm(folder, progress)
+            self._warm(stored, folder, progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
         self._batches = Batches(pairs, self._module, self.device)
+
+    @property
+    def supernet(self) -> Supernet[Any]:
+        """The weights of all networks, warmed up if the protocol shares warmed ones."""
+        return self._supernet
+
+    @property
+    def batches(self) -> Batches:
+        """What networks are scored on."""
+        return self._batches
 
     def settings(self) -> dict[str, Any]:
         """All that a score depends on beside network and proxy."""
@@ -158,6 +182,7 @@ class Networks:
             "init": protocol.init,
             "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
             "checkpoint": self._loaded,
+            **({"supernet": self._options} if self._options else {}),
         }
 
     _loaded: dict[str, Any] | None = None
@@ -168,22 +193,38 @@ class Networks:
         name = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return folder / f"supernet-{name}.safetensors"
 
-    def _warm(self, folder: Path | None, progress: Progress | None) -> None:
+    def _stored_weights(self) -> tuple[TrainingState, dict[str, Any]] | None:
+        """What the protocol's checkpoint holds, with its settings, if it has one.
+
+        Raises:
+            InputError: It is of another space, or of a warm-up that is not at its end.
+        """
+        path = self.protocol.checkpoint
+        if path is None:
+            return None
+        state, settings = load_checkpoint(path)
+        space = settings.get("space")
+        if space != self.space.describe():
+            raise InputError(
+                f"checkpoint {path}: made for {space}, this ranking is for {self.space.describe()}"
+            )
+        steps = settings["warmup"]["steps"]
+        if state.step < steps:
+            raise InputError(
+                f"checkpoint {path}: stands at step {state.step} of {steps}; "
+                "the command that began it goes on from there"
+            )
+        return state, settings
+
+    def _warm(
+        self,
+        stored: tuple[TrainingState, dict[str, Any]] | None,
+        folder: Path | None,
+        progress: Progress | None,
+    ) -> None:
         protocol = self.protocol
-        if protocol.checkpoint is not None:
-            state, settings = load_checkpoint(protocol.checkpoint)
-            space = settings.get("space")
-            if space != self.space.describe():
-                raise InputError(
-                    f"checkpoint {protocol.checkpoint}: made for {space}, "
-                    f"this ranking is for {self.space.describe()}"
-                )
-            steps = settings["warmup"]["steps"]
-            if state.step < steps:
-                raise InputError(
-                    f"checkpoint {protocol.checkpoint}: stands at step {state.step} of {steps}; "
-                    "the command that began it goes on from there"
-                )
+        if stored is not None and protocol.checkpoint is not None:
+            state, settings = stored
             load_weights(self._module, state, protocol.checkpoint)
             self._loaded = {
                 "warmup": settings["warmup"],
@@ -191,7 +232,7 @@ class Networks:
                 "weights": digest(state.weights),
             }
         elif protocol.warmup is not None:
-            warm_up_supernet(
+            self.budget = warm_up_supernet(
                 self._supernet,
                 self.space,
                 protocol.warmup,
@@ -291,6 +332,20 @@ class Networks:
             for parameter in module.parameters():
                 parameter.grad = None
             yield
+
+
+def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]) -> Supernet[Any]:
+    """A space's supernet with options of its own.
+
+    Raises:
+        InputError: It has no such option.
+    """
+    make: Any = space.supernet
+    for name in options:
+        if name not in inspect.signature(make).parameters:
+            raise InputError(f"supernet: that of {space.name} has no option {name!r}")
+    made: Supernet[Any] = make(seed=seed, **options)
+    return made
 
 
 def available_bytes(device: torch.device) -> int | None:

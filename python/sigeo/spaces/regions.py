@@ -132,24 +132,29 @@ class Kind(Generic[A]):
         function: Architecture to its kind.
         kinds: Those that belong to the region.
         tries: Draws after which sampling gives up.
+        within: The part of the space that is looked at; None for all of it.
     """
 
     space: SearchSpace[A]
     function: Callable[[A], Any]
     kinds: frozenset[Any]
     tries: int = 100_000
+    within: Product[A] | None = None
 
     @cached_property
     def size(self) -> int:
-        """Number of architectures, by going through all of the space."""
+        """Number of architectures, by going through all of the space or part."""
         return sum(1 for _ in self)
 
     def __contains__(self, arch: A) -> bool:
         """Whether it is of one of the kinds."""
-        return self.function(arch) in self.kinds
+        inside = self.within is None or arch in self.within
+        return inside and self.function(arch) in self.kinds
 
     def __iter__(self) -> Iterator[A]:
-        """All architectures, by going through all of the space."""
+        """All architectures, by going through all of the space or part."""
+        if self.within is not None:
+            return (arch for arch in self.within if self.function(arch) in self.kinds)
         return (arch for index in range(self.space.size) if (arch := self.space.at(index)) in self)
 
     def sample(self, rng: random.Random) -> A:
@@ -159,7 +164,7 @@ class Kind(Generic[A]):
             InputError: None was found.
         """
         for _ in range(self.tries):
-            arch = self.space.sample(rng)
+            arch = (self.space if self.within is None else self.within).sample(rng)
             if arch in self:
                 return arch
         raise InputError(

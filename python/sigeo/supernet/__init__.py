@@ -1,4 +1,4 @@
-"""Shared weights: warm-up, its checkpoints, the sampling of paths; many subnets in one pass."""
+"""Shared weights: samplers, training, warm-up, evaluation; many subnets in one pass."""
 
 from sigeo.supernet.checkpoint import (
     TrainingState,
@@ -7,29 +7,98 @@ from sigeo.supernet.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from sigeo.supernet.many import add_gradients, many_gradient_statistics, supports
-from sigeo.supernet.warmup import (
-    Source,
-    Trainer,
-    WarmUp,
-    uniform_path,
-    warm_up_alone,
-    warm_up_supernet,
+from sigeo.supernet.contrastive import CrossPathContrast, info_nce
+from sigeo.supernet.distillation import (
+    InPlaceDistillation,
+    MutualDistillation,
+    Teacher,
+    divergence,
+    mutual_distillation,
 )
+from sigeo.supernet.evaluation import Evaluation, evaluate
+from sigeo.supernet.heads import classify, project
+from sigeo.supernet.loop import Budget, train_supernet
+from sigeo.supernet.many import (
+    add_gradients,
+    add_joint_gradients,
+    many_gradient_statistics,
+    shares_passes,
+    supports,
+)
+from sigeo.supernet.objectives import CrossEntropy, LossHook, Objective
+from sigeo.supernet.pinas import CrossPath
+from sigeo.supernet.routed import RoutedSupernet
+from sigeo.supernet.samplers import (
+    Balanced,
+    CandidatePool,
+    Disjoint,
+    Fair,
+    Greedy,
+    Sampler,
+    Sandwich,
+    Uniform,
+    ValidationLoss,
+    confidence,
+    draw_connected,
+    uniform_path,
+)
+from sigeo.supernet.settings import Augment, Source, Training
+from sigeo.supernet.shift import FeatureShift, ParameterShift, feature_shift
+from sigeo.supernet.teacher import MeanTeacher, used_parameters
+from sigeo.supernet.trainer import Trainer
+from sigeo.supernet.warmup import WarmUp, warm_up_alone, warm_up_supernet
 
 __all__ = [
+    "Augment",
+    "Balanced",
+    "Budget",
+    "CandidatePool",
+    "CrossEntropy",
+    "CrossPath",
+    "CrossPathContrast",
+    "Disjoint",
+    "Evaluation",
+    "Fair",
+    "FeatureShift",
+    "Greedy",
+    "InPlaceDistillation",
+    "LossHook",
+    "MeanTeacher",
+    "MutualDistillation",
+    "Objective",
+    "ParameterShift",
+    "RoutedSupernet",
+    "Sampler",
+    "Sandwich",
     "Source",
+    "Teacher",
     "Trainer",
+    "Training",
     "TrainingState",
+    "Uniform",
+    "ValidationLoss",
     "WarmUp",
     "add_gradients",
+    "add_joint_gradients",
+    "classify",
+    "confidence",
     "digest",
+    "divergence",
+    "draw_connected",
+    "evaluate",
+    "feature_shift",
+    "info_nce",
     "load_checkpoint",
     "load_weights",
     "many_gradient_statistics",
+    "mutual_distillation",
+    "project",
     "save_checkpoint",
+    "shares_passes",
     "supports",
+    "train_supernet",
     "uniform_path",
+    "used_parameters",
     "warm_up_alone",
     "warm_up_supernet",
 ]

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,15 @@ class TrainingState:
         step: Steps taken.
         weights: The module's state.
         momentum: The optimiser's buffers by parameter name.
+        memory: What a training objective keeps between steps, such as a teacher's weights.
+        progress: What the sampler keeps, and the images processed, as JSON can hold it.
     """
 
     step: int
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
+    memory: dict[str, Tensor] = field(default_factory=dict)
+    progress: dict[str, Any] = field(default_factory=dict)
 
 
 def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
@@ -45,12 +49,14 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
     """
     tensors = {f"weights/{name}": t for name, t in state.weights.items()}
     tensors |= {f"momentum/{name}": t for name, t in state.momentum.items()}
+    tensors |= {f"memory/{name}": t for name, t in state.memory.items()}
     metadata = {
         "format": _FORMAT,
         "step": str(state.step),
         "settings": json.dumps(settings, sort_keys=True),
+        "progress": json.dumps(state.progress),
     }
-    content = save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata)
+    content = save(_unshared(tensors), metadata)
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -62,6 +68,18 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
             partial.unlink()
         raise InputError(f"checkpoint {path}: {error.strerror}") from None
+
+
+def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """On the CPU; tensors that modules share are copied, which the format asks for."""
+    found, seen = {}, set()
+    for name, tensor in tensors.items():
+        kept = tensor.detach().cpu().contiguous()
+        if kept.numel() and kept.data_ptr() in seen:
+            kept = kept.clone()
+        seen.add(kept.data_ptr())
+        found[name] = kept
+    return found
 
 
 def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
@@ -86,7 +104,13 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    state = TrainingState(int(metadata["step"]), part("weights/"), part("momentum/"))
+    state = TrainingState(
+        step=int(metadata["step"]),
+        weights=part("weights/"),
+        momentum=part("momentum/"),
+        memory=part("memory/"),
+        progress=json.loads(metadata.get("progress", "{}")),  # older files have none
+    )
     return state, json.loads(metadata["settings"])
 
 

@@ -22,7 +22,7 @@ from sigeo.capture import (
     Selection,
     batch_loss,
 )
-from sigeo.capture.state import RandomState
+from sigeo.capture.state import RandomState, device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Stack, Supernet
 from sigeo.spaces.base import Rows, leaves
@@ -104,18 +104,76 @@ def add_gradients(
     Raises:
         InputError: No path.
     """
+
+    def losses(outputs: Tensor) -> Tensor:
+        return torch.stack([batch_loss(loss_fn, output, labels) for output in outputs])
+
+    return add_joint_gradients(supernet, archs, inputs, losses, average=average)
+
+
+def add_joint_gradients(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    inputs: Tensor,
+    losses_fn: Callable[[Tensor], Tensor],
+    *,
+    average: bool = False,
+) -> Tensor:
+    """As `add_gradients`, for losses that look at the outputs of all paths.
+
+    Args:
+        supernet: The shared weights.
+        archs: The paths.
+        inputs: Of the batch.
+        losses_fn: All paths' outputs [K, B, ...] to their losses [K].
+        average: Whether to add the mean of the losses' gradients rather than their sum.
+
+    Returns:
+        The losses [K], detached.
+
+    Raises:
+        InputError: No path.
+    """
     if len(archs) == 0:
         raise InputError("archs: expected at least one path, got none")
-    stack = supernet.stack(archs)
-    losses = torch.stack([batch_loss(loss_fn, y, labels) for y in stack(inputs)])
+    stack = supernet.stack(archs) if shares_passes(supernet) else None
+    if stack is None:
+        losses = losses_fn(torch.stack([supernet(inputs, arch) for arch in archs]))
+    else:
+        losses = losses_fn(stack(inputs))
     if losses.requires_grad:
         (losses.mean() if average else losses.sum()).backward()
+    if stack is not None:
+        _collect(supernet, stack)
+    return losses.detach()
+
+
+def shares_passes(supernet: Supernet[Any]) -> bool:
+    """Whether a stack computes what the paths compute one by one, in the mode that is on.
+
+    Not where norms keep running statistics or use them, where the supernet says that it draws
+    random numbers (``noisy``), under autocast, and where a supernet has no stacks.
+    """
+    module: nn.Module = supernet  # type: ignore[assignment]
+    if not hasattr(supernet, "stack") or getattr(supernet, "noisy", False):
+        return False
+    if torch.is_autocast_enabled(device_of(module).type):
+        return False
+    return not any(
+        isinstance(part, nn.modules.batchnorm._BatchNorm)
+        and part.running_mean is not None
+        and (part.track_running_stats or not part.training)
+        for part in module.modules()
+    )
+
+
+def _collect(supernet: Supernet[Any], stack: Stack) -> None:
+    """Add the rows' gradients to the shared weights'."""
     module: nn.Module = supernet  # type: ignore[assignment]
     for name, parameter in module.named_parameters():
         gradient = stack.gradient(name) if name in stack.weights else None
         if gradient is not None:
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-    return losses.detach()
 
 
 def backward(

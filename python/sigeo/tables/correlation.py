@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,6 +108,37 @@ def spearman_difference(
 
     pair = np.stack([np.where(np.isfinite(s), s, -np.inf) for s in (first, second)])
     return _estimate(difference, pair, truth, _draws(len(truth), resamples, seed), confidence)
+
+
+def repeated_kendall(
+    runs: Sequence[Values],
+    truth: Values,
+    *,
+    baseline: Sequence[Values] = (),
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Mean Kendall's tau-b of repeated rankings of the same architectures.
+
+    Args:
+        runs: Scores [n] of each repetition; what is not finite ranks last, tied.
+        truth: [n], finite.
+        baseline: Repetitions of another ranking whose mean is taken off, resampled together with
+            ``runs`` so that what the architectures have in common cancels.
+        resamples: Bootstrap resamples of the architectures; percentile interval. The repetitions
+            are not resampled, so the interval is of these ones.
+        confidence: Of the interval.
+        seed: Of the resampling.
+    """
+
+    def mean(stacked: Values, truth: Values) -> float:
+        taus = [kendall(scores, truth) for scores in stacked]
+        less = float(np.mean(taus[len(runs) :])) if baseline else 0.0
+        return float(np.mean(taus[: len(runs)])) - less
+
+    stacked = np.stack([np.where(np.isfinite(s), s, -np.inf) for s in (*runs, *baseline)])
+    return _estimate(mean, stacked, truth, _draws(len(truth), resamples, seed), confidence)
 
 
 def _draws(count: int, resamples: int, seed: int) -> NDArray[np.int64]:

@@ -103,7 +103,7 @@ BAD = {
             [verb, "--seed", seed],
             f"--seed: must be a whole number from 0 to {2**63 - 1}, got '{seed}'",
         )
-        for verb in ("rank", "score", "warmup", "correlate")
+        for verb in ("rank", "score", "warmup", "train", "correlate")
         for seed in ("-1", str(2**63), "x")
     },
     "steps-and-share": (

@@ -62,8 +62,19 @@ def test_correlate_in_every_format(ranking, capsys):
         assert code == 0 and set(results[-1]) == {"sigeo", "zico", "params", "flops"}
         assert results[-1]["sigeo"] == results[0]["sigeo"]
         assert results[-1]["sigeo"]["spearman"]["value"] == pytest.approx(-1)
+    top = {"threshold": "2", "top": "2", "draws": "3"}
+    options = [part for name, value in top.items() for part in (f"--{name}", value)]
+    code, out, _ = run(*given, *options, "--json", capsys=capsys)
+    found, worst = strict(out)["proxies"]["sigeo"], 1 - 1 / len(rows)
+    assert code == 0 and found["pick"] == {
+        "value": 0,
+        "regret": len(rows) - 1,
+        "percentile": pytest.approx(100 / len(rows)),
+    }
+    assert found["random_surpasses"] == pytest.approx(1 - (1 - worst) ** 3)
+    assert found["sparse_kendall"] < 0 and (found["top"], found["top_hits"]) == (2, 0)
     code, out, _ = run(*given, capsys=capsys)
-    assert code == 0 and "Kendall" in out
+    assert code == 0 and "Kendall" in out and "percentile" in out
 
 
 def test_correlate_with_the_published_table(ranking, capsys):
@@ -74,6 +85,25 @@ def test_correlate_with_the_published_table(ranking, capsys):
     document = strict(out)
     assert code == 0 and document["column"] == "cifar10_test_200"
     assert set(document["proxies"]) == {"sigeo", "zico", "params", "flops"}
+
+
+def test_train_makes_a_table(capsys):
+    sizes = ["--channels", "2", "--cells", "1"]
+    given = ["train", *sizes, "--archs", "4", "--runs", "2", "--epochs", "1", "--share", "0.2"]
+    code, out, err = run(*given, "--out", "t", "--json", capsys=capsys)
+    document = strict(out)
+    assert code == 0, err
+    assert [len(row["accuracy"]) for row in document["rows"]] == [2] * 4
+    assert document["settings"]["training"]["images"] == round(0.2 * 1437)
+    code, out, err = run(*given, "--out", "t", capsys=capsys)
+    assert code == 0 and "4 best of 4" in out and "noise:" in err
+    scores = ["correlate", "--scores", "t/table.parquet", "--table", "t/table.parquet"]
+    code, out, _ = run(*scores, "--metric", "test_accuracy", "--json", capsys=capsys)
+    runs = strict(out)["proxies"]
+    assert code == 0 and runs["test_accuracy"]["pick"]["regret"] == 0
+    assert {"test_accuracy_run0", "params"} <= set(runs)
+    code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
+    assert code == 2 and "at least one run of one step" in err
 
 
 def test_tables(capsys):
@@ -279,7 +309,16 @@ def test_doctor_says_which_implementation_there_is_not():
 
 
 def test_help_of_every_verb(capsys):
-    for verb in ("rank", "score", "warmup", "correlate", "tables", "report", "doctor"):
+    for verb in (
+        "rank",
+        "score",
+        "warmup",
+        "train",
+        "correlate",
+        "tables",
+        "report",
+        "doctor",
+    ):
         code, out, _ = run(verb, "--help", capsys=capsys)
         assert code == 0 and out.startswith(f"usage: sigeo {verb}")
 

@@ -1,10 +1,12 @@
 """Statistics over the gradients of single samples, of any model, from one backward pass.
 
-The way of a pass: `mode` hands every call of the model to the `session`, `recognised` knows the
-layers among them and `functions` what needs no closer look, `follower` and `axis_rules` keep track
-of where the samples are in between (`axis`); each layer call (`calls`, `scaled`, `embedding`)
-measures its parameters on the way back and hands the results to `uses`; what no layer is known for
-goes through `fallback`. `api` is what a user sees.
+The way of a pass: `mode` hands every call of the model to the `session`, which finds its
+`parameters` among the arguments; `recognised` knows the layers among the calls, `following` runs
+all others, of which `functions` says what needs no closer look, and `follower` and `axis_rules`
+keep track of where the samples are in between (`axis`). Each layer call (`calls`, `scaled`,
+`embedding`) measures its parameters on the way back and hands the results to `uses`; for a
+parameter that no layer is known for, a module takes over (`takeover`, `fallback`). `api` is what a
+user sees.
 """
 
 from sigeo.capture.samples.api import SampleStatistics, capture

@@ -82,6 +82,11 @@ class ElasticSpace(ChoiceSpace, ABC):
         """The architecture that takes the last option everywhere."""
         return self.decode([len(choice.options) - 1 for choice in self.choices])
 
+    @property
+    def smallest(self) -> Architecture:
+        """The architecture that takes the first option everywhere."""
+        return self.decode([0] * len(self.choices))
+
     def skeleton(self, arch: Architecture, *, track: bool = False) -> nn.Sequential:
         """The modules of an architecture without memory, on the device "meta"."""
         with torch.device("meta"), _Undrawn():

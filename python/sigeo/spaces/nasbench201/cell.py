@@ -18,6 +18,9 @@ CONVOLUTIONS = (CONV_1X1, CONV_3X3)
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 """(source, target) of each edge, in the order of the architecture string."""
 
+INCOMING = ((0,), (1, 2), (3, 4, 5))
+"""Places in `EDGES` of those that enter node 1, 2 and 3."""
+
 OUTPUT = 3
 SIZE = len(OPERATIONS) ** len(EDGES)
 

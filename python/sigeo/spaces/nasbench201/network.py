@@ -28,6 +28,7 @@ from sigeo.spaces.nasbench201.cell import (
     NONE,
     OUTPUT,
     POOL,
+    SKIP,
     Cell,
 )
 
@@ -71,10 +72,19 @@ class Skeleton:
 class ConvNorm(nn.Module):
     """Convolution without bias, then batch norm."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, track: bool):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        kernel: int,
+        *,
+        stride: int = 1,
+        track: bool,
+        affine: bool = True,
+    ):
         super().__init__()
         self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(outputs, track_running_stats=track)
+        self.norm = nn.BatchNorm2d(outputs, affine=affine, track_running_stats=track)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
@@ -85,10 +95,10 @@ class ConvNorm(nn.Module):
 class Reduction(nn.Module):
     """Residual block of stride 2: ReLU-convolution-norm twice, beside pooling and convolution."""
 
-    def __init__(self, inputs: int, outputs: int, *, track: bool):
+    def __init__(self, inputs: int, outputs: int, *, track: bool, affine: bool = True):
         super().__init__()
-        self.first = ConvNorm(inputs, outputs, 3, stride=2, track=track)
-        self.second = ConvNorm(outputs, outputs, 3, track=track)
+        self.first = ConvNorm(inputs, outputs, 3, stride=2, track=track, affine=affine)
+        self.second = ConvNorm(outputs, outputs, 3, track=track, affine=affine)
         self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,13 +152,22 @@ def plan_of(cell: Cell) -> Plan:
     return tuple(plan)
 
 
-def run_cell(plan: Plan, convolutions: Callable[[int, int], ConvNorm], x: Tensor) -> Tensor:
+def run_cell(
+    plan: Plan,
+    convolutions: Callable[[int, int], ConvNorm],
+    x: Tensor,
+    *,
+    drop: Callable[[Tensor], Tensor] | None = None,
+    norm_zeros: bool = False,
+) -> Tensor:
     """Run the edges of a plan on x [B, C, H, W]; ReLU and pooling of a node are computed once.
 
     Args:
         plan: What `plan_of` gave.
         convolutions: The module for (edge, operation).
         x: Node 0.
+        drop: Path dropout, of every edge but skip connections.
+        norm_zeros: Whether zeros go through norms, for running statistics that other paths share.
     """
     nodes: dict[int, Tensor] = {0: x}
     rectified: dict[int, Tensor] = {}
@@ -157,9 +176,7 @@ def run_cell(plan: Plan, convolutions: Callable[[int, int], ConvNorm], x: Tensor
         terms: list[Tensor] = []
         for source, operation, edge in inputs:
             if operation in CONVOLUTIONS and source not in nodes:
-                # Zero comes out of the convolution as zero, and out of its norm as the shift.
-                shift = convolutions(edge, operation).norm.bias
-                terms.append(torch.zeros_like(x) + shift.view(1, -1, 1, 1))
+                terms.append(_of_zeros(convolutions(edge, operation).norm, x, norm_zeros))
             elif operation in CONVOLUTIONS:
                 if source not in rectified:
                     rectified[source] = F.relu(nodes[source])
@@ -170,11 +187,22 @@ def run_cell(plan: Plan, convolutions: Callable[[int, int], ConvNorm], x: Tensor
                 terms.append(pooled[source])
             else:
                 terms.append(nodes[source])
+            if drop is not None and operation != SKIP:
+                terms[-1] = drop(terms[-1])
         total = terms[0]
         for term in terms[1:]:
             total = total + term
         nodes[node] = total
     return nodes[OUTPUT] if OUTPUT in nodes else torch.zeros_like(x)
+
+
+def _of_zeros(norm: nn.BatchNorm2d, x: Tensor, run: bool) -> Tensor:
+    """What a convolution of zeros, which is zero, is behind its norm."""
+    zeros = torch.zeros_like(x)
+    if run:
+        y: Tensor = norm(zeros)
+        return y
+    return zeros if norm.bias is None else zeros + norm.bias.view(1, -1, 1, 1)
 
 
 class CellBlock(nn.Module):
@@ -203,15 +231,19 @@ class CellBlock(nn.Module):
 class Head(nn.Module):
     """Batch norm, ReLU, global average pooling, linear layer."""
 
-    def __init__(self, channels: int, classes: int, *, track: bool):
+    def __init__(self, channels: int, classes: int, *, track: bool, affine: bool = True):
         super().__init__()
-        self.norm = nn.BatchNorm2d(channels, track_running_stats=track)
+        self.norm = nn.BatchNorm2d(channels, affine=affine, track_running_stats=track)
         self.linear = nn.Linear(channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, classes]."""
-        y: Tensor = self.linear(F.relu(self.norm(x)).mean((2, 3)))
+        y: Tensor = self.linear(self.features(x))
         return y
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] to what goes into the linear layer, [B, C]."""
+        return F.relu(self.norm(x)).mean((2, 3))
 
 
 class Network(nn.Module):
@@ -232,9 +264,9 @@ class Network(nn.Module):
         return y
 
 
-def convolution(width: int, operation: int, *, track: bool) -> ConvNorm:
+def convolution(width: int, operation: int, *, track: bool, affine: bool = True) -> ConvNorm:
     """The module of a convolution on an edge of a cell of ``width`` channels."""
-    return ConvNorm(width, width, 3 if operation == CONV_3X3 else 1, track=track)
+    return ConvNorm(width, width, 3 if operation == CONV_3X3 else 1, track=track, affine=affine)
 
 
 def standalone(cell: Cell, skeleton: Skeleton, *, seed: int = 0) -> Network:

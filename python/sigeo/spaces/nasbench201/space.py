@@ -45,6 +45,19 @@ class NASBench201:
         except ValueError as error:
             raise InputError(f"{self.name}: {error}") from None
 
+    def resized(self, *, channels: int | None = None, cells: int | None = None) -> NASBench201:
+        """The space with other sizes around the cell.
+
+        Raises:
+            InputError: A size below 1.
+        """
+        sizes = self.skeleton
+        return NASBench201(
+            self.shape,
+            channels=sizes.channels if channels is None else channels,
+            cells=sizes.cells if cells is None else cells,
+        )
+
     def parse(self, text: str) -> Cell:
         """The cell of an official architecture string.
 
@@ -131,9 +144,24 @@ class NASBench201:
         """The published network, with running statistics in its norms."""
         return standalone(arch, self.skeleton, seed=seed)
 
-    def supernet(self, *, seed: int = 0) -> NASBench201Supernet:
-        """Single-path shared weights."""
-        return NASBench201Supernet(self.skeleton, seed=seed)
+    def supernet(
+        self,
+        *,
+        seed: int = 0,
+        affine: bool = True,
+        track: bool = False,
+        path_dropout: float = 0.0,
+        dropout: float = 0.0,
+    ) -> NASBench201Supernet:
+        """Single-path shared weights; see `NASBench201Supernet` for the options."""
+        return NASBench201Supernet(
+            self.skeleton,
+            seed=seed,
+            affine=affine,
+            track=track,
+            path_dropout=path_dropout,
+            dropout=dropout,
+        )
 
     def describe(self) -> dict[str, Any]:
         """Name and sizes."""

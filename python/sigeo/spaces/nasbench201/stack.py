@@ -48,9 +48,15 @@ class Stack:
         self._own, self._supernet = own, supernet
         self._groups = _groups(self.archs)
         everyone = tuple(range(len(self.archs)))
+        self._plain_norms: dict[str, Norm] = {}
         for name, module, members in self._used(everyone):
             for parameter_name, parameter in module.named_parameters(prefix=name):
                 self._take(parameter_name, parameter, members)
+            for part_name, part in module.named_modules(prefix=name):
+                if isinstance(part, nn.BatchNorm2d) and not part.affine:
+                    like = supernet.stem.conv.weight.detach()
+                    ones = like.new_ones(()).expand(len(members), part.num_features)
+                    self._plain_norms[part_name] = Norm(ones, torch.zeros_like(ones))
         # Norms and biases have one dimension behind the rows, weights of layers more.
         self.layers = frozenset(name for name, rows in self.weights.items() if rows.dim() > 2)
         device = supernet.head.linear.weight.device
@@ -156,6 +162,8 @@ class Stack:
         return None if rows is None else rows.sum(0)
 
     def _norm(self, name: str) -> Norm:
+        if name in self._plain_norms:
+            return self._plain_norms[name]
         return Norm(self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
 
     def _normed(self, name: str, x: Tensor, subnets: Tensor, module: ConvNorm) -> Part:

@@ -1,0 +1,232 @@
+// How the statistics of a convolution are cut into pieces, and what a piece reads of x and d.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <optional>
+#include <vector>
+
+#include "sample_moments/layout.h"
+#include "sample_moments/tiles.h"
+
+namespace sigeo_ext::sample_moments {
+
+// Of a block of units: its panel of d, read by every tile, and a panel of x stay in the
+// second-level cache, with room for the slabs.
+inline constexpr int64_t kBlockBytes = 192 * 1024;
+
+// Input channels of a packed panel: a cache line of float32, and the rows of the largest tile.
+inline constexpr int64_t kPackedRows = 16;
+
+// Positions that lie further apart than this are packed: their lines would share few places in the
+// first-level cache.
+inline constexpr int64_t kFarBytes = 256;
+
+// So many pieces may each pack the same panel of x: more than that, and once for all is cheaper.
+inline constexpr int64_t kFewPanels = 2;
+
+// Packed memory of a thread beyond this is given back after a call.
+inline constexpr size_t kKeptBytes = 64 << 20;
+
+// A piece is one tap, one panel of output channels of one group, all its input channels and all
+// units.
+struct Place {
+  int64_t tap, group, begin;
+};
+
+// Panels of channels that lie far apart are packed. A panel that several pieces use is packed once
+// for all of them; one that a single piece uses, or that costs little beside its work, is packed by
+// the piece, block by block, and does not leave the cache. A depthwise convolution's rows are its
+// taps.
+template <class T>
+class Panels {
+ public:
+  Panels(const Convolution& shape, const T* x, const T* d, int64_t unit, const Parallel& parallel)
+      : c_(shape),
+        unit_(unit),
+        lanes_(tiles<T>().lanes),
+        pairing_(c_.groups > 1 && c_.groups == c_.in_channels && c_.groups == c_.out_channels
+                     ? Pairing::kEach
+                     : Pairing::kAll),
+        groups_(pairing_ == Pairing::kEach ? 1 : c_.groups),
+        rows_(pairing_ == Pairing::kEach ? product(c_.kernel) : c_.in_channels / groups_),
+        columns_(c_.out_channels / groups_),
+        width_(lanes_ * kMostVectors),
+        panels_((columns_ + width_ - 1) / width_) {
+    const int64_t in_places = product(c_.in_size), out_places = product(c_.out_size);
+    const bool alone = pairing_ == Pairing::kEach || product(c_.kernel) == 1;
+    const auto far = [](int64_t channels) {
+      return channels * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
+    };
+    d_ = {d, c_.out_channels, out_places, out_places * c_.out_channels, columns_};
+    if (columns_ % lanes_ != 0 || far(c_.out_channels)) {
+      const int64_t width = std::min(width_, round_up(columns_, lanes_));
+      if (alone) d_block_ = width;
+      else d_ = pack(d, out_places, c_.out_channels, columns_, width, packed_d_, parallel);
+    }
+    x_ = {x, c_.in_channels, in_places, in_places * c_.in_channels, rows_};
+    if (pairing_ == Pairing::kEach) {
+      x_.group = columns_;
+      x_block_ = width_;
+      place_taps();
+    } else {
+      if (far(c_.in_channels)) {
+        const auto few = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows_)));
+        const int64_t width = std::min(kPackedRows, few);
+        if (alone && panels_ <= kFewPanels) x_block_ = width;
+        else x_ = pack(x, in_places, c_.in_channels, rows_, width, packed_x_, parallel);
+      }
+      taps_ = taps_of(c_, x_block_ > 0 ? x_block_ : x_.width, d_block_ > 0 ? d_block_ : d_.width);
+    }
+  }
+
+  Panels(const Panels&) = delete;
+  Panels& operator=(const Panels&) = delete;
+
+  ~Panels() {
+    for (auto* memory : {&packed_x_, &packed_d_, &packed_block_x_, &packed_block_d_}) {
+      if (memory->size() * sizeof(T) > kKeptBytes) std::vector<T>().swap(*memory);
+    }
+  }
+
+  Pairing pairing() const { return pairing_; }
+  int64_t rows() const { return rows_; }
+  int64_t columns() const { return columns_; }
+  int64_t taps() const { return static_cast<int64_t>(taps_.size()); }
+  int64_t pieces() const { return groups_ * panels_ * taps(); }
+
+  Place place_of(int64_t piece) const {
+    const int64_t panel = piece / taps();
+    return {piece % taps(), panel / panels_, panel % panels_ * width_};
+  }
+
+  // A tile of a piece; `gradient_at` and `input_at` say where it begins.
+  Tile<T> tile_of(const Place& place) const {
+    Tile<T> tile{};
+    const Tap& tap = taps_[place.tap];
+    const int64_t x_places = halo_.has_value() ? halo_->places : x_.places;
+    tile.x_sample = x_block_ > 0 ? x_places * x_block_ : x_.sample;
+    tile.d_sample = d_block_ > 0 ? d_.places * d_block_ : d_.sample;
+    tile.x_at = tap.x.data();
+    tile.d_at = tap.d.data();
+    tile.positions = static_cast<int64_t>(tap.x.size());
+    tile.unit = unit_;
+    tile.width = std::min(round_up(columns_ - place.begin, lanes_), width_);
+    return tile;
+  }
+
+  // So many units that what a piece reads of them stays in the cache.
+  int64_t units_of_block(const Tile<T>& tile) const {
+    const int64_t x_values =
+        halo_.has_value() ? halo_->places * x_block_ : tile.positions * kPackedRows;
+    const int64_t values = x_values + tile.positions * tile.width;
+    const int64_t bytes = unit_ * values * static_cast<int64_t>(sizeof(T));
+    const int64_t units = kBlockBytes / std::max<int64_t>(1, bytes);
+    return units < kMostUnits ? std::max<int64_t>(1, units) : units / kMostUnits * kMostUnits;
+  }
+
+  // d of a piece and of some units, after it has been packed if pieces do that.
+  const T* gradient_at(const Place& place, int64_t unit, int64_t count) const {
+    const T* from = d_.at(place.group, place.begin) + unit * unit_ * d_.sample;
+    if (d_block_ == 0) return from;
+    const int64_t lines = count * unit_ * d_.places;
+    T* to = room(packed_block_d_, lines * d_block_);
+    pack_panel(from, lines, d_.width, std::min(d_block_, columns_ - place.begin), d_block_, to);
+    return to;
+  }
+
+  // Points the tile at the first of `count` units' x at a row, of those from `first` on. Where
+  // pieces pack, the rows of a panel, or all rows of a depthwise convolution, are packed at the
+  // first.
+  void input_at(Tile<T>& tile, const Place& place, int64_t row, int64_t first, int64_t unit,
+                int64_t count) const {
+    const int64_t sample = unit * unit_, samples = count * unit_;
+    if (pairing_ == Pairing::kEach) {
+      tile.row_at = row_at_.data() + row;
+      if (row > first) return;
+      const T* from = x_.at(0, place.begin) + sample * x_.sample;
+      const int64_t channels = std::min(x_block_, columns_ - place.begin);
+      T* to = room(packed_block_x_, samples * tile.x_sample);
+      for (int64_t s = 0; s < samples; ++s) {
+        pack_with_halo(from + s * x_.sample, c_, *halo_, x_.width, channels, x_block_,
+                       to + s * tile.x_sample);
+      }
+      tile.x = to;
+    } else if (x_block_ == 0) {
+      tile.x = x_.at(place.group, row) + sample * x_.sample;
+    } else if (row % x_block_ != 0) {
+      tile.x = packed_block_x_.data() + row % x_block_;
+    } else {
+      const T* from = x_.at(place.group, row) + sample * x_.sample;
+      const int64_t lines = samples * x_.places;
+      T* to = room(packed_block_x_, lines * x_block_);
+      pack_panel(from, lines, x_.width, std::min(x_block_, rows_ - row), x_block_, to);
+      tile.x = to;
+    }
+  }
+
+ private:
+  // Channels in panels of `width`, each group's last one filled up with zeros.
+  Images<T> pack(const T* values, int64_t places, int64_t channels, int64_t of_group, int64_t width,
+                 std::vector<T>& memory, const Parallel& parallel) const {
+    const int64_t panels = (of_group + width - 1) / width;
+    const int64_t sample = channels / of_group * panels * width * places;
+    if (static_cast<int64_t>(memory.size()) < c_.samples * sample) {
+      memory.clear();  // nothing to copy
+      memory.resize(c_.samples * sample);
+    }
+    T* const packed = memory.data();
+    parallel(c_.samples, [&](int64_t from, int64_t to) {
+      for (int64_t index = from; index < to; ++index) {
+        T* at = packed + index * sample;
+        for (int64_t group = 0; group < channels; group += of_group) {
+          for (int64_t begin = 0; begin < of_group; begin += width) {
+            const int64_t count = std::min(width, of_group - begin);
+            const T* source = values + index * places * channels + group + begin;
+            for (int64_t place = 0; place < places; ++place, at += width, source += channels) {
+              std::copy_n(source, count, at);
+              std::fill(at + count, at + width, T{0});
+            }
+          }
+        }
+      }
+    });
+    return {packed, width, places, sample, panels * width};
+  }
+
+  // All taps of a depthwise convolution, as rows at fixed distances, and their common positions.
+  void place_taps() {
+    halo_.emplace(c_);
+    const int64_t step = d_block_ > 0 ? d_block_ : d_.width;
+    Tap& tap = taps_.emplace_back();
+    for (size_t t = 0; t < halo_->outputs.size(); ++t) {
+      tap.x.push_back(static_cast<int32_t>(halo_->outputs[t] * x_block_));
+      tap.d.push_back(static_cast<int32_t>(static_cast<int64_t>(t) * step));
+    }
+    for (const int64_t place : halo_->taps) {
+      row_at_.push_back(static_cast<int32_t>(place * x_block_));
+    }
+  }
+
+  static T* room(std::vector<T>& memory, int64_t values) {
+    if (static_cast<int64_t>(memory.size()) < values) memory.resize(values);
+    return memory.data();
+  }
+
+  const Convolution& c_;
+  const int64_t unit_, lanes_;
+  const Pairing pairing_;
+  const int64_t groups_;          // that are worked on one after another
+  const int64_t rows_, columns_;  // of one of them: channels in (or taps) and channels out
+  const int64_t width_;           // of a panel of output channels
+  const int64_t panels_;
+  Images<T> x_, d_;
+  int64_t x_block_ = 0, d_block_ = 0;  // width of the panels that pieces pack; 0 if they do not
+  std::optional<Halo> halo_;           // of a depthwise convolution's x
+  std::vector<int32_t> row_at_;        // of a depthwise convolution: where each tap lies
+  std::vector<Tap> taps_;
+  // Kept between calls: memory that is mapped anew for each costs more than the packing.
+  inline static thread_local std::vector<T> packed_x_, packed_d_, packed_block_x_, packed_block_d_;
+};
+
+}  // namespace sigeo_ext::sample_moments

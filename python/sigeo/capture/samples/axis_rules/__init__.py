@@ -1,0 +1,57 @@
+"""The rule of each aten operation: where the samples of its result are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sigeo.capture.samples.axis import Axis, Lost, Where
+from sigeo.capture.samples.axis_rules import products, shapes
+from sigeo.capture.samples.axis_rules.broadcasting import broadcast, pointwise
+from sigeo.capture.samples.axis_rules.dimensions import leading
+from sigeo.capture.samples.axis_rules.parts import indexed
+from sigeo.capture.samples.axis_rules.registry import RULES
+
+__all__ = ["follow", "indexed", "leading", "pointwise", "products", "shapes"]
+
+
+def follow(
+    func: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    result: Any,
+    of: Callable[[Tensor], Where],
+) -> list[Where]:
+    """Where the samples are in each result of an aten operation."""
+    results = tree_leaves(result)
+    given = [of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    lost = next((w for w in given if isinstance(w, Lost)), None)
+    if lost is not None:
+        return [lost] * len(results)
+    if all(w is None for w in given):
+        return [None] * len(results)
+    name = func._schema.name.removeprefix("aten::").removesuffix("_")
+    known = RULES.get(name)
+    if known is None and torch.Tag.pointwise in func.tags:
+        known = broadcast
+    if known is None:
+        return [Lost(f"no rule says where {func._schema.name} puts the samples")] * len(results)
+    found: list[Where] = []
+    for index, leaf in enumerate(results):
+        if not isinstance(leaf, Tensor):
+            found.append(None)
+            continue
+        place = known(given, args, {**kwargs, "_result": index}, leaf)
+        if isinstance(place, Axis) and not _holds(place, leaf):
+            place = Lost(f"{func._schema.name} broke the samples up")
+        found.append(place)
+    return found
+
+
+def _holds(axis: Axis, tensor: Tensor) -> bool:
+    entries = axis.outer * axis.samples * axis.inner
+    return axis.dim < tensor.dim() and tensor.shape[axis.dim] == entries

@@ -1,0 +1,51 @@
+"""Rules of broadcasting operations, copies and new values."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sigeo.capture.samples.axis import Axis, Lost, Where
+from sigeo.capture.samples.axis_rules.registry import first, rule
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+    return [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+
+
+def pointwise(given: list[Where], dims: list[int], out_dims: int) -> Where:
+    """The rule of broadcasting operations: dimensions are counted from the last."""
+    found: Axis | None = None
+    for axis, dim in zip(given, dims, strict=True):
+        if not isinstance(axis, Axis):
+            continue
+        moved = axis.at(axis.dim + out_dims - dim)
+        if found is not None and found != moved:
+            return Lost("two tensors with their samples in different places were combined")
+        found = moved
+    return found
+
+
+@rule("_prelu_kernel")
+def broadcast(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """`pointwise` of all the tensors that an operation was given."""
+    return pointwise(given, [len(s) for s in _shapes(args, kwargs)], result.dim())
+
+
+@rule("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "copy", "native_dropout")
+def _same(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    return first(given)
+
+
+@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bernoulli")
+def _made_alike(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """New values with a place for each of the old."""
+    return first(given)
+
+
+@rule("new_zeros", "new_ones", "new_empty", "new_full", "new_empty_strided", "scalar_tensor")
+def _made(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """New values in a shape: what they are does not depend on the samples."""
+    return None

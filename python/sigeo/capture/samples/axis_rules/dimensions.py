@@ -1,0 +1,107 @@
+"""Rules of operations that work along some dimensions: pooling, norms, softmax, reductions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from sigeo.capture.samples.axis import Axis, Lost, Where
+from sigeo.capture.samples.axis_rules.registry import RULES, Rule, first, mixed, rule
+
+
+def leading(place: Where, dims: int, worked: int) -> Where:
+    """The rule of operations that work on the last ``worked`` dimensions and keep the others."""
+    if not isinstance(place, Axis) or place.dim < dims - worked:
+        return place
+    return mixed("an operation along the samples")
+
+
+def _leading(trailing: int | Callable[[Any], int]) -> Rule:
+    def known(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+        axis = first(given)
+        if any(isinstance(w, Axis) and w != axis for w in given):
+            return Lost("two tensors with their samples in different places were combined")
+        dims = next(t for t in tree_leaves(args) if isinstance(t, Tensor)).dim()
+        return leading(axis, dims, trailing(args) if callable(trailing) else trailing)
+
+    return known
+
+
+for _dims in (1, 2, 3):
+    for _name in (
+        "avg_pool{}d", "max_pool{}d_with_indices", "adaptive_avg_pool{}d", "_adaptive_avg_pool{}d",
+        "adaptive_max_pool{}d", "mkldnn_max_pool{}d", "upsample_nearest{}d", "upsample_linear{}d",
+        "upsample_bilinear{}d", "upsample_bicubic{}d", "upsample_trilinear{}d",
+        "_upsample_nearest_exact{}d", "reflection_pad{}d", "replication_pad{}d",
+    ):  # fmt: skip
+        RULES[_name.format(_dims)] = _leading(_dims)
+for _name in ("pixel_shuffle", "pixel_unshuffle", "channel_shuffle"):
+    RULES[_name] = _leading(3)
+for _name in (
+    "_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable", "tril", "triu",
+):  # fmt: skip
+    RULES[_name] = _leading(2)
+RULES["constant_pad_nd"] = _leading(lambda args: len(args[1]) // 2)
+RULES["native_layer_norm"] = _leading(lambda args: len(args[1]))
+RULES["_fused_rms_norm"] = _leading(lambda args: len(args[1]))
+for _name in (
+    "native_group_norm", "native_batch_norm", "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training", "_batch_norm_with_update",
+):  # fmt: skip
+    RULES[_name] = _leading(lambda args: args[0].dim() - 1)
+
+
+def _along(place: int, default: int | None = None) -> Rule:
+    """Of operations along the dimensions that argument ``place`` names."""
+
+    def known(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+        axis = first(given)
+        value = args[place] if len(args) > place else kwargs.get("dim", default)
+        dims = [value] if isinstance(value, int) else list(value or range(args[0].dim()))
+        if axis.dim in {d % args[0].dim() for d in dims}:
+            return mixed("an operation along the samples")
+        return axis
+
+    return known
+
+
+for _name in (
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "cumsum",
+    "cumprod",
+    "logcumsumexp",
+    "flip",
+):
+    RULES[_name] = _along(1)
+RULES["sort"] = _along(1, -1)
+RULES["topk"] = _along(2, -1)
+RULES["glu"] = _along(1, -1)
+RULES["roll"] = _along(2)
+RULES["gather"] = _along(1)
+
+
+@rule(
+    "sum", "mean", "amax", "amin", "prod", "var", "std", "logsumexp", "linalg_vector_norm", "max",
+    "min", "argmax", "argmin", "all", "any", "var_mean", "std_mean", "norm", "median", "mode",
+)  # fmt: skip
+def _reduced(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis, source = first(given), args[0]
+    # The dimensions that are left out are found from the arguments: a list, or one number.
+    named = kwargs.get("dim")
+    for value in args[1:]:
+        if named is None and not isinstance(value, (bool, float)) and value is not None:
+            named = value
+    if named is None or named == []:
+        return mixed("a reduction over everything")
+    dims = {d % source.dim() for d in ([named] if isinstance(named, int) else named)}
+    if axis.dim in dims:
+        return mixed("a reduction over the samples")
+    kept = result.dim() == source.dim()
+    return axis if kept else axis.at(axis.dim - sum(d < axis.dim for d in dims))

@@ -1,0 +1,128 @@
+"""Rules of operations that take a part of a tensor, or put parts together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from sigeo.capture.samples.axis import Axis, Lost, Where
+from sigeo.capture.samples.axis_rules.registry import first, mixed, rule
+
+
+def indexed(axis: Axis, dims: int, index: Any) -> Axis | None:
+    """The rule of ``x[index]`` for numbers, slices and None that leave the samples alone.
+
+    None where the index is of another kind: the aten rules find out.
+    """
+    entries = list(index) if isinstance(index, tuple) else [index]
+    taken = sum(entry is not None and entry is not Ellipsis for entry in entries)
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [slice(None)] * (dims - taken)
+    source = place = 0
+    for entry in entries:
+        if source > axis.dim:
+            break
+        if isinstance(entry, int) and not isinstance(entry, bool) and source != axis.dim:
+            source += 1
+        elif isinstance(entry, slice) and (source != axis.dim or entry == slice(None)):
+            place += source < axis.dim
+            source += 1
+        elif entry is None:
+            place += 1
+        else:
+            return None
+    return axis.at(place + max(0, axis.dim - source))
+
+
+def _part(axis: Axis, begin: int, size: int) -> Where:
+    """Entries [begin, begin + size) of the samples' dimension, if they are whole rounds of them."""
+    of_round = axis.samples * axis.inner
+    if begin % of_round or size % of_round or not size:
+        return mixed("a part of the samples")
+    return Axis(axis.dim, axis.samples, size // of_round, axis.inner)
+
+
+@rule("slice")
+def _sliced(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = first(given)
+    dim, begin, _, step = (list(args[1:]) + [0, None, None, 1][len(args) - 1 :])[:4]
+    size = args[0].shape[axis.dim]
+    if dim % result.dim() != axis.dim:
+        return axis
+    if step != 1:
+        return mixed("a slice of the samples with steps")
+    begin = 0 if begin is None else max(0, begin + size if begin < 0 else begin)
+    return _part(axis, begin, result.shape[axis.dim])
+
+
+@rule("split", "split_with_sizes", "chunk", "unsafe_split", "unsafe_chunk")
+def _split(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = first(given)
+    dim = (args[2] if len(args) > 2 else kwargs.get("dim", 0)) % result.dim()
+    if dim != axis.dim:
+        return axis
+    sizes, index = args[1], kwargs["_result"]
+    begin = sizes * index if isinstance(sizes, int) else sum(sizes[:index])
+    return _part(axis, begin, result.shape[dim])
+
+
+@rule("select", "unbind")
+def _selected(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = first(given)
+    dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
+    if dim == axis.dim:
+        return mixed("a selection of one sample")
+    return axis.at(axis.dim - (dim < axis.dim))
+
+
+@rule("cat")
+def _joined(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = first(given)
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % result.dim()
+    if dim != axis.dim:
+        same = all(w == axis for w in given if isinstance(w, Axis))
+        return axis if same else Lost("tensors with their samples in different places were joined")
+    rounds = [w for w in given if isinstance(w, Axis)]
+    if len(rounds) < len(given) or any(
+        w.at(0) != Axis(0, w.samples, w.outer, axis.inner) for w in rounds
+    ):
+        return mixed("joining along the samples")
+    return Axis(dim, axis.samples, sum(w.outer for w in rounds), axis.inner)
+
+
+@rule("stack")
+def _stacked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = first(given)
+    dim = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % result.dim()
+    if any(w != axis for w in given if isinstance(w, Axis)):
+        return Lost("tensors with their samples in different places were joined")
+    return axis.at(axis.dim + (dim <= axis.dim))
+
+
+@rule("embedding")
+def _embedded(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    return given[1] if given[0] is None else mixed("an embedding whose table holds samples")
+
+
+@rule("index_select")
+def _picked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis = given[0]
+    if not isinstance(axis, Axis) or isinstance(given[1], Axis):
+        return mixed("an index by samples")
+    return axis if args[1] % args[0].dim() != axis.dim else mixed("an index along the samples")
+
+
+@rule("index")
+def _indexed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    axis, indices = given[0], args[1]
+    by_samples = any(isinstance(w, Axis) for w in given[1:])
+    dims = [dim for dim, index in enumerate(indices) if index is not None]
+    if not isinstance(axis, Axis) or by_samples or axis.dim in dims:
+        return mixed("an index along the samples or by them")
+    if dims != list(range(dims[0], dims[0] + len(dims))):
+        return Lost("an index by several tensors that do not stand together")
+    shape = np.broadcast_shapes(*(indices[d].shape for d in dims))
+    return axis if axis.dim < dims[0] else axis.at(axis.dim + len(shape) - len(dims))

@@ -1,0 +1,85 @@
+"""Runs a function that no layer is known for, and follows the samples through it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
+from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
+from sigeo.capture.samples.follower import Follower
+from sigeo.capture.samples.functions import JOINS, LOSSES, OF_BATCH, POINTWISE, POOLS, tensors_in
+from sigeo.capture.samples.mode import LINEAR, linear_is
+
+
+def followed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run any other function and note where the samples of its results are."""
+    tensors = tensors_in(args, kwargs)
+    places: list[Where] = [where(t) for t in tensors]
+    if func is Tensor.__getitem__ and isinstance(places[0], Axis) and len(places) == 1:
+        kept = indexed(places[0], tensors[0].dim(), args[1])
+        if kept is not None:
+            output = func(*args)
+            mark(output, kept)
+            return output
+    if all(place is None for place in places):
+        output = func(*args, **kwargs)
+        for leaf in tensors_in(output):
+            if leaf.requires_grad:
+                mark(leaf, None)  # made of parameters alone, and seen to be
+        return output
+    if func in JOINS and not kwargs.keys() - {"dim"}:
+        output = func(*args, **kwargs)
+        mark(output, follow(JOINS[func], args, kwargs, output, where)[0])
+        return output
+    if func in LOSSES and not {"reduction", "reduce", "size_average"} & kwargs.keys():
+        output = func(*args, **kwargs)
+        if output.dim() == 0:
+            mark(output, OF_BATCH)
+            return output
+    if func is F.pad:
+        output = func(*args, **kwargs)
+        padded = len(args[1] if len(args) > 1 else kwargs["pad"]) // 2
+        mark(output, leading(places[0], tensors[0].dim(), padded))
+        return output
+    if func in POINTWISE or func in POOLS:
+        dims = [t.dim() for t in tensors]
+        output = func(*args, **kwargs)
+        place: Where = next((p for p in places if isinstance(p, Lost)), None)
+        if place is None and func in POINTWISE:
+            place = pointwise(places, dims, output.dim())
+        elif place is None:
+            place = leading(places[0], dims[0], POOLS[func])
+        for leaf in tensors_in(output):
+            mark(leaf, place)
+        return output
+    with Follower((args, kwargs)) as follower:
+        output = func(*args, **kwargs)
+    _mark(output, follower)
+    return output
+
+
+def _mark(output: Any, follower: Follower) -> None:
+    for leaf in tensors_in(output):
+        mark(leaf, follower.of_result(leaf))
+
+
+def seen_through(
+    call: Callable[..., Any], func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """Run a composite Python function and hand its linear layers to ``call``."""
+    with Follower((args, kwargs)) as follower:
+
+        def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+            mark(input, follower.of(input))
+            output: Tensor = call(LINEAR, (input, weight, bias), {})
+            follower.note(output, where(output))
+            return output
+
+        with linear_is(linear):
+            output = func(*args, **kwargs)
+    _mark(output, follower)
+    return output

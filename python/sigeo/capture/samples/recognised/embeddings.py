@@ -1,0 +1,90 @@
+"""Embedding tables and bags."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigeo.capture.samples import embedding
+from sigeo.capture.samples.axis import Axis, mark
+from sigeo.capture.samples.recognised.registry import handles
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.session import Session
+
+
+@handles(F.embedding)
+def _embedding(
+    session: Session,
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Any:
+    uses = session.parameters.uses(weight=weight)
+    if "weight" not in uses:
+        return NotImplemented
+    axis = session.where(input)
+    given = (input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
+    part = uses["weight"].view is not None  # rows of a part are no rows of the table
+    if not isinstance(axis, Axis) or scale_grad_by_freq or max_norm is not None or part:
+        return session.foreign(F.embedding, given, {})
+    padding = -1 if padding_idx is None else padding_idx % len(weight)
+    look_up = embedding.LookUp(axis, uses["weight"], input, padding)
+    return _looked_up(session, torch.embedding, (weight, input, padding, False, sparse), look_up)
+
+
+def _looked_up(
+    session: Session, function: Any, given: tuple[Any, ...], look_up: embedding.LookUp
+) -> Tensor:
+    """The output of a look-up, with its gradient on the way to ``look_up``."""
+    if not session.plan.grads:  # nobody wants the table's own gradient
+        given = tuple(t.detach() if isinstance(t, Tensor) else t for t in given)
+    y: Tensor = function(*given)
+    y = y if y.requires_grad else y.requires_grad_()
+    if session.register([look_up.use]):
+        session.look_ups.append(look_up)
+        y.register_hook(look_up.arrived)
+    mark(y, look_up.axis)
+    return y
+
+
+@handles(F.embedding_bag)
+def _embedding_bag(
+    session: Session,
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Any:
+    uses = session.parameters.uses(weight=weight)
+    if "weight" not in uses:
+        return NotImplemented
+    axis = session.where(input if offsets is None else offsets)
+    given = (
+        input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
+        per_sample_weights, include_last_offset, padding_idx,
+    )  # fmt: skip
+    learned = per_sample_weights is not None and per_sample_weights.requires_grad
+    odd = scale_grad_by_freq or max_norm is not None or mode == "max" or learned
+    odd = odd or uses["weight"].view is not None  # rows of a part are no rows of the table
+    if not isinstance(axis, Axis) or axis.dim != 0 or odd:
+        return session.foreign(F.embedding_bag, given, {})
+    padding = -1 if padding_idx is None else padding_idx % len(weight)
+    bags = embedding.BagLookUp(
+        axis, uses["weight"], input, padding, mode=mode, offsets=offsets, weights=per_sample_weights
+    )
+    return _looked_up(session, F.embedding_bag, given, bags)

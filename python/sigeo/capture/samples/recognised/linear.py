@@ -1,0 +1,43 @@
+"""Linear layers, and matrix products with a parameter."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sigeo.capture.samples import calls
+from sigeo.capture.samples.axis import Axis
+from sigeo.capture.samples.mode import LINEAR
+from sigeo.capture.samples.recognised.registry import handles, run
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.session import Session
+
+
+@handles(F.linear)
+def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
+    uses = session.parameters.uses(weight=weight, bias=bias)
+    if "weight" not in uses or weight.dim() != 2 or input.dim() < 2:
+        return NotImplemented
+    if bias is not None and "bias" not in uses and bias.requires_grad:
+        return NotImplemented  # a computed bias: its own operations are followed
+    axis = session.where(input)
+    if not isinstance(axis, Axis) or axis.dim == input.dim() - 1:
+        return session.foreign(LINEAR, (input, weight, bias), {})
+    return run(session, calls.Linear(axis, uses), input, weight, bias, axis)
+
+
+@handles(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
+def _matmul(session: Session, a: Tensor, b: Tensor) -> Any:
+    """``x @ W`` with a parameter is a linear layer with the weight W^T."""
+    if (
+        not isinstance(b, Tensor)
+        or b.dim() != 2
+        or not session.parameters.is_parameter(b)
+        or a.dim() < 2
+    ):
+        return NotImplemented
+    return _linear(session, a, b.t())

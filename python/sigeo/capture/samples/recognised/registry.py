@@ -1,0 +1,41 @@
+"""Which torch functions are recognised, and how their calls are run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from sigeo.capture.samples.axis import Where, mark
+from sigeo.capture.samples.calls import Call, Layer
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.session import Session
+
+
+Handler = Callable[..., Any]
+HANDLERS: dict[Any, Handler] = {}
+"""Torch function to handler: it gets the session and the function's arguments, and returns the
+output, or NotImplemented where no parameter that is measured takes part."""
+
+
+def handles(*functions: Any) -> Callable[[Handler], Handler]:
+    """Make a function the handler of torch functions."""
+
+    def enter(handler: Handler) -> Handler:
+        for function in functions:
+            HANDLERS[function] = handler
+        return handler
+
+    return enter
+
+
+def run(
+    session: Session, call: Call, x: Tensor, weight: Tensor | None, bias: Tensor | None, out: Where
+) -> Tensor:
+    """Run a call whose uses are known, and note where its output's samples are."""
+    session.register(list(call.uses.values()))
+    y: Tensor = Layer.apply(call, x, weight, bias)  # type: ignore[no-untyped-call]
+    mark(y, out)
+    return y

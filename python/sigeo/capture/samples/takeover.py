@@ -1,0 +1,142 @@
+"""Modules that take over for parameters which are used in no recognised way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+
+from sigeo.capture.samples.axis import Axis, mark, where
+from sigeo.capture.samples.fallback import Fallback
+from sigeo.capture.samples.functions import is_served, tensors_in
+from sigeo.capture.samples.mode import in_backward
+from sigeo.capture.samples.uses import Record, Use
+
+if TYPE_CHECKING:
+    from sigeo.capture.samples.session import Session
+
+
+@dataclass
+class Frame:
+    """A module whose forward pass is running.
+
+    Attributes:
+        module: The module.
+        args: It was called with.
+        kwargs: It was called with.
+        serial: Of the last use before it.
+        fallback: Names of the parameters that it takes over for.
+        buffers: What the pass may change and depend on, as spectral norm's; as it was before.
+    """
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    serial: int
+    fallback: set[str] = field(default_factory=set)
+    buffers: dict[str, Tensor] = field(default_factory=dict)
+
+
+def owners(modules: Sequence[tuple[str, nn.Module]]) -> list[nn.Module]:
+    """The modules that may have to take over for a parameter: it is in them or below them."""
+    names = {""}
+    for name, module in modules:
+        if module._parameters:
+            while name not in names:
+                names.add(name)
+                name = name.rpartition(".")[0]
+    return [module for name, module in modules if name in names and not is_served(module)]
+
+
+def hand_over(session: Session, record: Record, function: str) -> None:
+    """Choose the running module that takes over for a parameter which ``function`` used.
+
+    Raises:
+        InputError: There is none, and the capture is strict.
+    """
+    able = [
+        frame
+        for frame in reversed(session.frames)
+        if any(p is record.parameter for p in frame.module.parameters())
+        and any(isinstance(where(t), Axis) for t in tensors_in(frame.args, frame.kwargs))
+    ]
+    if able:
+        in_units = (frame for frame in able if _runs_in_units(frame, session.plan.samples))
+        next(in_units, able[0]).fallback.add(record.name)
+    elif not in_backward():
+        session.cannot([record.name], f"{function} uses it outside of its module's forward pass")
+
+
+def _runs_in_units(frame: Frame, samples: int) -> bool:
+    """Whether a module's inputs can be cut into units.
+
+    What is the same for all samples may still have been spread over them before, as an initial
+    state of zeros is. A size that happens to be the batch's costs time, as a module further out
+    is run then.
+    """
+    constants = [t for t in tensors_in(frame.args, frame.kwargs) if where(t) is None]
+    return all(size % samples for t in constants for size in t.shape)
+
+
+def take_over(session: Session, frame: Frame, output: Any) -> Any:
+    """Let a module that has just run measure the parameters that were handed over to it.
+
+    Returns:
+        Its output, apart from what it is made of; None where it cannot take over.
+
+    Raises:
+        InputError: It cannot, and the capture is strict.
+    """
+    output = _apart(output)
+    local = {
+        name: record
+        for name, record in session.parameters.within(frame.module).items()
+        if record.name in frame.fallback
+    }
+    for record in local.values():
+        record.uses = [use for use in record.uses if use.serial <= frame.serial]
+    coupled: list[nn.Module] = [
+        m
+        for m in frame.module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and (m.training or m.running_mean is None)
+    ]
+    if coupled and session.batch_norm == "contribution":
+        reason = "its module runs again for each unit, and has batch norm on the whole batch"
+        session.cannot([record.name for record in local.values()], reason)
+        return None
+    fallback = Fallback.of(
+        frame.module, frame.args, frame.kwargs, output, local, session.plan, session.backward_begun
+    )
+    if isinstance(fallback, str):
+        session.cannot([record.name for record in local.values()], fallback)
+        return None
+    fallback.buffers = frame.buffers
+    fallback.frozen = coupled if session.batch_norm == "frozen" else []
+    for name, record in local.items():
+        session.serial += 1
+        use = Use(record, None, tuple(record.parameter.shape), session.plan, session.serial)
+        use.rows = lambda units, name=name: fallback.unit_gradients(name, units)
+        record.uses.append(use)
+    return output
+
+
+def _apart(output: Any) -> Any:
+    """Several outputs of a module so that none is made of another.
+
+    The gradient of each is then what comes from outside of the module.
+    """
+
+    def view(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        with torch._C.DisableTorchFunction():
+            other = tensor.view_as(tensor)
+        mark(other, where(tensor))
+        return other
+
+    tensors = [t for t in tensors_in(output) if t.requires_grad]
+    return tree_map_only(Tensor, view, output) if len(tensors) > 1 else output

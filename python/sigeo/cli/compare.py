@@ -1,0 +1,224 @@
+"""Compare one-shot and few-shot systems: equal budgets, several seeds, judged by a table.
+
+Leaves comparison.json and comparison.html in a folder, with the plan of each system and seed. Every
+training is kept as it goes on; the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigeo.cli import compare_options, console, options
+from sigeo.cli.compare_options import add_arguments
+from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from sigeo.fewshot.comparison import Entrant, Outcome, Standing
+    from sigeo.fewshot.study import Study
+    from sigeo.spaces import SearchSpace
+    from sigeo.tables import Table
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "compare one-shot and few-shot systems"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare.
+
+    Raises:
+        InputError: No table.
+    """
+    from sigeo.fewshot import comparison
+    from sigeo.report import render_comparison
+    from sigeo.scoring import export
+    from sigeo.tables import read_table
+
+    if args.list:
+        return _list()
+    if args.table is None:
+        raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+    entrants = compare_options.entrants(args)
+    table = read_table(args.table)
+    truth_of = table.lookup(args.metric)
+    data, space = options.load_data_and_space(args)
+    study = compare_options.study(args, data, space)
+    archs, truth = _ranked(args, space, truth_of)
+    folder = options.run_folder(args)
+    outcomes = _outcomes(args, study, entrants, archs, folder)
+    standings = comparison.judge(
+        outcomes,
+        truth,
+        threshold=args.threshold,
+        top=args.top or -(-len(archs) // 10),
+        resamples=args.bootstrap,
+        seed=args.seed,
+    )
+    ceiling = _ceiling(table, args.metric, archs)
+    document = {
+        "schema": export.SCHEMA,
+        "study": study.describe(),
+        "table": args.table,
+        "column": table.column(args.metric),
+        "architectures": len(archs),
+        "seeds": list(range(args.seed, args.seed + args.seeds)),
+        "ceiling": export.finite_or_none(ceiling),
+        "systems": [_finite(standing.document()) for standing in standings],
+        "env": export.environment(args.device),
+    }
+    if args.json:
+        print(export.strict_dumps(document), flush=True)
+    else:
+        _show(standings, ceiling)
+    text = export.strict_dumps(document, indent=1) + "\n"
+    export.write_whole(
+        folder / "comparison.json", lambda partial: partial.write_text(text, encoding="utf-8")
+    )
+    page = render_comparison(
+        f"{space.name} on {data.name}",
+        f"{len(outcomes)} systems, {args.seeds} seed(s), {len(archs)} architectures",
+        _facts(args, study, table, ceiling),
+        standings,
+        ceiling,
+    )
+    export.write_whole(
+        folder / "comparison.html", lambda partial: partial.write_text(page, encoding="utf-8")
+    )
+    if not args.json:
+        console.say(f"report: {folder / 'comparison.html'}")
+    return 0
+
+
+def _list() -> int:
+    from sigeo.fewshot import recipes
+
+    known = [recipes.entry(name) for name in recipes.names()]
+    console.show_table(
+        "recipes",
+        [("name", False), ("what it does", False), ("options", False), ("source", False)],
+        (
+            [
+                entry.name,
+                entry.summary,
+                ", ".join(f"{name}={value}" for name, value in entry.options.items()),
+                entry.source,
+            ]
+            for entry in known
+        ),
+    )
+    return 0
+
+
+def _ranked(
+    args: argparse.Namespace, space: SearchSpace[Any], truth_of: dict[str, float]
+) -> tuple[list[Any], NDArray[np.float64]]:
+    """Architectures of the table, drawn, and their measured values.
+
+    Raises:
+        InputError: The table has too few.
+    """
+    import numpy as np
+
+    if len(truth_of) < 3:
+        raise InputError(f"--table: expected at least 3 architectures, found {len(truth_of)}")
+    names = sorted(truth_of)
+    random.Random(args.seed).shuffle(names)
+    chosen = names[: args.archs]
+    return [space.parse(name) for name in chosen], np.array([truth_of[name] for name in chosen])
+
+
+def _outcomes(
+    args: argparse.Namespace,
+    study: Study,
+    entrants: list[Entrant],
+    archs: list[Any],
+    folder: Path,
+) -> dict[str, list[Outcome]]:
+    from sigeo import proxies
+    from sigeo.fewshot import comparison
+
+    names = [name.strip() for name in args.proxy.split(",") if name.strip()]
+    wanted = [proxies.get(name) for name in names]
+    outcomes: dict[str, list[Outcome]] = {entrant.label: [] for entrant in entrants}
+    for seed in range(args.seed, args.seed + args.seeds):
+        for entrant in entrants:
+            with console.progress(f"{entrant.label}, seed {seed}") as report:
+                found = comparison.run(
+                    study,
+                    entrant,
+                    seed,
+                    archs,
+                    wanted,
+                    folder / "run.sqlite",
+                    folder / options.file_name(entrant.label) / str(seed),
+                    progress=report,
+                )
+            outcomes[entrant.label].append(found)
+    return outcomes
+
+
+def _ceiling(table: Table, metric: str, archs: list[Any]) -> float:
+    """Tau between the runs of the metric that the table has, on the architectures ranked."""
+    import numpy as np
+
+    from sigeo.tables import noise_ceiling
+
+    column = table.column(metric)
+    runs = [values for name, values in table.values.items() if name.startswith(f"{column}_run")]
+    if len(runs) < 2:
+        return float("nan")
+    place = {arch: row for row, arch in enumerate(table.archs)}
+    rows = np.array([place[str(arch)] for arch in archs])
+    return noise_ceiling([run[rows] for run in runs])
+
+
+def _facts(
+    args: argparse.Namespace, study: Study, table: Table, ceiling: float
+) -> list[tuple[str, str]]:
+    sizes = study.space.describe()
+    training = study.describe()["training"]
+    facts = [
+        ("networks", ", ".join(f"{k} {v}" for k, v in sizes.items() if k != "name")),
+        ("budget", f"{study.budget:,} images processed by each system and seed"),
+        (
+            "training",
+            f"batches of {training['batch_size']}, lr {training['lr']} along a cosine, momentum "
+            f"{training['momentum']}, weight decay {training['weight_decay']}"
+            + (", mirrored and cut at random" if study.augment is not None else ""),
+        ),
+        ("evaluated on", f"{study.held_out} training images held out, batch statistics"),
+        ("judged by", f"{table.column(args.metric)} of {table.path.name}"),
+    ]
+    if ceiling == ceiling:
+        facts.append(("noise ceiling", f"Kendall's tau {ceiling:.3f} between the table's runs"))
+    return facts
+
+
+def _finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite."""
+    from sigeo.scoring.export import finite_or_none
+
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return finite_or_none(value) if isinstance(value, float) else value
+
+
+def _show(standings: list[Standing], ceiling: float) -> None:
+    from sigeo.report.comparison import cost_table, main_table, ranked_table
+
+    sections = [main_table(standings), cost_table(standings)]
+    if len({standing.by for standing in standings}) > 1:
+        sections.insert(1, ranked_table(standings))
+    for section in sections:
+        headings = [(heading, place > 0) for place, heading in enumerate(section.headings)]
+        console.show_table(section.title, headings, section.rows)
+    if ceiling == ceiling:
+        console.say(f"noise ceiling: Kendall's tau {ceiling:.3f} between the table's runs")

@@ -1,0 +1,124 @@
+"""The options of systems that are carried out: recipes, the ground they train on, the judges."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from sigeo.cli import options
+from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    from sigeo.fewshot.comparison import Entrant
+    from sigeo.fewshot.study import Study
+    from sigeo.spaces import SearchSpace
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb's options."""
+    options.add_space(parser)
+    group = parser.add_argument_group("systems")
+    group.add_argument(
+        "--recipes",
+        nargs="+",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="those that take part, the first of which the others are compared with "
+        "(default: all, as published)",
+    )
+    group.add_argument("--list", action="store_true", help="list recipes and their options")
+    group.add_argument(
+        "--seeds",
+        type=options.positive,
+        default=3,
+        help="repetitions, from --seed on (default: %(default)s)",
+    )
+    add_study(parser)
+    judged = parser.add_argument_group("judged by")
+    judged.add_argument("--table", metavar="FILE", help="benchmark table; sigeo train makes one")
+    judged.add_argument("--metric", default=options.METRIC, help="a column (default: %(default)s)")
+    judged.add_argument(
+        "--archs",
+        type=options.positive,
+        default=200,
+        help="architectures of the table that are ranked, drawn (default: %(default)s)",
+    )
+    judged.add_argument(
+        "--proxy",
+        default="",
+        help="proxies that rank the subnets as well, on the trained weights (default: none)",
+    )
+    judged.add_argument(
+        "--threshold",
+        type=options.positive_number,
+        default=0.1,
+        help="of sparse Kendall, in the metric's unit (default: %(default)s)",
+    )
+    judged.add_argument("--top", type=options.positive, help="how many are the best")
+    judged.add_argument(
+        "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def add_study(parser: argparse.ArgumentParser) -> None:
+    """How much and how a system trains, and what it is evaluated on."""
+    group = parser.add_argument_group("training")
+    group.add_argument(
+        "--budget",
+        type=options.positive,
+        default=64_000,
+        help="images that a system processes in all; one that goes forward only is a third "
+        "(default: %(default)s)",
+    )
+    group.add_argument(
+        "--held-out",
+        type=options.at_least_two,
+        default=200,
+        help="training images kept back to evaluate on (default: %(default)s)",
+    )
+    group.add_argument(
+        "--batch-size",
+        type=options.at_least_two,
+        default=64,
+        help="images a step (default: %(default)s)",
+    )
+    group.add_argument(
+        "--lr",
+        type=options.positive_number,
+        default=0.025,
+        help="first step size, which falls along a cosine (default: %(default)s)",
+    )
+    group.add_argument(
+        "--augment",
+        action="store_true",
+        help="mirror training images at random and cut them from a border of an eighth",
+    )
+
+
+def study(args: argparse.Namespace, data: Any, space: SearchSpace[Any]) -> Study:
+    """The ground that the options describe."""
+    from sigeo.data import Augmentation
+    from sigeo.fewshot.study import Study
+
+    augment = Augmentation(args.seed, padding=max(1, data.size // 8)) if args.augment else None
+    settings = {"batch_size": args.batch_size, "lr": args.lr, "schedule": "cosine"}
+    return Study(space, data, args.budget, args.held_out, settings, augment, args.device)
+
+
+def entrants(args: argparse.Namespace) -> list[Entrant]:
+    """The systems that take part.
+
+    Raises:
+        InputError: No such recipe, or one twice.
+    """
+    from sigeo.fewshot import recipes
+    from sigeo.fewshot.comparison import Entrant
+
+    given = args.recipes if args.recipes is not None else recipes.names()
+    found = [Entrant.parse(text) for text in given]
+    labels = [entrant.label for entrant in found]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"--recipes: {label} is given more than once")
+    return found

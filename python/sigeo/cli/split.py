@@ -1,0 +1,225 @@
+"""Divide a space among several supernets by what a metric says of its options.
+
+Prints the tree of cuts and keeps it as plan.json and plan.svg; with a table it says where the good
+architectures end up. Every cut is kept; the same command goes on from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sigeo.cli import console, options, split_options
+from sigeo.cli.split_options import add_arguments
+
+if TYPE_CHECKING:
+    from sigeo.fewshot import Analysis, Known, Plan, Splitting
+    from sigeo.scoring.networks import Networks
+    from sigeo.spaces import SearchSpace
+
+__all__ = ["HELP", "add_arguments", "run"]
+
+HELP = "divide a space among several supernets"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Split."""
+    from sigeo.fewshot import analyse, draw_plan, plan_document, save_plan
+    from sigeo.scoring import export
+
+    split_options.check(args)
+    data, space = options.load_data_and_space(args)
+    known, column = _known(args, space)
+    if args.kind is not None:
+        plan, settings = _by_kind(args, space)
+        save_plan(options.run_folder(args) / "plan.json", plan, settings)
+    else:
+        how = split_options.splitting(args, known)
+        plan, settings = _by_metric(args, space, data, how)
+    seen = None
+    if known is not None:
+        seen = analyse(plan, known, top=0.01 if args.top is None else args.top)
+    folder = options.run_folder(args)
+    document = {
+        "schema": export.SCHEMA,
+        "plan": plan_document(plan, settings),
+        "leaves": list(plan.sizes),
+        "table": args.table,
+        "column": column,
+        "analysis": None if seen is None else _analysis(seen),
+        "files": {kind: str(folder / f"plan.{kind}") for kind in ("json", "svg")},
+        "env": export.environment(args.device),
+    }
+    if args.json:
+        print(export.strict_dumps(document))
+    else:
+        _show(plan, seen, column)
+    draw_plan(plan, folder / "plan.svg")
+    return 0
+
+
+def _known(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Known | None, str | None]:
+    """The table's values and their column; read before anything is measured."""
+    from sigeo.fewshot import Known
+    from sigeo.tables import read_table
+
+    if args.table is None:
+        return None, None
+    table = read_table(args.table)
+    wanted = options.METRIC if args.metric_column is None else args.metric_column
+    return Known(space, table.lookup(wanted)), table.column(wanted)
+
+
+def _by_kind(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
+    from sigeo.fewshot import kind_function, split_by_kind
+
+    values = sorted(kind_function(space, args.kind).values)
+    groups = [(value,) for value in values] if args.groups is None else args.groups
+    return split_by_kind(space, args.kind, groups), {"kind": args.kind}
+
+
+def _by_metric(
+    args: argparse.Namespace, space: SearchSpace[Any], data: Any, how: Splitting
+) -> tuple[Plan[Any], dict[str, Any]]:
+    """Warm up if asked for, and split; a finished plan of the same settings is taken as it is."""
+    from sigeo.fewshot import load_plan, save_plan, split
+
+    folder = options.run_folder(args)
+    networks = _networks(args, space, data, how, folder)
+    settings = _settings(args, networks, how)
+    text = json.dumps(settings, sort_keys=True)
+    name = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
+    finished, partial = folder / "plan.json", folder / f"plan-{name}.partial.json"
+    if finished.is_file():
+        plan, found = load_plan(finished, space)
+        if found == json.loads(text):
+            return plan, found
+    with console.progress("splitting") as report:
+        divided = split(
+            space,
+            how,
+            seed=args.seed,
+            supernet=networks.supernet,
+            batches=networks.batches,
+            warmed=networks.protocol.warmed,
+            checkpoint=partial,
+            settings=json.loads(text),
+            progress=report,
+        )
+    save_plan(finished, divided.plan, json.loads(text))
+    partial.unlink(missing_ok=True)
+    return divided.plan, json.loads(text)
+
+
+def _networks(
+    args: argparse.Namespace, space: SearchSpace[Any], data: Any, how: Splitting, folder: Path
+) -> Networks:
+    from sigeo import proxies
+    from sigeo.fewshot.metrics import ProxyDifference
+    from sigeo.scoring.networks import Networks, Protocol
+
+    warmup = options.warm_up(args, len(data.train), "supernet")
+    by_proxy = isinstance(how.metric, ProxyDifference)
+    protocol = Protocol(
+        proxies=(how.metric.proxy if by_proxy else proxies.get("params"),),  # type: ignore[union-attr]
+        init="scratch" if warmup is None else "supernet",
+        warmup=warmup,
+        batches=args.batches,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        device=args.device,
+    )
+    with console.progress("warming up") as report:
+        return Networks(space, data, protocol, folder=folder, progress=report)
+
+
+def _settings(args: argparse.Namespace, networks: Networks, how: Splitting) -> dict[str, Any]:
+    """All that the plan depends on, as JSON can hold it."""
+    from sigeo.fewshot.metrics import TableOracle
+
+    metric = how.metric.name if how.metric is not None else None
+    return {
+        "metric": metric,
+        "repeats": None if metric in split_options.WITHOUT_REPEATS else split_options.repeats(args),
+        "partition": repr(how.partitioner),
+        "choice": repr(how.choice),
+        "levels": how.branching.levels,
+        "batches": args.batches,
+        "batch_size": args.batch_size,
+        "table": how.metric.known.fingerprint() if isinstance(how.metric, TableOracle) else None,
+        "weights": networks.weights_settings(),
+    }
+
+
+def _analysis(seen: Analysis) -> dict[str, Any]:
+    from sigeo.scoring.export import finite_or_none
+
+    selected = {by: seen.selected(by) for by in ("mean", "best")}
+    return {
+        "top": seen.top,
+        "best": seen.best,
+        "entropy": finite_or_none(seen.entropy),
+        "selected": {
+            by: {"leaf": leaf, "regret": seen.regret(leaf)} for by, leaf in selected.items()
+        },
+        "leaves": [
+            {
+                "size": child.size,
+                "known": child.known,
+                "top": child.top,
+                "mean": finite_or_none(child.mean),
+                "best": finite_or_none(child.best),
+                "best_rank": child.best_rank,
+            }
+            for child in seen.children
+        ],
+    }
+
+
+def _show(plan: Plan[Any], seen: Analysis | None, column: str | None) -> None:
+    from rich.console import Console
+
+    from sigeo.fewshot import plan_tree
+
+    terminal = Console()
+    if not terminal.is_terminal:
+        terminal.width = 200  # a file or a pipe: no reason to fold
+    terminal.print(plan_tree(plan))
+    if seen is None:
+        return
+
+    def shown(value: float) -> str:
+        return "unknown" if value != value else f"{value:.3f}"
+
+    console.show_table(
+        f"{column} of the {len(seen.children)} supernets' architectures",
+        [
+            ("supernet", True),
+            ("size", True),
+            ("known", True),
+            (f"of the best {seen.top}", True),
+            ("mean", True),
+            ("best", True),
+            ("rank of the best", True),
+        ],
+        (
+            [
+                str(leaf),
+                "not counted" if child.size is None else f"{child.size:,}",
+                f"{child.known:,}",
+                str(child.top),
+                shown(child.mean),
+                shown(child.best),
+                "unknown" if child.best_rank is None else f"{child.best_rank:,}",
+            ]
+            for leaf, child in enumerate(seen.children)
+        ),
+    )
+    mean = seen.selected("mean")
+    print(
+        f"entropy of the best over the supernets {shown(seen.entropy)} of 1; the supernet with the "
+        f"highest mean is {mean}, and selecting it costs {seen.regret(mean):.3f}"
+    )

@@ -1,0 +1,94 @@
+"""Into how many parts each node is cut, level by level."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sigeo.errors import InputError
+
+EVERY = 0
+"""The factor that stands for as many parts as there are options left."""
+
+
+@dataclass(frozen=True)
+class Branching:
+    """The factors of a tree of cuts; a node with factor 1 is not cut on that level.
+
+    Attributes:
+        levels: For each level one factor for all of its nodes, or a tuple with one a node.
+    """
+
+    levels: tuple[int | tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        """Check the factors.
+
+        Raises:
+            InputError: One below 0, or not as many as the level has nodes.
+        """
+        nodes: int | None = 1
+        for number, level in enumerate(self.levels):
+            factors = (level,) if isinstance(level, int) else level
+            if min(factors, default=0) < EVERY or not factors:
+                raise InputError(f"branching: factors must be from 0, got {level}")
+            if isinstance(level, tuple):
+                if nodes is not None and len(level) != nodes:
+                    raise InputError(
+                        f"branching: level {number} has {nodes} nodes, got {len(level)} factors"
+                    )
+                nodes = None if EVERY in level else sum(level)
+            elif nodes is not None:
+                nodes = None if level == EVERY else nodes * level
+
+    @classmethod
+    def of_leaves(cls, leaves: int, factors: Sequence[int] = (2,)) -> Branching:
+        """The tree with a number of leaves (Ly-Manson et al., AutoML 2024, the code).
+
+        The factors are used in ascending order, one a level, the largest again and again; the last
+        level gets factors that differ by at most 1 and make up the number.
+
+        Args:
+            leaves: How many, 1 or more.
+            factors: Each 2 or more.
+
+        Raises:
+            InputError: A number out of its range.
+        """
+        if leaves < 1 or not factors or min(factors) < 2:
+            raise InputError(
+                f"branching: expected 1 leaf or more and factors from 2, "
+                f"got {leaves} and {list(factors)}"
+            )
+        ascending = sorted(factors)
+        levels: list[int | tuple[int, ...]] = []
+        nodes = 1
+        while nodes < leaves:
+            factor = ascending[min(len(levels), len(ascending) - 1)]
+            if nodes * factor > leaves:
+                least, more = divmod(leaves, nodes)
+                levels.append((least + 1,) * more + (least,) * (nodes - more))
+                break
+            levels.append(factor)
+            nodes *= factor
+        return cls(tuple(levels))
+
+    @classmethod
+    def exhaustive(cls, levels: int = 1) -> Branching:
+        """One part an option, on every level (Zhao et al., ICML 2021)."""
+        return cls((EVERY,) * levels)
+
+    def factor(self, level: int, node: int) -> int:
+        """The factor of a node, counted from 0 along its level.
+
+        Raises:
+            InputError: The level has no factor for that node.
+        """
+        factors = self.levels[level]
+        if isinstance(factors, int):
+            return factors
+        if not 0 <= node < len(factors):
+            raise InputError(
+                f"branching: level {level} has {len(factors)} factors, none for node {node}"
+            )
+        return factors[node]

@@ -1,0 +1,193 @@
+"""Which choice of a region is split: the one whose groups are best, or one given or drawn."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sigeo.errors import InputError
+from sigeo.fewshot.partition import Groups, Relation, between, within
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A choice with its groups.
+
+    Attributes:
+        place: Of the choice in ``space.choices``.
+        relation: How alike its options left are; None where nothing was measured.
+        groups: Partition of 0 to o - 1, places among the options left.
+    """
+
+    place: int
+    relation: Relation | None
+    groups: Groups
+
+
+class ChoiceRule(Protocol):
+    """Finds the choice to split.
+
+    Attributes:
+        compares: Whether it looks at relations.
+    """
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at relations."""
+        ...
+
+    def places(self, left: Sequence[int], level: int, rng: random.Random) -> Sequence[int]:
+        """The choices to look at.
+
+        Args:
+            left: Those that can be split, ascending.
+            level: Of the tree, from 0.
+            rng: For what is drawn.
+        """
+        ...
+
+    def score(self, candidate: Candidate) -> float | None:
+        """The candidate with the largest is split, the first of equal ones; None for no opinion."""
+        ...
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """A given choice on each level, as the published splits of the metric-driven framework.
+
+    Attributes:
+        order: The place of a choice for each level; empty for 0, 1, 2 and so on.
+    """
+
+    order: tuple[int, ...] = ()
+    compares: bool = False
+
+    def places(self, left: Sequence[int], level: int, rng: random.Random) -> Sequence[int]:
+        """See `ChoiceRule`.
+
+        Raises:
+            InputError: The order is too short, or its choice cannot be split.
+        """
+        if self.order and level >= len(self.order):
+            raise InputError(
+                f"choice: the order has {len(self.order)} choices, level {level} needs one more"
+            )
+        place = self.order[level] if self.order else level
+        if place not in left:
+            raise InputError(
+                f"choice: {place}, in turn on level {level}, cannot be split; left are {list(left)}"
+            )
+        return (place,)
+
+    def score(self, candidate: Candidate) -> float | None:
+        """None."""
+        return None
+
+
+@dataclass(frozen=True)
+class AnyChoice:
+    """A choice drawn uniformly."""
+
+    compares: bool = False
+
+    def places(self, left: Sequence[int], level: int, rng: random.Random) -> Sequence[int]:
+        """See `ChoiceRule`."""
+        return (rng.choice(left),)
+
+    def score(self, candidate: Candidate) -> float | None:
+        """None."""
+        return None
+
+
+Criterion = Callable[[Relation, Groups], float]
+
+
+def between_mean(relation: Relation, groups: Groups) -> float:
+    """Mean distance between groups."""
+    return -between(relation.similarities, groups).mean
+
+
+def between_sum(relation: Relation, groups: Groups) -> float:
+    """Summed distance between groups: GM-NAS's code for NAS-Bench-201 and OFA."""
+    return -between(relation.similarities, groups).total
+
+
+def within_sum(relation: Relation, groups: Groups) -> float:
+    """Summed similarity within groups: GM-NAS's code for the DARTS and ProxylessNAS spaces."""
+    return within(relation.similarities, groups).total
+
+
+def separation(relation: Relation, groups: Groups) -> float:
+    """Mean similarity within groups minus that between them."""
+    inside, across = (f(relation.similarities, groups).mean for f in (within, between))
+    return inside - across
+
+
+def most_alike(relation: Relation, groups: Groups) -> float:
+    """Summed similarity between groups: NAS-LID's code, against its description."""
+    return between(relation.similarities, groups).total
+
+
+_CRITERIA: dict[str, Criterion] = {
+    f.__name__: f for f in (between_mean, between_sum, within_sum, separation, most_alike)
+}
+
+
+@dataclass(frozen=True)
+class BestGroups:
+    """The choice whose groups have the largest value of a criterion.
+
+    Attributes:
+        criterion: ``between_mean`` (the default), ``between_sum``, ``within_sum``, ``separation``
+            or ``most_alike``; the functions of this module say what they are.
+    """
+
+    criterion: str = "between_mean"
+    compares: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the name.
+
+        Raises:
+            InputError: No criterion of that name.
+        """
+        if self.criterion not in _CRITERIA:
+            raise InputError(
+                f"choice: criterion must be one of {', '.join(_CRITERIA)}, got {self.criterion!r}"
+            )
+
+    def places(self, left: Sequence[int], level: int, rng: random.Random) -> Sequence[int]:
+        """All of them."""
+        return left
+
+    def score(self, candidate: Candidate) -> float | None:
+        """See `ChoiceRule`; None where nothing was measured."""
+        if candidate.relation is None:
+            return None
+        return _CRITERIA[self.criterion](candidate.relation, candidate.groups)
+
+
+def names() -> list[str]:
+    """The names that `get` takes."""
+    return ["in_turn", "random", *_CRITERIA]
+
+
+def get(name: str, **options: Any) -> ChoiceRule:
+    """The rule of a name.
+
+    Args:
+        name: One of `names`.
+        **options: Of ``in_turn`` its ``order``.
+
+    Raises:
+        InputError: No rule of that name, or an option that it does not have.
+    """
+    makers: dict[str, Callable[..., ChoiceRule]] = {"in_turn": InTurn, "random": AnyChoice}
+    if name not in names():
+        raise InputError(f"choice must be one of {', '.join(names())}, got {name!r}")
+    try:
+        return makers[name](**options) if name in makers else BestGroups(name, **options)
+    except TypeError as error:
+        raise InputError(f"choice {name}: {error}") from error

@@ -1,0 +1,54 @@
+"""Time that something took, also over several processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+
+from sigeo.errors import InputError
+from sigeo.scoring.export import write_whole
+
+
+class Clock:
+    """Adds up the time inside ``with`` blocks, and keeps it in a file.
+
+    A block that a kill ends is lost, so the time of a killed run is a little too short.
+
+    Attributes:
+        seconds: So far.
+    """
+
+    def __init__(self, file: Path | None = None):
+        """Begin, or go on from a file.
+
+        Args:
+            file: Where the seconds are kept; None for nowhere.
+
+        Raises:
+            InputError: The file holds something else.
+        """
+        self.file, self.seconds = file, 0.0
+        if file is not None and file.exists():
+            try:
+                self.seconds = float(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, UnicodeDecodeError):
+                raise InputError(f"{file}: expected a number of seconds") from None
+        self._began = 0.0
+
+    def __enter__(self) -> None:
+        """Start."""
+        self._began = time.perf_counter()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop, and keep."""
+        self.seconds += time.perf_counter() - self._began
+        if self.file is not None:
+            text = json.dumps(self.seconds)
+            write_whole(self.file, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -1,0 +1,147 @@
+"""What a system leaves: sub-supernets, and the plan that says which serves which architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from torch import nn
+
+from sigeo.capture import Batches
+from sigeo.errors import InputError
+from sigeo.fewshot.plan import Plan
+from sigeo.fewshot.plan_file import load_plan, save_plan
+from sigeo.fewshot.study import narrowed
+from sigeo.proxies import Proxy
+from sigeo.scoring.many import score_many
+from sigeo.spaces import SearchSpace, Supernet
+from sigeo.supernet import Budget, TrainingState, evaluate, load_checkpoint, load_weights
+from sigeo.supernet.checkpoint import save_checkpoint
+from sigeo.supernet.settings import Batch
+
+A = TypeVar("A")
+Values = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Family(Generic[A]):
+    """Sub-supernets that together serve a space.
+
+    Attributes:
+        plan: Which of them serves which architecture.
+        supernets: One a leaf of the plan.
+        standing: One a leaf: architectures of a leaf with a larger number rank above all of one
+            with a smaller. All equal where leaves were not chosen among.
+        cost: Images that training and splitting took.
+        seconds: Time that they took.
+    """
+
+    plan: Plan[A]
+    supernets: tuple[Supernet[A], ...]
+    standing: tuple[int, ...] = ()
+    cost: Budget = field(default_factory=Budget)
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: Not one supernet a leaf.
+        """
+        leaves = len(self.plan.leaves)
+        if len(self.supernets) != leaves or len(self.standing) not in (0, leaves):
+            raise InputError(
+                f"family: expected a supernet for each of {leaves} leaves, "
+                f"got {len(self.supernets)}"
+            )
+
+    @property
+    def weights(self) -> int:
+        """Bytes of all weights."""
+        modules: list[nn.Module] = list(self.supernets)  # type: ignore[arg-type]
+        return sum(p.nbytes for module in modules for p in module.parameters())
+
+    def supernet(self, arch: A) -> Supernet[A]:
+        """The one that serves an architecture."""
+        return self.supernets[self.plan.route(arch)]
+
+    def evaluated(self, archs: Sequence[A], batches: Sequence[Batch]) -> tuple[Values, Values]:
+        """Accuracy and mean loss of each architecture on the supernet that serves it, [n] each.
+
+        Batch norm uses the statistics of each batch.
+        """
+        accuracy, loss = np.empty(len(archs)), np.empty(len(archs))
+        for leaf, places in self._by_leaf(archs):
+            found = evaluate(self.supernets[leaf], [archs[place] for place in places], batches)
+            accuracy[places], loss[places] = found.accuracy.numpy(), found.loss.numpy()
+        return accuracy, loss
+
+    def scored(
+        self, archs: Sequence[A], batches: Batches, proxies: Sequence[Proxy]
+    ) -> dict[str, Values]:
+        """Each proxy's values on the supernets that serve the architectures, [n] each."""
+        values = {proxy.name: np.empty(len(archs)) for proxy in proxies}
+        for leaf, places in self._by_leaf(archs):
+            chosen = [archs[place] for place in places]
+            found = score_many(self.supernets[leaf], chosen, batches, proxies, at_once=1)
+            for place, scores in zip(places, found, strict=True):
+                for name, score in scores.items():
+                    values[name][place] = score.value
+        return values
+
+    def ranked(self, archs: Sequence[A], values: Values) -> Values:
+        """Values that rank the architectures as the system does, its choice of leaves included."""
+        if len(set(self.standing)) < 2:
+            return values
+        standing = np.array([self.standing[self.plan.route(arch)] for arch in archs])
+        finite = np.where(np.isfinite(values), values, -np.inf)
+        ranks: Values = stats.rankdata(finite) + (len(archs) + 1) * standing
+        return ranks
+
+    def _by_leaf(self, archs: Sequence[A]) -> list[tuple[int, list[int]]]:
+        places: dict[int, list[int]] = {}
+        for place, arch in enumerate(archs):
+            places.setdefault(self.plan.route(arch), []).append(place)
+        return sorted(places.items())
+
+    def save(self, folder: Path, settings: dict[str, Any]) -> None:
+        """Write the plan and the weights, a file a leaf; the plan last, when all are there.
+
+        Raises:
+            InputError: A file cannot be written.
+        """
+        for leaf, supernet in enumerate(self.supernets):
+            module: nn.Module = supernet  # type: ignore[assignment]
+            state = TrainingState(0, dict(module.state_dict()), {})
+            save_checkpoint(leaf_file(folder, leaf), state, settings)
+        save_plan(folder / PLAN, self.plan, {**settings, "standing": list(self.standing)})
+
+
+PLAN = "plan.json"
+
+
+def leaf_file(folder: Path, leaf: int) -> Path:
+    """Where a leaf's weights are."""
+    return folder / f"leaf-{leaf}.safetensors"
+
+
+def load_family(folder: Path, space: SearchSpace[Any]) -> Family[Any]:
+    """What `Family.save` wrote, for a space of the same sizes.
+
+    Raises:
+        InputError: A file is missing, damaged or of other networks.
+    """
+    plan, settings = load_plan(folder / PLAN, space)
+    narrow = narrowed(space, settings.get("width", 1.0))
+    supernets = []
+    for leaf in range(len(plan.leaves)):
+        state, _ = load_checkpoint(leaf_file(folder, leaf))
+        supernet = narrow.supernet()
+        load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]
+        supernets.append(supernet)
+    return Family(plan, tuple(supernets), tuple(settings.get("standing", ())))

@@ -1,0 +1,276 @@
+"""Narrowing with supernets: cut a hierarchy of choices at once, train the parts, keep the best.
+
+HEP-NAS (arXiv 2412.10723, AAAI 2025, section 3): the edges that enter one node are a hierarchy; all
+combinations of their groups become sub-supernets, which learn from their parent and from each other
+and of which the one with the best validation accuracy is narrowed further.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from sigeo.errors import InputError
+from sigeo.fewshot.metrics import Subject
+from sigeo.fewshot.narrowing import hierarchy_cuts
+from sigeo.fewshot.plan import Cut, Node, Plan, joint
+from sigeo.fewshot.recipe import Hierarchy
+from sigeo.scoring.export import write_whole
+from sigeo.spaces import Product, SearchSpace, Supernet
+from sigeo.supernet import (
+    Budget,
+    CrossEntropy,
+    Objective,
+    Sampler,
+    Uniform,
+    evaluate,
+    train_supernet,
+)
+from sigeo.supernet.distillation import MutualDistillation, Teacher
+from sigeo.supernet.samplers.base import draw_connected, generator
+
+if TYPE_CHECKING:
+    from sigeo.fewshot.develop import Development
+
+Result = tuple[Plan[Any], tuple[Supernet[Any], ...], tuple[int, ...]]
+
+
+def narrow(work: Development) -> Result:
+    """The plan, a supernet a leaf, and how far each leaf came.
+
+    A part that was not kept is a leaf that serves its architectures as it was trained by then.
+    """
+    how = work.recipe.hierarchy
+    assert how is not None
+    space = work.study.space
+    region: Product[Any] = Product.whole(space)
+    supernet = work.study.supernet(work.seed, width=work.recipe.width)
+    levels: list[tuple[Node[Any], int, list[Supernet[Any]]]] = []
+    for level, places in enumerate(how.levels):
+        if work.recipe.before:
+            images = work.unit * work.recipe.before[level]
+            work.train(supernet, region, images, f"level-{level}", *work.share(level))
+        node = joint(region, _cuts(work, how, region, places, supernet, level))
+        parts = [leaf.region for leaf in node.leaves()]
+        children = [copy.deepcopy(supernet) for _ in parts]
+        _train_parts(work, how, supernet, parts, children, level)  # type: ignore[arg-type]
+        kept = _best(work, how, parts, children, level)  # type: ignore[arg-type]
+        levels.append((node, kept, children))
+        region, supernet = parts[kept], children[kept]  # type: ignore[assignment]
+    if work.recipe.after > 0:
+        begin = work.share(len(how.levels) - 1)[1] if work.recipe.before else 0.0
+        work.train(supernet, region, work.study.budget - work.spent, "leaf", begin, 1.0)
+    return _joined(levels)
+
+
+def _joined(levels: Sequence[tuple[Node[Any], int, list[Supernet[Any]]]]) -> Result:
+    """The levels as one tree: each in the place of the part that was kept before it."""
+    root: Node[Any] | None = None
+    supernets: list[Supernet[Any]] = []
+    standing: list[int] = []
+    for level in range(len(levels) - 1, -1, -1):
+        node, kept, children = levels[level]
+        if root is None:
+            root, supernets = node, list(children)
+            standing = [level + (leaf == kept) for leaf in range(len(children))]
+            continue
+        root = _replaced(node, kept, root)
+        supernets = [*children[:kept], *supernets, *children[kept + 1 :]]
+        after = len(children) - kept - 1
+        standing = [*([level] * kept), *standing, *([level] * after)]
+    assert root is not None
+    return Plan(root), tuple(supernets), tuple(standing)
+
+
+def _replaced(node: Node[Any], leaf: int, by: Node[Any]) -> Node[Any]:
+    """The tree with another node in the place of a leaf."""
+    if node.cut is None:
+        return by
+    children = list(node.children)
+    for place, child in enumerate(children):
+        if leaf < child.leaf_count:
+            children[place] = _replaced(child, leaf, by)
+            break
+        leaf -= child.leaf_count
+    return Node(node.region, node.cut, tuple(children))
+
+
+def _cuts(
+    work: Development,
+    how: Hierarchy,
+    region: Product[Any],
+    places: Sequence[int],
+    supernet: Supernet[Any],
+    level: int,
+) -> list[Cut]:
+    """The cuts of a level, read if they were decided before.
+
+    Raises:
+        InputError: The file is damaged or of something else.
+    """
+    for place in places:
+        if len(region.allowed[place]) > 1:
+            work.charge(how.metric.cost(Subject(region, place, 0, None, work.batches)))
+    file, settings = work.file(f"cuts-{level}.json"), work.settings(f"cuts-{level}")
+    if file is not None and file.exists():
+        try:
+            document = json.loads(file.read_text(encoding="utf-8"))
+            if document["settings"] != settings:
+                raise InputError(
+                    f"cuts {file}: made with other settings than this; choose another folder or "
+                    "remove it"
+                )
+            return [Cut(int(by), tuple(map(tuple, groups))) for by, groups in document["cuts"]]
+        except (ValueError, LookupError, TypeError):
+            raise InputError(f"cuts {file}: damaged, or something else") from None
+    with work.clock:
+        cuts = hierarchy_cuts(
+            region,
+            places,
+            how.metric,
+            how.partitioner,
+            seed=f"{work.seed}/{level}",
+            supernet=supernet,
+            batches=work.batches,
+        )
+    if file is not None:
+        kept = {"settings": settings, "cuts": [[cut.by, cut.groups] for cut in cuts]}
+        text = json.dumps(kept)
+        write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return cuts
+
+
+def _train_parts(
+    work: Development,
+    how: Hierarchy,
+    parent: Supernet[Any],
+    parts: Sequence[Product[Any]],
+    children: Sequence[Supernet[Any]],
+    level: int,
+) -> None:
+    """Train the parts in turn, round after round, each with the others as they are by then."""
+    module: nn.Module = parent  # type: ignore[assignment]
+    module.train()
+    objectives = [_objective(how, parent, parts, children, child) for child in range(len(parts))]
+    steps = work.steps_of(
+        work.unit * how.children, f"a part of level {level}", objectives[0].forwards(1)
+    )
+    config = work.stretch(steps, *work.share(level))
+    costs = [Budget() for _ in parts]
+    with tempfile.TemporaryDirectory() as elsewhere, work.clock:
+        folder = Path(elsewhere) if work.folder is None else work.folder
+        for turn in range(1, how.rounds + 1):
+            for child, (region, supernet) in enumerate(zip(parts, children, strict=True)):
+                name = f"level-{level}-part-{child}"
+                sampler = Uniform(work.study.space, seed=work.seed, region=region)
+                costs[child] = train_supernet(
+                    supernet,
+                    config,
+                    work.source,
+                    Paused(sampler, until=-(-steps * turn // how.rounds)),
+                    objectives[child],
+                    settings=work.settings(name),
+                    checkpoint=folder / f"{name}.safetensors",
+                )
+    for cost in costs:
+        work.charge(cost)
+
+
+def _objective(
+    how: Hierarchy,
+    parent: Supernet[Any],
+    parts: Sequence[Product[Any]],
+    children: Sequence[Supernet[Any]],
+    child: int,
+) -> Objective:
+    """What a part is trained to do."""
+    teachers = [
+        Teacher(supernet, _Drawn(region.space, region))
+        for sibling, (region, supernet) in enumerate(zip(parts, children, strict=True))
+        if sibling != child
+    ]
+    above = Teacher(parent) if how.teachers in ("both", "parent") else None
+    beside = teachers if how.teachers in ("both", "siblings") else []
+    if above is None and not beside:
+        return CrossEntropy()
+    return MutualDistillation(above, beside)
+
+
+class _Drawn:
+    """A sibling's own path at a step, as it does not hold the student's."""
+
+    def __init__(self, space: SearchSpace[Any], region: Product[Any]):
+        self.space, self.region = space, region
+
+    def __call__(self, path: Any, step: int) -> Any:
+        return draw_connected(self.space, self.region, generator(0, step, 1))
+
+
+def _best(
+    work: Development,
+    how: Hierarchy,
+    parts: Sequence[Product[Any]],
+    children: Sequence[Supernet[Any]],
+    level: int,
+) -> int:
+    """The part with the best mean accuracy of some of its paths on the images held out."""
+    accuracies = []
+    for part, (region, supernet) in enumerate(zip(parts, children, strict=True)):
+        rng = generator(work.seed, level, part + 1)
+        archs = [draw_connected(work.study.space, region, rng) for _ in range(how.judged)]
+        with work.clock:
+            found = evaluate(supernet, archs, work.validation)
+        work.charge(Budget(0, found.images))
+        accuracies.append(float(found.accuracy.mean()))
+    return max(range(len(parts)), key=lambda part: (accuracies[part], -part))
+
+
+class Paused:
+    """A sampler whose training ends for now after some steps, to go on later from its checkpoint.
+
+    Attributes:
+        evaluated: As of the sampler.
+    """
+
+    def __init__(self, sampler: Sampler[Any], *, until: int):
+        """Wrap a sampler.
+
+        Args:
+            sampler: Gives the paths.
+            until: Steps after which the training pauses.
+        """
+        self._sampler, self._until, self._taken = sampler, until, 0
+
+    @property
+    def evaluated(self) -> int:
+        """As of the sampler."""
+        return self._sampler.evaluated
+
+    @property
+    def done(self) -> bool:
+        """Whether the pause has come, or the sampler is done."""
+        return self._taken >= self._until or self._sampler.done
+
+    def paths(self, step: int) -> Sequence[Any]:
+        """The sampler's."""
+        self._taken = step + 1
+        return self._sampler.paths(step)
+
+    def state(self) -> dict[str, Any]:
+        """The sampler's, and the steps taken."""
+        return {"taken": self._taken, "sampler": self._sampler.state()}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self._taken = state["taken"]
+        self._sampler.resume(state["sampler"])
+
+    def describe(self) -> dict[str, Any]:
+        """The sampler's: a pause changes nothing."""
+        return self._sampler.describe()

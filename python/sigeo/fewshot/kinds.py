@@ -1,0 +1,64 @@
+"""Functions by which a space can be divided, by name, so that plans can be kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sigeo.errors import InputError
+from sigeo.spaces import SearchSpace
+from sigeo.spaces.nasbench201 import convolution_count, nonlinear_depth
+
+
+@dataclass(frozen=True)
+class KindFunction:
+    """A function of the architectures of one space with few values.
+
+    Attributes:
+        name: As plans keep it.
+        function: Architecture to its kind.
+        values: All kinds that there are.
+    """
+
+    name: str
+    function: Callable[[Any], int]
+    values: frozenset[int]
+
+
+_FUNCTIONS: dict[tuple[str, str], KindFunction] = {}
+
+
+def register_kind(
+    space: str, name: str, function: Callable[[Any], int], values: frozenset[int]
+) -> None:
+    """Make a function known to plans.
+
+    Args:
+        space: The name of the space.
+        name: Of the function.
+        function: Architecture to its kind, a whole number.
+        values: All of its values.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if (space, name) in _FUNCTIONS:
+        raise ValueError(f"kind {name!r} of {space} is taken")
+    _FUNCTIONS[space, name] = KindFunction(name, function, values)
+
+
+def kind_function(space: SearchSpace[Any], name: str) -> KindFunction:
+    """The function of a name.
+
+    Raises:
+        InputError: The space has none of that name.
+    """
+    if (space.name, name) not in _FUNCTIONS:
+        known = sorted(kind for of, kind in _FUNCTIONS if of == space.name)
+        raise InputError(f"kind: must be one of {', '.join(known) or 'none'}, got {name!r}")
+    return _FUNCTIONS[space.name, name]
+
+
+register_kind("nasbench201", "nonlinear_depth", nonlinear_depth, frozenset(range(4)))
+register_kind("nasbench201", "convolution_count", convolution_count, frozenset(range(7)))

@@ -1,0 +1,68 @@
+"""Metrics: how alike the options of a choice are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sigeo import proxies
+from sigeo.errors import InputError
+from sigeo.fewshot.metrics.base import Metric, NamedWeights, Subject
+from sigeo.fewshot.metrics.dimension import lid, two_nn
+from sigeo.fewshot.metrics.gradient_matching import GradientMatching, gradient_matching_logits
+from sigeo.fewshot.metrics.profiles import LID
+from sigeo.fewshot.metrics.proxy import ProxyDifference
+from sigeo.fewshot.metrics.simple import RandomDistances, TableOracle, WeightedSum
+
+__all__ = [
+    "LID",
+    "GradientMatching",
+    "Metric",
+    "NamedWeights",
+    "ProxyDifference",
+    "RandomDistances",
+    "Subject",
+    "TableOracle",
+    "WeightedSum",
+    "get",
+    "gradient_matching_logits",
+    "lid",
+    "names",
+    "two_nn",
+]
+
+_METRICS: dict[str, Callable[..., Metric]] = {
+    "gradient_matching": GradientMatching,
+    "gradient_matching_logits": gradient_matching_logits,
+    "lid": LID,
+    "random": RandomDistances,
+    "table": TableOracle,
+}
+
+
+def names() -> list[str]:
+    """The names that `get` takes beside those of proxies."""
+    return sorted(_METRICS)
+
+
+def get(name: str, **options: Any) -> Metric:
+    """The metric of a name.
+
+    Args:
+        name: One of `names`, or the name of a proxy.
+        **options: The metric's own; of a proxy ``repeats``.
+
+    Raises:
+        InputError: No metric or proxy of that name, or an option that it does not have.
+    """
+    if name not in _METRICS and name not in proxies.names():
+        raise InputError(
+            f"metric must be one of {', '.join(names())} or a proxy's name "
+            f"({', '.join(proxies.names())}), got {name!r}"
+        )
+    try:
+        if name in _METRICS:
+            return _METRICS[name](**options)
+        return ProxyDifference(proxies.get(name), **options)
+    except TypeError as error:
+        raise InputError(f"metric {name}: {error}") from error

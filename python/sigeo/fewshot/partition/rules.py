@@ -1,0 +1,141 @@
+"""Ways to cut the options of a choice into groups.
+
+With the sum of all pairs fixed, the smallest summed similarity between groups, the largest within
+them, and the largest summed distance between them are one and the same partition. What the
+published systems differ in is the matrix and which sizes they try.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from sigeo.errors import InputError
+from sigeo.fewshot.partition.relation import Group, Groups, Relation, between, within
+from sigeo.fewshot.partition.sets import sized_partitions
+
+
+class Partitioner(Protocol):
+    """Cuts options 0 to o - 1 into groups.
+
+    Attributes:
+        compares: Whether it looks at how alike they are, or at their number alone.
+    """
+
+    @property
+    def compares(self) -> bool:
+        """Whether it looks at how alike they are, or at their number alone."""
+        ...
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """The groups, each ascending, in the order of their first options.
+
+        Args:
+            relation: How alike the options are.
+            groups: How many.
+            rng: For what is drawn.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Exact:
+    """The best of all partitions; the first of equal ones in the order of `set_partitions`.
+
+    GM-NAS (Hu et al., ICLR 2022) takes ``smallest=2``, sides of 2 and 3 on five options; so does
+    NAS-LID (AAAI 2023). The metric-driven framework (Ly-Manson et al., AutoML 2024) takes
+    ``smallest=1``.
+
+    Attributes:
+        smallest: Options of every group, as far as there are enough of them.
+        objective: "sum" for the minimum cut; "mean" for the largest mean similarity within groups
+            minus that between them, which does not favour uneven groups.
+    """
+
+    smallest: int = 1
+    objective: Literal["sum", "mean"] = "sum"
+    compares: bool = True
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: Too many options or groups.
+        """
+        values = relation.similarities
+
+        def cost(partition: Groups) -> float:
+            cut = between(values, partition)
+            if self.objective == "sum":
+                return cut.total
+            return cut.mean - within(values, partition).mean
+
+        return min(sized_partitions(relation.count, groups, self.smallest), key=cost)
+
+
+@dataclass(frozen=True)
+class Random:
+    """Any partition, all equally likely.
+
+    Attributes:
+        smallest: As of `Exact`.
+    """
+
+    smallest: int = 1
+    compares: bool = False
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: Too many options or groups.
+        """
+        return rng.choice(sized_partitions(relation.count, groups, self.smallest))
+
+
+@dataclass(frozen=True)
+class Exhaustive:
+    """Every option its own group (Few-Shot NAS, Zhao et al., ICML 2021)."""
+
+    compares: bool = False
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: Another number of groups than of options.
+        """
+        if groups != relation.count:
+            raise InputError(
+                f"partition: exhaustive makes {relation.count} groups of as many options, "
+                f"got {groups} to make"
+            )
+        return tuple((option,) for option in range(relation.count))
+
+
+@dataclass(frozen=True)
+class InOrder:
+    """Neighbours in the space's order of options, in groups whose sizes differ by at most 1.
+
+    For options that have an order, such as kernel sizes and widths.
+    """
+
+    compares: bool = False
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: More groups than options.
+        """
+        count = relation.count
+        if not 1 <= groups <= count:
+            raise InputError(f"partition: expected 1 to {count} groups, got {groups}")
+        ends = [count * place // groups for place in range(groups + 1)]
+        return tuple(tuple(range(ends[place], ends[place + 1])) for place in range(groups))
+
+
+def ordered(groups: list[Group]) -> Groups:
+    """Groups with ascending options, in the order of their first ones."""
+    return tuple(sorted(tuple(sorted(group)) for group in groups))

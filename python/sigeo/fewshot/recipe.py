@@ -1,0 +1,162 @@
+"""A one-shot or few-shot system as a declaration: what is trained for how long, and how divided."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sigeo.errors import InputError
+from sigeo.fewshot.metrics import Metric
+from sigeo.fewshot.partition import Partitioner
+from sigeo.fewshot.splitting import Splitting
+from sigeo.spaces import Region, SearchSpace, Supernet
+from sigeo.supernet import CrossEntropy, Objective, Sampler, Uniform
+from sigeo.supernet.settings import Batch
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a sampler is made for.
+
+    Attributes:
+        space: Whose architectures.
+        region: Those that are trained.
+        seed: Of the draws.
+        supernet: The weights in training.
+        validation: Held-out batches.
+        steps: Of the training.
+    """
+
+    space: SearchSpace[Any]
+    region: Region[Any]
+    seed: int
+    supernet: Supernet[Any]
+    validation: Sequence[Batch]
+    steps: int
+
+
+@dataclass(frozen=True)
+class Paths:
+    """How a step of training chooses its paths, and what it costs.
+
+    Attributes:
+        sampler: Makes the sampler of a training.
+        trained: Paths of a step.
+        evaluated: Images that choosing the paths of a step takes, forward only.
+    """
+
+    sampler: Callable[[Ground], Sampler[Any]]
+    trained: int = 1
+    evaluated: float = 0.0
+
+
+def uniform_paths(ground: Ground) -> Sampler[Any]:
+    """One random path a step."""
+    return Uniform(ground.space, seed=ground.seed, region=ground.region)
+
+
+@dataclass(frozen=True)
+class Hierarchy:
+    """Narrowing: choices are cut level by level and one part is kept (HEP-NAS).
+
+    Attributes:
+        levels: Places of the choices that are cut together, level by level.
+        metric: Compares the options of a choice.
+        partitioner: Cuts them into two groups.
+        children: Length of the training of each part before one is kept.
+        teachers: Who a part learns from beside the labels: "both", "parent", "siblings" or "none".
+        rounds: Turns in which the parts train, one after another.
+        judged: Paths whose mean validation accuracy a part is judged by.
+    """
+
+    levels: tuple[tuple[int, ...], ...]
+    metric: Metric
+    partitioner: Partitioner
+    children: float
+    teachers: str = "both"
+    rounds: int = 10
+    judged: int = 16
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A system.
+
+    Lengths of training are in a unit of their own; the budget says what a unit is in images.
+
+    Attributes:
+        name: As on the command line.
+        source: Where it was published.
+        after: Length of the training of each leaf.
+        before: Length of the training of each supernet of a level, before it is divided.
+        splitting: How supernets are divided; None for one that serves all, or where ``kinds`` or
+            ``hierarchy`` says how.
+        kinds: A kind function and its groups, one sub-supernet a group.
+        hierarchy: Narrowing in the place of splitting.
+        paths: Of a step.
+        objective: Makes what a step's paths are trained to do.
+        width: Share of the channels that the supernets have.
+        metric_batches: Size and number of the batches that the metric measures on.
+        options: What it was made with, as JSON can hold it.
+        notes: Where it leaves its source, for the reader.
+    """
+
+    name: str
+    source: str
+    after: float = 1.0
+    before: tuple[float, ...] = ()
+    splitting: Splitting | None = None
+    kinds: tuple[str, tuple[tuple[int, ...], ...]] | None = None
+    hierarchy: Hierarchy | None = None
+    paths: Paths = field(default_factory=lambda: Paths(uniform_paths))
+    objective: Callable[[], Objective] = CrossEntropy
+    width: float = 1.0
+    metric_batches: tuple[int, int] = (64, 4)
+    options: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the parts go together.
+
+        Raises:
+            InputError: More than one way to divide, or lengths that do not fit the levels.
+        """
+        ways = (self.splitting, self.kinds, self.hierarchy)
+        if sum(way is not None for way in ways) > 1:
+            raise InputError(f"{self.name}: expected one way to divide the space, got more")
+        levels = 0
+        if self.splitting is not None:
+            levels = len(self.splitting.branching.levels)
+        elif self.hierarchy is not None:
+            levels = len(self.hierarchy.levels)
+        if len(self.before) not in (0, levels):
+            raise InputError(
+                f"{self.name}: expected a length of training for each of {levels} levels or for "
+                f"none, got {len(self.before)}"
+            )
+        if min((self.after, *self.before)) < 0 or self.after + sum(self.before) <= 0:
+            raise InputError(f"{self.name}: lengths of training must be at least 0, and one above")
+
+    def nodes(self, space: SearchSpace[Any]) -> tuple[int, ...]:
+        """Supernets that are trained on each level, and leaves that are trained at the end."""
+        if self.hierarchy is not None:
+            return (1,) * (len(self.hierarchy.levels) + 1)
+        if self.kinds is not None:
+            return (len(self.kinds[1]),)
+        counts = [1]
+        for factor in self.splitting.branching.levels if self.splitting is not None else ():
+            options = max(len(choice.options) for choice in space.choices)
+            factors = (factor,) * counts[-1] if isinstance(factor, int) else factor
+            counts.append(sum(f or options for f in factors))
+        return tuple(counts)
+
+    def units(self, space: SearchSpace[Any]) -> float:
+        """Length of all trainings together."""
+        *inner, leaves = self.nodes(space)
+        before = self.before or (0.0,) * len(inner)
+        total = sum(count * length for count, length in zip(inner, before, strict=True))
+        if self.hierarchy is not None:
+            parts = sum(2 ** len(level) for level in self.hierarchy.levels)
+            total += parts * self.hierarchy.children
+        return total + leaves * self.after

@@ -1,0 +1,177 @@
+"""Systems of one supernet for the whole space, which differ in the paths that they train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from sigeo.data import Augmentation
+from sigeo.fewshot.kinds import kind_function
+from sigeo.fewshot.recipe import Ground, Paths, Recipe
+from sigeo.fewshot.recipes.registry import recipe
+from sigeo.spaces import Kind, SearchSpace
+from sigeo.supernet import (
+    Balanced,
+    CrossPath,
+    Disjoint,
+    Fair,
+    Greedy,
+    Sampler,
+    Uniform,
+    ValidationLoss,
+)
+
+Groups = Sequence[Sequence[int]]
+
+
+@recipe("one-shot", "Guo et al., ECCV 2020 (SPOS), section 3.2")
+def one_shot(
+    space: SearchSpace[Any],
+    *,
+    over: Literal["architectures", "operations"] = "architectures",
+    paths: int = 1,
+    width: float = 1.0,
+) -> Recipe:
+    """One random path a step.
+
+    Args:
+        space: The space.
+        over: What is equally likely, see `sigeo.supernet.Uniform`.
+        paths: Of a step.
+        width: Share of the channels.
+    """
+
+    def sampler(ground: Ground) -> Sampler[Any]:
+        return Uniform(ground.space, seed=ground.seed, region=ground.region, paths=paths, over=over)
+
+    return Recipe("", "", paths=Paths(sampler, trained=paths), width=width)
+
+
+@recipe("fair", "Chu et al., ICCV 2021 (FairNAS), section 3.3")
+def fair(space: SearchSpace[Any], *, width: float = 1.0) -> Recipe:
+    """Every option of every choice once a step, gradients summed.
+
+    Args:
+        space: The space.
+        width: Share of the channels.
+    """
+    count = max(len(choice.options) for choice in space.choices)
+
+    def sampler(ground: Ground) -> Sampler[Any]:
+        return Fair(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
+
+    return Recipe("", "", paths=Paths(sampler, trained=count), width=width)
+
+
+@recipe("balanced", "arXiv 2412.14678 (EFS-NAS, AAAI 2025), supernet-balanced sampling")
+def balanced(
+    space: SearchSpace[Any],
+    *,
+    kind: str = "nonlinear_depth",
+    groups: Groups = ((0, 1), (2,), (3,)),
+    form: Literal["one", "each"] = "one",
+    width: float = 1.0,
+) -> Recipe:
+    """One supernet, as many updates for each group of kinds.
+
+    Args:
+        space: The space.
+        kind: A kind function of the space.
+        groups: Of kinds.
+        form: One path of one group a step, as published for NAS-Bench-201, or one of each.
+        width: Share of the channels.
+
+    Raises:
+        InputError: No such kind function.
+    """
+    function = kind_function(space, kind).function
+    regions = [Kind(space, function, frozenset(group)) for group in groups]
+
+    def sampler(ground: Ground) -> Sampler[Any]:
+        return Balanced(ground.space, regions, seed=ground.seed, form=form)
+
+    trained = len(groups) if form == "each" else 1
+    return Recipe("", "", paths=Paths(sampler, trained=trained), width=width)
+
+
+@recipe("greedy", "You et al., CVPR 2020 (GreedyNAS), sections 3.1 to 3.3")
+def greedy(
+    space: SearchSpace[Any],
+    *,
+    sampled: int = 10,
+    kept: int = 5,
+    pool: int = 1000,
+    epsilon: float = 0.8,
+    images: int = 1000,
+    start: float = 1 / 15,
+    full: float = 0.96,
+    alpha: float | None = None,
+) -> Recipe:
+    """The better half of sampled paths, some of them from a pool of the best.
+
+    Args:
+        space: The space.
+        sampled: Paths scored in a round.
+        kept: Those that are trained, a step each.
+        pool: Paths remembered.
+        epsilon: Probability in the end that a path comes from the pool.
+        images: Held-out images that paths are scored on, at most.
+        start: Share of the steps before anything is scored.
+        full: Share of the steps after which ``epsilon`` is reached.
+        alpha: Ends the training when the pool changes no more than this (published: 0.08); None to
+            spend the whole budget.
+    """
+
+    def sampler(ground: Ground) -> Sampler[Any]:
+        used = 0
+        batches = []
+        for inputs, labels in ground.validation:
+            some = min(len(inputs), images - used)
+            if some > 0:
+                batches.append((inputs[:some], labels[:some]))
+                used += some
+        return Greedy(
+            ground.space,
+            ValidationLoss(ground.supernet, batches),
+            seed=ground.seed,
+            start=round(start * ground.steps),
+            full=round(full * ground.steps),
+            region=ground.region,
+            sampled=sampled,
+            kept=kept,
+            pool=pool,
+            epsilon=epsilon,
+            alpha=alpha,
+        )
+
+    each = images * sampled / kept * (1 - start)
+    return Recipe("", "", paths=Paths(sampler, evaluated=each))
+
+
+@recipe("pi-nas", "Peng et al., ICCV 2021 (Pi-NAS), section 3.2, with labels")
+def pi_nas(
+    space: SearchSpace[Any],
+    *,
+    decay: float = 0.999,
+    temperature: float = 1.0,
+    flip: bool = True,
+    padding: int = 4,
+) -> Recipe:
+    """Two disjoint paths a step, each taught by the mean teacher of the other.
+
+    Args:
+        space: The space.
+        decay: Of the mean teacher.
+        temperature: Of the divergence from the teacher.
+        flip: Whether the two views of an image are mirrored at random.
+        padding: Pixels around an image that its views are cut from.
+    """
+
+    def sampler(ground: Ground) -> Sampler[Any]:
+        return Disjoint(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
+
+    def objective() -> CrossPath:
+        views = Augmentation(seed=0, flip=flip, padding=padding)
+        return CrossPath(views, decay=decay, temperature=temperature)
+
+    return Recipe("", "", paths=Paths(sampler, trained=2), objective=objective)

@@ -1,0 +1,96 @@
+"""Recipes by name."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sigeo.errors import InputError
+from sigeo.fewshot.recipe import Recipe
+from sigeo.spaces import SearchSpace
+
+Maker = Callable[..., Recipe]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A recipe that can be made.
+
+    Attributes:
+        name: As on the command line.
+        source: Where it was published.
+        make: (space, options by name) to the recipe.
+    """
+
+    name: str
+    source: str
+    make: Maker
+
+    @property
+    def summary(self) -> str:
+        """What it does, in one line."""
+        return (self.make.__doc__ or "").partition("\n")[0]
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Its options with their defaults."""
+        parameters = list(inspect.signature(self.make).parameters.values())[1:]
+        return {parameter.name: parameter.default for parameter in parameters}
+
+
+_ENTRIES: dict[str, Entry] = {}
+
+
+def recipe(name: str, source: str) -> Callable[[Maker], Maker]:
+    """Enter a function of a space that makes a recipe.
+
+    Args:
+        name: As on the command line.
+        source: Where the system was published.
+    """
+
+    def enter(make: Maker) -> Maker:
+        _ENTRIES[name] = Entry(name, source, make)
+        return make
+
+    return enter
+
+
+def names() -> list[str]:
+    """The names that `get` takes, in the order of the documentation."""
+    return list(_ENTRIES)
+
+
+def entry(name: str) -> Entry:
+    """What is known of a recipe.
+
+    Raises:
+        InputError: None of that name.
+    """
+    if name not in _ENTRIES:
+        raise InputError(f"recipe: must be one of {', '.join(names())}, got {name!r}")
+    return _ENTRIES[name]
+
+
+def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
+    """The recipe of a name for a space.
+
+    Args:
+        name: One of `names`.
+        space: The space.
+        **options: The recipe's own; what is not given is as published.
+
+    Raises:
+        InputError: No recipe of that name, an option that it does not have, or one that does not
+            fit the space.
+    """
+    known = entry(name)
+    unknown = sorted(set(options) - set(known.options))
+    if unknown:
+        have = ", ".join(known.options) or "none"
+        raise InputError(f"recipe {name}: has no option {unknown[0]}, options are {have}")
+    chosen = {**known.options, **options}
+    made = known.make(space, **chosen)
+    return replace(made, name=name, source=known.source, options=chosen)

@@ -1,0 +1,299 @@
+"""Splitting: a supernet's space is cut level by level, as a metric of its weights says.
+
+A published system is a `Splitting`: a metric of options, a partitioner, a rule for the choice, a
+tree of factors, and what the children start from.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from torch import nn
+
+from sigeo.capture import Batches
+from sigeo.errors import InputError
+from sigeo.fewshot.branching import EVERY, Branching
+from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule
+from sigeo.fewshot.metrics import Metric, Subject
+from sigeo.fewshot.partition import Exact, Partitioner, Relation
+from sigeo.fewshot.plan import Cut, Node, Plan
+from sigeo.fewshot.plan_file import load_plan, save_plan
+from sigeo.scoring.export import strict_dumps
+from sigeo.spaces import Product, SearchSpace, Supernet
+
+A = TypeVar("A")
+
+Train = Callable[[Product[Any], Supernet[Any], int, int], None]
+"""(region, supernet, level, number of the node on it): trains the weights in place."""
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Splitting:
+    """How a space is split.
+
+    Attributes:
+        metric: Compares the options of a choice; None where neither partitioner nor rule compares.
+        branching: Into how many parts, level by level.
+        partitioner: Cuts options into groups.
+        choice: Finds the choice to split.
+        again: Whether a choice that was split above may be split again.
+        inherit: What children start from: "always", the weights of their parent; "inner", the same
+            but on the last level weights as drawn (GM-NAS's final restart); "never", weights as
+            drawn.
+    """
+
+    metric: Metric | None
+    branching: Branching
+    partitioner: Partitioner = field(default_factory=Exact)
+    choice: ChoiceRule = field(default_factory=BestGroups)
+    again: bool = False
+    inherit: Literal["always", "inner", "never"] = "always"
+
+    def __post_init__(self) -> None:
+        """Check the parts.
+
+        Raises:
+            InputError: Nothing is measured for a part that compares, or an unknown way to inherit.
+        """
+        if self.metric is None and self.compares:
+            raise InputError("split: the partitioner or the choice rule needs a metric, got none")
+        if self.inherit not in ("always", "inner", "never"):
+            raise InputError(f"split: inherit must be always, inner or never, got {self.inherit!r}")
+
+    @property
+    def compares(self) -> bool:
+        """Whether the metric decides anything."""
+        return self.partitioner.compares or self.choice.compares
+
+
+@dataclass(frozen=True)
+class Divided(Generic[A]):
+    """The result of a splitting.
+
+    Attributes:
+        plan: Which leaf serves which architecture.
+        supernets: The weights that each leaf starts from; empty without a supernet.
+    """
+
+    plan: Plan[A]
+    supernets: tuple[Supernet[A], ...]
+
+
+def split(
+    space: SearchSpace[A],
+    how: Splitting,
+    *,
+    seed: int = 0,
+    supernet: Supernet[A] | None = None,
+    batches: Batches | None = None,
+    train: Train | None = None,
+    warmed: bool = False,
+    region: Product[A] | None = None,
+    checkpoint: Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Divided[A]:
+    """Split a space.
+
+    On each level every current supernet is trained, if there is a ``train``, and then cut; each
+    part gets a copy of all of its parent's weights, those of the pinned options included.
+
+    Args:
+        space: The space.
+        how: The rules.
+        seed: Of paths, draws and weights as drawn.
+        supernet: The weights of the whole, which stay as they are; metrics of networks need them.
+        batches: What metrics measure on.
+        train: Called for each node before it is cut. Its own checkpoints make it go on after a
+            kill; it must do the same whenever it is called with the same arguments.
+        warmed: Whether the weights given have been trained.
+        region: The part of the space to split; None for all of it.
+        checkpoint: A plan file, written after every cut; if there is one of the same settings, its
+            cuts are not measured again.
+        settings: All that the cuts depend on, as JSON can hold it; kept in the checkpoint.
+        progress: Called after each node with (nodes done, nodes known of).
+
+    Raises:
+        InputError: No choice is left to split, weights do not serve the metric, or the checkpoint
+            is damaged or of other settings.
+    """
+    trained = warmed or train is not None
+    if how.compares and how.metric is not None and how.metric.initial_weights and trained:
+        raise InputError(f"{how.metric.name} needs weights as drawn, got trained ones")
+    if train is not None and supernet is None:
+        raise InputError("split: training needs a supernet, got none")
+    root = Product.whole(space) if region is None else region
+    kept = json.loads(strict_dumps(dict(settings or {})))
+    decided = None if checkpoint is None else _decided(checkpoint, root, kept)
+    start = _Branch(root, copy.deepcopy(supernet), decided)
+    run = _Run(space, how, seed, batches, train)
+
+    def keep() -> None:
+        if checkpoint is not None:
+            save_plan(checkpoint, Plan(start.node(decided=True)), kept)
+
+    leaves = run.grow(start, keep, progress)
+    weights = tuple(leaf.supernet for leaf in leaves if leaf.supernet is not None)
+    return Divided(Plan(start.node(decided=False)), weights)
+
+
+def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
+    """The cuts that were kept before a kill; None where there are none.
+
+    Raises:
+        InputError: They are of other settings.
+    """
+    if not checkpoint.exists():
+        return None
+    known, found = load_plan(checkpoint, root.space)
+    if found != settings or known.root.region != root:
+        raise InputError(
+            f"plan {checkpoint}: made with other settings than this splitting; "
+            "choose another folder or remove it"
+        )
+    return known.root
+
+
+@dataclass
+class _Branch(Generic[A]):
+    """A node of the tree while it grows, with the weights that serve it."""
+
+    region: Product[A]
+    supernet: Supernet[A] | None
+    decided: Node[A] | None
+    used: frozenset[int] = frozenset()
+    cut: Cut | None = None
+    children: tuple[_Branch[A], ...] = ()
+
+    def node(self, *, decided: bool) -> Node[A]:
+        """The node; with cuts that were decided before a kill and are not taken again yet."""
+        if self.cut is None:
+            return self.decided if decided and self.decided is not None else Node(self.region)
+        children = tuple(child.node(decided=decided) for child in self.children)
+        return Node(self.region, self.cut, children)
+
+
+@dataclass(frozen=True)
+class _Run(Generic[A]):
+    """One splitting."""
+
+    space: SearchSpace[A]
+    how: Splitting
+    seed: int
+    batches: Batches | None
+    train: Train | None
+
+    def grow(
+        self, root: _Branch[A], keep: Callable[[], None], progress: Progress | None
+    ) -> list[_Branch[A]]:
+        """Cut level by level; returns the leaves."""
+        current, done = [root], 0
+        for level in range(len(self.how.branching.levels)):
+            following: list[_Branch[A]] = []
+            for number, branch in enumerate(current):
+                if self.train is not None and branch.supernet is not None:
+                    self.train(branch.region, branch.supernet, level, number)
+                factor = self.how.branching.factor(level, number)
+                if factor == 1:
+                    following.append(branch)
+                else:
+                    following.extend(self._divide(branch, level, number, factor))
+                    keep()
+                done += 1
+                if progress is not None:
+                    left = len(current) - number - 1
+                    progress(done, done + max(left, 0))
+            current = following
+        return current
+
+    def _divide(
+        self, branch: _Branch[A], level: int, number: int, factor: int
+    ) -> tuple[_Branch[A], ...]:
+        known = branch.decided
+        if known is not None and known.cut is not None:
+            cut, decided = known.cut, known.children
+        else:
+            cut, decided = self._cut(branch, level, number, factor), ()
+        place = cut.by
+        if not isinstance(place, int) or len(cut.groups) != (factor or len(cut.groups)):
+            raise InputError(
+                f"plan: expected a cut of node {number} of level {level} into {factor} groups of "
+                f"options, got {len(cut.groups)} by {place}"
+            )
+        parts = branch.region.split(place, cut.groups)
+        last = level + 1 == len(self.how.branching.levels)
+        weights = self._children(branch, len(parts), last)
+        branch.cut = cut
+        branch.children = tuple(
+            _Branch(part, supernet, decided[i] if decided else None, branch.used | {place})
+            for i, (part, supernet) in enumerate(zip(parts, weights, strict=True))
+        )
+        branch.supernet = None
+        return branch.children
+
+    def _children(self, branch: _Branch[A], count: int, last: bool) -> list[Supernet[A] | None]:
+        """The weights that the parts start from."""
+        if branch.supernet is None:
+            return [None] * count
+        if self.how.inherit == "never" or (self.how.inherit == "inner" and last):
+            drawn: nn.Module = self.space.supernet(seed=self.seed)  # type: ignore[assignment]
+            module: nn.Module = branch.supernet  # type: ignore[assignment]
+            module.load_state_dict(drawn.state_dict())
+        copies = [copy.deepcopy(branch.supernet) for _ in range(count - 1)]
+        return [branch.supernet, *copies]
+
+    def _cut(self, branch: _Branch[A], level: int, number: int, factor: int) -> Cut:
+        """The best groups of the best choice.
+
+        Raises:
+            InputError: No choice has options enough.
+        """
+        how, region = self.how, branch.region
+        least = max(2, factor)
+        left = [
+            place
+            for place in region.open()
+            if len(region.allowed[place]) >= least and (how.again or place not in branch.used)
+        ]
+        if not left:
+            raise InputError(
+                f"split: node {number} of level {level} has no choice left with {least} options "
+                "or more that was not split before"
+            )
+        seed = f"{self.seed}/{level}/{number}"
+        rng = random.Random(f"{seed}/choice")
+        candidates = [
+            self._candidate(branch, place, factor, seed)
+            for place in how.choice.places(left, level, rng)
+        ]
+        scores = [how.choice.score(candidate) for candidate in candidates]
+        best = max(
+            range(len(candidates)),
+            key=lambda i: (-float("inf") if (score := scores[i]) is None else score, -i),
+        )
+        chosen = candidates[best]
+        options = region.allowed[chosen.place]
+        groups = tuple(tuple(options[i] for i in group) for group in chosen.groups)
+        return Cut(chosen.place, groups, scores[best])
+
+    def _candidate(self, branch: _Branch[A], place: int, factor: int, seed: str) -> Candidate:
+        how = self.how
+        options = branch.region.allowed[place]
+        relation = None
+        if how.compares and how.metric is not None:
+            subject = Subject(branch.region, place, seed, branch.supernet, self.batches)
+            relation = how.metric(subject)
+        blank = Relation.of([[0.0] * len(options)] * len(options), "distance")
+        groups = how.partitioner(
+            relation or blank,
+            len(options) if factor == EVERY else factor,
+            random.Random(f"{seed}/{place}/partition"),
+        )
+        return Candidate(place, relation, groups)

@@ -1,0 +1,139 @@
+"""What one-shot and few-shot systems are tried on: networks, images, and how much training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigeo.capture import Batches
+from sigeo.data import ImageData
+from sigeo.errors import InputError
+from sigeo.spaces import SearchSpace, Supernet
+from sigeo.supernet import Augment, Source, Training
+from sigeo.supernet.settings import Batch
+
+FORWARD_SHARE = 1 / 3
+"""What an image that only goes forward counts for, of one that goes forward and backward."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The same ground for every system.
+
+    Attributes:
+        space: The networks, sized for the data.
+        data: Its training images are divided once: some are held out, to evaluate on.
+        budget: Processed images: one image forward and backward through one path is one, and one
+            that goes forward only a third.
+        held_out: Training images that are never trained on.
+        settings: Of every `Training`: ``batch_size``, ``lr``, ``schedule`` and so on.
+        augment: What is done to training images; None for nothing.
+        device: Where.
+    """
+
+    space: SearchSpace[Any]
+    data: ImageData
+    budget: int
+    held_out: int = 1000
+    settings: dict[str, Any] = field(default_factory=dict)
+    augment: Augment | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: Too few images, or a budget that pays for no step.
+        """
+        size = self.batch_size
+        if self.held_out < 2 or len(self.data.train) < self.held_out + size:
+            raise InputError(
+                f"study: holding {self.held_out} images out needs as many and a batch of {size} "
+                f"more, {self.data.name} has {len(self.data.train)}"
+            )
+        if self.budget < size:
+            raise InputError(
+                f"study: a budget must pay for at least one batch of {size}, got {self.budget}"
+            )
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step."""
+        return Training(0, **self.settings).batch_size
+
+    def supernet(self, seed: int, *, width: float = 1.0) -> Supernet[Any]:
+        """Weights as drawn, of all channels or a share of them."""
+        supernet = narrowed(self.space, width).supernet(seed=seed)
+        supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+        return supernet
+
+    def source(self, seed: int) -> Source:
+        """The training images in the order of a seed."""
+        places = self._places()[: -self.held_out]
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+        return Source(places[order], self._batch, seed, self.augment)
+
+    def validation(self, size: int = 250) -> list[Batch]:
+        """The images held out, the same for every seed, in batches."""
+        return [self._batch(p) for p in self._places()[-self.held_out :].split(size) if len(p) > 1]
+
+    def metric_batches(self, seed: int, size: int, count: int) -> Batches:
+        """Training batches that metrics measure on, from the end of a seed's order.
+
+        Raises:
+            InputError: There are not so many images.
+        """
+        order = self.source(seed).order
+        if len(order) < size:
+            raise InputError(f"study: a metric needs {size} training images, got {len(order)}")
+        count = min(count, len(order) // size)
+        pairs = [self._batch(p) for p in order.flip(0)[: size * count].view(count, size)]
+        module: Any = self.supernet(seed)
+        return Batches(pairs, module, torch.device(self.device))
+
+    def training(self, steps: int) -> Training:
+        """The settings of so many steps."""
+        available = len(self.data.train) - self.held_out
+        return Training.of_steps(steps, available, **self.settings)
+
+    def describe(self) -> dict[str, Any]:
+        """All that results depend on beside system and seed, as JSON can hold it."""
+        data = {"name": self.data.name, "fingerprint": self.data.fingerprint}
+        return {
+            "space": self.space.describe(),
+            "data": data,
+            "budget": self.budget,
+            "held_out": self.held_out,
+            "training": Training(0, **self.settings).describe(),
+            "augment": None if self.augment is None else self.augment.describe(),
+            "device": torch.device(self.device).type,
+        }
+
+    def _places(self) -> Tensor:
+        return self.data.order(0)
+
+    def _batch(self, places: Tensor) -> Batch:
+        images, labels = self.data.batch(places)
+        on_cpu = torch.device(self.device).type == "cpu"
+        layout = torch.channels_last if on_cpu else torch.contiguous_format
+        return images.to(self.device, memory_format=layout), labels.to(self.device)
+
+
+def narrowed(space: SearchSpace[Any], width: float) -> SearchSpace[Any]:
+    """The same architectures in networks of a share of the channels, rounded, at least one.
+
+    Raises:
+        InputError: A share out of (0, 1], or a space that has no number of channels.
+    """
+    if width == 1:
+        return space
+    if not 0 < width <= 1:
+        raise InputError(f"width: must be above 0 and at most 1, got {width}")
+    sizes = space.describe()
+    if "channels" not in sizes or not hasattr(space, "resized"):
+        raise InputError(f"width: {space.name} has no number of channels to reduce")
+    narrow: SearchSpace[Any] = space.resized(channels=max(1, round(width * sizes["channels"])))
+    return narrow

@@ -1,0 +1,209 @@
+"""Training of shared weights: any sampler, any objective, killed at any moment and gone on with."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sigeo.capture.state import device_of
+from sigeo.errors import InputError
+from sigeo.spaces import Supernet
+from sigeo.supernet.checkpoint import load_checkpoint, save_checkpoint
+from sigeo.supernet.objectives import CrossEntropy, LossHook, Objective
+from sigeo.supernet.randomness import drawing
+from sigeo.supernet.samplers import Sampler
+from sigeo.supernet.settings import Batch, Progress, Source, Training
+from sigeo.supernet.trainer import Trainer
+
+_SECONDS_BETWEEN_SAVES = 10.0
+
+
+@dataclass
+class Budget:
+    """What a training has cost.
+
+    Attributes:
+        trained: Processed images: one image forward and backward through one path is one.
+        evaluated: Images that went forward only, through one path each: teachers, candidates.
+    """
+
+    trained: int = 0
+    evaluated: int = 0
+
+
+def train_supernet(
+    supernet: Supernet[Any],
+    config: Training,
+    source: Source,
+    sampler: Sampler[Any],
+    objective: LossHook | None = None,
+    *,
+    settings: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Budget:
+    """Train shared weights in place.
+
+    Args:
+        supernet: The weights.
+        config: How long, and the optimiser.
+        source: Of the images.
+        sampler: Of the paths of each step.
+        objective: Adds a step's gradients: an `Objective`, or a function of (supernet, paths,
+            batch, step) that keeps nothing between steps; cross-entropy if left out.
+        settings: All that the result depends on beside what the parts say of themselves, as JSON
+            can hold it: space, data, seed of the weights, a function as objective.
+        checkpoint: A safetensors file, written every few seconds and at the end, never half. If
+            there is one of the same settings, the training goes on from it.
+        progress: Called after each step with (steps taken, steps in all).
+
+    Returns:
+        What it has cost, with the steps before an interruption.
+
+    Raises:
+        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
+            settings are not what JSON can hold.
+    """
+    objective = CrossEntropy() if objective is None else objective
+    parts: dict[str, Any] = {"training": config, "sampler": sampler, "objective": objective}
+    if source.augment is not None:
+        parts["augment"] = source.augment
+    described = {name: p.describe() for name, p in parts.items() if hasattr(p, "describe")}
+    complete = _as_kept({**settings, **described, "order": source.seed})
+    return run(
+        supernet,
+        config,
+        source,
+        sampler,
+        objective,
+        settings=complete,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+
+
+def _as_kept(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as they come back from a checkpoint: tuples are lists there.
+
+    Raises:
+        InputError: JSON cannot hold them.
+    """
+    try:
+        kept: dict[str, Any] = json.loads(json.dumps(settings))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"settings: must be what JSON can hold ({error})") from None
+    return kept
+
+
+def run(
+    supernet: Supernet[Any],
+    config: Training,
+    source: Source,
+    sampler: Sampler[Any],
+    objective: LossHook,
+    *,
+    settings: dict[str, Any],
+    checkpoint: Path | None = None,
+    progress: Progress | None = None,
+) -> Budget:
+    """As `train_supernet`, with all settings given.
+
+    Raises:
+        InputError: The checkpoint is damaged, of other settings, or cannot be written.
+    """
+    training = _Run(supernet, config, source, sampler, objective)
+    if checkpoint is not None and checkpoint.exists():
+        training.resume(checkpoint, settings)
+    saved = time.monotonic()
+    while not training.done:
+        training.take()
+        if progress is not None:
+            progress(training.trainer.step, config.steps)
+        due = time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
+        if checkpoint is not None and (due or training.done):
+            training.save(checkpoint, settings)
+            saved = time.monotonic()
+    return training.budget
+
+
+class _Run:
+    """One training: the parts that move, and where they stand."""
+
+    def __init__(
+        self,
+        supernet: Supernet[Any],
+        config: Training,
+        source: Source,
+        sampler: Sampler[Any],
+        objective: LossHook,
+    ):
+        self.supernet, self.config, self.source = supernet, config, source
+        self.sampler, self.objective = sampler, objective
+        self.module: nn.Module = supernet  # type: ignore[assignment]
+        self.module.train()
+        if isinstance(objective, Objective):
+            objective.start(supernet)
+        self.trainer = Trainer(self.module, self._backward, config)
+        self.budget = Budget()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is no further step."""
+        return self.trainer.step >= self.config.steps or self.sampler.done
+
+    def take(self) -> None:
+        """One step."""
+        step = self.trainer.step
+        if hasattr(self.supernet, "start_step"):
+            self.supernet.start_step(step, self.config.steps, self.source.seed)
+        self.trainer.take(self.source.take(self.config, step))
+
+    def _backward(self, batch: Batch, step: int) -> Tensor:
+        with drawing(f"{self.source.seed}/{step}", device_of(self.module)):
+            return self._gradients(batch, step)
+
+    def _gradients(self, batch: Batch, step: int) -> Tensor:
+        before = self.sampler.evaluated
+        paths = self.sampler.paths(step)
+        self.budget.evaluated += self.sampler.evaluated - before
+        self.budget.trained += len(paths) * len(batch[0])
+        if isinstance(self.objective, Objective):
+            forwards = self.objective.forwards(len(paths))
+            self.budget.evaluated += forwards * len(batch[0])
+        return self.objective(self.supernet, paths, batch, step)
+
+    def save(self, path: Path, settings: dict[str, Any]) -> None:
+        """Write a checkpoint."""
+        state = self.trainer.state()
+        if isinstance(self.objective, Objective):
+            state.memory.update(self.objective.memory())
+        state.progress.update(sampler=self.sampler.state(), budget=asdict(self.budget))
+        save_checkpoint(path, state, settings)
+
+    def resume(self, path: Path, settings: dict[str, Any]) -> None:
+        """Go on from a checkpoint.
+
+        Raises:
+            InputError: It is damaged, or of other settings.
+        """
+        state, found = load_checkpoint(path)
+        if found != settings:
+            raise InputError(
+                f"checkpoint {path}: made with other settings than this {self.config.what}; "
+                "choose another folder or remove it"
+            )
+        self.trainer.resume(state)
+        self.sampler.resume(state.progress.get("sampler", {}))
+        if isinstance(self.objective, Objective):
+            self.objective.resume(state.memory)
+        if "budget" in state.progress:
+            self.budget = Budget(**state.progress["budget"])
+        else:  # of a warm-up before budgets were counted: every step had as many paths
+            paths = len(self.sampler.paths(0))
+            self.budget = Budget(trained=paths * self.config.images_of(state.step))

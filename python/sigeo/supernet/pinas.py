@@ -1,0 +1,123 @@
+"""Cross-path learning with a mean teacher (Peng et al., Pi-NAS, ICCV 2021), with labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sigeo.errors import InputError
+from sigeo.spaces import Supernet
+from sigeo.supernet.distillation import divergence, positive
+from sigeo.supernet.objectives import Objective, smoothed_cross_entropy
+from sigeo.supernet.settings import Augment, Batch
+from sigeo.supernet.teacher import MeanTeacher
+
+
+class CrossPath(Objective):
+    """Two disjoint paths on two views of the batch, each taught by the other's mean teacher.
+
+    ``CE(s0) + CE(s1) + KL(t1 || s0) + KL(t0 || s1)``, where ``s_i`` is the student's path i on view
+    i and ``t_i`` the teacher's path i on view i, after the teacher's weights on path i have moved.
+    It is the published self-supervised step (`contrastive.CrossPathContrast`) with labels in the
+    place of negative samples. For `Disjoint` sampling.
+    """
+
+    name = "cross_path"
+
+    def __init__(
+        self,
+        views: Augment,
+        *,
+        decay: float = 0.999,
+        temperature: float = 1.0,
+        label_smoothing: float = 0.0,
+    ):
+        """Set it up.
+
+        Args:
+            views: Makes the two views of the images.
+            decay: Of the mean teacher.
+            temperature: Of the divergences.
+            label_smoothing: Of the cross-entropies.
+
+        Raises:
+            InputError: A temperature that is not positive.
+        """
+        self.views, self.decay, self.label_smoothing = views, decay, label_smoothing
+        self.temperature = positive(temperature, "cross_path: temperature")
+        self._loss = smoothed_cross_entropy(label_smoothing)
+        self._teacher: MeanTeacher | None = None
+
+    def start(self, supernet: Supernet[Any]) -> None:
+        """The teacher begins as the student."""
+        self._teacher = MeanTeacher(supernet, decay=self.decay)
+
+    @property
+    def teacher(self) -> MeanTeacher:
+        """The mean teacher.
+
+        Raises:
+            InputError: Training has not begun.
+        """
+        if self._teacher is None:
+            raise InputError(f"{self.name}: has no teacher before `start`")
+        return self._teacher
+
+    def forwards(self, paths: int) -> int:
+        """Both paths of the teacher."""
+        return paths
+
+    def __call__(
+        self, supernet: Supernet[Any], paths: Sequence[Any], batch: Batch, step: int
+    ) -> Tensor:
+        """Add the gradients of the two paths; the sum of the four terms.
+
+        Raises:
+            InputError: Another number of paths.
+        """
+        two_paths(paths, self.name)
+        inputs, labels = batch
+        views = [self.views(inputs, step, view) for view in range(2)]
+        taught = []
+        for view, path in zip(views, paths, strict=True):
+            self.teacher.update(path)
+            taught.append(self.teacher(view, path))
+        total = torch.zeros((), device=inputs.device)
+        for view, path, teacher in zip(views, paths, reversed(taught), strict=True):
+            logits = supernet(view, path)
+            loss = self._loss(logits, labels)
+            loss = loss + divergence(teacher, logits, temperature=self.temperature)
+            loss.backward()
+            total = total + loss.detach()
+        return total
+
+    def memory(self) -> dict[str, Tensor]:
+        """The teacher."""
+        return {f"teacher/{name}": value for name, value in self.teacher.memory().items()}
+
+    def resume(self, memory: dict[str, Tensor]) -> None:
+        """Go on where `memory` was taken."""
+        self.teacher.resume({n.removeprefix("teacher/"): value for n, value in memory.items()})
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings."""
+        return {
+            "name": self.name,
+            "views": self.views.describe(),
+            "decay": self.decay,
+            "temperature": self.temperature,
+            "label_smoothing": self.label_smoothing,
+        }
+
+
+def two_paths(paths: Sequence[Any], name: str) -> None:
+    """Check the number of paths.
+
+    Raises:
+        InputError: It is not two.
+    """
+    if len(paths) != 2:
+        raise InputError(f"{name}: expected two paths a step, got {len(paths)}")

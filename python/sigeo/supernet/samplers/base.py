@@ -1,0 +1,111 @@
+"""What a sampler is, and how paths are drawn.
+
+The paths of a step follow from the seed and the number of the step alone, so a training that was
+stopped goes on with the same ones; `Greedy`, which looks at how paths do, keeps a state.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Hashable, Sequence
+from typing import Any, Protocol, TypeVar
+
+from sigeo.errors import InputError
+from sigeo.spaces import Kind, Product, Region, SearchSpace
+
+A = TypeVar("A", bound=Hashable)
+A_out = TypeVar("A_out", bound=Hashable, covariant=True)
+
+TRIES = 100_000
+"""Draws after which a sampler gives up."""
+
+
+class Sampler(Protocol[A_out]):
+    """Gives the paths of each step; one that keeps a state is of one training."""
+
+    @property
+    def evaluated(self) -> int:
+        """Images through one path each that the choice of paths has taken so far, forward only."""
+        ...
+
+    @property
+    def done(self) -> bool:
+        """Whether the training may end before its last step."""
+        ...
+
+    def paths(self, step: int) -> Sequence[A_out]:
+        """The architectures that a step trains on its batch; called once a step, in order."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """All that the next paths depend on, as JSON can hold it."""
+        ...
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings, as JSON can hold them."""
+        ...
+
+
+class Stateless:
+    """What samplers share whose paths follow from the step alone."""
+
+    evaluated = 0
+    done = False
+
+    def state(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Nothing to go back to."""
+
+
+def generator(seed: int, step: int, draw: int = 0) -> random.Random:
+    """The random numbers of a step, or of one of its draws."""
+    return random.Random(f"{seed}/{step}/{draw}" if draw else f"{seed}/{step}")
+
+
+def draw_connected(
+    space: SearchSpace[A], region: Region[A] | SearchSpace[A], rng: random.Random
+) -> A:
+    """An architecture of a region whose output depends on its input, uniformly.
+
+    Raises:
+        InputError: None was found.
+    """
+    for _ in range(TRIES):
+        arch = region.sample(rng)
+        if space.connected(arch):
+            return arch
+    raise InputError(f"region: none of {TRIES} draws has an output that depends on its input")
+
+
+def product_of(space: SearchSpace[A], region: Region[A] | None, sampler: str) -> Product[A]:
+    """The region as a product of options; the whole space for None.
+
+    Raises:
+        InputError: It is another kind of region.
+    """
+    if region is None:
+        return Product.whole(space)
+    if not isinstance(region, Product):
+        raise InputError(
+            f"{sampler}: region must be a Product of options, got {type(region).__name__}"
+        )
+    return region
+
+
+def describe_region(region: Region[Any] | None) -> dict[str, Any]:
+    """What tells a region from another, as JSON can hold it; nothing for a whole space."""
+    if region is None:
+        return {}
+    if isinstance(region, Product):
+        return {"region": [list(options) for options in region.allowed]}
+    if isinstance(region, Kind):
+        function = getattr(region.function, "__qualname__", str(region.function))
+        return {"region": {function: sorted(map(str, region.kinds))}}
+    return {"region": str(region)}

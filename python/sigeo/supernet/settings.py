@@ -1,0 +1,245 @@
+"""How long and how to train, and on which images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from sigeo.errors import InputError
+
+Batch = tuple[Tensor, Tensor]
+Progress = Callable[[int, int], None]
+T = TypeVar("T", bound="Training")
+
+
+@dataclass(frozen=True)
+class Training:
+    """Settings of a training by SGD.
+
+    Attributes:
+        images: Number of training images, gone through ``epochs`` times.
+        epochs: Passes over them.
+        batch_size: Images a step.
+        lr: Step size of SGD.
+        schedule: "constant"; "cosine" or "linear" down to ``floor`` times ``lr``; "steps" to a
+            tenth at each of ``milestones``.
+        momentum: Of SGD, Nesterov's where it is not 0.
+        weight_decay: Of SGD.
+        clip: Bound of the gradients, see ``clip_by``; None for no bound.
+        shuffle: Whether every pass after the first takes the images in another order.
+        limit: Steps after which it ends, if the passes hold more; None for no such end.
+        floor: Where a schedule ends, as a share of ``lr``.
+        rise: First steps, over which the step size grows linearly to ``lr``; the schedule follows.
+        milestones: Of "steps": shares of the training, ascending.
+        clip_by: Whether ``clip`` bounds the norm of all gradients together, or each value.
+        decay_norms: Whether weight decay acts on norms and biases (tensors of one dimension) too.
+        scales: Pairs of a prefix of parameters' names and the factor of their step size; of several
+            that fit the first counts.
+        autocast: Type of the operations that torch's autocast runs in lower precision; None for
+            full precision.
+    """
+
+    images: int
+    epochs: int = 1
+    batch_size: int = 64
+    lr: float = 0.025
+    schedule: Literal["constant", "cosine", "linear", "steps"] = "constant"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    clip: float | None = 5.0
+    shuffle: bool = True
+    limit: int | None = None
+    floor: float = 0.04
+    rise: int = 0
+    milestones: tuple[float, ...] = (0.6, 0.8)
+    clip_by: Literal["norm", "value"] = "norm"
+    decay_norms: bool = True
+    scales: tuple[tuple[str, float], ...] = ()
+    autocast: Literal["bfloat16"] | None = None
+
+    what: ClassVar[str] = "training"
+    # Left out of `describe` where they are as ever, so that older checkpoints' settings stay equal.
+    _later: ClassVar[tuple[str, ...]] = (
+        "floor",
+        "rise",
+        "milestones",
+        "clip_by",
+        "decay_norms",
+        "scales",
+        "autocast",
+    )
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: One is out of its range.
+        """
+        for name, low in (("images", 0), ("epochs", 1), ("batch_size", 2), ("rise", 0)):
+            if getattr(self, name) < low:
+                raise InputError(
+                    f"{self.what}: {name} must be at least {low}, got {getattr(self, name)}"
+                )
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InputError(f"{self.what}: lr must be above 0, got {self.lr}")
+        if list(self.milestones) != sorted(self.milestones):
+            raise InputError(f"{self.what}: milestones must ascend, got {self.milestones}")
+        for prefix, factor in self.scales:
+            if not (math.isfinite(factor) and factor >= 0):
+                raise InputError(
+                    f"{self.what}: scales of {prefix!r} must be at least 0, got {factor}"
+                )
+        if not 0 <= self.floor <= 1:
+            raise InputError(f"{self.what}: floor must be from 0 to 1, got {self.floor}")
+        for name, known in (
+            ("schedule", ("constant", "cosine", "linear", "steps")),
+            ("clip_by", ("norm", "value")),
+            ("autocast", (None, "bfloat16")),
+        ):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"{self.what}: {name} must be one of {known}, got {getattr(self, name)!r}"
+                )
+
+    @classmethod
+    def of_steps(cls: type[T], steps: int, available: int, **settings: Any) -> T:
+        """A training of a number of steps, on as many of the images as they take.
+
+        Args:
+            steps: How many, 1 or more.
+            available: Training images that there are; gone through again where they are too few.
+            **settings: As for the class, ``batch_size`` for example.
+
+        Raises:
+            InputError: A number out of its range, or fewer images than two.
+        """
+        size = cls(0, **settings).batch_size
+        if steps < 1 or available < 2:
+            raise InputError(
+                f"{cls.what}: steps must be at least 1 on at least 2 images, "
+                f"got {steps} on {available}"
+            )
+        one_pass = cls(min(available, steps * size), **settings)
+        epochs = -(-steps // one_pass.steps_per_epoch)
+        return replace(one_pass, epochs=epochs, limit=steps)
+
+    @classmethod
+    def of_budget(
+        cls: type[T], processed: int, available: int, *, paths: int, **settings: Any
+    ) -> T:
+        """The training that a budget of processed images pays for, in full batches.
+
+        An image that goes forward and backward through one path is one processed image, so steps of
+        more paths are fewer.
+
+        Args:
+            processed: The budget.
+            available: Training images that there are.
+            paths: Of a step, as the sampler gives them.
+            **settings: As for the class.
+
+        Raises:
+            InputError: It does not pay for a step, or a number out of its range.
+        """
+        size = cls(0, **settings).batch_size
+        if paths < 1 or processed < paths * size:
+            raise InputError(
+                f"{cls.what}: a budget must pay for at least one step of {paths} paths on {size} "
+                f"images, got {processed}"
+            )
+        return cls.of_steps(processed // (paths * size), available, **settings)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of one pass; a last batch of a single image is left out, batch norm needs two."""
+        return self.images // self.batch_size + (self.images % self.batch_size >= 2)
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole training."""
+        steps = self.epochs * self.steps_per_epoch
+        return steps if self.limit is None else min(steps, self.limit)
+
+    def lr_at(self, step: int) -> float:
+        """The step size of a step."""
+        if step < self.rise:
+            return self.lr * (step + 1) / self.rise
+        return self.lr_of((step - self.rise) / max(1, self.steps - self.rise))
+
+    def lr_of(self, done: float) -> float:
+        """The step size where a share of the schedule is done."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "steps":
+            return self.lr * 0.1 ** sum(done >= share for share in self.milestones)
+        low = self.floor * self.lr
+        share = 1 - done if self.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+        return low + (self.lr - low) * share
+
+    def indices(self, order: Tensor, step: int, seed: int) -> Tensor:
+        """The images of a step, as places in the training set."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        images = order[: self.images]
+        if epoch > 0 and self.shuffle:
+            generator = torch.Generator().manual_seed(seed + epoch)
+            images = images[torch.randperm(len(images), generator=generator)]
+        return images[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def images_of(self, steps: int) -> int:
+        """How many images the first steps take together."""
+        epochs, rest = divmod(steps, max(1, self.steps_per_epoch))
+        single = self.images % self.batch_size == 1
+        return epochs * (self.images - single) + min(rest * self.batch_size, self.images)
+
+    def describe(self) -> dict[str, Any]:
+        """All settings and the number of steps, as JSON can hold them."""
+        usual = {field.name: field.default for field in fields(self)}
+        settings = {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in self._later or value != usual[name]
+        }
+        if "scales" in settings:
+            settings["scales"] = [list(pair) for pair in self.scales]
+        if "milestones" in settings:
+            settings["milestones"] = list(self.milestones)
+        return {**settings, "steps": self.steps}
+
+
+class Augment(Protocol):
+    """A random change of images that follows from the step alone."""
+
+    def __call__(self, images: Tensor, step: int, view: int = 0) -> Tensor:
+        """Changed images of the same shape; another ``view`` of the same step is another draw."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """What it does, as JSON can hold it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the images of a training come from.
+
+    Attributes:
+        order: The seeded order of the training set.
+        batch: Places in the training set to images and labels, on the right device.
+        seed: Of the order and of the sampled paths.
+        augment: What is done to a step's images; None for nothing.
+    """
+
+    order: Tensor
+    batch: Callable[[Tensor], Batch]
+    seed: int
+    augment: Augment | None = None
+
+    def take(self, config: Training, step: int) -> Batch:
+        """The batch of a step."""
+        images, labels = self.batch(config.indices(self.order, step, self.seed))
+        return images if self.augment is None else self.augment(images, step), labels

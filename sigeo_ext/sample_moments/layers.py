@@ -1,0 +1,150 @@
+"""Statistics of the weights of convolutions and linear layers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from sigeo_ext.sample_moments import op, patches, positions
+from sigeo_ext.sample_moments.layout import as_channels_last, each_dimension, widened
+from sigeo_ext.sample_moments.reference import STATISTICS
+from sigeo_ext.sample_moments.statistics import SQ_NORM, SampleMoments, bits_of, named
+
+
+def convolution(
+    x: Tensor,
+    d: Tensor,
+    kernel_size: Sequence[int],
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    transposed: bool = False,
+    unit: int = 1,
+    segments: int | None = None,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
+) -> SampleMoments:
+    """Statistics of the weight ``[O, I/groups, *kernel]`` of a 1-, 2- or 3-d convolution.
+
+    Args:
+        x: Its input ``[B, I, *size]``, float32, float64, bfloat16 or float16; fastest in
+            channels_last memory.
+        d: The gradient of its output ``[B, O, *size]``, like ``x``.
+        kernel_size: Of the weight.
+        stride: As the layer's; one number for all dimensions.
+        padding: Likewise, in zeros.
+        dilation: Likewise.
+        groups: As the layer's.
+        transposed: Whether the layer is a transposed convolution; its weight is
+            ``[I, O/groups, *kernel]``.
+        unit: Consecutive samples whose gradients are added up before anything else.
+        segments: Equal runs of samples with statistics of their own.
+        want: Which of `STATISTICS`.
+        factor: All but ``sum``, which is the ordinary gradient, are those of g_u times this.
+
+    Raises:
+        RuntimeError: Shapes that do not fit together, or samples that are not whole units.
+        ValueError: An unknown statistic.
+    """
+    dims = len(kernel_size)
+    spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
+    if transposed:
+        x, d = patches.exchanged(x, d, kernel_size, *spread)
+    bits = bits_of(want)
+    if bits == SQ_NORM and groups == 1 and dims < 3 and patches.fit(x, d, unit, segments):
+        axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
+        inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
+        if axes and positions.few(unit * math.prod(d.shape[2:]), inputs, d.shape[1]):
+            return positions.sq_norms(x, d, unit, factor, axes)
+    results = op.sample_moments_convolution(
+        as_channels_last(x),
+        as_channels_last(d),
+        list(kernel_size),
+        *spread,
+        groups,
+        unit,
+        segments or 1,
+        bits,
+        factor,
+    )
+    statistics = [
+        result if result.dtype == torch.float64 and result.dim() == 1 else result.movedim(-1, 2)
+        for result in results
+    ]
+    return named(bits, statistics, segments)
+
+
+def linear(
+    x: Tensor,
+    d: Tensor,
+    *,
+    unit: int = 1,
+    segments: int | None = None,
+    want: Iterable[str] = ("sum", "abs_sum", "sq_sum", "sq_norm"),
+    factor: float = 1.0,
+) -> SampleMoments:
+    """Statistics of the weight [O, I] of a linear layer.
+
+    Args:
+        x: Its input [B, I], or [B, T, I] with T positions that share the weight.
+        d: The gradient of its output, [B, O] or [B, T, O].
+        unit: As in `convolution`.
+        segments: As in `convolution`.
+        want: As in `convolution`.
+        factor: As in `convolution`.
+
+    Raises:
+        RuntimeError: Shapes that do not fit together, or samples that are not whole units.
+        ValueError: An unknown statistic.
+    """
+    bits = bits_of(want)
+    if x.dim() == 2:
+        if unit == 1 and segments is None and not bits & _NEEDS_EACH:
+            return _separable(widened(x), widened(d), bits, factor)
+        x, d = x[:, None], d[:, None]
+    by_positions = (
+        bits == SQ_NORM and patches.fit(x, d, unit, segments) and x.shape[1] == d.shape[1]
+    )
+    if by_positions and positions.few(unit * x.shape[1], x.shape[2], d.shape[2]):
+        return positions.sq_norms(x, d, unit, factor)
+    results = op.sample_moments_convolution(
+        widened(x).contiguous(),
+        widened(d).contiguous(),
+        [1],
+        [1],
+        [0],
+        [1],
+        1,
+        unit,
+        segments or 1,
+        bits,
+        factor,
+    )
+    statistics = [result if result.dim() == 1 else result.squeeze(2) for result in results]
+    return named(bits, statistics, segments)
+
+
+# Of one position, all but these are products of what x and d give alone: |d x| = |d| |x|.
+_NEEDS_EACH = 1 << STATISTICS.index("m2") | 1 << STATISTICS.index("sign_sum")
+
+
+def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
+    """A linear layer of one position: a matrix product for each statistic."""
+    results: dict[str, Tensor] = {}
+    if bits & 1:
+        results["sum"] = d.t() @ x
+    if bits & 2:
+        results["abs_sum"] = (d.abs() * abs(factor)).t() @ x.abs()
+    if bits & (4 | 32):
+        dd, xx = (d * factor).square_(), x.square()
+        if bits & 4:
+            results["sq_sum"] = dd.t() @ xx
+        if bits & 32:
+            wide = torch.float64
+            results["sq_norm"] = dd.sum(1, dtype=wide) * xx.sum(1, dtype=wide)
+    return SampleMoments(**results)

@@ -1,0 +1,60 @@
+"""The statistics of a parameter, and their names."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sigeo_ext.sample_moments.reference import STATISTICS
+
+
+class SampleMoments(NamedTuple):
+    """Statistics over units; None where not asked for.
+
+    All but ``sq_norm`` have the weight's shape, behind [segments] if segments were asked for.
+    """
+
+    sum: Tensor | None = None
+    abs_sum: Tensor | None = None
+    sq_sum: Tensor | None = None
+    m2: Tensor | None = None
+    sign_sum: Tensor | None = None
+    sq_norm: Tensor | None = None
+    """Sum of g_u^2 over the weight, [units]."""
+
+
+# The one statistic of units rather than of the weight.
+SQ_NORM = 1 << STATISTICS.index("sq_norm")
+
+
+def bits_of(want: Iterable[str]) -> int:
+    """The statistics as bits, in the order of `STATISTICS`.
+
+    Raises:
+        ValueError: An unknown statistic.
+    """
+    return _bits(tuple(want))
+
+
+@functools.cache
+def _bits(want: tuple[str, ...]) -> int:
+    bits = 0
+    for name in want:
+        if name not in STATISTICS:
+            raise ValueError(f"want: must be of {', '.join(STATISTICS)}, got {name!r}")
+        bits |= 1 << STATISTICS.index(name)
+    return bits
+
+
+def named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
+    """Results in the order of their bits, by name; of the only segment if none were asked for."""
+    values: list[Tensor | None] = [None] * len(STATISTICS)
+    given = iter(results)
+    for bit, name in enumerate(STATISTICS):
+        if bits >> bit & 1:
+            result = next(given)
+            values[bit] = result[0] if segments is None and name != "sq_norm" else result
+    return SampleMoments(*values)

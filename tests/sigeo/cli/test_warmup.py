@@ -1,0 +1,115 @@
+"""sigeo warmup: samplers, norms and dropout, and rankings on what it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sigeo.cli.shared_weights import SAMPLERS
+from sigeo.supernet import load_checkpoint
+from sigeo.supernet.samplers.named import NAMES
+from tests.sigeo.cli.helpers import SMALL, run, strict
+
+WARM = ["warmup", *SMALL[:4], "--warmup-steps", "2", "--warmup-batch", "16", "--out", "w"]
+HELD = 1437 // 10  # images of the digits that scores of greedy paths take
+
+
+def test_the_verb_knows_every_sampler():
+    assert SAMPLERS == NAMES
+
+
+@pytest.mark.parametrize(
+    ("options", "trained", "evaluated"),
+    [
+        (["--sampler", "operations", "--paths", "2"], 64, 0),
+        (["--sampler", "fair"], 160, 0),
+        (["--sampler", "balanced", "--balance", "0->3"], 160, 0),
+        (["--sampler", "disjoint", "--schedule", "linear"], 64, 0),
+        (["--sampler", "greedy"], 32, 10 * HELD),
+        (["--autocast", "bfloat16"], 32, 0),
+        (["--augment", "flip", "--label-smoothing", "0.1"], 32, 0),
+        (["--sampler", "disjoint", "--objective", "cross_path"], 64, 64),
+        (["--paths", "3", "--objective", "in_place"], 96, 0),
+        (["--norm", "tracked", "--no-affine", "--path-dropout", "0.2", "--dropout", "0.1"], 32, 0),
+    ],
+    ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else None,
+)
+def test_what_is_trained_is_counted_and_kept(options, trained, evaluated, capsys):
+    code, out, err = run(*WARM, *options, "--json", capsys=capsys)
+    assert code == 0, err
+    document = strict(out)
+    assert document["budget"] == {"trained": trained, "evaluated": evaluated}
+    state, settings = load_checkpoint(Path(document["checkpoint"]))
+    assert state.step == 2 and settings == document["settings"]
+    given = ["rank", *SMALL, "--archs", "2", "--json", "--proxy", "zico"]
+    code, out, err = run(*given, "--init", f"supernet:{document['checkpoint']}", capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["settings"].get("supernet") == settings.get("supernet")
+
+
+def test_options_of_the_weights_are_in_their_settings(capsys):
+    code, out, _ = run(*WARM, "--norm", "tracked", "--no-affine", "--json", capsys=capsys)
+    tracked = strict(out)
+    assert tracked["settings"]["supernet"] == {"track": True, "affine": False}
+    code, out, _ = run(*WARM, "--norm", "batch", "--json", capsys=capsys)
+    usual = strict(out)
+    assert code == 0 and "supernet" not in usual["settings"]
+    assert "sampler" not in usual["settings"]["warmup"]
+    assert usual["checkpoint"] != tracked["checkpoint"]
+    names = load_checkpoint(Path(tracked["checkpoint"]))[0].weights
+    assert "stem.norm.running_mean" in names and "stem.norm.weight" not in names
+
+
+def test_the_recipe_of_bignas_on_an_elastic_space(capsys):
+    given = ["warmup", "--space", "mlp", "--warmup-steps", "2", "--warmup-batch", "16"]
+    given += ["--sampler", "sandwich", "--objective", "in_place", "--out", "w", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["budget"] == {"trained": 4 * 32, "evaluated": 0}
+    code, out, err = run(*given, "--norm", "tracked", capsys=capsys)
+    assert code == 2 and "supernet: that of mlp has no option 'track'" in err
+
+
+def test_the_cost_is_said(capsys):
+    code, out, _ = run(*WARM, "--sampler", "greedy", capsys=capsys)
+    assert code == 0
+    assert f"2 steps of 16 on 32 images, 32 processed, {10 * HELD} to score paths: " in out
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([*WARM, "--sampler", "sandwich"], "sandwich: nasbench201 names no largest architecture"),
+        ([*WARM, "--sampler", "fair", "--paths", "2"], "fair has its own number of paths a step"),
+        ([*WARM, "--balance", "0->1"], "balance: has no effect on sampler uniform"),
+        (
+            [*WARM, "--sampler", "balanced", "--balance", "9->9"],
+            "balance: must be one of 0->1, 0->2, 1->2, 0->3, 1->3, 2->3, got '9->9'",
+        ),
+        (
+            [*WARM, "--objective", "cross_path"],
+            "objective cross_path needs sampler disjoint, got uniform",
+        ),
+        (["rank", "--label-smoothing", "0.1"], "--label-smoothing: has no effect without"),
+        (
+            ["warmup", *SMALL[:4], "--warmup", "1", "--sampler", "greedy"],
+            "greedy paths need 143 held-out images beside the 1437 to train on",
+        ),
+        ([*WARM, "--path-dropout", "1"], "--path-dropout: must be a number from 0 to below 1"),
+        (["rank", "--sampler", "fair"], "--sampler: has no effect without --warmup"),
+        (["rank", "--norm", "tracked"], "--norm: is of shared weights that a warm-up trains"),
+        (
+            ["rank", "--init", "candidate", "--warmup", "0.1", "--sampler", "fair"],
+            "--sampler: with --init candidate each network is trained alone",
+        ),
+        (
+            ["rank", "--init", "candidate", "--warmup", "0.1", "--no-affine"],
+            "--no-affine: is of shared weights that a warm-up trains",
+        ),
+    ],
+    ids=lambda value: None,
+)
+def test_what_does_not_go_together(given, message, capsys):
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 2 and out == "" and message in err, err

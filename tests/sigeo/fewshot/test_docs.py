@@ -1,0 +1,50 @@
+"""The page on few-shot search: its code runs, its figures are what the code gives."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sigeo.fewshot import Branching, metrics, partition
+from sigeo.fewshot.choice import names
+from tests.sigeo.fewshot.space import batches
+from tests.sigeo.fewshot.test_lid import subspace
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "fewshot.md").read_text(encoding="utf-8")
+
+
+def test_the_code_runs():
+    data = batches()
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert blocks
+    for block in blocks:
+        variables = {"batches": data, "images": data[0][0]}
+        exec(block, variables)
+        assert variables["logits"].shape == (16, 10)
+        assert 0 <= variables["leaf"] < 4 == len(variables["divided"].supernets)
+
+
+def test_the_declarations_of_published_systems_are_valid():
+    rows = PAGE.split("## Which published system is what")[1].split("**Not as")[0]
+    variables = {
+        **{name: getattr(partition, name) for name in partition.__all__},
+        **{name: getattr(metrics, name) for name in metrics.__all__},
+        "Branching": Branching,
+    }
+    found = re.findall(
+        r"`((?:GradientMatching|gradient_matching_logits|LID|Exact|Branching)[.(].*?)`", rows
+    )
+    assert len(found) >= 9
+    for expression in found:
+        eval(expression, variables)
+
+
+def test_every_rule_is_listed():
+    section = PAGE.split("## Which choice is split")[1].split("## Weights")[0]
+    for name in set(names()) - {"in_turn", "random"}:
+        assert f'BestGroups("{name}")' in section
+
+
+def test_the_estimates_of_dimension_are_those_of_the_page():
+    found = [float(metrics.lid(subspace(m, 2000)).mean()) for m in (2, 5, 10)]
+    assert "{:.2f}, {:.2f} and {:.2f}".format(*found) in " ".join(PAGE.split())

@@ -1,0 +1,176 @@
+"""Systems carried out: budgets, schedules, what is inherited, kills."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+from sigeo import InputError, spaces
+from sigeo.fewshot import recipes
+from sigeo.fewshot.develop import Stretch, develop
+from sigeo.fewshot.study import FORWARD_SHARE
+from sigeo.supernet import Training, load_checkpoint
+from tests.sigeo.fewshot.ground import SMALL, SPACE, study
+
+
+def made(name, **options):
+    return recipes.get(name, SPACE, **{**SMALL.get(name, {}), **options})
+
+
+def weights(family):
+    return [dict(supernet.state_dict()) for supernet in family.supernets]
+
+
+def assert_same(a, b):
+    assert a.plan == b.plan and a.cost == b.cost and a.standing == b.standing
+    for mine, theirs in zip(weights(a), weights(b), strict=True):
+        assert mine.keys() == theirs.keys()
+        assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_every_system_spends_its_budget_and_serves_the_space(name):
+    ground = study(2000)
+    family = develop(made(name), ground, 0)
+    spent = family.cost.trained + FORWARD_SHARE * family.cost.evaluated
+    step = 8 * 5  # the most that one takes
+    assert 2000 - step * len(family.plan.leaves) <= spent <= 2000 + 8
+    assert sum(family.plan.sizes) == SPACE.size
+    archs = spaces.distinct(SPACE, 6, random.Random(0))
+    accuracy, loss = family.evaluated(archs, ground.validation())
+    assert ((accuracy >= 0) & (accuracy <= 1)).all() and (loss > 0).all()
+
+
+def test_a_supernet_learns():
+    ground = study(6000)
+    family = develop(made("one-shot"), ground, 0)
+    archs = spaces.distinct(SPACE, 12, random.Random(1))
+    accuracy, _ = family.evaluated(archs, ground.validation())
+    assert accuracy.max() > 0.9
+
+
+def test_trainings_keep_their_published_proportions(tmp_path):
+    develop(made("gm-nas"), study(6000), 0, folder=tmp_path)
+    steps = {
+        path.stem: load_checkpoint(path)[0].step for path in sorted(tmp_path.glob("*.safetensors"))
+    }
+    assert set(steps) == {"level-0-0", "level-1-0", "level-1-1", *(f"leaf-{i}" for i in range(4))}
+    first = steps["level-0-0"]
+    assert steps["level-1-0"] == steps["level-1-1"] == first
+    assert all(2.4 <= steps[f"leaf-{leaf}"] / first <= 2.8 for leaf in range(4))
+
+
+def test_a_schedule_goes_on_through_the_parts_of_a_training():
+    whole = Training.of_steps(100, 96, lr=0.1, schedule="cosine", batch_size=8)
+    parts = [
+        Stretch(**vars(Training.of_steps(n, 96, lr=0.1, schedule="cosine", batch_size=8)),
+                begin=begin, end=end)
+        for n, begin, end in ((30, 0.0, 0.3), (70, 0.3, 1.0))
+    ]  # fmt: skip
+    joined = [part.lr_at(step) for part in parts for step in range(part.steps)]
+    assert joined == pytest.approx([whole.lr_at(step) for step in range(100)])
+
+
+def test_children_start_from_their_parent_or_from_the_draw(tmp_path):
+    options = {"before": 1, "after": 0}
+    ground = study()
+    transferred = develop(made("few-shot", **options), ground, 0, folder=tmp_path)
+    parent = load_checkpoint(tmp_path / "level-0-0.safetensors")[0].weights
+    drawn = dict(ground.supernet(0).state_dict())
+    for child in weights(transferred):
+        assert all(torch.equal(child[name], parent[name]) for name in parent)
+    assert len(transferred.plan.leaves) == 5
+    fresh = develop(made("few-shot", transfer=False, **options), ground, 0)
+    for child in weights(fresh):
+        assert all(torch.equal(child[name], drawn[name]) for name in drawn)
+
+
+def test_narrow_supernets():
+    family = develop(made("efs-nas"), study(), 0)
+    assert family.plan.sizes == (9105, 5520, 1000)
+    assert {s.skeleton.channels for s in family.supernets} == {1}  # a third of 3
+    half = develop(made("one-shot", width=0.67), study(), 0)
+    assert half.supernets[0].skeleton.channels == 2
+
+
+def test_narrowing_keeps_the_part_that_does_best_and_ranks_by_how_far_parts_came():
+    ground = study(3000)
+    family = develop(made("hep-nas", after=0, before=[1, 1, 1]), ground, 0)
+    # 2, 4 and 8 parts, of which one goes on each time.
+    assert len(family.plan.leaves) == 1 + 3 + 8
+    assert sorted(family.standing) == [0] + [1] * 3 + [2] * 7 + [3]
+    assert sum(family.plan.sizes) == SPACE.size
+    sizes = dict(zip(family.standing, family.plan.sizes, strict=True))
+    assert sizes[0] in (6250, 9375)  # two or three of five options on the first edge
+    archs = spaces.distinct(SPACE, 60, random.Random(0))
+    accuracy, _ = family.evaluated(archs, ground.validation())
+    ranked = family.ranked(archs, accuracy)
+    standing = [family.standing[family.plan.route(arch)] for arch in archs]
+    for i in range(60):
+        for j in range(60):
+            if standing[i] > standing[j]:
+                assert ranked[i] > ranked[j]
+            elif standing[i] == standing[j]:
+                assert (ranked[i] > ranked[j]) == (accuracy[i] > accuracy[j])
+
+
+@pytest.mark.parametrize("teachers", ["both", "parent", "siblings", "none"])
+def test_who_parts_learn_from_changes_what_they_learn(teachers):
+    options = {"after": 1, "rounds": 2, "teachers": teachers}
+    family = develop(made("hep-nas", **options), study(2000), 0)
+    forward = family.cost.evaluated / family.cost.trained
+    assert len(family.plan.leaves) == 12
+    low, high = {"both": (1.5, 5), "parent": (0.5, 1.5), "siblings": (1, 4), "none": (0, 0.5)}[
+        teachers
+    ]
+    assert low < forward < high
+
+
+class Killed(Exception):
+    """A run was interrupted."""
+
+
+@pytest.mark.parametrize("name", ["greedy", "pi-nas", "few-shot", "gm-nas", "hep-nas", "efs-nas"])
+def test_a_killed_run_goes_on_to_the_same_end(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("sigeo.supernet.loop._SECONDS_BETWEEN_SAVES", -1.0)
+    ground = study(1200)
+    undisturbed = develop(made(name), ground, 0)
+
+    def killed_after(images):
+        def progress(done, total):
+            assert total == 1200
+            if done > images:
+                raise Killed
+
+        return progress
+
+    for images in (100, 500, 1000):
+        with pytest.raises(Killed):
+            develop(made(name), ground, 0, folder=tmp_path, progress=killed_after(images))
+    for _ in range(2):  # goes on; then finds all of it done
+        assert_same(develop(made(name), ground, 0, folder=tmp_path), undisturbed)
+
+
+def test_other_settings_are_not_gone_on_with(tmp_path):
+    develop(made("few-shot"), study(), 0, folder=tmp_path)
+    with pytest.raises(InputError, match="made with other settings"):
+        develop(made("few-shot", choice=1), study(), 0, folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: recipes.get("best", SPACE), "recipe: must be one of one-shot, fair"),
+        (lambda: recipes.get("fair", SPACE, paths=2), "fair: has no option paths, options are"),
+        (lambda: develop(made("gm-nas", repeats=9), study(400), 0), "comparing options takes"),
+        (lambda: develop(made("fair"), study(30), 0), "less than a step of 8"),
+        (lambda: study(held_out=118), "holding 118 images out needs as many and a batch"),
+        (lambda: study(4), "a budget must pay for at least one batch of 8, got 4"),
+        (lambda: study().supernet(0, width=1.5), "width: must be above 0 and at most 1"),
+    ],
+)
+def test_bad_recipes_are_refused(make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -1,0 +1,83 @@
+"""Batches, labels and losses of any kind, and those that are refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import sigeo
+from sigeo import InputError
+from sigeo.capture import Request, gradient_statistics
+from tests.sigeo.models import TwoInputs, golden_net, image_batches
+
+
+def test_inputs_by_position_and_by_name():
+    torch.manual_seed(0)
+    model = TwoInputs()
+    a, b, y = torch.randn(8, 4), torch.randn(8, 3), torch.randint(0, 5, (8,))
+    (one,) = gradient_statistics(model, [((a, b), y), ((b[:, [0, 1, 2, 0]], b), y)])
+    (two,) = gradient_statistics(
+        model, [({"a": a, "b": b}, y), ({"a": b[:, [0, 1, 2, 0]], "b": b}, y)]
+    )
+    assert all(torch.equal(x, z) for x, z in zip(one.summary, two.summary, strict=True))
+
+
+def test_bad_batches_and_losses():
+    model, batches = golden_net(), image_batches(2)
+    with pytest.raises(InputError, match="batches: expected at least one, got none"):
+        gradient_statistics(model, [])
+    with pytest.raises(InputError, match=r"loss_fn: expected one number.*got shape \[16\]"):
+        gradient_statistics(model, batches, lambda o, y: F.cross_entropy(o, y, reduction="none"))
+    with pytest.raises(InputError, match="loss_fn: expected one number.*got float"):
+        gradient_statistics(model, batches, lambda o, y: 1.0)
+    with pytest.raises(InputError, match="expected pairs"):
+        gradient_statistics(
+            model, [x for x, _ in batches], lambda o: o.mean(), requests=[Request(samples=True)]
+        )
+
+
+@pytest.mark.parametrize("kind", [list, np.asarray, torch.as_tensor])
+def test_labels_of_any_kind(kind):
+    batches = image_batches()
+    expected = gradient_statistics(golden_net_of(0), batches)[0]
+    told = [(x, kind(y.tolist())) for x, y in batches]
+    got = gradient_statistics(golden_net_of(0), told)[0]
+    assert torch.equal(got.losses, expected.losses)
+
+
+def golden_net_of(seed):
+    torch.manual_seed(seed)
+    return golden_net()
+
+
+def test_a_lazy_model_is_refused_with_its_name():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(5))
+    with pytest.raises(InputError, match=r"model: 0\.weight has no shape yet"):
+        gradient_statistics(model, image_batches())
+
+
+@pytest.mark.parametrize("proxies", [["zico"], ["fisher_trace"]])
+def test_labels_out_of_range_are_named(proxies):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    data = [(torch.randn(5, 4), torch.tensor([0, 1, 2, 1, label])) for label in (0, 3)]
+    with pytest.raises(InputError, match="labels: expected classes from 0 to 2, got 3"):
+        sigeo.score(model, data[::-1], proxies)
+    data[0][1][0] = -100  # ignored by the loss
+    if proxies == ["zico"]:
+        sigeo.score(model, [data[0]] * 2, proxies)
+    else:  # samples that do not count alike have no gradients of one mean loss
+        with pytest.raises(InputError, match="ignored labels"):
+            sigeo.score(model, [data[0]] * 2, proxies)
+
+
+def test_other_index_errors_of_a_loss_are_its_own():
+    model, data = nn.Linear(4, 3), [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))]
+
+    def broken(output, labels):
+        return [output][1]
+
+    with pytest.raises(IndexError, match="list index out of range"):
+        sigeo.score(model, data * 2, ["zico"], loss_fn=broken)

@@ -1,0 +1,86 @@
+"""The model comes back as it was, whatever happened."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from sigeo.capture import SGD, Request, gradient_statistics, preserved
+from tests.sigeo.models import assert_unchanged, golden_net, image_batches, state_of
+
+
+class Fails(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = golden_net()
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls == 3:
+            raise RuntimeError("out of luck")
+        return self.net(x)
+
+
+def test_the_model_comes_back_after_an_exception():
+    torch.manual_seed(0)
+    model = Fails()
+    model.eval()
+    model.net[1].train()
+    gradient = torch.ones_like(model.net[0].weight)
+    model.net[0].weight.grad = gradient
+    before = state_of(model)
+    states = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy())
+    with pytest.raises(RuntimeError, match="out of luck"):
+        gradient_statistics(model, image_batches(), requests=[Request(steps=SGD(1.0))])
+    assert_unchanged(model, before)
+    assert model.net[0].weight.grad is gradient and model.net[3].weight.grad is None
+    assert model.net[1].training and not model.net[0].training and not model.training
+    assert torch.equal(torch.get_rng_state(), states[0]) and random.getstate() == states[1]
+    assert (np.random.get_state()[1] == states[2]).all()
+
+
+def test_a_buffer_that_is_replaced_comes_back():
+    class Replaces(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 5)
+            self.register_buffer("seen", torch.zeros(3))
+            self.register_buffer("nothing", None)
+
+        def forward(self, x):
+            self.seen = self.seen + x.sum(0)
+            return self.linear(x)
+
+    model = Replaces()
+    original = model.seen
+    gradient_statistics(model, [(torch.randn(4, 3), torch.arange(4))] * 3)
+    assert model.seen is original and torch.equal(original, torch.zeros(3))
+
+
+def test_preserved_without_parameters_keeps_what_the_body_did_to_them():
+    model = nn.Linear(2, 2)
+    with preserved(model, parameters=False), torch.no_grad():
+        model.weight.zero_()
+    assert model.weight.abs().sum() == 0
+
+
+def test_buffers_that_cannot_be_written_do_not_stop_the_restoring():
+    model = golden_net()
+    model.register_buffer("wide", torch.ones(1, 5).expand(4, 5))
+    before = state_of(model)
+    gradient_statistics(model, image_batches())
+    assert_unchanged(model, before)
+
+
+def test_reading_a_shuffling_loader_draws_nothing():
+    images, labels = image_batches(1)[0]
+    dataset = torch.utils.data.TensorDataset(images, labels)
+    loader = torch.utils.data.DataLoader(dataset, batch_size=4, shuffle=True)
+    model, before = golden_net(), torch.get_rng_state()
+    gradient_statistics(model, loader)
+    assert torch.equal(before, torch.get_rng_state())

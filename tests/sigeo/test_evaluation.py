@@ -1,0 +1,133 @@
+"""Evaluation of subnets: values, modes, and nothing changed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sigeo import InputError
+from sigeo.supernet import evaluate
+from tests.sigeo.training import SPACE, batches
+
+ARCHS = [SPACE.at(index) for index in (9558, 1462, 9558, 8001, 15000)]
+
+
+def tracked(supernet):
+    """With running statistics in every norm, not at their start."""
+    for n in supernet.modules():
+        if isinstance(n, nn.BatchNorm2d):
+            n.track_running_stats = True
+            n.running_mean = torch.full((n.num_features,), 0.1)
+            n.running_var = torch.full((n.num_features,), 1.5)
+            n.num_batches_tracked = torch.tensor(7)
+    return supernet
+
+
+def by_hand(outputs_of, archs):
+    accuracy, loss = [], []
+    for arch in archs:
+        right = total = count = 0
+        for inputs, labels in batches(3, 7):
+            outputs = outputs_of(arch, inputs)
+            right += int((outputs.argmax(1) == labels).sum())
+            total += float(nn.functional.cross_entropy(outputs, labels, reduction="sum"))
+            count += len(labels)
+        accuracy.append(right / count)
+        loss.append(total / count)
+    return torch.tensor(accuracy, dtype=torch.float64), torch.tensor(loss, dtype=torch.float64)
+
+
+def assert_evaluated(found, expected):
+    assert torch.equal(found.accuracy, expected[0])
+    torch.testing.assert_close(found.loss, expected[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 8])
+@pytest.mark.parametrize("make", [lambda s: s, tracked], ids=["plain", "tracked"])
+def test_batch_statistics_one_by_one_and_together(make, at_once):
+    supernet = make(SPACE.supernet(seed=1))
+    plain = SPACE.supernet(seed=1)
+    with torch.no_grad():
+        expected = by_hand(lambda arch, x: plain.subnet(arch).train()(x), ARCHS)
+    found = evaluate(supernet, ARCHS, batches(3, 7), at_once=at_once)
+    assert_evaluated(found, expected)
+    assert found.images == 5 * 21
+
+
+def test_tracked_statistics_are_used_as_they_are():
+    supernet = tracked(SPACE.supernet(seed=1))
+    with torch.no_grad():
+        expected = by_hand(lambda arch, x: copy.deepcopy(supernet).eval()(x, arch), ARCHS)
+    assert_evaluated(evaluate(supernet, ARCHS, batches(3, 7), norm="tracked"), expected)
+
+
+@pytest.mark.parametrize("make", [lambda s: s, tracked], ids=["plain", "tracked"])
+def test_recalibrated_statistics_are_the_mean_over_the_calibration_batches(make):
+    calibration = batches(2, 9)
+
+    def outputs(arch, x):
+        network = copy.deepcopy(tracked(SPACE.supernet(seed=1))).subnet(arch).train()
+        for n in network.modules():
+            if isinstance(n, nn.BatchNorm2d):
+                n.reset_running_stats()
+                n.momentum = None
+        for inputs, _ in calibration:
+            network(inputs)
+        return network.eval()(x)
+
+    with torch.no_grad():
+        expected = by_hand(outputs, ARCHS)
+    supernet = make(SPACE.supernet(seed=1))
+    found = evaluate(supernet, ARCHS, batches(3, 7), norm="recalibrated", calibration=calibration)
+    assert_evaluated(found, expected)
+    assert found.images == 5 * (21 + 18)
+
+
+@pytest.mark.parametrize("norm", ["batch", "tracked", "recalibrated"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_changed_also_after_an_error(norm, fails):
+    supernet = tracked(SPACE.supernet(seed=1)).train()
+    supernet.head.eval()
+    supernet.stem.conv.weight.grad = torch.ones_like(supernet.stem.conv.weight)
+    before = {name: (value, value.clone()) for name, value in supernet.state_dict().items()}
+    modes = [(m, m.training, getattr(m, "momentum", 0)) for m in supernet.modules()]
+    given = batches()
+    if fails:
+        given[1] = (given[1][0], torch.full((8,), 9))
+    calibration = batches() if norm == "recalibrated" else ()
+    try:
+        evaluate(supernet, ARCHS, given, norm=norm, calibration=calibration)
+    except InputError as error:
+        assert fails and "labels: expected classes from 0 to 3, got 9" in str(error)
+    else:
+        assert not fails
+    after = supernet.state_dict()
+    assert after.keys() == before.keys()
+    for name, (value, copied) in before.items():
+        assert after[name].data_ptr() == value.data_ptr() and torch.equal(after[name], copied)
+    assert modes == [(m, m.training, getattr(m, "momentum", 0)) for m in supernet.modules()]
+    assert torch.equal(supernet.stem.conv.weight.grad, torch.ones_like(supernet.stem.conv.weight))
+    assert all(p.grad is None for n, p in supernet.named_parameters() if n != "stem.conv.weight")
+
+
+def test_no_architecture():
+    found = evaluate(SPACE.supernet(), [], batches())
+    assert (len(found.accuracy), len(found.loss), found.images) == (0, 0, 0)
+
+
+def test_bad_settings():
+    supernet = SPACE.supernet()
+    for options, message in (
+        ({"norm": "x"}, "norm: must be batch, tracked or recalibrated, got 'x'"),
+        ({"norm": "tracked"}, "keeps no running statistics"),
+        ({"norm": "recalibrated"}, "takes at least one batch, got 0"),
+        ({"calibration": batches()}, "norm='batch' takes no batch, got 2"),
+        ({"at_once": 0}, "at_once: must be at least 1, got 0"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(supernet, ARCHS, batches(), **options)
+    with pytest.raises(InputError, match="batches: expected at least one, got none"):
+        evaluate(supernet, ARCHS, [])

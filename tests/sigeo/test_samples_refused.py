@@ -1,0 +1,127 @@
+"""What `capture` refuses, and what is left behind then."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sigeo import InputError
+from sigeo.capture import capture
+from tests.sigeo.sample_loop import SAMPLES
+
+
+class Odd(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.flip(0)
+
+    @staticmethod
+    def backward(ctx, d):
+        return d.flip(0)
+
+
+class Flipping(nn.Module):
+    """Shuffles the samples where nobody sees it."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.first, self.second, self.how = nn.Linear(4, 4), nn.Linear(4, 5), how
+
+    def forward(self, x):
+        return self.second(self.how(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (Odd.apply, "along the samples"),
+        (lambda x: x.flip(0), "along the samples"),
+        (lambda x: x[torch.randperm(len(x))], "along the samples"),
+        (lambda x: x - x.mean(0), "over the samples"),
+        (lambda x: torch.roll(x, 1, 0), "along the samples"),
+        (lambda x: x.cumsum(0), "along the samples"),
+        (lambda x: x.t() @ x @ x.t() @ x, "over the samples"),
+        (lambda x: torch.linalg.qr(x)[0], "no rule"),
+    ],
+)
+def test_what_mixes_samples_is_refused_by_name(how, reason):
+    model, x = Flipping(how).double(), torch.randn(SAMPLES, 4, dtype=torch.float64)
+    with pytest.raises(InputError, match=reason), capture(model):
+        model(x)
+    with capture(model, strict=False) as stats:
+        model(x).sum().backward()
+    assert "second.weight" in stats.unsupported
+    with pytest.raises(KeyError):
+        stats["second.weight"]
+
+
+def test_bad_arguments():
+    model = nn.Linear(4, 5)
+    cases = [
+        ({"want": ["median"]}, "want: must be of sum, .*, got 'median'"),
+        ({"unit": 0}, 'unit: must be "sample" or a number from 1, got 0'),
+        ({"reduction": "none"}, 'reduction: must be "mean" or "sum", got \'none\''),
+        ({"batch_norm": "off"}, "batch_norm: must be refuse, frozen, .*, got 'off'"),
+    ]
+    for options, message in cases:
+        with pytest.raises(InputError, match=message), capture(model, **options):
+            pass
+    with pytest.raises(InputError, match="4 samples must be whole"), capture(model, unit=3):
+        model(torch.randn(4, 4))
+    with pytest.raises(InputError, match="after loss.backward"), capture(model) as stats:
+        model(torch.randn(4, 4))
+        _ = stats.sample_sq_norm
+
+
+def test_hooks_and_modes_are_gone_after_an_exception():
+    model = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
+    with pytest.raises(ZeroDivisionError), capture(model):
+        model(torch.randn(3, 4))
+        _ = 1 / 0
+    for module in model.modules():
+        assert not module._forward_hooks and not module._forward_pre_hooks
+    assert type(model(torch.randn(3, 4)).grad_fn).__name__ == "ReluBackward0"
+    assert torch.overrides._get_current_function_mode() is None
+
+
+def test_a_second_backward_pass_is_refused():
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.randint(0, 3, (5,))
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        F.cross_entropy(model(x), y).backward()
+        F.cross_entropy(model(x), y).backward()
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        output = model(x)
+        F.cross_entropy(output, y).backward(retain_graph=True)
+        F.cross_entropy(output, y).backward()
+
+
+def test_without_a_backward_pass_there_is_nothing_to_read():
+    torch.manual_seed(0)
+    model, x, y = nn.Linear(4, 3), torch.randn(5, 4), torch.randint(0, 3, (5,))
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        loss = F.cross_entropy(model(x), y)
+    for read in (lambda: stats.sample_sq_norm, lambda: stats["weight"]):
+        with pytest.raises(InputError, match="no backward pass was in the body"):
+            read()
+    with pytest.raises(InputError, match="backward pass must be in the body, got one behind it"):
+        loss.backward()
+
+
+def test_a_model_of_fallbacks_alone_can_be_read_in_the_body_and_measures_one_pass():
+    torch.manual_seed(0)
+    model, x = nn.LSTM(4, 3, batch_first=True).double(), torch.randn(5, 6, 4, dtype=torch.float64)
+    with capture(model, {"sample_sq_norm"}) as stats:
+        model(x)[0].sum().backward()
+        assert stats.sample_sq_norm.shape == (5,)
+    with pytest.raises(InputError, match="measures one backward pass"), capture(model):
+        output = model(x)[0]
+        output.sum().backward(retain_graph=True)
+        output.sum().backward()
+
+
+def test_lazy_layers_must_have_been_made():
+    model = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(InputError, match=r"1\.weight has no shape yet"), capture(model):
+        model(torch.randn(2, 4))

@@ -1,0 +1,147 @@
+"""The sample_moments ops: against their references, as custom ops, and what they refuse."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sigeo_ext import sample_moments as sm
+from sigeo_ext.sample_moments import op, reference
+from sigeo_ext.testing import assert_close
+from tests.cases import needs_kernels
+from tests.sigeo_ext.sample_loop import FLOATS
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 9),
+    inputs=st.integers(1, 9),
+    outputs=st.integers(1, 40),
+    size=st.integers(1, 7),
+    kernel=st.integers(1, 4),
+    stride=st.integers(1, 3),
+    padding=st.integers(0, 3),
+    dilation=st.integers(1, 2),
+    want=st.integers(1, 63),
+)
+def test_compiled_equals_reference_on_any_shapes(
+    batch, inputs, outputs, size, kernel, stride, padding, dilation, want
+):
+    out = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    if out < 1:
+        return
+    # Whole numbers, whose sums are exact: of a few random ones nothing but rounding may be left.
+    x, d = (
+        torch.randint(-4, 5, shape).float()
+        for shape in ((batch, size, inputs), (batch, out, outputs))
+    )
+    given_ = (x, d, [kernel], [stride], [padding], [dilation], 1, 1, 1, want, 0.5)
+    got = op.sample_moments_convolution(*given_)
+    assert_close(got, reference.convolution(*given_), tolerance=1e-5)
+
+
+SAMPLES = {
+    "sample_moments_convolution": lambda dtype: (
+        torch.randn(4, 5, 6, 3, dtype=dtype),
+        torch.randn(4, 5, 6, 7, dtype=dtype),
+        [3, 3],
+        [1, 1],
+        [1, 1],
+        [1, 1],
+        1,
+        2,
+        2,
+        63,
+        1.5,
+    ),
+    "sample_moments_embedding": lambda dtype: (
+        torch.tensor([3, 1, 3, 3, 0, 7]),
+        torch.tensor([0, 1, 0, 2, 1, 2]),
+        torch.randn(6, 4, dtype=dtype),
+        3,
+        1,
+        7,
+        63,
+        1.5,
+    ),
+    "sample_moments_tables": lambda dtype: (
+        torch.randint(0, 3, (6, 4)),
+        torch.randn(6, 4, 5, dtype=dtype),
+        2,
+        63,
+        1.5,
+    ),
+    "sample_moments_rows": lambda dtype: (torch.randn(12, 7, dtype=dtype), 2, 3, 63, 1.5),
+    "sample_moments_scale": lambda dtype: (
+        torch.randn(4, 5, 6, dtype=dtype),
+        torch.randn(4, 5, 6, dtype=dtype),
+        torch.randn(6, dtype=dtype),
+        torch.rand(6, dtype=dtype),
+        torch.randn(6, dtype=dtype),
+        True,
+        True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+@FLOATS
+def test_opcheck(name, dtype):
+    torch.library.opcheck(getattr(torch.ops.sigeo_ext, name).default, SAMPLES[name](dtype))
+
+
+X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)
+GEOMETRY = ([1], [1], [0], [1], 1)
+BAD_CALLS = {
+    "dtype": ((X.int(), D, *GEOMETRY, 1, 1, 1, 1.0), "x must be float32"),
+    "mixed": ((X.double(), D, *GEOMETRY, 1, 1, 1, 1.0), "x and d must have one dtype"),
+    "samples": ((X[:3], D, *GEOMETRY, 1, 1, 1, 1.0), "the same number of samples, got 3 and 4"),
+    "unit": (
+        (X, D, *GEOMETRY, 3, 1, 1, 1.0),
+        "4 samples must be whole units of 3 in 1 equal segments",
+    ),
+    "segments": ((X, D, *GEOMETRY, 1, 3, 1, 1.0), "4 samples must be whole units of 1 in 3"),
+    "want": ((X, D, *GEOMETRY, 1, 1, 64, 1.0), "want must be from 1 to 63, got 64"),
+    "groups": (
+        (X, D, [1], [1], [0], [1], 2, 1, 1, 1, 1.0),
+        "groups must divide the channels 3 and 5",
+    ),
+    "size": ((X, D[:, :5].contiguous(), *GEOMETRY, 1, 1, 1, 1.0), "d must have size"),
+    "dims": ((X, D, [1, 1], [1] * 2, [0] * 2, [1] * 2, 1, 1, 1, 1, 1.0), "x must be"),
+    "entries": (
+        (X, D, [1], [1, 1], [0], [1], 1, 1, 1, 1, 1.0),
+        "stride must have 1 entries, got 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_errors_name_argument_expectation_and_what_came(implementation, name):
+    arguments, message = BAD_CALLS[name]
+    call = reference.convolution if implementation == "reference" else op.sample_moments_convolution
+    with pytest.raises(RuntimeError, match=f"sample_moments_convolution: .*{message}"):
+        call(*arguments)
+
+
+def test_an_unknown_statistic_is_refused():
+    with pytest.raises(ValueError, match="want: must be of sum, .*, got 'median'"):
+        sm.linear(X, D, want=["median"])
+
+
+@needs_kernels
+def test_samples_of_too_many_positions_are_refused():
+    x = torch.zeros(1, 1, 1).expand(1, 1 << 25, 1)
+    with pytest.raises(RuntimeError, match="a sample must have at most 33554431 positions"):
+        sm.linear(x, x)
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+def test_a_kernel_that_does_not_fit_into_the_image_is_refused(implementation):
+    call = reference.convolution if implementation == "reference" else op.sample_moments_convolution
+    x, d = torch.randn(2, 2, 2, 8), torch.randn(2, 1, 1, 8)
+    for groups in (1, 8):
+        with pytest.raises(RuntimeError, match="kernel must fit into the padded size 2 of dimen"):
+            call(x, d, [3, 3], [2, 2], [0, 0], [1, 1], groups, 1, 1, 1, 1.0)

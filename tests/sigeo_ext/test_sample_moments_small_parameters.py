@@ -1,0 +1,55 @@
+"""The sample_moments of small parameters: rows that are given, and a norm's scale and shift."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sigeo_ext import sample_moments as sm
+from sigeo_ext.sample_moments import op, reference
+from sigeo_ext.testing import assert_close
+from tests.sigeo_ext.sample_loop import EVERYTHING, FLOATS, assert_statistics, by_loop, tolerance_of
+
+
+@pytest.mark.parametrize(("unit", "segments"), [(1, None), (2, 3), (4, None)])
+@FLOATS
+def test_rows_equal_the_loop(unit, segments, dtype):
+    gradients = torch.randn(12, 3, 7).to(dtype)
+    got = sm.rows(gradients, unit=unit, segments=segments, want=EVERYTHING)
+    assert_statistics(got, by_loop(gradients, unit, segments), tolerance_of(dtype))
+
+
+@pytest.mark.parametrize("statistics", ["channel", "sample", "position", "none"])
+@pytest.mark.parametrize("channels_last", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 50, 16), (4, 7, 37), (2, 1, 5), (5, 130, 64)])
+@FLOATS
+def test_scale_equals_reference(sizes, channels_last, statistics, dtype):
+    samples, positions, channels = sizes
+    if statistics == "position" and not channels_last:
+        pytest.skip("statistics of positions come with channels last")
+    shape = sizes if channels_last else (samples, channels, positions)
+    x, d = torch.randn(shape, dtype=dtype), torch.randn(shape, dtype=dtype)
+    of = {
+        "channel": (channels,),
+        "sample": (samples, channels),
+        "position": (samples, positions, 1),
+    }
+    mean = rstd = None
+    if statistics != "none":
+        mean = torch.randn(of[statistics], dtype=dtype)
+        rstd = torch.rand(of[statistics], dtype=dtype) + 0.5
+    factor = torch.randn(channels, dtype=dtype)
+    got = op.sample_moments_scale(x, d, mean, rstd, factor, channels_last, True)
+    expected = reference.scale(x, d, mean, rstd, factor, channels_last, True)
+    assert_close(got, expected, tolerance=tolerance_of(dtype))
+
+
+def test_mean_and_rstd_have_one_shape():
+    x = torch.randn(4, 5, 6)
+    for call in (op.sample_moments_scale, reference.scale):
+        with pytest.raises(RuntimeError, match="mean and rstd must have one shape"):
+            call(x, x, torch.randn(4, 6), torch.rand(6), None, True, True)
+
+
+def test_rows_of_no_samples():
+    assert sm.rows(torch.randn(0, 3, 2), want=["sum"]).sum.tolist() == [[0, 0]] * 3
