@@ -7,6 +7,7 @@ import statistics
 from collections import Counter
 from typing import Any
 
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from bench import harness
@@ -53,7 +54,7 @@ def shared_prefixes(count: int, cells: int = 15, groups: int = 20) -> float:
 
 
 def shared_pieces(space: Any, count: int, groups: int = 5) -> float:
-    """The share of all multiply-adds that the convolutions save which an elastic stack takes over.
+    """The share of all multiply-adds that the layers save which an elastic stack takes over.
 
     Two subnets have the same value behind a piece where they have equal shapes up to there.
     """
@@ -71,7 +72,7 @@ def shared_pieces(space: Any, count: int, groups: int = 5) -> float:
                     saved += sum(
                         space.positions[f"{name}.{inner}".rstrip(".")] * layer.weight.numel()
                         for inner, layer in piece.named_modules()
-                        if isinstance(layer, _ConvNd)
+                        if isinstance(layer, (_ConvNd, nn.Linear))
                     )
         shares.append(saved / sum(space.cost(arch).flops for arch in archs))
     return statistics.median(shares)

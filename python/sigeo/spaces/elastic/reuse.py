@@ -1,4 +1,4 @@
-"""Convolutions that several subnets apply with equal weights to equal inputs, computed once.
+"""Layers that several subnets apply with equal weights to equal inputs, computed once.
 
 Only forward: the output that the first of them has computed stands in for the call of the others,
 and backward each call does with its own input and weight what it would have done.
@@ -22,7 +22,7 @@ class Reuse:
     """What is known of one pass over several subnets."""
 
     def __init__(self, networks: Sequence[nn.Module]):
-        """Replace the convolutions that occur more than once, in place.
+        """Replace the convolutions and linear layers that occur more than once, in place.
 
         Args:
             networks: Chains of named pieces, with parameters of their own that have the values of
@@ -39,7 +39,7 @@ class Reuse:
 
     def _replace(self, network: nn.Module, name: str, piece: nn.Module, number: int) -> None:
         for inner, layer in list(piece.named_modules()):
-            if isinstance(layer, nn.Conv2d):
+            if type(layer) in (nn.Conv2d, nn.Linear):
                 shared = _Shared(layer, self, (number, inner))
                 network.set_submodule(f"{name}.{inner}" if inner else name, shared)
 
@@ -80,22 +80,24 @@ def prefixes(networks: Sequence[nn.Module]) -> list[list[int]]:
 
 
 class _Shared(nn.Module):
-    """A convolution that another subnet may have computed already."""
+    """A layer that another subnet may have computed already."""
 
-    def __init__(self, layer: nn.Conv2d, reuse: Reuse, key: Key):
+    def __init__(self, layer: nn.Conv2d | nn.Linear, reuse: Reuse, key: Key):
         super().__init__()
         self.layer, self._reuse, self._key = layer, reuse, key
 
     def forward(self, x: Tensor) -> Tensor:
-        """[B, C, H, W] to what the layer makes of it."""
+        """What the layer makes of x."""
         layer = self.layer
         output = self._reuse.take(self._key)
         if output is None:
             y: Tensor = layer(x)
             self._reuse.keep(self._key, y)
             return y
+        if isinstance(layer, nn.Linear):
+            return _linear(x, layer.weight, layer.bias, output)
         geometry = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
-        return _taken_over(x, layer.weight, layer.bias, output, geometry)
+        return _convolution(x, layer.weight, layer.bias, output, geometry)
 
 
 class _Convolution(torch.autograd.Function):
@@ -118,4 +120,25 @@ class _Convolution(torch.autograd.Function):
         return (*found, None, None)
 
 
-_taken_over: Callable[..., Tensor] = _Convolution.apply
+class _Linear(torch.autograd.Function):
+    """A linear layer whose output is known; x is [..., inputs]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return output.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        needs = ctx.needs_input_grad
+        d, rows = gradients[0].flatten(0, -2), x.flatten(0, -2)
+        of_x = (d @ weight).view(x.shape) if needs[0] else None
+        of_weight = None
+        if needs[1]:  # the product that torch takes for a weight of this memory order
+            of_weight = d.t() @ rows if weight.is_contiguous() else (rows.t() @ d).t()
+        return of_x, of_weight, d.sum(0) if needs[2] else None, None
+
+
+_convolution: Callable[..., Tensor] = _Convolution.apply
+_linear: Callable[..., Tensor] = _Linear.apply
