@@ -12,12 +12,12 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options, split_options
+from sigeo.cli import console, options, shared_weights, split_options
 from sigeo.cli.split_options import add_arguments
 
 if TYPE_CHECKING:
     from sigeo.fewshot import Analysis, Known, Plan, Splitting
-    from sigeo.scoring.networks import Networks
+    from sigeo.scoring.networks import Init, Networks
     from sigeo.spaces import SearchSpace
 
 __all__ = ["HELP", "add_arguments", "run"]
@@ -122,11 +122,13 @@ def _networks(
     from sigeo.scoring.networks import Networks, Protocol
 
     warmup = options.warm_up(args, len(data.train), "supernet")
+    init: Init = "scratch" if warmup is None else "supernet"
     by_proxy = isinstance(how.metric, ProxyDifference)
     protocol = Protocol(
         proxies=(how.metric.proxy if by_proxy else proxies.get("params"),),  # type: ignore[union-attr]
-        init="scratch" if warmup is None else "supernet",
+        init=init,
         warmup=warmup,
+        supernet=shared_weights.supernet_options(args, init),
         batches=args.batches,
         batch_size=args.batch_size,
         seed=args.seed,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sigeo.cli import options
+from sigeo.cli import options, shared_weights
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="values of --kind that go together (default: each its own)",
     )
     options.add_warmup(parser, default=0.0)
+    shared_weights.add_arguments(parser)
     parser.add_argument("--table", metavar="FILE", help="benchmark table to look at the plan with")
     parser.add_argument("--metric-column", help=f"its column (default: {options.METRIC})")
     parser.add_argument(

@@ -1,6 +1,7 @@
 """Warm a supernet up on a share of the data and keep it for ``rank --init supernet:PATH``.
 
-The checkpoint is written every few seconds; the same command goes on from it.
+With a recipe, carry a one-shot or few-shot system out and keep its plan and its supernets. What is
+done is written every few seconds; the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_space(parser)
     options.add_warmup(parser, default=0.1)
     shared_weights.add_arguments(parser)
+    group = parser.add_argument_group("systems")
+    group.add_argument(
+        "--recipe",
+        metavar="NAME[:OPTION=VALUE,...]",
+        help="a system of one or more supernets in the place of plain training, see sigeo compare "
+        "--list; the warm-up's steps are its budget of processed images",
+    )
+    group.add_argument(
+        "--held-out",
+        type=options.at_least_two,
+        help="training images that a recipe judges paths and parts on (default: 200)",
+    )
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
@@ -33,6 +46,10 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks, Protocol
 
+    if args.recipe is not None:
+        return _carry_out(args)
+    if args.held_out is not None:
+        raise InputError("--held-out: has no effect without --recipe")
     data, space = options.load_data_and_space(args)
     config = options.warm_up(args, len(data.train), "supernet")
     if config is None:
@@ -68,5 +85,66 @@ def run(args: argparse.Namespace) -> int:
         print(
             f"{config.steps} steps of {config.batch_size} on {config.images} images, "
             f"{budget.trained} processed{scored}: {document['checkpoint']}"
+        )
+    return 0
+
+
+def _carry_out(args: argparse.Namespace) -> int:
+    """Carry a recipe out.
+
+    Raises:
+        InputError: An option that recipes decide themselves, or no budget.
+    """
+    from sigeo.fewshot import recipes
+    from sigeo.fewshot.comparison import Entrant
+    from sigeo.fewshot.develop import develop
+    from sigeo.fewshot.family import PLAN, leaf_file
+    from sigeo.fewshot.study import Study
+    from sigeo.scoring import export
+
+    entrant = Entrant.parse(args.recipe)
+    held_out = 200 if args.held_out is None else args.held_out
+    data, space = options.load_data_and_space(args)
+    for option in ("paths", *options.SHARED):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: a recipe decides that itself")
+    if shared_weights.supernet_options(args, "supernet"):
+        raise InputError("--norm, --no-affine and dropouts: have no effect with --recipe")
+    config = options.warm_up(args, max(0, len(data.train) - held_out), "supernet")
+    if config is None:
+        raise InputError("--warmup: must be above 0, got 0")
+    schedule = "cosine" if args.schedule is None else args.schedule
+    settings = {"batch_size": config.batch_size, "lr": config.lr, "schedule": schedule}
+    budget = config.steps * config.batch_size
+    study = Study(space, data, budget, held_out, settings, device=args.device)
+    recipe = recipes.get(entrant.recipe, space, **entrant.options)
+    folder = options.run_folder(args)
+    work = folder / options.file_name(entrant.label) / str(args.seed)
+    with console.progress(entrant.label) as report:
+        family = develop(recipe, study, args.seed, folder=work, progress=report)
+    made = {
+        "study": study.describe(),
+        "recipe": entrant.recipe,
+        "options": recipe.options,
+        "seed": args.seed,
+        "width": recipe.width,
+    }
+    family.save(folder, made)
+    document = {
+        "schema": export.SCHEMA,
+        "plan": str(folder / PLAN),
+        "checkpoints": [str(leaf_file(folder, leaf)) for leaf in range(len(family.supernets))],
+        "architectures": list(family.plan.sizes),
+        "budget": asdict(family.cost),
+        "settings": made,
+        "env": export.environment(args.device),
+    }
+    if args.json:
+        print(export.strict_dumps(document))
+    else:
+        cost = family.cost
+        print(
+            f"{entrant.label}: {len(family.supernets)} supernet(s), {cost.trained} images processed"
+            f", {cost.evaluated} forward only: {folder / PLAN}"
         )
     return 0

@@ -113,3 +113,37 @@ def test_the_cost_is_said(capsys):
 def test_what_does_not_go_together(given, message, capsys):
     code, out, err = run(*given, capsys=capsys)
     assert code == 2 and out == "" and message in err, err
+
+
+def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
+    from sigeo import spaces
+    from sigeo.fewshot.family import load_family
+
+    given = ["warmup", "--channels", "3", "--cells", "1", "--threads", "1", "--out", "w"]
+    given += ["--warmup-steps", "40", "--warmup-batch", "16", "--recipe", "efs-nas"]
+    code, out, err = run(*given, "--json", capsys=capsys)
+    document = strict(out)
+    assert code == 0, err
+    assert document["architectures"] == [9105, 5520, 1000]
+    assert 600 <= document["budget"]["trained"] <= 640
+    space = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=3, cells=1)
+    family = load_family(Path("w"), space)
+    assert [str(s.skeleton.channels) for s in family.supernets] == ["1"] * 3
+    code, out, _ = run(*given, capsys=capsys)
+    assert code == 0 and "3 supernet(s)" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--recipe", "x"], "recipe: must be one of"),
+        (["--recipe", "fair", "--sampler", "fair"], "--sampler: a recipe decides that itself"),
+        (["--recipe", "fair", "--dropout", "0.1"], "have no effect with --recipe"),
+        (["--held-out", "10"], "--held-out: has no effect without --recipe"),
+        (["--recipe", "fair", "--held-out", "1400"], "study: holding 1400 images out needs"),
+    ],
+)
+def test_recipes_that_cannot_be_carried_out(options, message, capsys):
+    given = ["warmup", "--channels", "2", "--cells", "1", "--warmup-steps", "5", "--out", "w"]
+    code, out, err = run(*given, *options, capsys=capsys)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
