@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bench import study_systems
 from bench.harness import RESULTS
 
 ROOT = RESULTS.parent.parent
 PAGES = (
     "README.md",
     "docs/benchmarks.md",
+    "docs/compare.md",
     "docs/elastic.md",
     "docs/grouped.md",
     "docs/ranking.md",
@@ -337,6 +339,8 @@ def part(name: str) -> str:
         return elastic()
     if name == "grouped-summary":
         return grouped()
+    if name == "systems":
+        return study_systems.page(table)
     kind, _, rest = name.partition("-")
     return ranking(rest) if kind == "ranking" else benchmark(name)
 

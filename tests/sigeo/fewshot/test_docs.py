@@ -1,16 +1,18 @@
-"""The page on few-shot search: its code runs, its figures are what the code gives."""
+"""The pages on few-shot search and systems: their code runs, their figures are the code's."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from sigeo.fewshot import Branching, metrics, partition
+from sigeo.fewshot import Branching, metrics, partition, recipes
 from sigeo.fewshot.choice import names
 from tests.sigeo.fewshot.space import batches
 from tests.sigeo.fewshot.test_lid import subspace
 
-PAGE = (Path(__file__).resolve().parents[3] / "docs" / "fewshot.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).resolve().parents[3] / "docs"
+PAGE = (DOCS / "fewshot.md").read_text(encoding="utf-8")
+SYSTEMS = (DOCS / "compare.md").read_text(encoding="utf-8")
 
 
 def test_the_code_runs():
@@ -48,3 +50,14 @@ def test_every_rule_is_listed():
 def test_the_estimates_of_dimension_are_those_of_the_page():
     found = [float(metrics.lid(subspace(m, 2000)).mean()) for m in (2, 5, 10)]
     assert "{:.2f}, {:.2f} and {:.2f}".format(*found) in " ".join(PAGE.split())
+
+
+def test_the_page_on_systems_lists_every_recipe_and_its_code_runs():
+    rows = SYSTEMS.split("## The recipes")[1].split("Metrics, partitions")[0]
+    assert re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE) == [
+        "one-shot", "fair", "balanced", "greedy", "pi-nas", "few-shot", "gm-nas", "efs-nas",
+        "metric-driven", "nas-lid", "random-split", "hep-nas",
+    ] == recipes.names()  # fmt: skip
+    variables = {}
+    exec(re.search(r"```python\n(.*?)```", SYSTEMS, re.DOTALL)[1], variables)
+    assert len(variables["accuracy"]) == 2 and len(variables["family"].supernets) == 5

@@ -1,0 +1,138 @@
+"""One-shot and few-shot systems on equal budgets, judged by NAS-Bench-201's published accuracies.
+
+    python -m bench.study_systems
+
+Reduced networks on CIFAR-10 images of half the size, 192,000 processed images a system and seed,
+three seeds: some two hours on two cores. Trainings are kept in runs/systems, so the same command
+goes on after a kill. Results go to bench/results/systems.json. Needs the data folder beside the
+checkout (SIGEO_SHARED) with data/cifar10_jpeg.npz and data/nasbench201.csv.gz.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from bench.harness import RESULTS, commit, machine
+from sigeo.cli import main as sigeo
+
+SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+RUN = RESULTS.parent.parent / "runs" / "systems"
+SYSTEMS = (
+    "one-shot",
+    "one-shot:width=0.375",
+    "fair",
+    "balanced",
+    "efs-nas",
+    "few-shot",
+    "random-split",
+    "gm-nas:repeats=4,batch=32",
+    "nas-lid:repeats=2,batch=64",
+    "metric-driven",
+    'metric-driven:metric="synflow"',
+    'metric-driven:metric="sigeo"',
+    "hep-nas:repeats=4,batch=32,judged=4",
+    "greedy:images=64",
+    "pi-nas",
+)
+SETTINGS = (
+    "--space nasbench201 --channels 8 --cells 1 --image-size 16 --metric cifar10.test --archs 120 "
+    "--budget 192000 --held-out 500 --seeds 3 --threads 1 --proxy sigeo,zico"
+)
+
+
+def run() -> int:
+    """Compare, and keep what came of it."""
+    files = ["--data", str(SHARED / "data" / "cifar10_jpeg.npz")]
+    files += ["--table", str(SHARED / "data" / "nasbench201.csv.gz"), "--out", str(RUN)]
+    code: int = sigeo(["compare", *SETTINGS.split(), *files, "--recipes", *SYSTEMS])
+    if code == 0:
+        save(json.loads((RUN / "comparison.json").read_text()), commit())
+    return code
+
+
+def save(found: dict[str, Any], sha: str) -> None:
+    """Write the result file: the document of ``sigeo compare`` without paths."""
+    path = RESULTS / "systems.json"
+    kept = {key: value for key, value in found.items() if key != "table"}
+    head = {
+        "command": "python -m bench.study_systems",
+        "settings": SETTINGS,
+        "sha": sha,
+        "machine": machine(),
+    }
+    path.write_text(json.dumps(head | kept, indent=1) + "\n")
+    print(path)
+
+
+def page(table: Any) -> str:
+    """The tables of the documentation.
+
+    Args:
+        table: (headings, rows) to Markdown.
+    """
+    path = RESULTS / "systems.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    content = json.loads(path.read_text())
+    systems = content["systems"]
+    kinds = list(dict.fromkeys(system["by"] for system in systems))
+    by_label: dict[str, dict[str, Any]] = {}
+    for system in systems:
+        by_label.setdefault(system["system"], {})[system["by"]] = system
+    heads = ["system", "Kendall [95 %]", "less one-shot", "between seeds"]
+    heads += ["best", "percentile", "regret", "MiB", "seconds"]
+    main = [[f"`{label}`", *_row(found["accuracy"])] for label, found in by_label.items()]
+    others = [
+        [f"`{label}`", *(_estimate(found[kind]["kendall"]) for kind in kinds)]
+        for label, found in by_label.items()
+    ]
+    sizes = [
+        [f"`{label}`", ", ".join(map(str, found["accuracy"]["sizes"][0]))]
+        for label, found in by_label.items()
+        if len(found["accuracy"]["sizes"][0]) > 1
+    ]
+    return "\n".join(
+        [
+            f"`{content['command']}` (`{content['settings']}`), torch {content['env']['torch']}, "
+            f"commit {content['sha']}; {content['architectures']} architectures, seeds "
+            f"{', '.join(map(str, content['seeds']))}; Kendall's tau between the table's own runs: "
+            f"{content['ceiling']:.3f}.\n",
+            "Ranked by accuracy on the images held out:\n",
+            table(heads, main),
+            "Kendall's tau on the same trained weights, by what ranks the subnets:\n",
+            table(["system", *kinds], others),
+            "How the space was divided with the first seed:\n",
+            table(["system", "architectures of each supernet"], sizes),
+        ]
+    )
+
+
+def _row(system: dict[str, Any]) -> list[str]:
+    quality = system["quality"]
+
+    def mean(values: list[float]) -> float:
+        return sum(values) / len(values)
+
+    spread = system["spread"]
+    return [
+        _estimate(system["kendall"]),
+        "" if system["gain"] is None else _estimate(system["gain"]),
+        "" if spread is None else f"{spread:.3f}",
+        f"{mean([q['top_kendall'] for q in quality]):.3f}",
+        f"{mean([q['pick']['percentile'] for q in quality]):.1f}",
+        f"{mean([q['pick']['regret'] for q in quality]):.2f}",
+        f"{system['weights'] / 2**20:.2f}",
+        f"{system['seconds']:.0f}",
+    ]
+
+
+def _estimate(found: dict[str, float]) -> str:
+    return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(run())
