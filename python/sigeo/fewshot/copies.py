@@ -7,11 +7,15 @@ cell has its own copies, of which the sum so far selects one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import copy
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from torch import nn
 
 from sigeo.errors import InputError
+from sigeo.spaces.nasbench201.supernet import CellSlots, NASBench201Supernet
 
 A = TypeVar("A", bound=Hashable)
 
@@ -62,3 +66,37 @@ class CumulativeCopies(Generic[A]):
             0 if cell <= self.shared else sum(limit < each * cell for limit in self.thresholds)
             for cell in range(1, self.cells + 1)
         )
+
+
+def cumulative_parts(
+    supernet: NASBench201Supernet, archs: Sequence[Any], copies: CumulativeCopies[Any]
+) -> list[NASBench201Supernet]:
+    """Supernets that share what their architectures' routes share.
+
+    Stem, reductions, head and the first cells are the given supernet's in all of them; of every
+    other cell there are as many copies as routes select, each in the supernets that select it.
+
+    Args:
+        supernet: Where all copies begin; becomes part of the result.
+        archs: An architecture of each kind that gets a supernet.
+        copies: Which copy serves it where.
+
+    Raises:
+        InputError: Another number of cells.
+    """
+    cells = sum(isinstance(block, CellSlots) for block in supernet.blocks)
+    if cells != copies.cells:
+        raise InputError(f"copies: made for {copies.cells} cells, the supernet has {cells}")
+    every = [supernet.blocks, *(copy.deepcopy(supernet.blocks) for _ in range(copies.count - 1))]
+    parts = []
+    for arch in archs:
+        route = iter(copies.route(arch))
+        chosen = [
+            every[next(route)][place] if isinstance(block, CellSlots) else block
+            for place, block in enumerate(supernet.blocks)
+        ]
+        part = copy.copy(supernet)
+        part._modules = dict(supernet._modules)
+        part.blocks = nn.ModuleList(chosen)
+        parts.append(part)
+    return parts

@@ -19,7 +19,7 @@ from sigeo.fewshot.recipe import Ground, Recipe
 from sigeo.fewshot.splitting import split
 from sigeo.fewshot.study import FORWARD_SHARE, Study
 from sigeo.spaces import Product, Region, Supernet
-from sigeo.supernet import Budget, Training, train_supernet
+from sigeo.supernet import Budget, RoutedSupernet, Training, train_supernet
 
 Progress = Callable[[int, int], None]
 """Called with (images processed, images in all)."""
@@ -239,6 +239,9 @@ class Development:
         recipe, study = self.recipe, self.study
         if recipe.kinds is not None:
             plan = split_by_kind(study.space, *recipe.kinds)
+            if recipe.joint is not None:
+                one = study.supernet(self.seed, width=recipe.width)
+                return plan, tuple(recipe.joint(one, plan.leaves))
             drawn = [study.supernet(self.seed, width=recipe.width) for _ in plan.leaves]
             return plan, tuple(drawn)
         supernet = study.supernet(self.seed, width=recipe.width)
@@ -284,6 +287,11 @@ class Development:
     def _train_leaves(self, plan: Plan[Any], supernets: tuple[Supernet[Any], ...]) -> None:
         """Train the leaves on what is left of the budget."""
         if self.recipe.after == 0:
+            return
+        if self.recipe.joint is not None:
+            routed = RoutedSupernet(supernets, plan.leaves)
+            images = self.study.budget - self.spent
+            self.train(routed, plan.root.region, images, "leaves", 0.0, 1.0)  # type: ignore[arg-type]
             return
         restarted = self.recipe.splitting is not None and self.recipe.splitting.inherit != "always"
         levels = len(self.recipe.before)

@@ -62,9 +62,10 @@ class Family(Generic[A]):
 
     @property
     def weights(self) -> int:
-        """Bytes of all weights."""
+        """Bytes of all weights, those that supernets have in common once."""
         modules: list[nn.Module] = list(self.supernets)  # type: ignore[arg-type]
-        return sum(p.nbytes for module in modules for p in module.parameters())
+        parameters = {id(p): p for module in modules for p in module.parameters()}
+        return sum(p.nbytes for p in parameters.values())
 
     def supernet(self, arch: A) -> Supernet[A]:
         """The one that serves an architecture."""

@@ -56,6 +56,9 @@ def uniform_paths(ground: Ground) -> Sampler[Any]:
     return Uniform(ground.space, seed=ground.seed, region=ground.region)
 
 
+Joint = Callable[[Supernet[Any], Sequence[Region[Any]]], Sequence[Supernet[Any]]]
+
+
 @dataclass(frozen=True)
 class Hierarchy:
     """Narrowing: choices are cut level by level and one part is kept (HEP-NAS).
@@ -93,6 +96,8 @@ class Recipe:
         splitting: How supernets are divided; None for one that serves all, or where ``kinds`` or
             ``hierarchy`` says how.
         kinds: A kind function and its groups, one sub-supernet a group.
+        joint: Of kinds: (supernet, regions) to sub-supernets that have weights in common, which one
+            training with ``paths`` trains together; None to train each of them alone.
         hierarchy: Narrowing in the place of splitting.
         paths: Of a step.
         objective: Makes what a step's paths are trained to do.
@@ -108,6 +113,7 @@ class Recipe:
     before: tuple[float, ...] = ()
     splitting: Splitting | None = None
     kinds: tuple[str, tuple[tuple[int, ...], ...]] | None = None
+    joint: Joint | None = None
     hierarchy: Hierarchy | None = None
     paths: Paths = field(default_factory=lambda: Paths(uniform_paths))
     objective: Callable[[], Objective] = CrossEntropy
@@ -143,7 +149,7 @@ class Recipe:
         if self.hierarchy is not None:
             return (1,) * (len(self.hierarchy.levels) + 1)
         if self.kinds is not None:
-            return (len(self.kinds[1]),)
+            return (1 if self.joint is not None else len(self.kinds[1]),)
         counts = [1]
         for factor in self.splitting.branching.levels if self.splitting is not None else ():
             options = max(len(choice.options) for choice in space.choices)

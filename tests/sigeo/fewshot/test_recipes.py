@@ -95,6 +95,36 @@ def test_narrow_supernets():
     assert half.supernets[0].skeleton.channels == 2
 
 
+def ids(module):
+    return {id(parameter) for parameter in module.parameters()}
+
+
+def test_efs_supernets_can_share_their_ends():
+    family = develop(made("efs-nas", shared=["stem", "head"], width=1.0), study(), 0)
+    first, second, _ = family.supernets
+    common = ids(first) & ids(second)
+    assert common == ids(first.stem) | ids(first.head)
+    apart = develop(made("efs-nas", width=1.0), study(), 0)
+    assert apart.weights > family.weights
+    assert all(bool(p.grad is None or p.isfinite().all()) for p in first.parameters())
+
+
+def test_efs_copies_of_cells_follow_the_running_count():
+    family = develop(made("efs-nas", route="cumulative", width=1.0), study(), 0)
+    assert family.plan.sizes == (1983, 7122, 5520, 1000)
+    cells = [[ids(s.blocks[place]) for place in (0, 2, 4)] for s in family.supernets]
+    assert all(part[0] == cells[0][0] for part in cells)  # the first third is shared
+    # Depths 0 and 1 count to 3 at most; depth 2 to 4 and 6, depth 3 to 6 and 9; limits 3 and 4.
+    assert cells[0] == cells[1]
+    assert cells[2][1] != cells[0][1] and cells[3][1] != cells[2][1]
+    assert cells[2][2] == cells[3][2]
+    reductions = [ids(s.blocks[1]) for s in family.supernets]
+    assert all(r == reductions[0] for r in reductions)
+    archs = spaces.distinct(SPACE, 5, random.Random(0))
+    accuracy, _ = family.evaluated(archs, study().validation())
+    assert ((accuracy >= 0) & (accuracy <= 1)).all()
+
+
 def test_narrowing_keeps_the_part_that_does_best_and_ranks_by_how_far_parts_came():
     ground = study(3000)
     family = develop(made("hep-nas", after=0, before=[1, 1, 1]), ground, 0)
@@ -167,6 +197,10 @@ def test_other_settings_are_not_gone_on_with(tmp_path):
         (lambda: develop(made("gm-nas", repeats=9), study(400), 0), "comparing options takes"),
         (lambda: develop(made("fair"), study(30), 0), "less than a step of 8"),
         (lambda: study(held_out=118), "holding 118 images out needs as many and a batch"),
+        (lambda: made("efs-nas", route="x"), "route must be total or cumulative, got 'x'"),
+        (lambda: made("efs-nas", route="cumulative", shared=["stem"]), "say what is shared"),
+        (lambda: made("efs-nas", route="cumulative", kind="convolution_count"), "cumulative"),
+        (lambda: made("efs-nas", groups=[[0, 1, 2, 3]], route="cumulative"), "for 2 to 4 groups"),
         (lambda: study(4), "a budget must pay for at least one batch of 8, got 4"),
         (lambda: study().supernet(0, width=1.5), "width: must be above 0 and at most 1"),
     ],

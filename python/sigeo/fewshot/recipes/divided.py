@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -9,12 +10,15 @@ from sigeo.errors import InputError
 from sigeo.fewshot import metrics
 from sigeo.fewshot.branching import Branching
 from sigeo.fewshot.choice import AnyChoice, BestGroups, InTurn
+from sigeo.fewshot.copies import CumulativeCopies, cumulative_parts
 from sigeo.fewshot.partition import Exact, Exhaustive, Random
 from sigeo.fewshot.recipe import Hierarchy, Recipe
+from sigeo.fewshot.recipes.one_shot import balanced_paths
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.fewshot.splitting import Splitting
-from sigeo.spaces import SearchSpace
-from sigeo.spaces.nasbench201 import INCOMING
+from sigeo.spaces import Region, SearchSpace, Supernet
+from sigeo.spaces.nasbench201 import INCOMING, nonlinear_depth
+from sigeo.supernet import RoutedSupernet
 
 Lengths = Sequence[float]
 
@@ -90,17 +94,67 @@ def efs_nas(
     kind: str = "nonlinear_depth",
     groups: Sequence[Sequence[int]] = ((0, 1), (2,), (3,)),
     width: float | None = None,
+    route: Literal["total", "cumulative"] = "total",
+    shared: Sequence[str] = (),
 ) -> Recipe:
-    """One narrow supernet a group of numbers of nonlinear functions, as many updates for each.
+    """A narrow supernet for each number of nonlinear functions, as many updates for each.
 
     Args:
         space: The space.
         kind: A kind function of the space.
         groups: Of kinds.
         width: Share of the channels; None for one divided by the number of groups.
+        route: "total", a supernet a group; "cumulative", as the published code for NAS-Bench-201:
+            copies of cells, selected by the running number of functions (`CumulativeCopies`).
+        shared: Submodules that the supernets have in common with route "total", such as "stem" and
+            "head"; a step then trains a path of each group.
+
+    Raises:
+        InputError: Another route, cumulative routes of another space or kind, or with ``shared``.
     """
     share = 1 / len(groups) if width is None else width
-    return Recipe("", "", kinds=(kind, tuple(tuple(group) for group in groups)), width=share)
+    parts = tuple(tuple(group) for group in groups)
+    if route == "cumulative":
+        if shared:
+            raise InputError("recipe efs-nas: cumulative routes say what is shared, got shared")
+        return _cumulative(space, kind, parts, share)
+    if route != "total":
+        raise InputError(f"recipe efs-nas: route must be total or cumulative, got {route!r}")
+    if not shared:
+        return Recipe("", "", kinds=(kind, parts), width=share)
+
+    def joint(supernet: Supernet[Any], regions: Sequence[Region[Any]]) -> Sequence[Supernet[Any]]:
+        made: Any = RoutedSupernet.of(supernet, regions, share=shared).parts
+        return list(made)
+
+    paths = balanced_paths(space, kind, parts, "each")
+    return Recipe("", "", kinds=(kind, parts), width=share, joint=joint, paths=paths)
+
+
+def _cumulative(
+    space: SearchSpace[Any], kind: str, groups: tuple[tuple[int, ...], ...], width: float
+) -> Recipe:
+    if space.name != "nasbench201" or kind != "nonlinear_depth":
+        raise InputError(
+            "recipe efs-nas: cumulative routes are those of nonlinear_depth on nasbench201, "
+            f"got {kind} on {space.name}"
+        )
+    cells = 3 * int(space.describe()["cells"])
+    published = {2: (25,), 3: (15, 20), 4: (10, 20, 30)}  # of 15 cells, by the number of copies
+    if len(groups) not in published:
+        raise InputError(f"recipe efs-nas: has thresholds for 2 to 4 groups, got {len(groups)}")
+    thresholds = tuple(max(1, round(limit * cells / 15)) for limit in published[len(groups)])
+    shared = 0 if len(groups) == 4 else round(cells / 3)
+    copies = CumulativeCopies(nonlinear_depth, cells, thresholds, shared)
+    kinds = tuple((depth,) for group in groups for depth in group)
+
+    def joint(supernet: Supernet[Any], regions: Sequence[Region[Any]]) -> Sequence[Supernet[Any]]:
+        one_of_each = [region.sample(random.Random(0)) for region in regions]
+        parts: Any = cumulative_parts(supernet, one_of_each, copies)  # type: ignore[arg-type]
+        return list(parts)
+
+    paths = balanced_paths(space, kind, groups, "one")
+    return Recipe("", "", kinds=(kind, kinds), width=width, joint=joint, paths=paths)
 
 
 @recipe("metric-driven", "Ly-Manson et al., AutoML 2024")

@@ -84,14 +84,24 @@ def balanced(
     Raises:
         InputError: No such kind function.
     """
+    return Recipe("", "", paths=balanced_paths(space, kind, groups, form), width=width)
+
+
+def balanced_paths(
+    space: SearchSpace[Any], kind: str, groups: Groups, form: Literal["one", "each"]
+) -> Paths:
+    """A path of each group of kinds a step, or of one of them, drawn.
+
+    Raises:
+        InputError: No such kind function.
+    """
     function = kind_function(space, kind).function
     regions = [Kind(space, function, frozenset(group)) for group in groups]
 
     def sampler(ground: Ground) -> Sampler[Any]:
         return Balanced(ground.space, regions, seed=ground.seed, form=form)
 
-    trained = len(groups) if form == "each" else 1
-    return Recipe("", "", paths=Paths(sampler, trained=trained), width=width)
+    return Paths(sampler, trained=len(groups) if form == "each" else 1)
 
 
 @recipe("greedy", "You et al., CVPR 2020 (GreedyNAS), sections 3.1 to 3.3")
