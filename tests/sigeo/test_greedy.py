@@ -211,11 +211,13 @@ def held_out_greedy():
 _KILLED = """
 import os, signal, sys
 from pathlib import Path
+import torch
 from sigeo.supernet import loop, train_supernet
 from tests.sigeo.test_greedy import held_out_greedy
 from tests.sigeo.training import source, training
 
 loop._SECONDS_BETWEEN_SAVES = -1.0
+torch.set_num_threads(int(sys.argv[2]))
 parts = held_out_greedy()
 train_supernet(
     parts["made"](), training(), source(), parts["sampler"], settings={"made": "here"},
@@ -228,7 +230,8 @@ train_supernet(
 @pytest.mark.slow
 def test_a_training_that_was_killed_goes_on(tmp_path):
     path = tmp_path / "c.safetensors"
-    killed = subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False)
+    threads = str(torch.get_num_threads())  # on which the bits of convolutions depend
+    killed = subprocess.run([sys.executable, "-c", _KILLED, str(path), threads], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert load_checkpoint(path)[0].step == 3
     undisturbed, cost = trained(**held_out_greedy())

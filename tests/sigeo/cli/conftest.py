@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from tests.sigeo.cli.helpers import SMALL, strict
 
@@ -13,6 +14,14 @@ from tests.sigeo.cli.helpers import SMALL, strict
 @pytest.fixture(autouse=True)
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def threads_as_before():
+    """The option ``--threads`` is of the process."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
