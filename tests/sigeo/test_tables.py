@@ -14,6 +14,7 @@ from scipy import stats
 from sigeo import InputError
 from sigeo.tables import (
     correlate,
+    correlation,
     kendall,
     read_table,
     repeated_kendall,
@@ -197,3 +198,15 @@ def test_repeated_rankings_are_averaged_and_compared_in_pairs():
     assert paired.high - paired.low < (apart.high - apart.low) / 3
     none = repeated_kendall(good, truth, baseline=good, resamples=50)
     assert (none.value, none.low, none.high) == (0, 0, 0)
+
+
+def test_resampled_kendall_is_that_of_each_resample(monkeypatch):
+    rng = np.random.default_rng(1)
+    a, b = rng.integers(0, 6, 30).astype(float), rng.standard_normal(30).round(1)
+    a[4] = -np.inf
+    draws = rng.integers(0, 30, (40, 30))
+    draws[0] = 7  # one architecture alone: undefined
+    one_by_one = np.array([kendall(a[draw], b[draw]) for draw in draws])
+    np.testing.assert_allclose(correlation._kendalls(a, b, draws), one_by_one, atol=1e-14)
+    monkeypatch.setattr(correlation, "_LARGE", 10)
+    np.testing.assert_array_equal(correlation._kendalls(a, b, draws), one_by_one)

@@ -83,7 +83,7 @@ def correlate(
     draws = _draws(len(truth), resamples, seed)
     return Correlation(
         spearman=_estimate(spearman, ranked, truth, draws, confidence),
-        kendall=_estimate(kendall, ranked, truth, draws, confidence),
+        kendall=_interval(kendall(ranked, truth), _kendalls(ranked, truth, draws), confidence),
         count=len(truth),
         not_finite=int((~finite).sum()),
     )
@@ -131,14 +131,19 @@ def repeated_kendall(
         confidence: Of the interval.
         seed: Of the resampling.
     """
+    draws = _draws(len(truth), resamples, seed)
 
-    def mean(stacked: Values, truth: Values) -> float:
-        taus = [kendall(scores, truth) for scores in stacked]
-        less = float(np.mean(taus[len(runs) :])) if baseline else 0.0
-        return float(np.mean(taus[: len(runs)])) - less
+    def mean(rankings: Sequence[Values]) -> tuple[float, Values]:
+        finite = [np.where(np.isfinite(scores), scores, -np.inf) for scores in rankings]
+        taus = [kendall(scores, truth) for scores in finite]
+        resampled = [_kendalls(scores, truth, draws) for scores in finite]
+        return float(np.mean(taus)), np.mean(resampled, axis=0)
 
-    stacked = np.stack([np.where(np.isfinite(s), s, -np.inf) for s in (*runs, *baseline)])
-    return _estimate(mean, stacked, truth, _draws(len(truth), resamples, seed), confidence)
+    value, resampled = mean(runs)
+    if baseline:
+        less, resampled_less = mean(baseline)
+        value, resampled = value - less, resampled - resampled_less
+    return _interval(value, resampled, confidence)
 
 
 def _draws(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
@@ -152,11 +157,40 @@ def _estimate(
     draws: NDArray[np.int64],
     confidence: float,
 ) -> Estimate:
-    value = statistic(scores, truth)
     resampled = np.array([statistic(scores[..., draw], truth[draw]) for draw in draws])
+    return _interval(statistic(scores, truth), resampled, confidence)
+
+
+def _interval(value: float, resampled: Values, confidence: float) -> Estimate:
     resampled = resampled[~np.isnan(resampled)]
     if not len(resampled) or math.isnan(value):
         return Estimate(value, math.nan, math.nan)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))
+
+
+_LARGE = 2048  # architectures whose matrix of pairs takes 32 MiB
+
+
+def _kendalls(a: Values, b: Values, draws: NDArray[np.int64]) -> Values:
+    """Kendall's tau-b of each resample [resamples]; NaN where one side does not vary.
+
+    With S_ij and T_ij the signs of the differences of all pairs and c the numbers of times that a
+    resample holds each architecture, tau-b is c'(S T)c / sqrt(c'(S S)c c'(T T)c), products of
+    entries: sums of whole numbers, so exact.
+    """
+    if len(a) > _LARGE:
+        return np.array([kendall(a[draw], b[draw]) for draw in draws])
+    signs = [np.sign(np.subtract.outer(r, r)) for r in (stats.rankdata(a), stats.rankdata(b))]
+    counts = np.zeros((len(draws), len(a)))
+    np.add.at(counts, (np.arange(len(draws))[:, None], draws), 1)
+
+    def form(matrix: Values) -> Values:
+        values: Values = ((counts @ matrix) * counts).sum(1)
+        return values
+
+    s, t = signs
+    with np.errstate(divide="ignore", invalid="ignore"):
+        taus: Values = form(s * t) / np.sqrt(form(s * s) * form(t * t))
+    return taus
