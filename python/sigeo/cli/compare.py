@@ -44,11 +44,11 @@ def run(args: argparse.Namespace) -> int:
         return _list()
     if args.table is None:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
-    entrants = compare_options.entrants(args)
     table = read_table(args.table)
     truth_of = table.lookup(args.metric)
     data, space = options.load_data_and_space(args)
     study = compare_options.study(args, data, space)
+    entrants = compare_options.entrants(args, study)
     archs, truth = _ranked(args, space, truth_of)
     folder = options.run_folder(args)
     outcomes = _outcomes(args, study, entrants, archs, folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import options
+from sigeo.cli import console, options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME[:OPTION=VALUE,...]",
         help="those that take part, the first of which the others are compared with "
-        "(default: all, as published)",
+        "(default: all that the budget pays for as published)",
     )
     group.add_argument("--list", action="store_true", help="list recipes and their options")
     group.add_argument(
@@ -106,19 +106,30 @@ def study(args: argparse.Namespace, data: Any, space: SearchSpace[Any]) -> Study
     return Study(space, data, args.budget, args.held_out, settings, augment, args.device)
 
 
-def entrants(args: argparse.Namespace) -> list[Entrant]:
-    """The systems that take part.
+def entrants(args: argparse.Namespace, study: Study) -> list[Entrant]:
+    """The systems that take part: those asked for, or all that the budget pays for as published.
 
     Raises:
-        InputError: No such recipe, or one twice.
+        InputError: No such recipe, one twice, or one that the budget does not pay for.
     """
     from sigeo.fewshot import recipes
     from sigeo.fewshot.comparison import Entrant
+    from sigeo.fewshot.develop import check
 
     given = args.recipes if args.recipes is not None else recipes.names()
-    found = [Entrant.parse(text) for text in given]
-    labels = [entrant.label for entrant in found]
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InputError(f"--recipes: {label} is given more than once")
+    found: list[Entrant] = []
+    for text in given:
+        entrant = Entrant.parse(text)
+        if entrant in found:
+            raise InputError(f"--recipes: {entrant.label} is given more than once")
+        try:
+            check(recipes.get(entrant.recipe, study.space, **entrant.options), study)
+        except InputError as error:
+            if args.recipes is not None:
+                raise
+            console.say(f"left out: {error}")
+            continue
+        found.append(entrant)
+    if not found:
+        raise InputError(f"--budget: {args.budget} images pay for no recipe as published")
     return found

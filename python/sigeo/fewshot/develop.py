@@ -69,6 +69,15 @@ def develop(
     return Development(recipe, study, seed, folder, progress).run()
 
 
+def check(recipe: Recipe, study: Study) -> None:
+    """Check that a study's budget pays for a recipe, before anything is trained.
+
+    Raises:
+        InputError: It does not.
+    """
+    Development(recipe, study, 0, None, None)
+
+
 class Development:
     """One recipe at work on one seed."""
 
@@ -96,6 +105,9 @@ class Development:
                 f"got a budget of {study.budget}"
             )
         self.unit = (study.budget - overhead) / recipe.units(study.space)
+        for length in (*recipe.before, recipe.after):
+            if length > 0:
+                self.steps_of(self.unit * length, "a training")
 
     def run(self) -> Family[Any]:
         """The whole of it."""
