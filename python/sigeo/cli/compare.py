@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.tables import read_table
 
     if args.list:
-        return _list()
+        return _list(args)
     if args.table is None:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
     table = read_table(args.table)
@@ -95,10 +95,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _list() -> int:
+def _list(args: argparse.Namespace) -> int:
     from sigeo.fewshot import recipes
+    from sigeo.scoring import export
 
     known = [recipes.entry(name) for name in recipes.names()]
+    if args.json:
+        rows = [
+            {
+                "name": entry.name,
+                "summary": entry.summary,
+                "options": entry.options,
+                "source": entry.source,
+            }
+            for entry in known
+        ]
+        print(export.strict_dumps({"schema": export.SCHEMA, "recipes": rows}))
+        return 0
     console.show_table(
         "recipes",
         [("name", False), ("what it does", False), ("options", False), ("source", False)],

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import console, options, shared_weights, split_options
 from sigeo.cli.split_options import add_arguments
+from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.fewshot import Analysis, Known, Plan, Splitting
@@ -26,12 +27,20 @@ HELP = "divide a space among several supernets"
 
 
 def run(args: argparse.Namespace) -> int:
-    """Split."""
+    """Split.
+
+    Raises:
+        InputError: More supernets than architectures.
+    """
     from sigeo.fewshot import analyse, draw_plan, plan_document, save_plan
     from sigeo.scoring import export
 
     split_options.check(args)
     data, space = options.load_data_and_space(args)
+    if args.leaves is not None and args.leaves > space.size:
+        raise InputError(
+            f"--leaves: the space has {space.size} architectures, got {args.leaves} supernets"
+        )
     known, column = _known(args, space)
     if args.kind is not None:
         plan, settings = _by_kind(args, space)

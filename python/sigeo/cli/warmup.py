@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         print(export.strict_dumps(document))
     else:
         budget = networks.budget
-        scored = f", {budget.evaluated} to score paths" if budget.evaluated else ""
+        scored = f", {budget.evaluated} forward only" if budget.evaluated else ""
         print(
             f"{config.steps} steps of {config.batch_size} on {config.images} images, "
             f"{budget.trained} processed{scored}: {document['checkpoint']}"

@@ -131,12 +131,13 @@ def leaf_file(folder: Path, leaf: int) -> Path:
     return folder / f"leaf-{leaf}.safetensors"
 
 
-def load_family(folder: Path, space: SearchSpace[Any]) -> Family[Any]:
+def load_family(folder: str | Path, space: SearchSpace[Any]) -> Family[Any]:
     """What `Family.save` wrote, for a space of the same sizes.
 
     Raises:
         InputError: A file is missing, damaged or of other networks.
     """
+    folder = Path(folder)
     plan, settings = load_plan(folder / PLAN, space)
     narrow = narrowed(space, settings.get("width", 1.0))
     supernets = []

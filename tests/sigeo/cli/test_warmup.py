@@ -74,7 +74,7 @@ def test_the_recipe_of_bignas_on_an_elastic_space(capsys):
 def test_the_cost_is_said(capsys):
     code, out, _ = run(*WARM, "--sampler", "greedy", capsys=capsys)
     assert code == 0
-    assert f"2 steps of 16 on 32 images, 32 processed, {10 * HELD} to score paths: " in out
+    assert f"2 steps of 16 on 32 images, 32 processed, {10 * HELD} forward only: " in out
 
 
 @pytest.mark.parametrize(
