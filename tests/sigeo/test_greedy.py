@@ -127,6 +127,12 @@ def test_only_accepted_paths_enter_the_pool():
     assert len(sampler.pool) > 10 and {a.operations[0] for a in sampler.pool} == {1}
 
 
+def test_a_pool_that_nothing_may_enter_stays_empty():
+    sampler = greedy(accept=lambda arch: False, window=1)
+    assert all(sampler.paths(step) for step in range(30))
+    assert len(sampler.pool) == 0 and sampler.turnover is None and not sampler.done
+
+
 def test_it_stops_when_the_pool_hardly_changes():
     small = REGION.limited(0, (1,)).limited(1, (1,)).limited(2, (1,)).limited(3, (1,))
     sampler = greedy(region=small, pool=16, window=4, kept=2)  # 16 architectures in all

@@ -281,6 +281,21 @@ def test_bad_protocols():
             Networks(space(), DIGITS, protocol(device="cuda"))
 
 
+def test_warm_up_alone_draws_dropout_from_its_own_stream():
+    source, weights = Networks(space(), DIGITS, protocol())._source, []
+    for seed in (1, 2):
+        network = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(64, 10)
+        )
+        torch.nn.init.zeros_(network[2].weight), torch.nn.init.zeros_(network[2].bias)
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        warm_up_alone(network, WarmUp(256), source)
+        assert torch.equal(before, torch.random.get_rng_state())
+        weights.append(network[2].weight.detach())
+    assert weights[0].abs().sum() > 0 and torch.equal(*weights)
+
+
 def test_warm_up_alone_is_deterministic():
     networks = [Networks(space(), DIGITS, protocol()) for _ in range(2)]
     states = []

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sigeo.errors import InputError
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import Progress, develop
-from sigeo.fewshot.family import PLAN, Family
+from sigeo.fewshot.family import PLAN, Family, ranked
 from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.fewshot.study import FORWARD_SHARE, Study
@@ -127,7 +127,7 @@ def run(
     """
     recipe = recipes.get(entrant.recipe, study.space, **entrant.options)
     settings = {
-        "comparison": 1,
+        "comparison": 2,
         "study": study.describe(),
         "recipe": entrant.recipe,
         "options": json.loads(json.dumps(recipe.options)),
@@ -146,10 +146,11 @@ def run(
             store.put(_COST, _costs(family))
             cost = store.get(_COST)
             kept = {str(arch): store.get(str(arch)) for arch in archs}
-    plan, _ = load_plan(plan_file, study.space)
-    rankings = {
-        name: np.array([_value(kept[str(arch)][name]) for arch in archs]) for name in wanted
-    }
+    plan, system = load_plan(plan_file, study.space)
+    rankings = {}
+    for name in wanted:
+        values = np.array([_value(kept[str(arch)][name]) for arch in archs])
+        rankings[name] = ranked(plan, system["standing"], archs, values)
     return Outcome(
         plan,
         rankings,
@@ -171,9 +172,8 @@ def _evaluate(
     values = {ACCURACY: accuracy, LOSS: -loss}
     if proxies and archs:
         values |= family.scored(archs, study.metric_batches(seed, study.batch_size, 4), proxies)
-    ranked = {name: family.ranked(archs, found) for name, found in values.items()}
     for place, arch in enumerate(archs):
-        record = {name: float(found[place]) for name, found in ranked.items()}
+        record = {name: float(found[place]) for name, found in values.items()}
         store.put(
             str(arch),
             {name: Record(v if math.isfinite(v) else None) for name, v in record.items()},

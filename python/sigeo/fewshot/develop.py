@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ from sigeo.fewshot.recipe import Ground, Recipe
 from sigeo.fewshot.splitting import split
 from sigeo.fewshot.study import FORWARD_SHARE, Study
 from sigeo.spaces import Product, Region, Supernet
-from sigeo.supernet import Budget, RoutedSupernet, Training, train_supernet
+from sigeo.supernet import Budget, RoutedSupernet, Source, Training, train_supernet
+from sigeo.supernet.samplers.base import generator
 
 Progress = Callable[[int, int], None]
 """Called with (images processed, images in all)."""
@@ -150,17 +151,31 @@ class Development:
         phase: str,
         begin: float,
         end: float,
-    ) -> None:
+        seen: int = 0,
+    ) -> int:
         """Train on a part of the budget and of the schedule.
+
+        Args:
+            supernet: In place.
+            region: Of the paths.
+            images: The part of the budget.
+            phase: Its name, of files and messages.
+            begin: Share of the schedule that lies before it.
+            end: Share at its end.
+            seen: Training images that the weights have seen, see `source_after`.
+
+        Returns:
+            How many they saw here.
 
         Raises:
             InputError: The part does not pay for a step.
         """
         steps = self.steps_of(images, phase)
-        objective = self.recipe.objective()
+        objective = self.recipe.objective(self.study, self.seed)
         config = self.stretch(steps, begin, end)
+        source = self.source_after(seen)
         ground = Ground(
-            self.study.space, region, self.seed, supernet, self.validation, config.steps
+            self.study.space, region, source.seed, supernet, self.validation, config.steps
         )
         before = self.spent
 
@@ -172,14 +187,32 @@ class Development:
             cost = train_supernet(
                 supernet,
                 config,
-                self.source,
+                source,
                 self.recipe.paths.sampler(ground),
                 objective,
-                settings=self.settings(phase),
+                settings={**self.settings(phase), "seen": seen},
                 checkpoint=self.file(f"{phase}.safetensors"),
                 progress=report,
             )
         self.charge(cost)
+        return steps * self.study.batch_size
+
+    def source_after(self, seen: int) -> Source:
+        """The training images, beginning with those that come after the ones seen before.
+
+        Weights that are trained in several parts thus see what they would have seen in one. The
+        seed of order and draws is another one too.
+        """
+        if seen == 0:
+            return self.source
+        seed = generator(self.seed, seen).getrandbits(32)
+        return replace(self.source, order=self.source.order.roll(-seen), seed=seed)
+
+    def seen_before(self, level: int) -> int:
+        """Images that a supernet has been trained on before the training of a level."""
+        before = self.recipe.before[:level]
+        steps = [self.steps_of(self.unit * part, "a training") for part in before if part > 0]
+        return sum(steps) * self.study.batch_size
 
     def steps_of(self, images: float, phase: str, forwards: int | None = None) -> int:
         """Steps that a part of the budget pays for.
@@ -194,8 +227,8 @@ class Development:
         """
         size, paths = self.study.batch_size, self.recipe.paths
         if forwards is None:
-            forwards = self.recipe.objective().forwards(paths.trained)
-        only = paths.evaluated + size * forwards
+            forwards = self.recipe.objective(self.study, self.seed).forwards(paths.trained)
+        only = paths.evaluated(self.study.held_out) + size * forwards
         steps = int(images / (size * paths.trained + FORWARD_SHARE * only))
         if steps < 1:
             raise InputError(
@@ -277,7 +310,8 @@ class Development:
         self, region: Region[Any], supernet: Supernet[Any], level: int, node: int
     ) -> None:
         images = self.unit * self.recipe.before[level]
-        self.train(supernet, region, images, f"level-{level}-{node}", *self.share(level))
+        seen = self.seen_before(level)
+        self.train(supernet, region, images, f"level-{level}-{node}", *self.share(level), seen)
 
     def measured(self, plan: Plan[Any]) -> None:
         """Count what the metric took for the cuts of a plan."""
@@ -308,6 +342,7 @@ class Development:
         restarted = self.recipe.splitting is not None and self.recipe.splitting.inherit != "always"
         levels = len(self.recipe.before)
         begin = self.share(levels - 1)[1] if levels and not restarted else 0.0
+        seen = 0 if restarted else self.seen_before(levels)
         images = (self.study.budget - self.spent) / len(supernets)
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
-            self.train(supernet, region, images, f"leaf-{leaf}", begin, 1.0)
+            self.train(supernet, region, images, f"leaf-{leaf}", begin, 1.0, seen)

@@ -95,15 +95,6 @@ class Family(Generic[A]):
                     values[name][place] = score.value
         return values
 
-    def ranked(self, archs: Sequence[A], values: Values) -> Values:
-        """Values that rank the architectures as the system does, its choice of leaves included."""
-        if len(set(self.standing)) < 2:
-            return values
-        standing = np.array([self.standing[self.plan.route(arch)] for arch in archs])
-        finite = np.where(np.isfinite(values), values, -np.inf)
-        ranks: Values = stats.rankdata(finite) + (len(archs) + 1) * standing
-        return ranks
-
     def _by_leaf(self, archs: Sequence[A]) -> list[tuple[int, list[int]]]:
         places: dict[int, list[int]] = {}
         for place, arch in enumerate(archs):
@@ -121,6 +112,27 @@ class Family(Generic[A]):
             state = TrainingState(0, dict(module.state_dict()), {})
             save_checkpoint(leaf_file(folder, leaf), state, settings)
         save_plan(folder / PLAN, self.plan, {**settings, "standing": list(self.standing)})
+
+
+def ranked(
+    plan: Plan[Any], standing: Sequence[int], archs: Sequence[Any], values: Values
+) -> Values:
+    """Values that rank architectures as a system does, its choice of leaves included.
+
+    Where leaves were chosen among these are ranks, so they only hold for these architectures.
+
+    Args:
+        plan: Of the system.
+        standing: Of its leaves, see `Family`.
+        archs: All that are compared.
+        values: Of each [n], larger is better.
+    """
+    if len(set(standing)) < 2:
+        return values
+    of_leaf = np.array([standing[plan.route(arch)] for arch in archs])
+    finite = np.where(np.isfinite(values), values, -np.inf)
+    ranks: Values = stats.rankdata(finite) + (len(archs) + 1) * of_leaf
+    return ranks
 
 
 PLAN = "plan.json"

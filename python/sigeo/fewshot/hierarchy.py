@@ -22,7 +22,7 @@ from sigeo.fewshot.narrowing import hierarchy_cuts
 from sigeo.fewshot.plan import Cut, Node, Plan, joint
 from sigeo.fewshot.recipe import Hierarchy
 from sigeo.scoring.export import write_whole
-from sigeo.spaces import Product, SearchSpace, Supernet
+from sigeo.spaces import Product, Supernet
 from sigeo.supernet import (
     Budget,
     CrossEntropy,
@@ -52,20 +52,22 @@ def narrow(work: Development) -> Result:
     region: Product[Any] = Product.whole(space)
     supernet = work.study.supernet(work.seed, width=work.recipe.width)
     levels: list[tuple[Node[Any], int, list[Supernet[Any]]]] = []
+    seen = 0
     for level, places in enumerate(how.levels):
         if work.recipe.before:
             images = work.unit * work.recipe.before[level]
-            work.train(supernet, region, images, f"level-{level}", *work.share(level))
+            share = work.share(level)
+            seen += work.train(supernet, region, images, f"level-{level}", *share, seen)
         node = joint(region, _cuts(work, how, region, places, supernet, level))
         parts = [leaf.region for leaf in node.leaves()]
         children = [copy.deepcopy(supernet) for _ in parts]
-        _train_parts(work, how, supernet, parts, children, level)  # type: ignore[arg-type]
+        seen += _train_parts(work, how, supernet, parts, children, level, seen)  # type: ignore[arg-type]
         kept = _best(work, how, parts, children, level)  # type: ignore[arg-type]
         levels.append((node, kept, children))
         region, supernet = parts[kept], children[kept]  # type: ignore[assignment]
     if work.recipe.after > 0:
         begin = work.share(len(how.levels) - 1)[1] if work.recipe.before else 0.0
-        work.train(supernet, region, work.study.budget - work.spent, "leaf", begin, 1.0)
+        work.train(supernet, region, work.study.budget - work.spent, "leaf", begin, 1.0, seen)
     return _joined(levels)
 
 
@@ -153,11 +155,28 @@ def _train_parts(
     parts: Sequence[Product[Any]],
     children: Sequence[Supernet[Any]],
     level: int,
-) -> None:
-    """Train the parts in turn, round after round, each with the others as they are by then."""
+    seen: int,
+) -> int:
+    """Train the parts in turn, round after round, each with the others as they are by then.
+
+    All see the same images, those after the ``seen`` ones; returns how many.
+    """
     module: nn.Module = parent  # type: ignore[assignment]
     module.train()
-    objectives = [_objective(how, parent, parts, children, child) for child in range(len(parts))]
+    source = work.source_after(seen)
+    siblings = [
+        Teacher.of_region(
+            supernet,
+            work.study.space,
+            region,
+            seed=generator(source.seed, level, place + 1).getrandbits(32),
+        )
+        for place, (region, supernet) in enumerate(zip(parts, children, strict=True))
+    ]
+    objectives = [
+        _objective(how, parent, [*siblings[:child], *siblings[child + 1 :]])
+        for child in range(len(parts))
+    ]
     steps = work.steps_of(
         work.unit * how.children, f"a part of level {level}", objectives[0].forwards(1)
     )
@@ -168,48 +187,28 @@ def _train_parts(
         for turn in range(1, how.rounds + 1):
             for child, (region, supernet) in enumerate(zip(parts, children, strict=True)):
                 name = f"level-{level}-part-{child}"
-                sampler = Uniform(work.study.space, seed=work.seed, region=region)
+                sampler = Uniform(work.study.space, seed=source.seed, region=region)
                 costs[child] = train_supernet(
                     supernet,
                     config,
-                    work.source,
+                    source,
                     Paused(sampler, until=-(-steps * turn // how.rounds)),
                     objectives[child],
-                    settings=work.settings(name),
+                    settings={**work.settings(name), "seen": seen},
                     checkpoint=folder / f"{name}.safetensors",
                 )
     for cost in costs:
         work.charge(cost)
+    return steps * work.study.batch_size
 
 
-def _objective(
-    how: Hierarchy,
-    parent: Supernet[Any],
-    parts: Sequence[Product[Any]],
-    children: Sequence[Supernet[Any]],
-    child: int,
-) -> Objective:
-    """What a part is trained to do."""
-    teachers = [
-        Teacher(supernet, _Drawn(region.space, region))
-        for sibling, (region, supernet) in enumerate(zip(parts, children, strict=True))
-        if sibling != child
-    ]
+def _objective(how: Hierarchy, parent: Supernet[Any], siblings: Sequence[Teacher]) -> Objective:
+    """What a part is trained to do; a sibling does not hold its path, so it runs its own."""
     above = Teacher(parent) if how.teachers in ("both", "parent") else None
-    beside = teachers if how.teachers in ("both", "siblings") else []
+    beside = siblings if how.teachers in ("both", "siblings") else []
     if above is None and not beside:
         return CrossEntropy()
     return MutualDistillation(above, beside)
-
-
-class _Drawn:
-    """A sibling's own path at a step, as it does not hold the student's."""
-
-    def __init__(self, space: SearchSpace[Any], region: Product[Any]):
-        self.space, self.region = space, region
-
-    def __call__(self, path: Any, step: int) -> Any:
-        return draw_connected(self.space, self.region, generator(0, step, 1))
 
 
 def _best(

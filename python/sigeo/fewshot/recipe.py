@@ -10,6 +10,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.metrics import Metric
 from sigeo.fewshot.partition import Partitioner
 from sigeo.fewshot.splitting import Splitting
+from sigeo.fewshot.study import Study
 from sigeo.spaces import Region, SearchSpace, Supernet
 from sigeo.supernet import CrossEntropy, Objective, Sampler, Uniform
 from sigeo.supernet.settings import Batch
@@ -22,7 +23,7 @@ class Ground:
     Attributes:
         space: Whose architectures.
         region: Those that are trained.
-        seed: Of the draws.
+        seed: Of the draws; trainings that follow one another have different ones.
         supernet: The weights in training.
         validation: Held-out batches.
         steps: Of the training.
@@ -43,12 +44,18 @@ class Paths:
     Attributes:
         sampler: Makes the sampler of a training.
         trained: Paths of a step.
-        evaluated: Images that choosing the paths of a step takes, forward only.
+        scored: Paths that are scored on held-out images to choose those of a step, on average.
+        images: Held-out images that a path is scored on, at most.
     """
 
     sampler: Callable[[Ground], Sampler[Any]]
     trained: int = 1
-    evaluated: float = 0.0
+    scored: float = 0.0
+    images: int = 0
+
+    def evaluated(self, held_out: int) -> float:
+        """Images that choosing the paths of a step takes, forward only, where some are held out."""
+        return self.scored * min(self.images, held_out)
 
 
 def uniform_paths(ground: Ground) -> Sampler[Any]:
@@ -100,7 +107,7 @@ class Recipe:
             training with ``paths`` trains together; None to train each of them alone.
         hierarchy: Narrowing in the place of splitting.
         paths: Of a step.
-        objective: Makes what a step's paths are trained to do.
+        objective: Of the study and a seed: what a step's paths are trained to do.
         width: Share of the channels that the supernets have.
         metric_batches: Size and number of the batches that the metric measures on.
         options: What it was made with, as JSON can hold it.
@@ -116,7 +123,7 @@ class Recipe:
     joint: Joint | None = None
     hierarchy: Hierarchy | None = None
     paths: Paths = field(default_factory=lambda: Paths(uniform_paths))
-    objective: Callable[[], Objective] = CrossEntropy
+    objective: Callable[[Study, int], Objective] = lambda study, seed: CrossEntropy()
     width: float = 1.0
     metric_batches: tuple[int, int] = (64, 4)
     options: dict[str, Any] = field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
+from sigeo.capture.state import device_of
 from sigeo.data import Augmentation
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
@@ -19,6 +20,7 @@ from sigeo.supernet.distillation import InPlaceDistillation
 from sigeo.supernet.loop import Budget, run
 from sigeo.supernet.objectives import CrossEntropy, Objective
 from sigeo.supernet.pinas import CrossPath
+from sigeo.supernet.randomness import drawing
 from sigeo.supernet.samplers import ValidationLoss
 from sigeo.supernet.samplers.named import NAMES, named
 from sigeo.supernet.settings import Progress, Source, Training
@@ -111,7 +113,7 @@ class WarmUp(Training):
 
 
 def warm_up_alone(module: nn.Module, config: WarmUp, source: Source) -> None:
-    """Train one network, in train mode and in place."""
+    """Train one network, in train mode and in place; what it draws follows from source and step."""
     module.train()
 
     def backward(batch: tuple[Tensor, Tensor], _: int) -> Tensor:
@@ -120,8 +122,11 @@ def warm_up_alone(module: nn.Module, config: WarmUp, source: Source) -> None:
         return loss.detach()
 
     trainer = Trainer(module, backward, config)
+    device = device_of(module)
     while trainer.step < config.steps:
-        trainer.take(source.take(config, trainer.step))
+        batch = source.take(config, trainer.step)
+        with drawing(f"{source.seed}/{trainer.step}", device):
+            trainer.take(batch)
 
 
 def warm_up_supernet(

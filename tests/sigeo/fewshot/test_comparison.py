@@ -13,9 +13,9 @@ from sigeo import InputError, proxies, spaces
 from sigeo.fewshot import comparison, recipes, whole_space
 from sigeo.fewshot.comparison import ACCURACY, LOSS, Entrant, Outcome
 from sigeo.fewshot.develop import develop
-from sigeo.fewshot.family import Family, load_family
+from sigeo.fewshot.family import Family, load_family, ranked
 from sigeo.tables import kendall, quality
-from tests.sigeo.fewshot.ground import SPACE, study
+from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
 ARCHS = spaces.distinct(SPACE, 8, random.Random(0))
 
@@ -73,6 +73,21 @@ def test_more_architectures_are_ranked_on_the_same_weights(tmp_path):
     accuracy, loss = family.evaluated(ARCHS, ground.validation())
     np.testing.assert_array_equal(more.rankings[ACCURACY], accuracy)
     np.testing.assert_array_equal(more.rankings[LOSS], -loss)
+
+
+def test_leaves_that_were_chosen_among_rank_alike_whether_evaluated_at_once_or_bit_by_bit(
+    tmp_path,
+):
+    ground = study(1600)
+    entrant = Entrant("hep-nas", {**SMALL["hep-nas"], "before": [1, 1, 1], "after": 0})
+    files = (tmp_path / "s.sqlite", tmp_path)
+    comparison.run(ground, entrant, 0, ARCHS[:4], [], *files)
+    late = comparison.run(ground, entrant, 0, ARCHS, [], *files)
+    again = comparison.run(ground, entrant, 0, ARCHS[4:], [], *files)
+    at_once = comparison.run(ground, entrant, 0, ARCHS, [], tmp_path / "t.sqlite", tmp_path)
+    for by, ranks in at_once.rankings.items():
+        np.testing.assert_array_equal(late.rankings[by], ranks)
+        np.testing.assert_array_equal(np.argsort(again.rankings[by]), np.argsort(ranks[4:]))
 
 
 def test_scores_are_those_of_the_supernet_that_serves():
@@ -134,11 +149,9 @@ def test_families_need_a_supernet_a_leaf():
 
 def test_values_that_are_not_finite_rank_last_inside_their_leaf():
     plan = develop(recipes.get("few-shot", SPACE, before=1, after=0), study(), 0).plan
-    supernet = SPACE.supernet()
-    family = Family(plan, (supernet,) * 5, standing=(0, 0, 1, 1, 1))
     archs = [SPACE.decode((option, 1, 1, 1, 1, 1)) for option in (0, 1, 2, 3)]
-    ranked = family.ranked(archs, np.array([0.9, math.nan, 0.1, -math.inf]))
-    assert ranked[3] < ranked[2] and ranked[1] < ranked[0] < ranked[3]
+    ranks = ranked(plan, (0, 0, 1, 1, 1), archs, np.array([0.9, math.nan, 0.1, -math.inf]))
+    assert ranks[3] < ranks[2] and ranks[1] < ranks[0] < ranks[3]
 
 
 def test_held_out_images_are_never_trained_on_and_are_the_same_for_every_seed():

@@ -10,8 +10,9 @@ import torch
 from sigeo import InputError, spaces
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import Stretch, develop
+from sigeo.fewshot.family import ranked
 from sigeo.fewshot.study import FORWARD_SHARE
-from sigeo.supernet import Training, load_checkpoint
+from sigeo.supernet import Budget, Training, load_checkpoint
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
 
@@ -60,6 +61,42 @@ def test_trainings_keep_their_published_proportions(tmp_path):
     first = steps["level-0-0"]
     assert steps["level-1-0"] == steps["level-1-1"] == first
     assert all(2.4 <= steps[f"leaf-{leaf}"] / first <= 2.8 for leaf in range(4))
+
+
+def test_weights_trained_in_parts_see_the_images_of_one_training(monkeypatch):
+    """Each part goes on in the order where the one before it ended, with draws of its own."""
+    taken, seeds = {}, {}
+
+    def recorded(supernet, config, source, sampler, objective, **options):
+        phase = options["settings"]["phase"]
+        seeds[phase] = source.seed
+        places = [config.indices(source.order, step, source.seed) for step in range(config.steps)]
+        taken[phase] = torch.cat(places).tolist()
+        return Budget(len(taken[phase]), 0)
+
+    monkeypatch.setattr("sigeo.fewshot.develop.train_supernet", recorded)
+    ground = study(600)
+    develop(recipes.get("random-split", SPACE, before=[2, 2], after=2), ground, 0)
+    order = ground.source(0).order.tolist()
+    assert set(taken) == {"level-0-0", "level-1-0", "level-1-1", *(f"leaf-{i}" for i in range(4))}
+    assert taken["level-1-0"] == taken["level-1-1"]
+    assert len(set(seeds.values())) == 3
+    seen = [place for phase in ("level-0-0", "level-1-1", "leaf-3") for place in taken[phase]]
+    assert seen == (order * 3)[: len(seen)] and len(seen) > 200
+
+
+def test_scoring_paths_takes_no_more_images_than_are_held_out():
+    ground = study(4000)
+    family = develop(made("greedy", images=1000), ground, 0)
+    assert family.cost.evaluated > 0
+    spent = family.cost.trained + FORWARD_SHARE * family.cost.evaluated
+    assert 0.97 * 4000 < spent <= 4000 + 24 * 4
+
+
+def test_views_are_cut_for_the_size_of_the_images():
+    objective = made("pi-nas").objective(study(), 3)
+    assert objective.views.padding == 1 and objective.views.seed == 3
+    assert made("pi-nas", padding=2).objective(study(), 0).views.padding == 2
 
 
 def test_a_schedule_goes_on_through_the_parts_of_a_training():
@@ -136,14 +173,14 @@ def test_narrowing_keeps_the_part_that_does_best_and_ranks_by_how_far_parts_came
     assert sizes[0] in (6250, 9375)  # two or three of five options on the first edge
     archs = spaces.distinct(SPACE, 60, random.Random(0))
     accuracy, _ = family.evaluated(archs, ground.validation())
-    ranked = family.ranked(archs, accuracy)
+    ranks = ranked(family.plan, family.standing, archs, accuracy)
     standing = [family.standing[family.plan.route(arch)] for arch in archs]
     for i in range(60):
         for j in range(60):
             if standing[i] > standing[j]:
-                assert ranked[i] > ranked[j]
+                assert ranks[i] > ranks[j]
             elif standing[i] == standing[j]:
-                assert (ranked[i] > ranked[j]) == (accuracy[i] > accuracy[j])
+                assert (ranks[i] > ranks[j]) == (accuracy[i] > accuracy[j])
 
 
 @pytest.mark.parametrize("teachers", ["both", "parent", "siblings", "none"])

@@ -9,6 +9,7 @@ from sigeo.data import Augmentation
 from sigeo.fewshot.kinds import kind_function
 from sigeo.fewshot.recipe import Ground, Paths, Recipe
 from sigeo.fewshot.recipes.registry import recipe
+from sigeo.fewshot.study import Study
 from sigeo.spaces import Kind, SearchSpace
 from sigeo.supernet import (
     Balanced,
@@ -154,8 +155,8 @@ def greedy(
             alpha=alpha,
         )
 
-    each = images * sampled / kept * (1 - start)
-    return Recipe("", "", paths=Paths(sampler, evaluated=each))
+    scored = sampled / kept * (1 - start)
+    return Recipe("", "", paths=Paths(sampler, scored=scored, images=images))
 
 
 @recipe("pi-nas", "Peng et al., ICCV 2021 (Pi-NAS), section 3.2, with labels")
@@ -165,7 +166,7 @@ def pi_nas(
     decay: float = 0.999,
     temperature: float = 1.0,
     flip: bool = True,
-    padding: int = 4,
+    padding: int | None = None,
 ) -> Recipe:
     """Two disjoint paths a step, each taught by the mean teacher of the other.
 
@@ -174,14 +175,16 @@ def pi_nas(
         decay: Of the mean teacher.
         temperature: Of the divergence from the teacher.
         flip: Whether the two views of an image are mirrored at random.
-        padding: Pixels around an image that its views are cut from.
+        padding: Pixels around an image that its views are cut from; None for an eighth of its
+            size, the usual 4 of 32.
     """
 
     def sampler(ground: Ground) -> Sampler[Any]:
         return Disjoint(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
 
-    def objective() -> CrossPath:
-        views = Augmentation(seed=0, flip=flip, padding=padding)
+    def objective(study: Study, seed: int) -> CrossPath:
+        margin = max(1, study.data.size // 8) if padding is None else padding
+        views = Augmentation(seed=seed, flip=flip, padding=margin)
         return CrossPath(views, decay=decay, temperature=temperature)
 
     return Recipe("", "", paths=Paths(sampler, trained=2), objective=objective)

@@ -176,8 +176,8 @@ class Greedy:
                 self.pool.put(arch, score)
         self.pool.cut()
         self._rounds += 1
-        if self._rounds % self.window == 0:
-            members = frozenset(self.pool)
+        members = frozenset(self.pool)
+        if self._rounds % self.window == 0 and members:
             if self._mark:
                 self.turnover = 1 - len(members & self._mark) / len(members)
             self._mark = members
