@@ -40,7 +40,8 @@ SYSTEMS = (
 )
 SETTINGS = (
     "--space nasbench201 --channels 8 --cells 1 --image-size 16 --metric cifar10.test --archs 120 "
-    "--budget 192000 --held-out 500 --seeds 3 --threads 1 --proxy sigeo,zico"
+    "--budget 192000 --held-out 500 --batch-size 32 --lr 0.2 --seeds 3 --threads 1 "
+    "--proxy sigeo,zico"
 )
 
 
