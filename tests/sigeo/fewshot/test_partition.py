@@ -12,6 +12,7 @@ from sigeo.fewshot import partition
 from sigeo.fewshot.branching import EVERY, Branching
 from sigeo.fewshot.partition import (
     Exact,
+    GaussianMixture,
     Relation,
     Spectral,
     StoerWagner,
@@ -134,6 +135,33 @@ def test_spectral_finds_blocks(sense):
     relation = Relation.of(values, sense)
     assert Spectral()(relation, 3, random.Random(7)) == tuple(blocks)
     assert Spectral()(relation, 12, RNG) == tuple((i,) for i in range(12))
+
+
+@pytest.mark.parametrize("sense", ["similarity", "distance"])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_mixtures_find_blocks_whatever_the_unit(sense, scale):
+    blocks = ((0, 3), (1, 2, 4))
+    rng = random.Random(3)
+    values = [[0.0] * 5 for _ in range(5)]
+    for i, j in itertools.combinations(range(5), 2):
+        near = any(i in block and j in block for block in blocks)
+        alike = (0.9 if near else 0.2) + 0.02 * rng.random()
+        values[i][j] = values[j][i] = scale * (alike if sense == "similarity" else 1 - alike)
+    relation = Relation.of(values, sense)
+    for seed in range(3):
+        assert GaussianMixture()(relation, 2, random.Random(seed)) == blocks
+    assert GaussianMixture()(relation, 1, RNG) == ((0, 1, 2, 3, 4),)
+    assert partition.get("mixture")(relation, 5, RNG) == tuple((i,) for i in range(5))
+
+
+def test_mixtures_refuse_what_they_cannot_do():
+    relation = Relation.of([[0.0] * 3] * 3, "similarity")
+    with pytest.raises(InputError, match="expected 1 to 4 groups, got 5"):
+        GaussianMixture()(Relation.of(matrix(4, 0), "similarity"), 5, RNG)
+    with pytest.raises(InputError, match="expected 1 to 1 groups, got 2"):
+        GaussianMixture()(relation, 2, RNG)
+    with pytest.raises(InputError, match="starts must be at least 1"):
+        GaussianMixture(0)
 
 
 def test_random_partitions_are_uniform_and_follow_the_generator():

@@ -7,6 +7,7 @@ from typing import Any
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.graphs import Spectral, StoerWagner
+from sigeo.fewshot.partition.mixture import GaussianMixture
 from sigeo.fewshot.partition.relation import Groups, Pairs, Relation, between, within
 from sigeo.fewshot.partition.rules import Exact, Exhaustive, InOrder, Partitioner, Random
 from sigeo.fewshot.partition.sets import set_partitions, sized_partitions
@@ -14,6 +15,7 @@ from sigeo.fewshot.partition.sets import set_partitions, sized_partitions
 __all__ = [
     "Exact",
     "Exhaustive",
+    "GaussianMixture",
     "Groups",
     "InOrder",
     "Pairs",
@@ -34,6 +36,7 @@ _PARTITIONERS: dict[str, Callable[..., Partitioner]] = {
     "exact": Exact,
     "exhaustive": Exhaustive,
     "in_order": InOrder,
+    "mixture": GaussianMixture,
     "random": Random,
     "spectral": Spectral,
     "stoer_wagner": StoerWagner,
