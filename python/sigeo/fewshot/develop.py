@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from sigeo.supernet import Budget, RoutedSupernet, Training, train_supernet
 
 Progress = Callable[[int, int], None]
 """Called with (images processed, images in all)."""
+_SECONDS_BETWEEN_LAPS = 1.0
+_ROUNDING = 1e-6  # of a number of images
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,13 @@ class Development:
         """The whole of it."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        if self.recipe.hierarchy is not None:
-            plan, supernets, standing = narrow(self)
-        else:
-            plan, supernets = self._divided()
-            self._train_leaves(plan, supernets)
-            standing = ()
+        standing: tuple[int, ...] = ()
+        with self.clock:
+            if self.recipe.hierarchy is not None:
+                plan, supernets, standing = narrow(self)
+            else:
+                plan, supernets = self._divided()
+                self._train_leaves(plan, supernets)
         return Family(plan, supernets, standing, self.cost, self.clock.seconds)
 
     @property
@@ -164,22 +168,23 @@ class Development:
         )
         before = self.spent
 
-        def report(step: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(round(before + images * step / total), self.study.budget)
-
-        with self.clock:
-            cost = train_supernet(
-                supernet,
-                config,
-                self.source,
-                self.recipe.paths.sampler(ground),
-                objective,
-                settings=self.settings(phase),
-                checkpoint=self.file(f"{phase}.safetensors"),
-                progress=report,
-            )
+        cost = train_supernet(
+            supernet,
+            config,
+            self.source,
+            self.recipe.paths.sampler(ground),
+            objective,
+            settings=self.settings(phase),
+            checkpoint=self.file(f"{phase}.safetensors"),
+            progress=lambda step, _: self.report(before + self.processed(step)),
+        )
         self.charge(cost)
+
+    def report(self, processed: float) -> None:
+        """Say how far a training has come, in processed images, and keep the time it took."""
+        self.clock.lap(every=_SECONDS_BETWEEN_LAPS)
+        if self.progress is not None:
+            self.progress(round(processed), self.study.budget)
 
     def steps_of(self, images: float, phase: str, forwards: int | None = None) -> int:
         """Steps that a part of the budget pays for.
@@ -192,17 +197,28 @@ class Development:
         Raises:
             InputError: It does not pay for one.
         """
-        size, paths = self.study.batch_size, self.recipe.paths
-        if forwards is None:
-            forwards = self.recipe.objective().forwards(paths.trained)
-        only = paths.evaluated + size * forwards
-        steps = int(images / (size * paths.trained + FORWARD_SHARE * only))
-        if steps < 1:
+        full = images / self.processed(1, forwards)
+        most = 2 * int(full) + 2  # steps of a pass, its last short one among them, are half full
+        steps = bisect_right(
+            range(most), images + _ROUNDING, key=lambda steps: self.processed(steps, forwards)
+        )
+        if steps < 2:
             raise InputError(
                 f"{self.recipe.name}: a budget of {self.study.budget} images leaves {images:.0f} "
-                f"for {phase}, less than a step of {size}"
+                f"for {phase}, less than a step of {self.study.batch_size}"
             )
-        return steps
+        return steps - 1
+
+    def processed(self, steps: int, forwards: int | None = None) -> float:
+        """Processed images of the first steps of a training; ``forwards`` as of `steps_of`."""
+        if steps == 0:
+            return 0.0
+        paths = self.recipe.paths
+        if forwards is None:
+            forwards = self.recipe.objective().forwards(paths.trained)
+        images = self.study.training(steps).images_of(steps)
+        each = paths.trained + FORWARD_SHARE * forwards
+        return images * each + FORWARD_SHARE * paths.evaluated * steps
 
     def charge(self, cost: Budget) -> None:
         """Count images."""
@@ -269,6 +285,7 @@ class Development:
             train=self._before_cut if trained else None,
             checkpoint=self.file("cuts.json"),
             settings=self.settings("cuts"),
+            progress=lambda done, known: self.clock.lap(),
         )
         self.measured(divided.plan)
         return divided.plan, divided.supernets
@@ -277,6 +294,8 @@ class Development:
         self, region: Region[Any], supernet: Supernet[Any], level: int, node: int
     ) -> None:
         images = self.unit * self.recipe.before[level]
+        if images == 0:
+            return
         self.train(supernet, region, images, f"level-{level}-{node}", *self.share(level))
 
     def measured(self, plan: Plan[Any]) -> None:

@@ -43,6 +43,15 @@ def test_every_system_spends_its_budget_and_serves_the_space(name):
     assert ((accuracy >= 0) & (accuracy <= 1)).all() and (loss > 0).all()
 
 
+@pytest.mark.parametrize("name", ["one-shot", "pi-nas"])
+def test_short_last_batches_cost_what_they_hold(name):
+    # 96 images are nine batches of ten and one of six: 200 full ones would be 1,920 images.
+    ground = study(2000, settings={"batch_size": 10})
+    cost = develop(made(name), ground, 0).cost
+    step = 10 * (1 if name == "one-shot" else 2 + 2 * FORWARD_SHARE)
+    assert 2000 - step < cost.trained + FORWARD_SHARE * cost.evaluated <= 2000
+
+
 def test_a_supernet_learns():
     ground = study(6000)
     family = develop(made("one-shot"), ground, 0)
