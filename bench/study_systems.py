@@ -101,7 +101,7 @@ def page(table: Any) -> str:
             f"`{content['command']}` (`{content['settings']}`), torch {content['env']['torch']}, "
             f"commit {content['sha']}; {content['architectures']} architectures, seeds "
             f"{', '.join(map(str, content['seeds']))}; Kendall's tau between the table's own runs: "
-            f"{content['ceiling']:.3f}.\n",
+            f"{_number(content['ceiling'], 3)}.\n",
             "Ranked by accuracy on the images held out:\n",
             table(heads, main),
             "Kendall's tau on the same trained weights, by what ranks the subnets:\n",
@@ -117,9 +117,7 @@ def _row(system: dict[str, Any]) -> list[str]:
 
     def mean(values: list[float | None], digits: int) -> str:
         finite = [value for value in values if value is not None]
-        if len(finite) < len(values):
-            return "undefined"
-        return f"{sum(finite) / len(finite):.{digits}f}"
+        return _number(sum(finite) / len(finite) if len(finite) == len(values) else None, digits)
 
     spread = system["spread"]
     return [
@@ -132,6 +130,10 @@ def _row(system: dict[str, Any]) -> list[str]:
         f"{system['weights'] / 2**20:.2f}",
         f"{system['seconds']:.0f}",
     ]
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
 
 
 def _estimate(found: dict[str, Any]) -> str:
