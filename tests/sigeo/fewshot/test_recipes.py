@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sigeo import InputError, spaces
-from sigeo.fewshot import Branching, Splitting, recipes
+from sigeo.fewshot import Branching, Splitting, recipes, split
 from sigeo.fewshot.choice import InTurn
 from sigeo.fewshot.develop import develop
 from sigeo.fewshot.partition import Exhaustive
@@ -108,6 +108,12 @@ def test_narrow_children_start_from_narrow_weights_as_drawn(inherit):
     drawn = dict(ground.supernet(0, width=0.67).state_dict())
     for child in weights(family):
         assert all(torch.equal(child[name], drawn[name]) for name in drawn)
+
+
+def test_a_supernet_of_other_sizes_has_no_weights_as_drawn():
+    how = Splitting(None, Branching.exhaustive(), Exhaustive(), InTurn((0,)), inherit="never")
+    with pytest.raises(InputError, match="inherit never draws weights of the space's sizes"):
+        split(SPACE, how, supernet=study().supernet(0, width=0.67))
 
 
 def test_children_start_from_their_parent_or_from_the_draw(tmp_path):
