@@ -85,7 +85,8 @@ def page(table: Any) -> str:
     for system in systems:
         by_label.setdefault(system["system"], {})[system["by"]] = system
     heads = ["system", "Kendall [95 %]", "less one-shot", "between seeds"]
-    heads += ["best", "percentile", "regret", "MiB", "seconds"]
+    top = systems[0]["quality"][0]["top"]
+    heads += [f"Kendall, best {top}", "percentile", "regret", "MiB", "seconds"]
     main = [[f"`{label}`", *_row(found["accuracy"])] for label, found in by_label.items()]
     others = [
         [f"`{label}`", *(_estimate(found[kind]["kendall"]) for kind in kinds)]
@@ -101,7 +102,7 @@ def page(table: Any) -> str:
             f"`{content['command']}` (`{content['settings']}`), torch {content['env']['torch']}, "
             f"commit {content['sha']}; {content['architectures']} architectures, seeds "
             f"{', '.join(map(str, content['seeds']))}; Kendall's tau between the table's own runs: "
-            f"{content['ceiling']:.3f}.\n",
+            f"{_number(content['ceiling'], 3)}.\n",
             "Ranked by accuracy on the images held out:\n",
             table(heads, main),
             "Kendall's tau on the same trained weights, by what ranks the subnets:\n",
@@ -115,23 +116,30 @@ def page(table: Any) -> str:
 def _row(system: dict[str, Any]) -> list[str]:
     quality = system["quality"]
 
-    def mean(values: list[float]) -> float:
-        return sum(values) / len(values)
+    def mean(values: list[float | None], digits: int) -> str:
+        finite = [value for value in values if value is not None]
+        return _number(sum(finite) / len(finite) if len(finite) == len(values) else None, digits)
 
     spread = system["spread"]
     return [
         _estimate(system["kendall"]),
         "" if system["gain"] is None else _estimate(system["gain"]),
         "" if spread is None else f"{spread:.3f}",
-        f"{mean([q['top_kendall'] for q in quality]):.3f}",
-        f"{mean([q['pick']['percentile'] for q in quality]):.1f}",
-        f"{mean([q['pick']['regret'] for q in quality]):.2f}",
+        mean([q["top_kendall"] for q in quality], 3),
+        mean([q["pick"]["percentile"] for q in quality], 1),
+        mean([q["pick"]["regret"] for q in quality], 2),
         f"{system['weights'] / 2**20:.2f}",
         f"{system['seconds']:.0f}",
     ]
 
 
-def _estimate(found: dict[str, float]) -> str:
+def _number(value: float | None, digits: int) -> str:
+    return "undefined" if value is None else f"{value:.{digits}f}"
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    if found["value"] is None:
+        return "undefined"
     return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"
 
 

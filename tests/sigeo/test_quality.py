@@ -49,6 +49,11 @@ def test_every_tenth_of_a_percent_opens_a_rank():
     assert sparse_ranks(truth, 0.1).tolist() == list(range(1000))
 
 
+def test_every_tenth_below_zero_opens_a_rank():
+    truth = np.array([-k / 10 for k in range(1000)])  # such as losses with their sign turned
+    assert sparse_ranks(truth, 0.1).tolist() == list(range(999, -1, -1))
+
+
 @pytest.mark.parametrize("threshold", [0.1, 1.0, 5.0])
 def test_sparse_kendall_is_tau_b_of_the_shared_ranks(threshold):
     truth = 90 + 3 * RNG.standard_normal(60)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from sigeo.fewshot.comparison import Entrant, Outcome, Standing
     from sigeo.fewshot.study import Study
+    from sigeo.proxies import Proxy
     from sigeo.spaces import SearchSpace
     from sigeo.tables import Table
 
@@ -33,8 +34,9 @@ def run(args: argparse.Namespace) -> int:
     """Compare.
 
     Raises:
-        InputError: No table.
+        InputError: No table, or more that are the best than are ranked.
     """
+    from sigeo import proxies
     from sigeo.fewshot import comparison
     from sigeo.report import render_comparison
     from sigeo.scoring import export
@@ -45,18 +47,21 @@ def run(args: argparse.Namespace) -> int:
     if args.table is None:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
     table = read_table(args.table)
-    truth_of = table.lookup(args.metric)
+    wanted = [proxies.get(name.strip()) for name in args.proxy.split(",") if name.strip()]
     data, space = options.load_data_and_space(args)
+    archs, truth = _ranked(args, space, table)
+    top = args.top or -(-len(archs) // 10)
+    if top > len(archs):
+        raise InputError(f"--top: must be at most the {len(archs)} architectures ranked, got {top}")
     study = compare_options.study(args, data, space)
     entrants = compare_options.entrants(args, study)
-    archs, truth = _ranked(args, space, truth_of)
     folder = options.run_folder(args)
-    outcomes = _outcomes(args, study, entrants, archs, folder)
+    outcomes = _outcomes(args, study, entrants, archs, wanted, folder)
     standings = comparison.judge(
         outcomes,
         truth,
         threshold=args.threshold,
-        top=args.top or -(-len(archs) // 10),
+        top=top,
         resamples=args.bootstrap,
         seed=args.seed,
     )
@@ -129,21 +134,28 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _ranked(
-    args: argparse.Namespace, space: SearchSpace[Any], truth_of: dict[str, float]
+    args: argparse.Namespace, space: SearchSpace[Any], table: Table
 ) -> tuple[list[Any], NDArray[np.float64]]:
     """Architectures of the table, drawn, and their measured values.
 
     Raises:
-        InputError: The table has too few.
+        InputError: The table has too few, or is of another space.
     """
     import numpy as np
 
+    truth_of = table.lookup(args.metric)
     if len(truth_of) < 3:
         raise InputError(f"--table: expected at least 3 architectures, found {len(truth_of)}")
     names = sorted(truth_of)
     random.Random(args.seed).shuffle(names)
     chosen = names[: args.archs]
-    return [space.parse(name) for name in chosen], np.array([truth_of[name] for name in chosen])
+    try:
+        archs = [space.parse(name) for name in chosen]
+    except InputError as error:
+        raise InputError(
+            f"--table: expected architectures of {space.name}, {table.path} has others ({error})"
+        ) from None
+    return archs, np.array([truth_of[name] for name in chosen])
 
 
 def _outcomes(
@@ -151,13 +163,11 @@ def _outcomes(
     study: Study,
     entrants: list[Entrant],
     archs: list[Any],
+    wanted: list[Proxy],
     folder: Path,
 ) -> dict[str, list[Outcome]]:
-    from sigeo import proxies
     from sigeo.fewshot import comparison
 
-    names = [name.strip() for name in args.proxy.split(",") if name.strip()]
-    wanted = [proxies.get(name) for name in names]
     outcomes: dict[str, list[Outcome]] = {entrant.label: [] for entrant in entrants}
     for seed in range(args.seed, args.seed + args.seeds):
         for entrant in entrants:

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument("--metric", default=options.METRIC, help="a column (default: %(default)s)")
     judged.add_argument(
         "--archs",
-        type=options.positive,
+        type=options.whole(3),
         default=200,
         help="architectures of the table that are ranked, drawn (default: %(default)s)",
     )

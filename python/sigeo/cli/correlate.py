@@ -278,7 +278,11 @@ def _show(column: str, known: int, count: int, results: dict[str, Correlation]) 
             return ["undefined", ""]
         return [f"{estimate.value:.3f}", f"{estimate.low:.3f} to {estimate.high:.3f}"]
 
-    ordered = sorted(results.items(), key=lambda item: -abs(item[1].spearman.value))
+    def order(item: tuple[str, Correlation]) -> tuple[bool, float]:
+        value = item[1].spearman.value
+        return value != value, -abs(value)  # what is undefined comes last
+
+    ordered = sorted(results.items(), key=order)
     console.show_table(
         f"rank correlation with {column}, {known} of {count} architectures",
         [

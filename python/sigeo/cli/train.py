@@ -112,9 +112,15 @@ def _show(found: Measurements, protocol: Standalone) -> None:
         (_row(place, found, int(which)) for place, which in enumerate(order, start=1)),
     )
     if protocol.runs > 1:
-        console.say(
-            f"noise: {found.noise:.2f} points between runs, Kendall's tau {found.ceiling:.3f}"
-        )
+        console.say(f"noise: {found.noise:.2f} points between runs, {_ceiling(found)}")
+
+
+def _ceiling(found: Measurements) -> str:
+    if found.ceiling == found.ceiling:
+        return f"Kendall's tau {found.ceiling:.3f}"
+    if len(found.archs) < 2:
+        return "Kendall's tau undefined: it needs two architectures or more"
+    return "Kendall's tau undefined: in one of the runs all architectures are equally accurate"
 
 
 def _row(place: int, found: Measurements, which: int) -> list[Any]:

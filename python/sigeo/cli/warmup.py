@@ -93,11 +93,11 @@ def _carry_out(args: argparse.Namespace) -> int:
     """Carry a recipe out.
 
     Raises:
-        InputError: An option that recipes decide themselves, or no budget.
+        InputError: An option that recipes decide themselves, no budget, or one that is too small.
     """
     from sigeo.fewshot import recipes
     from sigeo.fewshot.comparison import Entrant
-    from sigeo.fewshot.develop import develop
+    from sigeo.fewshot.develop import check, develop, least_budget
     from sigeo.fewshot.family import PLAN, leaf_file
     from sigeo.fewshot.study import Study
     from sigeo.scoring import export
@@ -118,6 +118,13 @@ def _carry_out(args: argparse.Namespace) -> int:
     budget = config.steps * config.batch_size
     study = Study(space, data, budget, held_out, settings, device=args.device)
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
+    least = least_budget(recipe, study)
+    if budget < least:
+        raise InputError(
+            f"--recipe: {entrant.label} needs {least:,} processed images or more, got {budget:,} "
+            f"of {config.steps} steps; --warmup-steps {-(-least // config.batch_size)} would do"
+        )
+    check(recipe, study)
     folder = options.run_folder(args)
     work = folder / options.file_name(entrant.label) / str(args.seed)
     with console.progress(entrant.label) as report:

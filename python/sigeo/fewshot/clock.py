@@ -14,7 +14,7 @@ from sigeo.scoring.export import write_whole
 class Clock:
     """Adds up the time inside ``with`` blocks, and keeps it in a file.
 
-    A block that a kill ends is lost, so the time of a killed run is a little too short.
+    A kill loses the time since the last `lap`; work that is done again after it counts twice.
 
     Attributes:
         seconds: So far.
@@ -36,6 +36,7 @@ class Clock:
             except (ValueError, TypeError, UnicodeDecodeError):
                 raise InputError(f"{file}: expected a number of seconds") from None
         self._began = 0.0
+        self._kept = self.seconds
 
     def __enter__(self) -> None:
         """Start."""
@@ -48,7 +49,21 @@ class Clock:
         trace: TracebackType | None,
     ) -> None:
         """Stop, and keep."""
-        self.seconds += time.perf_counter() - self._began
-        if self.file is not None:
+        self.lap()
+
+    def lap(self, *, every: float = 0.0) -> None:
+        """Inside a block: add the time so far, and keep it.
+
+        Args:
+            every: Seconds between two writings of the file; in between the time is only added.
+
+        Raises:
+            InputError: The file cannot be written.
+        """
+        now = time.perf_counter()
+        self.seconds += now - self._began
+        self._began = now
+        if self.file is not None and self.seconds - self._kept >= every:
+            self._kept = self.seconds
             text = json.dumps(self.seconds)
             write_whole(self.file, lambda partial: partial.write_text(text, encoding="utf-8"))

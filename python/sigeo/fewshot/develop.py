@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import random
+from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,31 +19,17 @@ from sigeo.fewshot.hierarchy import narrow
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.plan import Node, Plan, split_by_kind, whole_space
 from sigeo.fewshot.recipe import Ground, Recipe
-from sigeo.fewshot.splitting import split
-from sigeo.fewshot.study import FORWARD_SHARE, Study
+from sigeo.fewshot.splitting import Splitting, split
+from sigeo.fewshot.stretch import Stretch
+from sigeo.fewshot.study import FORWARD_SHARE, Study, narrowed
 from sigeo.spaces import Product, Region, Supernet
-from sigeo.supernet import Budget, RoutedSupernet, Source, Training, train_supernet
+from sigeo.supernet import Budget, RoutedSupernet, Source, train_supernet
 from sigeo.supernet.samplers.base import generator
 
 Progress = Callable[[int, int], None]
 """Called with (images processed, images in all)."""
-
-
-@dataclass(frozen=True)
-class Stretch(Training):
-    """A training that is a part of a longer one's schedule.
-
-    Attributes:
-        begin: Share of the whole schedule that lies before it.
-        end: Share at its end.
-    """
-
-    begin: float = 0.0
-    end: float = 1.0
-
-    def lr_at(self, step: int) -> float:
-        """The step size of a step, on the way from ``begin`` to ``end``."""
-        return self.lr_of(self.begin + (self.end - self.begin) * step / max(1, self.steps))
+_SECONDS_BETWEEN_LAPS = 1.0
+_ROUNDING = 1e-6  # of a number of images
 
 
 def develop(
@@ -71,12 +60,28 @@ def develop(
 
 
 def check(recipe: Recipe, study: Study) -> None:
-    """Check that a study's budget pays for a recipe, before anything is trained.
+    """Check that a recipe can be carried out, before anything is trained.
 
     Raises:
-        InputError: It does not.
+        InputError: The study's budget does not pay for it, or an option does not fit the space.
     """
-    Development(recipe, study, 0, None, None)
+    work = Development(recipe, study, 0, None, None)
+    work.check()
+    if recipe.kinds is not None:
+        work.divided()
+
+
+def least_budget(recipe: Recipe, study: Study) -> int:
+    """Processed images of the smallest budget that pays for a recipe: a step of each training.
+
+    Args:
+        recipe: The system.
+        study: Networks, images, size of batches; its own budget does not matter.
+
+    Raises:
+        InputError: A metric needs more images than there are.
+    """
+    return Development(recipe, study, 0, None, None).least
 
 
 class Development:
@@ -99,33 +104,80 @@ class Development:
         self.batches: Batches | None = None
         if recipe.splitting is not None or recipe.hierarchy is not None:
             self.batches = study.metric_batches(seed, *recipe.metric_batches)
-        overhead = self._overhead()
-        if overhead >= study.budget:
-            raise InputError(
-                f"{recipe.name}: comparing options takes {overhead:.0f} images, "
-                f"got a budget of {study.budget}"
+        self.overhead = self._overhead()
+        self.unit = (study.budget - self.overhead) / recipe.units(study.space)
+
+    @property
+    def least(self) -> int:
+        """Processed images of the smallest budget that pays for a step of each training."""
+        recipe = self.recipe
+        steps = [(length, self.processed(1)) for length in (*recipe.before, recipe.after) if length]
+        if recipe.hierarchy is not None:
+            for level in range(len(recipe.hierarchy.levels)):
+                step = self.processed(1, recipe.hierarchy.forwards(level))
+                steps.append((recipe.hierarchy.children, step))
+        unit = max(step / length for length, step in steps)
+        return math.ceil(self.overhead + unit * recipe.units(self.study.space) - _ROUNDING)
+
+    def check(self) -> None:
+        """See `check`.
+
+        Raises:
+            InputError: See `check`.
+        """
+        recipe, study, space = self.recipe, self.study, self.study.space
+        if study.budget < self.least:
+            compared = (
+                f", of which comparing options takes {self.overhead:,.0f}" if self.overhead else ""
             )
-        self.unit = (study.budget - overhead) / recipe.units(study.space)
-        for length in (*recipe.before, recipe.after):
-            if length > 0:
-                self.steps_of(self.unit * length, "a training")
+            raise InputError(
+                f"{recipe.name}: needs a budget of at least {self.least:,} processed images"
+                f"{compared}, got {study.budget:,}"
+            )
+        supernet = study.supernet(0, width=recipe.width)
+        region: Product[Any] = Product.whole(space)
+        recipe.paths.sampler(Ground(space, region, 0, supernet, self.validation, 1))
+        recipe.objective(study, 0).start(supernet)
+        if recipe.splitting is not None:
+            self._check_choices(recipe.splitting)
+
+    def _check_choices(self, how: Splitting) -> None:
+        """Whether there is a choice to split on every level.
+
+        Raises:
+            InputError: There is none.
+        """
+        levels = len(how.branching.levels)
+        left = list(range(len(self.study.space.choices)))
+        for level in range(levels):
+            if not left:
+                raise InputError(f"{self.recipe.name}: {levels} levels need as many choices")
+            place = how.choice.places(left, level, random.Random(0))[0]
+            if not how.again:
+                left.remove(place)
 
     def run(self) -> Family[Any]:
-        """The whole of it."""
+        """The whole of it.
+
+        Raises:
+            InputError: As of `develop`.
+        """
+        self.check()
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-        if self.recipe.hierarchy is not None:
-            plan, supernets, standing = narrow(self)
-        else:
-            plan, supernets = self._divided()
-            self._train_leaves(plan, supernets)
-            standing = ()
+        standing: tuple[int, ...] = ()
+        with self.clock:
+            if self.recipe.hierarchy is not None:
+                plan, supernets, standing = narrow(self)
+            else:
+                plan, supernets = self.divided()
+                self._train_leaves(plan, supernets)
         return Family(plan, supernets, standing, self.cost, self.clock.seconds)
 
     @property
     def spent(self) -> float:
         """Processed images so far."""
-        return self.cost.trained + FORWARD_SHARE * self.cost.evaluated
+        return _processed(self.cost)
 
     def settings(self, phase: str) -> dict[str, Any]:
         """All that a phase depends on, as JSON can hold it."""
@@ -179,23 +231,18 @@ class Development:
         )
         before = self.spent
 
-        def report(step: int, total: int) -> None:
-            if self.progress is not None:
-                self.progress(round(before + images * step / total), self.study.budget)
-
-        with self.clock:
-            cost = train_supernet(
-                supernet,
-                config,
-                source,
-                self.recipe.paths.sampler(ground),
-                objective,
-                settings={**self.settings(phase), "seen": seen},
-                checkpoint=self.file(f"{phase}.safetensors"),
-                progress=report,
-            )
+        cost = train_supernet(
+            supernet,
+            config,
+            source,
+            self.recipe.paths.sampler(ground),
+            objective,
+            settings={**self.settings(phase), "seen": seen},
+            checkpoint=self.file(f"{phase}.safetensors"),
+            progress=lambda step, _: self.report(before + self.processed(step)),
+        )
         self.charge(cost)
-        return steps * self.study.batch_size
+        return config.images_of(steps)
 
     def source_after(self, seen: int) -> Source:
         """The training images, beginning with those that come after the ones seen before.
@@ -210,9 +257,14 @@ class Development:
 
     def seen_before(self, level: int) -> int:
         """Images that a supernet has been trained on before the training of a level."""
-        before = self.recipe.before[:level]
-        steps = [self.steps_of(self.unit * part, "a training") for part in before if part > 0]
-        return sum(steps) * self.study.batch_size
+        parts = [self.unit * part for part in self.recipe.before[:level] if part > 0]
+        return sum(self._images_of(self.steps_of(part, "a training")) for part in parts)
+
+    def report(self, processed: float) -> None:
+        """Say how far a training has come, in processed images, and keep the time it took."""
+        self.clock.lap(every=_SECONDS_BETWEEN_LAPS)
+        if self.progress is not None:
+            self.progress(round(processed), self.study.budget)
 
     def steps_of(self, images: float, phase: str, forwards: int | None = None) -> int:
         """Steps that a part of the budget pays for.
@@ -225,17 +277,32 @@ class Development:
         Raises:
             InputError: It does not pay for one.
         """
-        size, paths = self.study.batch_size, self.recipe.paths
-        if forwards is None:
-            forwards = self.recipe.objective(self.study, self.seed).forwards(paths.trained)
-        only = paths.evaluated(self.study.held_out) + size * forwards
-        steps = int(images / (size * paths.trained + FORWARD_SHARE * only))
-        if steps < 1:
+        full = images / self.processed(1, forwards)
+        most = 2 * int(full) + 2  # steps of a pass, its last short one among them, are half full
+        steps = bisect_right(
+            range(most), images + _ROUNDING, key=lambda steps: self.processed(steps, forwards)
+        )
+        if steps < 2:
             raise InputError(
                 f"{self.recipe.name}: a budget of {self.study.budget} images leaves {images:.0f} "
-                f"for {phase}, less than a step of {size}"
+                f"for {phase}, less than a step of {self.study.batch_size}"
             )
-        return steps
+        return steps - 1
+
+    def processed(self, steps: int, forwards: int | None = None) -> float:
+        """Processed images of the first steps of a training; ``forwards`` as of `steps_of`."""
+        if steps == 0:
+            return 0.0
+        paths = self.recipe.paths
+        if forwards is None:
+            forwards = self.recipe.objective(self.study, self.seed).forwards(paths.trained)
+        each = paths.trained + FORWARD_SHARE * forwards
+        scored = paths.evaluated(self.study.held_out)
+        return self._images_of(steps) * each + FORWARD_SHARE * scored * steps
+
+    def _images_of(self, steps: int) -> int:
+        """Training images of the steps of a training, short last batches as what they hold."""
+        return self.study.training(steps).images_of(steps)
 
     def charge(self, cost: Budget) -> None:
         """Count images."""
@@ -255,31 +322,28 @@ class Development:
     def _overhead(self) -> float:
         """Processed images that dividing takes, at most."""
         recipe, space = self.recipe, self.study.space
-        total = Budget()
+        region: Product[Any] = Product.whole(space)
 
-        def add(metric: Metric, place: int, times: int = 1) -> None:
-            region: Product[Any] = Product.whole(space)
-            cost = metric.cost(Subject(region, place, 0, None, self.batches))
-            total.trained += times * cost.trained
-            total.evaluated += times * cost.evaluated
+        def cost(metric: Metric, place: int) -> float:
+            return _processed(metric.cost(Subject(region, place, 0, None, self.batches)))
 
+        total = 0.0
         how = recipe.splitting
         if how is not None and how.metric is not None and how.compares:
+            # The dearest ones, as it is not known which choices are left on a level.
+            metric = how.metric
+            costs = sorted((cost(metric, p) for p in range(len(space.choices))), reverse=True)
             for level, nodes in enumerate(recipe.nodes(space)[:-1]):
-                again = how.again or not how.choice.compares
-                for place in range(len(space.choices) - (0 if again else level)):
-                    add(how.metric, place, nodes)
-                    if not how.choice.compares:
-                        break
+                left = len(costs) - (0 if how.again else level)
+                total += nodes * sum(costs[: left if how.choice.compares else 1])
         if recipe.hierarchy is not None:
+            judged = FORWARD_SHARE * recipe.hierarchy.judged * self.study.held_out
             for places in recipe.hierarchy.levels:
-                for place in places:
-                    add(recipe.hierarchy.metric, place)
-                judged = recipe.hierarchy.judged * self.study.held_out
-                total.evaluated += 2 ** len(places) * judged
-        return total.trained + FORWARD_SHARE * total.evaluated
+                total += sum(cost(recipe.hierarchy.metric, place) for place in places)
+                total += 2 ** len(places) * judged
+        return total
 
-    def _divided(self) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
+    def divided(self) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
         """The plan, and the weights that each leaf starts from."""
         recipe, study = self.recipe, self.study
         if recipe.kinds is not None:
@@ -294,7 +358,7 @@ class Development:
             return whole_space(study.space), (supernet,)
         trained = any(length > 0 for length in recipe.before)
         divided = split(
-            study.space,
+            narrowed(study.space, recipe.width),  # where weights as drawn come from
             recipe.splitting,
             seed=self.seed,
             supernet=supernet,
@@ -302,6 +366,7 @@ class Development:
             train=self._before_cut if trained else None,
             checkpoint=self.file("cuts.json"),
             settings=self.settings("cuts"),
+            progress=lambda done, known: self.clock.lap(),
         )
         self.measured(divided.plan)
         return divided.plan, divided.supernets
@@ -310,6 +375,8 @@ class Development:
         self, region: Region[Any], supernet: Supernet[Any], level: int, node: int
     ) -> None:
         images = self.unit * self.recipe.before[level]
+        if images == 0:
+            return
         seen = self.seen_before(level)
         self.train(supernet, region, images, f"level-{level}-{node}", *self.share(level), seen)
 
@@ -346,3 +413,7 @@ class Development:
         images = (self.study.budget - self.spent) / len(supernets)
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
             self.train(supernet, region, images, f"leaf-{leaf}", begin, 1.0, seen)
+
+
+def _processed(cost: Budget) -> float:
+    return cost.trained + FORWARD_SHARE * cost.evaluated

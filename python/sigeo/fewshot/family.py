@@ -102,11 +102,18 @@ class Family(Generic[A]):
         return sorted(places.items())
 
     def save(self, folder: Path, settings: dict[str, Any]) -> None:
-        """Write the plan and the weights, a file a leaf; the plan last, when all are there.
+        """Write the plan and the weights, a file a leaf, in the place of what was saved before.
+
+        The plan goes first and comes last, so that a folder that has one is whole.
 
         Raises:
             InputError: A file cannot be written.
         """
+        try:
+            for old in (folder / PLAN, *folder.glob("leaf-*.safetensors")):
+                old.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: {error.strerror or error}") from None
         for leaf, supernet in enumerate(self.supernets):
             module: nn.Module = supernet  # type: ignore[assignment]
             state = TrainingState(0, dict(module.state_dict()), {})
@@ -147,14 +154,19 @@ def load_family(folder: str | Path, space: SearchSpace[Any]) -> Family[Any]:
     """What `Family.save` wrote, for a space of the same sizes.
 
     Raises:
-        InputError: A file is missing, damaged or of other networks.
+        InputError: A file is missing, damaged, of other networks or of another system.
     """
     folder = Path(folder)
     plan, settings = load_plan(folder / PLAN, space)
     narrow = narrowed(space, settings.get("width", 1.0))
+    of_leaves = {name: value for name, value in settings.items() if name != "standing"}
     supernets = []
     for leaf in range(len(plan.leaves)):
-        state, _ = load_checkpoint(leaf_file(folder, leaf))
+        state, found = load_checkpoint(leaf_file(folder, leaf))
+        if found != of_leaves:
+            raise InputError(
+                f"checkpoint {leaf_file(folder, leaf)}: of another system than {folder / PLAN}"
+            )
         supernet = narrow.supernet()
         load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]
         supernets.append(supernet)

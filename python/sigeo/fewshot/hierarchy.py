@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ def narrow(work: Development) -> Result:
     levels: list[tuple[Node[Any], int, list[Supernet[Any]]]] = []
     seen = 0
     for level, places in enumerate(how.levels):
-        if work.recipe.before:
+        if work.recipe.before and work.recipe.before[level] > 0:
             images = work.unit * work.recipe.before[level]
             share = work.share(level)
             seen += work.train(supernet, region, images, f"level-{level}", *share, seen)
@@ -123,28 +123,30 @@ def _cuts(
     if file is not None and file.exists():
         try:
             document = json.loads(file.read_text(encoding="utf-8"))
-            if document["settings"] != settings:
-                raise InputError(
-                    f"cuts {file}: made with other settings than this; choose another folder or "
-                    "remove it"
-                )
-            return [Cut(int(by), tuple(map(tuple, groups))) for by, groups in document["cuts"]]
+            found = document["settings"]
+            known = [Cut(int(by), tuple(map(tuple, groups))) for by, groups in document["cuts"]]
         except (ValueError, LookupError, TypeError):
             raise InputError(f"cuts {file}: damaged, or something else") from None
-    with work.clock:
-        cuts = hierarchy_cuts(
-            region,
-            places,
-            how.metric,
-            how.partitioner,
-            seed=f"{work.seed}/{level}",
-            supernet=supernet,
-            batches=work.batches,
-        )
+        if found != settings:
+            raise InputError(
+                f"cuts {file}: made with other settings than this; choose another folder or "
+                "remove it"
+            )
+        return known
+    cuts = hierarchy_cuts(
+        region,
+        places,
+        how.metric,
+        how.partitioner,
+        seed=f"{work.seed}/{level}",
+        supernet=supernet,
+        batches=work.batches,
+    )
     if file is not None:
         kept = {"settings": settings, "cuts": [[cut.by, cut.groups] for cut in cuts]}
         text = json.dumps(kept)
         write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+    work.clock.lap()
     return cuts
 
 
@@ -177,12 +179,20 @@ def _train_parts(
         _objective(how, parent, [*siblings[:child], *siblings[child + 1 :]])
         for child in range(len(parts))
     ]
-    steps = work.steps_of(
-        work.unit * how.children, f"a part of level {level}", objectives[0].forwards(1)
-    )
+    forwards = objectives[0].forwards(1)
+    steps = work.steps_of(work.unit * how.children, f"a part of level {level}", forwards)
     config = work.stretch(steps, *work.share(level))
-    costs = [Budget() for _ in parts]
-    with tempfile.TemporaryDirectory() as elsewhere, work.clock:
+    costs, taken = [Budget() for _ in parts], [0] * len(parts)
+    before = work.spent
+
+    def report_of(child: int) -> Callable[[int, int], None]:
+        def report(step: int, _: int) -> None:
+            taken[child] = step
+            work.report(before + sum(work.processed(steps, forwards) for steps in taken))
+
+        return report
+
+    with tempfile.TemporaryDirectory() as elsewhere:
         folder = Path(elsewhere) if work.folder is None else work.folder
         for turn in range(1, how.rounds + 1):
             for child, (region, supernet) in enumerate(zip(parts, children, strict=True)):
@@ -196,10 +206,11 @@ def _train_parts(
                     objectives[child],
                     settings={**work.settings(name), "seen": seen},
                     checkpoint=folder / f"{name}.safetensors",
+                    progress=report_of(child),
                 )
     for cost in costs:
         work.charge(cost)
-    return steps * work.study.batch_size
+    return config.images_of(steps)
 
 
 def _objective(how: Hierarchy, parent: Supernet[Any], siblings: Sequence[Teacher]) -> Objective:
@@ -223,8 +234,7 @@ def _best(
     for part, (region, supernet) in enumerate(zip(parts, children, strict=True)):
         rng = generator(work.seed, level, part + 1)
         archs = [draw_connected(work.study.space, region, rng) for _ in range(how.judged)]
-        with work.clock:
-            found = evaluate(supernet, archs, work.validation)
+        found = evaluate(supernet, archs, work.validation)
         work.charge(Budget(0, found.images))
         accuracies.append(float(found.accuracy.mean()))
     return max(range(len(parts)), key=lambda part: (accuracies[part], -part))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +54,19 @@ class Paths:
     scored: float = 0.0
     images: int = 0
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: No path, or a number below 0.
+        """
+        if self.trained < 1:
+            raise InputError(f"paths: a step must train at least 1, got {self.trained}")
+        if not 0 <= self.scored < math.inf or self.images < 0:
+            raise InputError(
+                f"paths: scored and images must be at least 0, got {self.scored} and {self.images}"
+            )
+
     def evaluated(self, held_out: int) -> float:
         """Images that choosing the paths of a step takes, forward only, where some are held out."""
         return self.scored * min(self.images, held_out)
@@ -87,6 +101,31 @@ class Hierarchy:
     teachers: str = "both"
     rounds: int = 10
     judged: int = 16
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: One is out of its range, no choice, or nobody of that name to learn from.
+        """
+        if not self.levels or not all(self.levels):
+            raise InputError(f"hierarchy: every level must have a choice, got {self.levels}")
+        if not 0 < self.children < math.inf:
+            raise InputError(f"hierarchy: children must be above 0, got {self.children}")
+        known = ("both", "parent", "siblings", "none")
+        if self.teachers not in known:
+            raise InputError(
+                f"hierarchy: teachers must be one of {', '.join(known)}, got {self.teachers!r}"
+            )
+        for name in ("rounds", "judged"):
+            if getattr(self, name) < 1:
+                raise InputError(f"hierarchy: {name} must be at least 1, got {getattr(self, name)}")
+
+    def forwards(self, level: int) -> int:
+        """Teachers of a part of a level, at most."""
+        siblings: int = 2 ** len(self.levels[level]) - 1
+        parent = self.teachers in ("both", "parent")
+        return parent + (siblings if self.teachers in ("both", "siblings") else 0)
 
 
 @dataclass(frozen=True)
@@ -133,11 +172,13 @@ class Recipe:
         """Check that the parts go together.
 
         Raises:
-            InputError: More than one way to divide, or lengths that do not fit the levels.
+            InputError: More than one way to divide, lengths that do not fit the levels, or a number
+                out of its range.
         """
+        where = f"{self.name}: " if self.name else ""
         ways = (self.splitting, self.kinds, self.hierarchy)
         if sum(way is not None for way in ways) > 1:
-            raise InputError(f"{self.name}: expected one way to divide the space, got more")
+            raise InputError(f"{where}expected one way to divide the space, got more")
         levels = 0
         if self.splitting is not None:
             levels = len(self.splitting.branching.levels)
@@ -145,11 +186,22 @@ class Recipe:
             levels = len(self.hierarchy.levels)
         if len(self.before) not in (0, levels):
             raise InputError(
-                f"{self.name}: expected a length of training for each of {levels} levels or for "
+                f"{where}expected a length of training for each of {levels} levels or for "
                 f"none, got {len(self.before)}"
             )
-        if min((self.after, *self.before)) < 0 or self.after + sum(self.before) <= 0:
-            raise InputError(f"{self.name}: lengths of training must be at least 0, and one above")
+        lengths = (*self.before, self.after)
+        if not all(0 <= length < math.inf for length in lengths) or not any(lengths):
+            raise InputError(
+                f"{where}lengths of training must be at least 0, and one above, got {lengths}"
+            )
+        if not 0 < self.width <= 1:
+            raise InputError(f"{where}width must be above 0 and at most 1, got {self.width}")
+        size, count = self.metric_batches
+        if size < 2 or count < 1:
+            raise InputError(
+                f"{where}a metric needs at least 1 batch of at least 2 images, "
+                f"got {count} of {size}"
+            )
 
     def nodes(self, space: SearchSpace[Any]) -> tuple[int, ...]:
         """Supernets that are trained on each level, and leaves that are trained at the end."""

@@ -239,13 +239,23 @@ class _Run(Generic[A]):
         return branch.children
 
     def _children(self, branch: _Branch[A], count: int, last: bool) -> list[Supernet[A] | None]:
-        """The weights that the parts start from."""
+        """The weights that the parts start from.
+
+        Raises:
+            InputError: Weights as drawn do not fit the supernet.
+        """
         if branch.supernet is None:
             return [None] * count
         if self.how.inherit == "never" or (self.how.inherit == "inner" and last):
             drawn: nn.Module = self.space.supernet(seed=self.seed)  # type: ignore[assignment]
             module: nn.Module = branch.supernet  # type: ignore[assignment]
-            module.load_state_dict(drawn.state_dict())
+            try:
+                module.load_state_dict(drawn.state_dict())
+            except RuntimeError:
+                raise InputError(
+                    f"split: inherit {self.how.inherit} draws weights of the space's sizes, got a "
+                    "supernet of others"
+                ) from None
         copies = [copy.deepcopy(branch.supernet) for _ in range(count - 1)]
         return [branch.supernet, *copies]
 

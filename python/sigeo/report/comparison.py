@@ -38,7 +38,7 @@ def main_table(standings: Sequence[Standing]) -> Section:
     one = main[0].quality[0]
     headings = [
         "system", "Kendall", "95 % interval", "less the first", "95 % interval", "between seeds",
-        f"sparse ({one.threshold:g})", f"best {one.top}", "percentile", "regret",
+        f"sparse ({one.threshold:g})", f"Kendall, best {one.top}", "percentile", "regret",
         f"{one.draws} random better",
     ]  # fmt: skip
     rows = [

@@ -96,7 +96,8 @@ def sparse_ranks(truth: Values, threshold: float) -> NDArray[np.int64]:
     if not (math.isfinite(threshold) and threshold > 0):
         raise InputError(f"threshold: must be above 0, got {threshold}")
     # 91.3 / 0.1 is 912.9999: what is a whole number of steps but for rounding is taken as one.
-    steps = np.floor(truth / threshold * (1 + 4 * np.finfo(np.float64).eps))
+    exact = truth / threshold
+    steps = np.floor(exact + 4 * np.finfo(np.float64).eps * np.abs(exact))
     ranks: NDArray[np.int64] = np.unique(steps, return_inverse=True)[1].reshape(truth.shape)
     return ranks
 

@@ -47,17 +47,18 @@ def test_compare_two_systems(capsys):
     assert "efs-nas" in page and "<svg" in page and "noise ceiling" in page
     code, out, err = run(*given, capsys=capsys)  # everything is there
     assert code == 0 and "Ranked by other measures" in out and "noise ceiling" in err
+    assert "Kendall, best 1" in page
 
 
 def test_systems_that_the_budget_does_not_pay_for_are_left_out_or_refused_at_once(capsys):
     given = ["compare", *SIZES, *TRAINING, *write_table(), "--archs", "4", "--out", "c"]
     code, _, err = run(*given, "--recipes", "one-shot", "gm-nas", capsys=capsys)
-    assert code == 2 and "gm-nas: comparing options takes" in err
+    assert code == 2 and "gm-nas: needs a budget of at least " in err and "comparing options" in err
     assert not Path("c/one-shot").exists()
     code, out, err = run(*given, "--seeds", "1", "--bootstrap", "5", "--json", capsys=capsys)
     taken = {system["system"] for system in strict(out)["systems"]}
     assert code == 0 and {"one-shot", "fair", "efs-nas", "few-shot"} <= taken
-    assert "gm-nas" not in taken and "left out: gm-nas: comparing options takes" in err
+    assert "gm-nas" not in taken and "left out: gm-nas: needs a budget of at least " in err
 
 
 def test_list_names_every_recipe_and_its_options(capsys):
@@ -89,9 +90,27 @@ def test_list_names_every_recipe_and_its_options(capsys):
             ["--table", "t.csv", "--metric", "acc", "--recipes", 'one-shot:paths="x"'],
             "recipe one-shot: paths must be like 1, got 'x'",
         ),
+        (
+            ["--table", "t.csv", "--metric", "acc", "--archs", "10", "--top", "11"],
+            "--top: must be at most the 10 architectures ranked, got 11",
+        ),
+        (["--table", "t.csv", "--metric", "acc", "--proxy", "zico,x"], "proxy"),
+        (
+            ["--table", "t.csv", "--metric", "acc", "--space", "mlp"],
+            "--table: expected architectures of mlp, t.csv has others (",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_said_in_one_line(options, message, capsys):
     write_table()
-    code, out, err = run("compare", *SIZES, *options, "--out", "c", capsys=capsys)
+    sizes = [] if "--space" in options else SIZES
+    code, out, err = run("compare", *sizes, *options, "--out", "c", capsys=capsys)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+    assert not Path("c").exists()  # nothing was trained
+
+
+def test_a_ranking_has_three_architectures_or_more(capsys):
+    code, _, err = run("compare", *write_table(), "--archs", "2", capsys=capsys)
+    assert code == 2 and "--archs: must be a whole number from 3" in err
+    code, _, err = run("compare", *write_table(2), "--out", "c", capsys=capsys)
+    assert code == 2 and "--table: expected at least 3 architectures, found 2" in err

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -104,6 +105,31 @@ def test_train_makes_a_table(capsys):
     assert {"test_accuracy_run0", "params"} <= set(runs)
     code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
     assert code == 2 and "at least one run of one step" in err
+
+
+def test_train_says_why_tau_between_runs_is_undefined():
+    from sigeo.cli.train import _ceiling
+    from sigeo.scoring.standalone import Measurements
+
+    one = Measurements(("a",), np.array([[90.0, 91.0]]))
+    assert _ceiling(one) == "Kendall's tau undefined: it needs two architectures or more"
+    tied = Measurements(("a", "b"), np.array([[90.0, 91.0], [90.0, 92.0]]))
+    assert _ceiling(tied).startswith("Kendall's tau undefined: in one of the runs all")
+    apart = Measurements(("a", "b"), np.array([[90.0, 91.0], [91.0, 92.0]]))
+    assert _ceiling(apart) == "Kendall's tau 1.000"
+
+
+def test_undefined_correlations_come_last(capsys):
+    from sigeo.cli.correlate import _show
+    from sigeo.tables.correlation import Correlation, Estimate
+
+    def found(value):
+        return Correlation(Estimate(value, value, value), Estimate(value, value, value), 5, 0)
+
+    values = {"a": 0.2, "b": math.nan, "c": -0.9, "d": math.nan, "e": 0.5}
+    _show("acc", 5, 5, {name: found(value) for name, value in values.items()})
+    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[0] in "│┃"]
+    assert shown == ["proxy", "c", "e", "a", "b", "d"]
 
 
 def test_tables(capsys):

@@ -141,6 +141,12 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
         (["--recipe", "fair", "--dropout", "0.1"], "have no effect with --recipe"),
         (["--held-out", "10"], "--held-out: has no effect without --recipe"),
         (["--recipe", "fair", "--held-out", "1400"], "study: holding 1400 images out needs"),
+        (
+            ["--recipe", "few-shot"],
+            "needs 448 processed images or more, got 320 of 5 steps",
+        ),
+        (["--recipe", "gm-nas"], "--warmup-steps 8013 would do"),
+        (["--recipe", "one-shot:over=x"], "over must be architectures or operations"),
     ],
 )
 def test_recipes_that_cannot_be_carried_out(options, message, capsys):

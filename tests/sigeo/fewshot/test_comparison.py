@@ -142,6 +142,26 @@ def test_a_family_comes_back_from_its_folder(tmp_path):
         load_family(tmp_path, SPACE)
 
 
+def test_a_family_takes_the_place_of_another(tmp_path):
+    many = develop(recipes.get("few-shot", SPACE, before=1, after=0), study(), 0)
+    many.save(tmp_path, {"seed": 0})
+    one = develop(recipes.get("one-shot", SPACE), study(100), 0)
+    one.save(tmp_path, {"seed": 1})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["leaf-0.safetensors", "plan.json"]
+    assert load_family(tmp_path, SPACE).plan == one.plan
+
+
+def test_leaves_of_another_system_are_refused(tmp_path):
+    family = develop(recipes.get("one-shot", SPACE), study(100), 0)
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        family.save(tmp_path / str(seed), {"seed": seed})
+    name = "leaf-0.safetensors"
+    (tmp_path / "0" / name).replace(tmp_path / "1" / name)
+    with pytest.raises(InputError, match=r"leaf-0\.safetensors: of another system than \S+plan"):
+        load_family(tmp_path / "1", SPACE)
+
+
 def test_families_need_a_supernet_a_leaf():
     with pytest.raises(InputError, match="expected a supernet for each of 1 leaves, got 0"):
         Family(whole_space(SPACE), ())

@@ -5,22 +5,24 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sigeo import data, spaces
 from sigeo.fewshot import Branching, metrics, partition, recipes
 from sigeo.fewshot.choice import names
-from tests.sigeo.fewshot.space import batches
+from sigeo.fewshot.develop import least_budget
+from sigeo.fewshot.study import Study
 from tests.sigeo.fewshot.test_lid import subspace
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
 PAGE = (DOCS / "fewshot.md").read_text(encoding="utf-8")
+SPACE = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=4, cells=1)
 SYSTEMS = (DOCS / "compare.md").read_text(encoding="utf-8")
 
 
 def test_the_code_runs():
-    data = batches()
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     assert blocks
     for block in blocks:
-        variables = {"batches": data, "images": data[0][0]}
+        variables = {}
         exec(block, variables)
         assert variables["logits"].shape == (16, 10)
         assert 0 <= variables["leaf"] < 4 == len(variables["divided"].supernets)
@@ -58,6 +60,12 @@ def test_the_page_on_systems_lists_every_recipe_and_its_code_runs():
         "one-shot", "fair", "balanced", "greedy", "pi-nas", "few-shot", "gm-nas", "efs-nas",
         "metric-driven", "nas-lid", "random-split", "hep-nas",
     ] == recipes.names()  # fmt: skip
+    ground = Study(SPACE, data.load("digits"), 64_000, 200, {"batch_size": 64})
+    assert re.findall(r"^\| `([\w-]+)` \|[^|]*\| ([\d,]+) \|", rows, re.MULTILINE) == [
+        (name, f"{least_budget(recipes.get(name, SPACE), ground):,}") for name in recipes.names()
+    ]
+    reduced = recipes.get("gm-nas", SPACE, repeats=4, batch=32)
+    assert f"`gm-nas` needs {least_budget(reduced, ground):,}." in " ".join(SYSTEMS.split())
     variables = {}
     exec(re.search(r"```python\n(.*?)```", SYSTEMS, re.DOTALL)[1], variables)
     assert len(variables["accuracy"]) == 2 and len(variables["family"].supernets) == 5

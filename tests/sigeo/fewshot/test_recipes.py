@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from sigeo import InputError, spaces
-from sigeo.fewshot import recipes
-from sigeo.fewshot.develop import Stretch, develop
+from sigeo.fewshot import Branching, Splitting, recipes, split
+from sigeo.fewshot.choice import InTurn
+from sigeo.fewshot.develop import develop
 from sigeo.fewshot.family import ranked
+from sigeo.fewshot.partition import Exhaustive
+from sigeo.fewshot.recipe import Recipe
+from sigeo.fewshot.stretch import Stretch
 from sigeo.fewshot.study import FORWARD_SHARE
 from sigeo.supernet import Budget, Training, load_checkpoint
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
@@ -42,6 +46,15 @@ def test_every_system_spends_its_budget_and_serves_the_space(name):
     archs = spaces.distinct(SPACE, 6, random.Random(0))
     accuracy, loss = family.evaluated(archs, ground.validation())
     assert ((accuracy >= 0) & (accuracy <= 1)).all() and (loss > 0).all()
+
+
+@pytest.mark.parametrize("name", ["one-shot", "pi-nas"])
+def test_short_last_batches_cost_what_they_hold(name):
+    # 96 images are nine batches of ten and one of six: 200 full ones would be 1,920 images.
+    ground = study(2000, settings={"batch_size": 10})
+    cost = develop(made(name), ground, 0).cost
+    step = 10 * (1 if name == "one-shot" else 2 + 2 * FORWARD_SHARE)
+    assert 2000 - step < cost.trained + FORWARD_SHARE * cost.evaluated <= 2000
 
 
 def test_a_supernet_learns():
@@ -108,6 +121,36 @@ def test_a_schedule_goes_on_through_the_parts_of_a_training():
     ]  # fmt: skip
     joined = [part.lr_at(step) for part in parts for step in range(part.steps)]
     assert joined == pytest.approx([whole.lr_at(step) for step in range(100)])
+
+
+def test_a_schedule_rises_at_its_beginning_alone():
+    settings = {"lr": 0.1, "schedule": "cosine", "batch_size": 8, "rise": 40}
+    whole = Training.of_steps(100, 96, **settings)
+    parts = [
+        Stretch(**vars(Training.of_steps(n, 96, **settings)), begin=begin, end=end)
+        for n, begin, end in ((30, 0.0, 0.3), (70, 0.3, 1.0))
+    ]
+    joined = [part.lr_at(step) for part in parts for step in range(part.steps)]
+    assert joined == pytest.approx([whole.lr_at(step) for step in range(100)])
+    assert joined[0] == pytest.approx(0.1 / 40) and joined[39] == pytest.approx(0.1)
+    still = Stretch(**vars(Training.of_steps(60, 96, **settings)), begin=0.0, end=0.0)
+    assert [still.lr_at(step) for step in (0, 39, 59)] == pytest.approx([0.1 / 40, 0.1, 0.1])
+
+
+@pytest.mark.parametrize("inherit", ["never", "inner"])
+def test_narrow_children_start_from_narrow_weights_as_drawn(inherit):
+    splitting = Splitting(None, Branching.exhaustive(), Exhaustive(), InTurn((0,)), inherit=inherit)
+    ground = study(500)
+    family = develop(Recipe("narrow", "", 0.0, (1.0,), splitting, width=0.67), ground, 0)
+    drawn = dict(ground.supernet(0, width=0.67).state_dict())
+    for child in weights(family):
+        assert all(torch.equal(child[name], drawn[name]) for name in drawn)
+
+
+def test_a_supernet_of_other_sizes_has_no_weights_as_drawn():
+    how = Splitting(None, Branching.exhaustive(), Exhaustive(), InTurn((0,)), inherit="never")
+    with pytest.raises(InputError, match="inherit never draws weights of the space's sizes"):
+        split(SPACE, how, supernet=study().supernet(0, width=0.67))
 
 
 def test_children_start_from_their_parent_or_from_the_draw(tmp_path):
@@ -231,10 +274,15 @@ def test_other_settings_are_not_gone_on_with(tmp_path):
     [
         (lambda: recipes.get("best", SPACE), "recipe: must be one of one-shot, fair"),
         (lambda: recipes.get("fair", SPACE, paths=2), "fair: has no option paths, options are"),
-        (lambda: develop(made("gm-nas", repeats=9), study(400), 0), "comparing options takes"),
-        (lambda: develop(made("fair"), study(30), 0), "less than a step of 8"),
+        (
+            lambda: develop(made("gm-nas", repeats=9), study(400), 0),
+            "of which comparing options takes",
+        ),
+        (
+            lambda: develop(made("fair"), study(30), 0),
+            "fair: needs a budget of at least 40 processed images, got 30",
+        ),
         (lambda: study(held_out=118), "holding 118 images out needs as many and a batch"),
-        (lambda: made("efs-nas", route="x"), "route must be total or cumulative, got 'x'"),
         (lambda: made("efs-nas", route="cumulative", shared=["stem"]), "say what is shared"),
         (lambda: made("efs-nas", route="cumulative", kind="convolution_count"), "cumulative"),
         (lambda: made("efs-nas", groups=[[0, 1, 2, 3]], route="cumulative"), "for 2 to 4 groups"),

@@ -97,8 +97,10 @@ class Subject(Generic[A]):
 
     def images(self, repetitions: int) -> int:
         """Images of so many repetitions, through one path an option."""
-        each = sum(len(self.batch(repetition)[1]) for repetition in range(repetitions))
-        return each * len(self.options)
+        batches = self.data()
+        sizes = [len(batches[place][1]) for place in range(len(batches))]
+        turns, rest = divmod(repetitions, len(sizes))
+        return (turns * sum(sizes) + sum(sizes[:rest])) * len(self.options)
 
     def paths(self, repetition: int, *, every: bool = False) -> list[A]:
         """One architecture an option, alike in all other choices, which are drawn.

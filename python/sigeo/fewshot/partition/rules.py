@@ -57,6 +57,14 @@ class Exact:
     objective: Literal["sum", "mean"] = "sum"
     compares: bool = True
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: Groups without options.
+        """
+        _check_smallest(self.smallest)
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
 
@@ -84,6 +92,14 @@ class Random:
 
     smallest: int = 1
     compares: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: Groups without options.
+        """
+        _check_smallest(self.smallest)
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
@@ -134,6 +150,11 @@ class InOrder:
             raise InputError(f"partition: expected 1 to {count} groups, got {groups}")
         ends = [count * place // groups for place in range(groups + 1)]
         return tuple(tuple(range(ends[place], ends[place + 1])) for place in range(groups))
+
+
+def _check_smallest(smallest: int) -> None:
+    if smallest < 1:
+        raise InputError(f"partition: smallest must be at least 1, got {smallest}")
 
 
 def ordered(groups: list[Group]) -> Groups:

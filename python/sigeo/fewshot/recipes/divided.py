@@ -13,7 +13,7 @@ from sigeo.fewshot.choice import AnyChoice, BestGroups, InTurn
 from sigeo.fewshot.copies import CumulativeCopies, cumulative_parts
 from sigeo.fewshot.partition import Exact, Exhaustive, Random
 from sigeo.fewshot.recipe import Hierarchy, Recipe
-from sigeo.fewshot.recipes.one_shot import balanced_paths
+from sigeo.fewshot.recipes.one_shot import balanced_paths, kind_groups
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.fewshot.splitting import Splitting
 from sigeo.spaces import Region, SearchSpace, Supernet
@@ -28,8 +28,8 @@ def few_shot(
     space: SearchSpace[Any],
     *,
     choice: int = 0,
-    before: float = 600,
-    after: float = 300,
+    before: float = 600.0,
+    after: float = 300.0,
     transfer: bool = True,
 ) -> Recipe:
     """One sub-supernet an option of one edge, from the weights of a trained supernet.
@@ -57,8 +57,8 @@ def gm_nas(
     *,
     repeats: int = 100,
     criterion: str = "between_mean",
-    before: Lengths = (20, 20),
-    after: float = 50,
+    before: Lengths = (20.0, 20.0),
+    after: float = 50.0,
     restart: bool = False,
     smallest: int = 2,
     batch: int = 64,
@@ -110,16 +110,19 @@ def efs_nas(
             "head"; a step then trains a path of each group.
 
     Raises:
-        InputError: Another route, cumulative routes of another space or kind, or with ``shared``.
+        InputError: Another route, cumulative routes of another space or kind, or with ``shared``;
+            no such kind, or a group without any.
     """
-    share = 1 / len(groups) if width is None else width
-    parts = tuple(tuple(group) for group in groups)
+    parts = kind_groups(space, kind, groups)
+    share = 1 / len(parts) if width is None else width
+    if not all(isinstance(name, str) for name in shared):
+        raise InputError(f"shared must be names of submodules, got {list(shared)}")
     if route == "cumulative":
         if shared:
-            raise InputError("recipe efs-nas: cumulative routes say what is shared, got shared")
+            raise InputError("cumulative routes say what is shared, got shared")
         return _cumulative(space, kind, parts, share)
     if route != "total":
-        raise InputError(f"recipe efs-nas: route must be total or cumulative, got {route!r}")
+        raise InputError(f"route must be total or cumulative, got {route!r}")
     if not shared:
         return Recipe("", "", kinds=(kind, parts), width=share)
 
@@ -136,13 +139,13 @@ def _cumulative(
 ) -> Recipe:
     if space.name != "nasbench201" or kind != "nonlinear_depth":
         raise InputError(
-            "recipe efs-nas: cumulative routes are those of nonlinear_depth on nasbench201, "
+            "cumulative routes are those of nonlinear_depth on nasbench201, "
             f"got {kind} on {space.name}"
         )
     cells = 3 * int(space.describe()["cells"])
     published = {2: (25,), 3: (15, 20), 4: (10, 20, 30)}  # of 15 cells, by the number of copies
     if len(groups) not in published:
-        raise InputError(f"recipe efs-nas: has thresholds for 2 to 4 groups, got {len(groups)}")
+        raise InputError(f"cumulative routes have thresholds for 2 to 4 groups, got {len(groups)}")
     thresholds = tuple(max(1, round(limit * cells / 15)) for limit in published[len(groups)])
     shared = 0 if len(groups) == 4 else round(cells / 3)
     copies = CumulativeCopies(nonlinear_depth, cells, thresholds, shared)
@@ -168,8 +171,8 @@ def metric_driven(
     smallest: int = 1,
     batch: int = 16,
     batches: int = 4,
-    before: float = 0,
-    after: float = 50,
+    before: float = 0.0,
+    after: float = 50.0,
 ) -> Recipe:
     """Given edges cut where a metric of weights as drawn says, sub-supernets from scratch.
 
@@ -206,8 +209,8 @@ def nas_lid(
     k: int = 20,
     compare: str = "correlation",
     criterion: str = "separation",
-    before: Lengths = (20, 20, 20, 20),
-    after: float = 10,
+    before: Lengths = (20.0, 20.0, 20.0, 20.0),
+    after: float = 10.0,
     batch: int = 128,
 ) -> Recipe:
     """Edges cut in two where the options' features differ in their dimension.
@@ -220,8 +223,13 @@ def nas_lid(
         criterion: Of the choice of an edge; ``most_alike`` is the published code's.
         before: Length of training before each cut.
         after: Of the leaves.
-        batch: Images of a batch that features are compared on.
+        batch: Images of a batch that features are compared on, more than ``k``.
+
+    Raises:
+        InputError: A number out of its range.
     """
+    if batch <= k:
+        raise InputError(f"batch must be more than k = {k} neighbours, got {batch}")
     splitting = Splitting(
         metrics.LID(repeats, k, compare),  # type: ignore[arg-type]
         Branching((2,) * len(before)),
@@ -235,8 +243,8 @@ def nas_lid(
 def random_split(
     space: SearchSpace[Any],
     *,
-    before: Lengths = (20, 20),
-    after: float = 50,
+    before: Lengths = (20.0, 20.0),
+    after: float = 50.0,
     smallest: int = 2,
 ) -> Recipe:
     """Edges and groups drawn at random.
@@ -256,9 +264,9 @@ def hep_nas(
     space: SearchSpace[Any],
     *,
     repeats: int = 100,
-    before: Lengths = (10, 10, 10),
-    children: float = 10,
-    after: float = 10,
+    before: Lengths = (10.0, 10.0, 10.0),
+    children: float = 10.0,
+    after: float = 10.0,
     teachers: Literal["both", "parent", "siblings", "none"] = "both",
     rounds: int = 10,
     judged: int = 16,
@@ -266,6 +274,11 @@ def hep_nas(
     batch: int = 64,
 ) -> Recipe:
     """All edges into a node cut at once, parts that learn from each other, the best one kept.
+
+    The parts of a level train on the same stretch of the cosine of step sizes as their parent did
+    before its cut, as published, so the step size of the part that is kept goes back to that
+    stretch's beginning. Siblings teach by paths of their own, one drawn a step, as none of them
+    holds the student's path.
 
     Args:
         space: NAS-Bench-201.
@@ -283,7 +296,7 @@ def hep_nas(
         InputError: Another space, whose hierarchies are not known.
     """
     if space.name != "nasbench201":
-        raise InputError(f"recipe hep-nas: knows the hierarchies of nasbench201, got {space.name}")
+        raise InputError(f"knows the hierarchies of nasbench201 alone, got {space.name}")
     hierarchy = Hierarchy(
         INCOMING,
         metrics.GradientMatching(repeats),

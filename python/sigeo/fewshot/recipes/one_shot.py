@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sigeo.data import Augmentation
+from sigeo.errors import InputError
 from sigeo.fewshot.kinds import kind_function
 from sigeo.fewshot.recipe import Ground, Paths, Recipe
 from sigeo.fewshot.recipes.registry import recipe
@@ -94,15 +95,32 @@ def balanced_paths(
     """A path of each group of kinds a step, or of one of them, drawn.
 
     Raises:
-        InputError: No such kind function.
+        InputError: No such kind function or kind, or a group without any.
     """
     function = kind_function(space, kind).function
-    regions = [Kind(space, function, frozenset(group)) for group in groups]
+    parts = kind_groups(space, kind, groups)
+    regions = [Kind(space, function, frozenset(group)) for group in parts]
 
     def sampler(ground: Ground) -> Sampler[Any]:
         return Balanced(ground.space, regions, seed=ground.seed, form=form)
 
     return Paths(sampler, trained=len(groups) if form == "each" else 1)
+
+
+def kind_groups(space: SearchSpace[Any], kind: str, groups: Groups) -> tuple[tuple[int, ...], ...]:
+    """Groups of kinds, checked.
+
+    Raises:
+        InputError: No such kind function or kind, or a group without any.
+    """
+    known = kind_function(space, kind).values
+    if not groups or not all(groups):
+        raise InputError(f"groups must be one or more lists of kinds, got {list(groups)}")
+    for group in groups:
+        for value in group:
+            if value not in known:
+                raise InputError(f"groups: {kind} is one of {sorted(known)}, got {value}")
+    return tuple(tuple(group) for group in groups)
 
 
 @recipe("greedy", "You et al., CVPR 2020 (GreedyNAS), sections 3.1 to 3.3")
@@ -131,7 +149,16 @@ def greedy(
         full: Share of the steps after which ``epsilon`` is reached.
         alpha: Ends the training when the pool changes no more than this (published: 0.08); None to
             spend the whole budget.
+
+    Raises:
+        InputError: A number out of its range.
     """
+    if images < 1:
+        raise InputError(f"images must be at least 1, got {images}")
+    if not 1 <= kept <= sampled:
+        raise InputError(f"kept must be from 1 to sampled = {sampled}, got {kept}")
+    if not 0 <= start <= full <= 1:
+        raise InputError(f"expected 0 <= start <= full <= 1, got {start} and {full}")
 
     def sampler(ground: Ground) -> Sampler[Any]:
         used = 0

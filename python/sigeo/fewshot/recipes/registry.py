@@ -12,6 +12,8 @@ from sigeo.fewshot.recipe import Recipe
 from sigeo.spaces import SearchSpace
 
 Maker = Callable[..., Recipe]
+_LARGEST = 1e15
+"""Numbers from here on are refused: sums of them would lose whole images, or overflow."""
 
 
 @dataclass(frozen=True)
@@ -95,10 +97,11 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
         default = known.options[option]
         if not _alike(value, default):
             raise InputError(f"recipe {name}: {option} must be like {default!r}, got {value!r}")
+        options[option] = _as(value, default)
     chosen = {**known.options, **options}
     try:
         made = known.make(space, **chosen)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"recipe {name}: {error}") from error
     return replace(made, name=name, source=known.source, options=chosen)
 
@@ -106,6 +109,8 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
 def _alike(value: Any, default: Any) -> bool:
     """Whether an option's value is of the kind of its default; None is for a number."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and not abs(value) < _LARGEST:
+        return False
     if default is None:
         return value is None or number
     if isinstance(default, (tuple, list)):
@@ -115,3 +120,12 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return number
     return type(value) is type(default)
+
+
+def _as(value: Any, default: Any) -> Any:
+    """A value as its default is written, so that 2 and 2.0 are the same option."""
+    if isinstance(default, float):
+        return float(value)
+    if isinstance(default, (tuple, list)) and default:
+        return [_as(item, default[0]) for item in value]
+    return value

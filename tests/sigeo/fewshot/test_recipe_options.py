@@ -1,0 +1,142 @@
+"""What recipes refuse before anything is trained, and the least that they cost."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+
+from sigeo import InputError, spaces
+from sigeo.fewshot import Branching, Splitting, metrics, recipes
+from sigeo.fewshot.choice import AnyChoice
+from sigeo.fewshot.develop import Development, check, develop, least_budget
+from sigeo.fewshot.metrics import Subject
+from sigeo.fewshot.partition import Exact
+from sigeo.fewshot.recipe import Paths, Recipe, uniform_paths
+from sigeo.fewshot.recipes.registry import entry
+from sigeo.spaces import Product
+from tests.sigeo.fewshot.ground import SMALL, SPACE, study
+
+
+def made(name, **options):
+    return recipes.get(name, SPACE, **{**SMALL.get(name, {}), **options})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("hep-nas", {"teachers": "sibling"}, "teachers must be one of both, parent, siblings"),
+        ("hep-nas", {"judged": 0}, "judged must be at least 1, got 0"),
+        ("hep-nas", {"rounds": 0}, "rounds must be at least 1, got 0"),
+        ("hep-nas", {"children": 0}, "children must be above 0, got 0"),
+        ("one-shot", {"paths": 0}, "a step must train at least 1, got 0"),
+        ("one-shot", {"width": 1.5}, "width must be above 0 and at most 1, got 1.5"),
+        ("balanced", {"groups": []}, r"groups must be one or more lists of kinds, got \[\]"),
+        ("balanced", {"groups": [[0], []]}, "groups must be one or more lists of kinds"),
+        ("efs-nas", {"groups": []}, "groups must be one or more lists of kinds"),
+        ("efs-nas", {"groups": [[0, 9]]}, r"nonlinear_depth is one of \[0, 1, 2, 3\], got 9"),
+        ("efs-nas", {"shared": [1]}, r"shared must be names of submodules, got \[1\]"),
+        ("greedy", {"kept": 0}, "kept must be from 1 to sampled = 4, got 0"),
+        ("greedy", {"sampled": 0}, "kept must be from 1 to sampled = 0"),
+        ("greedy", {"images": 0}, "images must be at least 1, got 0"),
+        ("greedy", {"start": 0.99}, "0 <= start <= full <= 1, got 0.99 and 0.96"),
+        ("gm-nas", {"batch": 0}, "needs at least 1 batch of at least 2 images, got 1 of 0"),
+        ("gm-nas", {"batch": -3}, "got 1 of -3"),
+        ("gm-nas", {"smallest": 0}, "smallest must be at least 1, got 0"),
+        ("random-split", {"smallest": -1}, "smallest must be at least 1, got -1"),
+        ("gm-nas", {"after": -1}, "lengths of training must be at least 0, and one above"),
+        ("metric-driven", {"batches": 0}, "got 0 of 8"),
+        ("nas-lid", {"k": 8}, "batch must be more than k = 8 neighbours, got 8"),
+        ("nas-lid", {"k": 1}, "k must be at least 2 neighbours, got 1"),
+        ("few-shot", {"before": json.loads("1e400")}, "before must be like 600.0, got inf"),
+        ("few-shot", {"before": math.nan}, "before must be like 600.0, got nan"),
+        ("gm-nas", {"before": [1, 10**400]}, r"before must be like \(20.0, 20.0\)"),
+        ("one-shot", {"paths": 10**400}, "paths must be like 1, got 1000"),
+        ("efs-nas", {"route": "x"}, "route must be total or cumulative, got 'x'"),
+    ],
+)  # fmt: skip
+def test_numbers_out_of_their_range_are_refused_in_one_sentence(name, options, message):
+    with pytest.raises(InputError, match=message) as raised:
+        made(name, **options)
+    assert str(raised.value).startswith(f"recipe {name}: ")
+    assert str(raised.value).count("recipe") == 1
+
+
+def test_other_errors_of_a_recipe_are_bad_input_as_well(monkeypatch):
+    def divides(space, *, parts=2):
+        return Recipe("", "", width=1 / parts)
+
+    monkeypatch.setitem(recipes.registry._ENTRIES, "x", replace(entry("fair"), make=divides))
+    with pytest.raises(InputError, match="recipe x: division by zero"):
+        recipes.get("x", SPACE, parts=0)
+
+
+def test_lengths_may_be_fractions_and_whole_numbers_alike():
+    fraction = made("few-shot", before=1.5, after=0.5)
+    assert fraction.before == (1.5,) and fraction.after == 0.5
+    for name in ("gm-nas", "nas-lid", "random-split", "hep-nas"):
+        levels = len(entry(name).options["before"])
+        assert made(name, before=[0.5] * levels, after=1.5).units(SPACE) > 0
+    assert made("hep-nas", children=2.5).hierarchy.children == 2.5
+    assert made("metric-driven", before=0.5).before == (0.5,) * 3
+    whole, same = made("gm-nas", before=[2, 2]), made("gm-nas", before=[2.0, 2.0])
+    assert json.dumps(whole.options) == json.dumps(same.options)  # one run, not two
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("few-shot", {"choice": 6}, "choice: 6, in turn on level 0, cannot be split"),
+        ("metric-driven", {"leaves": 16}, "the order has 3 choices, level 3 needs one more"),
+        ("metric-driven", {"order": [0, 1, 0]}, "choice: 0, in turn on level 2, cannot be split"),
+        ("random-split", {"before": [1] * 7, "after": 1}, "7 levels need as many choices"),
+        ("one-shot", {"over": "x"}, "over must be architectures or operations"),
+        ("greedy", {"epsilon": 2}, "epsilon must be from 0 to 1, got 2"),
+        ("pi-nas", {"decay": 2.0}, "decay must be from 0 to 1"),
+        ("efs-nas", {"shared": ["x"]}, "has no submodule 'x' to share"),
+        ("efs-nas", {"groups": [[0, 1]]}, "a cut needs two groups or more"),
+    ],
+)
+def test_what_does_not_fit_the_space_is_found_before_training(name, options, message):
+    with pytest.raises(InputError, match=message):
+        check(made(name, **options), study(10**6))
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_the_least_budget_pays_for_a_recipe_and_one_image_less_does_not(name):
+    recipe = made(name)
+    least = least_budget(recipe, study())
+    check(recipe, study(least))
+    with pytest.raises(InputError, match="budget"):
+        check(recipe, study(least - 1))
+
+
+@pytest.mark.parametrize("name", ["gm-nas", "few-shot", "hep-nas"])
+def test_the_least_budget_is_enough_to_the_end(name):
+    recipe = made(name)
+    least = least_budget(recipe, study())
+    family = develop(recipe, study(least), 0)
+    assert family.cost.trained + family.cost.evaluated / 3 <= least
+    with pytest.raises(InputError, match=rf"^{name}: needs a budget of at least {least:,} proc"):
+        develop(recipe, study(least - 1), 0)
+
+
+def test_the_dearest_choices_are_reckoned_with():
+    space = spaces.get("mobilenet", spaces.InputShape(1, 8, 2))
+    metric = metrics.get("grad_norm")
+    splitting = Splitting(metric, Branching((2,)), Exact(), AnyChoice(), inherit="never")
+    recipe = Recipe("any", "", splitting=splitting)
+    work = Development(recipe, replace(study(), space=space), 0, None, None)
+    whole = Product.whole(space)
+    costs = [
+        metric.cost(Subject(whole, place, 0, None, work.batches)).trained
+        for place in range(len(space.choices))
+    ]
+    assert work.overhead == max(costs) > costs[0]  # any of them may be drawn
+
+
+def test_paths_are_checked():
+    with pytest.raises(InputError, match="evaluated must be at least 0, got nan"):
+        Paths(uniform_paths, evaluated=math.nan)
