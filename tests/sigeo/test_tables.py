@@ -171,6 +171,28 @@ def test_paired_difference_is_sharper_than_two_intervals():
     assert spearman_difference(first, first, truth).high == 0
 
 
+@pytest.mark.parametrize("count", [6, 8])
+def test_an_interval_holds_its_estimate_where_one_architecture_alone_differs(count):
+    """A third of the resamples lack it and count as 0: left out, the interval lay beside it."""
+    scores, truth = np.ones(count), np.random.default_rng(0).permutation(count).astype(float)
+    scores[truth.argmin()] = 0
+    for estimate in (
+        correlate(scores, truth).kendall,
+        correlate(scores, truth).spearman,
+        repeated_kendall([scores, scores], truth),
+    ):
+        assert estimate.low == 0 < estimate.value < estimate.high, estimate
+        reverse = correlate(-scores, truth).kendall
+        assert reverse.low < reverse.value < reverse.high == 0
+
+
+def test_an_interval_of_three_architectures_holds_its_estimate_to_the_bit():
+    scores, truth = np.array([0.0, 0.0, 1.0]), np.arange(3.0)
+    for seed in range(5):
+        found = correlate(scores, truth, seed=seed).kendall
+        assert found.low <= found.value <= found.high
+
+
 def test_undefined_correlation_has_no_interval():
     result = correlate(np.ones(8), np.arange(8.0))
     assert math.isnan(result.spearman.value) and math.isnan(result.kendall.low)

@@ -16,13 +16,14 @@ if TYPE_CHECKING:
 def add(parser: argparse.ArgumentParser, *, default: int = 64) -> Any:
     """The options; returns their group, for what else belongs there."""
     which = parser.add_argument_group("architectures")
-    which.add_argument(
+    either = which.add_mutually_exclusive_group()
+    either.add_argument(
         "--archs",
         type=options.positive,
-        default=default,
+        default=str(default),  # as text: the default's own number is given as well, not left out
         help="how many to draw (default: %(default)s)",
     )
-    which.add_argument(
+    either.add_argument(
         "--archs-file", metavar="FILE", help="one architecture string a line instead"
     )
     return which

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from sigeo.spaces import SearchSpace
     from sigeo.tables import Correlation, Estimate, Quality
 
 HELP = "correlate scores with a benchmark table"
@@ -110,13 +111,12 @@ def read_any_scores(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64
     Raises:
         InputError: The file is none of the three kinds.
     """
-    import numpy as np
-
     from sigeo.scoring.export import read_scores
     from sigeo.tables import read_table
 
+    head: dict[str, Any] = {}
     if path.suffix == ".json":
-        archs, columns = _from_json(path)
+        archs, columns, head = _from_json(path)
     else:
         table = read_table(path)
         archs = list(table.archs)
@@ -124,18 +124,20 @@ def read_any_scores(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64
         if path.suffix == ".parquet":
             # Of another program's table, every numeric column is a score.
             with contextlib.suppress(InputError):
-                names = read_scores(path)[0]["proxies"]
+                head = read_scores(path)[0]
+                names = head["proxies"]
         columns = {name: table.values[name] for name in names}
     if not columns:
         raise InputError(f"{path}: expected at least one column of scores, found none")
-    return archs, columns | _baselines(archs, columns, np)
+    return archs, columns | _baselines(archs, columns, head)
 
 
-def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
+def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]], dict[str, Any]]:
     import numpy as np
 
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+        document = json.loads(path.read_text(encoding="utf-8"))
+        rows = document["rows"]
         archs = [str(row["arch"]) for row in rows]
         names = list(rows[0]["scores"])
         columns = {
@@ -150,7 +152,7 @@ def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         what = f"{type(error).__name__} {error}".strip()
         raise InputError(f"{path}: expected the JSON of sigeo rank ({what})") from None
-    return archs, columns
+    return archs, columns, document
 
 
 def _score(row: dict[str, Any], name: str) -> float:
@@ -162,23 +164,41 @@ def _score(row: dict[str, Any], name: str) -> float:
     return float(value)
 
 
-def _baselines(archs: list[str], columns: dict[str, Any], np: Any) -> dict[str, Any]:
-    """The costs of the published networks, where the scores do not hold them."""
-    from sigeo import spaces
+def _baselines(
+    archs: list[str], columns: dict[str, Any], head: dict[str, Any]
+) -> dict[str, NDArray[np.float64]]:
+    """The costs of the networks, where the scores do not hold them.
+
+    Of nasbench201 those of the published networks, which tables measure; of another space those of
+    its sizes, if the scores say them.
+    """
+    import numpy as np
 
     missing = [name for name in _BASELINES if name not in columns]
     if not missing:
         return {}
-    space = spaces.get("nasbench201", spaces.InputShape(channels=3, size=32, classes=10))
     try:
+        space = _space(head)
         costs = [space.cost(space.parse(arch)) for arch in archs]
     except InputError:
-        return {}  # another space, whose costs only its own scores can hold
+        names = " and ".join(missing)
+        console.say(f"{names}: not known, the scores do not say of which space they are")
+        return {}
     made = {
         "params": np.array([float(cost.parameters) for cost in costs]),
         "flops": np.array([float(cost.flops) for cost in costs]),
     }
     return {name: made[name] for name in missing}
+
+
+def _space(head: dict[str, Any]) -> SearchSpace[Any]:
+    from sigeo import spaces
+
+    settings = head.get("settings")
+    sizes = settings.get("space") if isinstance(settings, dict) else None
+    if isinstance(sizes, dict) and sizes.get("name") != "nasbench201":
+        return spaces.described(sizes)
+    return spaces.get("nasbench201", spaces.InputShape(channels=3, size=32, classes=10))
 
 
 def _document(

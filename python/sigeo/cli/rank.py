@@ -7,8 +7,9 @@ it was stopped and scores nothing twice.
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import architectures, console, options, shared_weights
 from sigeo.errors import InputError
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from sigeo.scoring.many import Routes
     from sigeo.scoring.networks import Init, Networks, Protocol
     from sigeo.scoring.rank import Row
+    from sigeo.scoring.shared_weights import SharedWeights
+    from sigeo.spaces import SearchSpace
 
 HELP = "rank architectures of a space"
 
@@ -33,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared_weights.add_arguments(parser)
     parser.add_argument(
         "--init",
-        metavar="scratch|candidate|supernet[:PATH]",
+        metavar="scratch|candidate|supernet[:PATH]|family:DIR",
         help="where weights come from: drawn; each network warmed up alone; shared weights warmed "
-        "up here, or loaded from PATH (default: supernet with a warm-up, else scratch)",
+        "up here, or loaded from PATH; of the supernets that warmup --recipe left in DIR, the one "
+        "that serves it (default: supernet with a warm-up, else scratch)",
     )
     parser.add_argument(
         "--many",
@@ -64,14 +68,17 @@ def run(args: argparse.Namespace) -> int:
     metric = options.metric(args)
     if args.table is not None:  # a wrong name must not cost a ranking
         read_table(args.table).column(metric)
-    protocol = _protocol(args, len(data.train))
+    init = _Init.parse(args)
+    protocol = _protocol(args, init, len(data.train))
     archs = architectures.chosen(args, space)
     folder = options.run_folder(args)
     if protocol.warmup is not None:
         console.say(_warmup_line(protocol))
     choices: list[tuple[int, Routes | None]] = []
     with console.progress("warming up") as report:
-        networks = Networks(space, data, protocol, folder=folder, progress=report)
+        networks = Networks(
+            space, data, protocol, shared=init.family(space), folder=folder, progress=report
+        )
     with (
         RunStore(folder / "run.sqlite", networks.settings()) as store,
         console.progress("scoring") as report,
@@ -80,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:
         console.say(_many_line(at_once, routes))
+    if len({networks.standing(arch) for arch in archs}) > 1:
+        console.say("parts of the space that the system prefers come first, whatever their scores")
     names = [proxy.name for proxy in protocol.proxies]
     document = export.as_json(networks, rows)
     # Printed before the files are written: a full disk must not cost the result.
@@ -94,50 +103,82 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _protocol(args: argparse.Namespace, images: int) -> Protocol:
+@dataclass(frozen=True)
+class _Init:
+    """The value of ``--init``: where weights come from, and the file or folder it names."""
+
+    kind: str
+    path: Path | None = None
+
+    @classmethod
+    def parse(cls, args: argparse.Namespace) -> _Init:
+        """Read it.
+
+        Raises:
+            InputError: It is none.
+        """
+        if args.init is None:
+            return cls("supernet" if options.warms_up(args) else "scratch")
+        kind, _, path = args.init.partition(":")
+        if path and kind in ("supernet", "family"):
+            return cls(kind, Path(path))
+        if args.init in ("scratch", "candidate", "supernet"):
+            return cls(args.init)
+        raise InputError(
+            "--init: must be scratch, candidate, supernet, supernet:PATH or family:DIR, "
+            f"got {args.init!r}"
+        )
+
+    @property
+    def weights(self) -> Init:
+        """Where weights come from as a protocol knows it."""
+        return "supernet" if self.kind == "family" else self.kind  # type: ignore[return-value]
+
+    @property
+    def checkpoint(self) -> Path | None:
+        """The file of one supernet."""
+        return self.path if self.kind == "supernet" else None
+
+    def family(self, space: SearchSpace[Any]) -> SharedWeights | None:
+        """The supernets of a system."""
+        from sigeo.fewshot.family import family_weights
+
+        if self.kind != "family" or self.path is None:
+            return None
+        return family_weights(self.path, space)
+
+
+def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
     from sigeo.scoring.many import stackable
     from sigeo.scoring.networks import Protocol
 
-    init, checkpoint = _init(args)
     warmed = options.warms_up(args)
     option = "--warmup" if args.warmup_steps is None else "--warmup-steps"
-    if checkpoint is not None and warmed:
-        raise InputError(f"{option}: cannot be given with --init supernet:PATH, which is warmed up")
-    if init == "candidate" and not warmed:
+    if init.path is not None and warmed:
+        given = f"{init.kind}:{'DIR' if init.kind == 'family' else 'PATH'}"
+        raise InputError(f"{option}: cannot be given with --init {given}, which is warmed up")
+    if init.kind == "candidate" and not warmed:
         raise InputError("--init candidate: needs --warmup or --warmup-steps, got none")
-    if init == "candidate" and args.many not in ("auto", 1):
+    if init.kind == "candidate" and args.many not in ("auto", 1):
         raise InputError("--many: networks that are warmed up alone are scored one by one")
-    if init == "scratch" and warmed:
+    if init.kind == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
-    proxies = options.proxies(args, init)
+    proxies = options.proxies(args, init.weights)
     if args.many not in ("auto", 1) and not any(map(stackable, proxies)):
         names = ", ".join(proxy.name for proxy in proxies)
         raise InputError(f"--many: has no effect on {names}, which need networks one by one")
     return Protocol(
         proxies=proxies,
-        init=init,
-        warmup=options.warm_up(args, images, init),
-        checkpoint=checkpoint,
-        supernet=shared_weights.supernet_options(args, init),
+        init=init.weights,
+        warmup=options.warm_up(args, images, init.weights),
+        checkpoint=init.checkpoint,
+        supernet=shared_weights.supernet_options(args, init.weights),
         batches=args.batches,
         batch_size=args.batch_size,
         seed=args.seed,
         device=args.device,
         deduplicate=not args.no_dedup,
         at_once=args.many,
-    )
-
-
-def _init(args: argparse.Namespace) -> tuple[Init, Path | None]:
-    if args.init is None:
-        return ("supernet", None) if options.warms_up(args) else ("scratch", None)
-    kind, colon, path = args.init.partition(":")
-    if kind == "supernet" and colon:
-        return "supernet", Path(path)
-    if args.init in ("scratch", "candidate", "supernet"):
-        return args.init, None
-    raise InputError(
-        f"--init: must be scratch, candidate, supernet or supernet:PATH, got {args.init!r}"
     )
 
 

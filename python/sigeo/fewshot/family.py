@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +17,21 @@ from torch import nn
 from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Plan
-from sigeo.fewshot.plan_file import load_plan, save_plan
+from sigeo.fewshot.plan_file import load_plan, plan_document, save_plan
 from sigeo.fewshot.study import narrowed
 from sigeo.proxies import Proxy
 from sigeo.scoring.many import score_many
+from sigeo.scoring.shared_weights import SharedWeights
 from sigeo.spaces import SearchSpace, Supernet
-from sigeo.supernet import Budget, TrainingState, evaluate, load_checkpoint, load_weights
+from sigeo.supernet import (
+    Budget,
+    RoutedSupernet,
+    TrainingState,
+    digest,
+    evaluate,
+    load_checkpoint,
+    load_weights,
+)
 from sigeo.supernet.checkpoint import save_checkpoint
 from sigeo.supernet.settings import Batch
 
@@ -156,9 +167,42 @@ def load_family(folder: str | Path, space: SearchSpace[Any]) -> Family[Any]:
     Raises:
         InputError: A file is missing, damaged, of other networks or of another system.
     """
-    folder = Path(folder)
+    return _load(Path(folder), space)[0]
+
+
+def family_weights(folder: str | Path, space: SearchSpace[Any]) -> SharedWeights:
+    """What `Family.save` wrote as weights to rank on: each architecture inherits from its leaf's.
+
+    Raises:
+        InputError: As `load_family`.
+    """
+    family, settings = _load(Path(folder), space)
+    plan = json.dumps(plan_document(family.plan), sort_keys=True)
+    modules: list[nn.Module] = list(family.supernets)  # type: ignore[arg-type]
+    identity = {
+        "family": settings,
+        "plan": hashlib.blake2b(plan.encode(), digest_size=16).hexdigest(),
+        "weights": [digest(dict(module.state_dict())) for module in modules],
+    }
+    supernet: Any = RoutedSupernet(family.supernets, family.plan.leaves)
+    return SharedWeights(supernet, identity, standing=family.standing)
+
+
+def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str, Any]]:
+    if folder.is_file():
+        raise InputError(f"family {folder}: expected the folder of {PLAN}, got a file")
     plan, settings = load_plan(folder / PLAN, space)
-    narrow = narrowed(space, settings.get("width", 1.0))
+    study, width, standing = (settings.get(name) for name in ("study", "width", "standing"))
+    made_for = study.get("space") if isinstance(study, dict) else None
+    described = json.loads(json.dumps(space.describe()))
+    if made_for is not None and made_for != described:
+        raise InputError(f"family {folder}: made for {made_for}, got {described}")
+    if not leaf_file(folder, 0).is_file():
+        raise InputError(
+            f"family {folder}: has a plan but no weights, {leaf_file(folder, 0).name} and so on; "
+            "sigeo warmup --recipe leaves both"
+        )
+    narrow = narrowed(space, width if isinstance(width, (int, float)) else 1.0)
     of_leaves = {name: value for name, value in settings.items() if name != "standing"}
     supernets = []
     for leaf in range(len(plan.leaves)):
@@ -170,4 +214,5 @@ def load_family(folder: str | Path, space: SearchSpace[Any]) -> Family[Any]:
         supernet = narrow.supernet()
         load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]
         supernets.append(supernet)
-    return Family(plan, tuple(supernets), tuple(settings.get("standing", ())))
+    order = tuple(standing) if isinstance(standing, list) else ()
+    return Family(plan, tuple(supernets), order), settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,16 +28,13 @@ from sigeo.scoring.many import (
     stackable,
 )
 from sigeo.scoring.score import check_needs, score
+from sigeo.scoring.shared_weights import SharedWeights, load_shared_weights, make_supernet
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
 from sigeo.supernet import (
     Budget,
     Source,
-    TrainingState,
     WarmUp,
-    digest,
-    load_checkpoint,
-    load_weights,
     warm_up_alone,
     warm_up_supernet,
 )
@@ -104,6 +100,7 @@ class Networks:
         data: ImageData,
         protocol: Protocol,
         *,
+        shared: SharedWeights | None = None,
         folder: Path | None = None,
         progress: Progress | None = None,
     ):
@@ -113,6 +110,7 @@ class Networks:
             space: The space, sized for the data.
             data: Images to score and warm up on.
             protocol: How.
+            shared: Weights that are there already, in the place of the protocol's checkpoint.
             folder: Where a warm-up of shared weights is kept, and goes on from.
             progress: Called with (steps taken, steps in all) during that warm-up.
 
@@ -133,15 +131,18 @@ class Networks:
         order = data.order(protocol.seed)
         self.budget = Budget()
         self._source = Source(order, self._batch, protocol.seed)
-        stored = self._stored_weights()
-        self._options = dict(protocol.supernet)
-        if stored is not None:
-            self._options = stored[1].get("supernet", {})
-        self._supernet = make_supernet(space, protocol.seed, self._options)
+        self._loaded = shared
+        if shared is None and protocol.checkpoint is not None:
+            self._loaded = load_shared_weights(protocol.checkpoint, space, protocol.seed)
+        self._options = dict(protocol.supernet if self._loaded is None else self._loaded.options)
+        self._supernet = (
+            make_supernet(space, protocol.seed, self._options)
+            if self._loaded is None
+            else self._loaded.supernet
+        )
         self._module: nn.Module = self._supernet  # type: ignore[assignment]
         self._module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if protocol.init == "supernet":
-            self._warm(stored, folder, progress)
+        self._warm_up(folder, progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
         self._batches = Batches(pairs, self._module, self.device)
@@ -181,11 +182,9 @@ class Networks:
             "device": self.device.type,
             "init": protocol.init,
             "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
-            "checkpoint": self._loaded,
+            "checkpoint": None if self._loaded is None else dict(self._loaded.identity),
             **({"supernet": self._options} if self._options else {}),
         }
-
-    _loaded: dict[str, Any] | None = None
 
     def checkpoint_path(self, folder: Path) -> Path:
         """Where a warm-up of these settings is kept in a folder."""
@@ -193,45 +192,9 @@ class Networks:
         name = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
         return folder / f"supernet-{name}.safetensors"
 
-    def _stored_weights(self) -> tuple[TrainingState, dict[str, Any]] | None:
-        """What the protocol's checkpoint holds, with its settings, if it has one.
-
-        Raises:
-            InputError: It is of another space, or of a warm-up that is not at its end.
-        """
-        path = self.protocol.checkpoint
-        if path is None:
-            return None
-        state, settings = load_checkpoint(path)
-        space = settings.get("space")
-        if space != self.space.describe():
-            raise InputError(
-                f"checkpoint {path}: made for {space}, this ranking is for {self.space.describe()}"
-            )
-        steps = settings["warmup"]["steps"]
-        if state.step < steps:
-            raise InputError(
-                f"checkpoint {path}: stands at step {state.step} of {steps}; "
-                "the command that began it goes on from there"
-            )
-        return state, settings
-
-    def _warm(
-        self,
-        stored: tuple[TrainingState, dict[str, Any]] | None,
-        folder: Path | None,
-        progress: Progress | None,
-    ) -> None:
+    def _warm_up(self, folder: Path | None, progress: Progress | None) -> None:
         protocol = self.protocol
-        if stored is not None and protocol.checkpoint is not None:
-            state, settings = stored
-            load_weights(self._module, state, protocol.checkpoint)
-            self._loaded = {
-                "warmup": settings["warmup"],
-                "data": settings["data"],
-                "weights": digest(state.weights),
-            }
-        elif protocol.warmup is not None:
+        if protocol.init == "supernet" and protocol.warmup is not None:
             self.budget = warm_up_supernet(
                 self._supernet,
                 self.space,
@@ -255,9 +218,22 @@ class Networks:
         """
         if not self.protocol.deduplicate:
             return arch
-        if self.protocol.init == "supernet":
-            return self.space.pruned(arch)
-        return self.space.representative(arch)
+        if self.protocol.init != "supernet":
+            return self.space.representative(arch)
+        pruned = self.space.pruned(arch)
+        return pruned if self.part(pruned) is self.part(arch) else arch
+
+    def part(self, arch: Any) -> Supernet[Any]:
+        """The weights that serve an architecture; of several sub-supernets, its own.
+
+        Raises:
+            InputError: No sub-supernet serves it.
+        """
+        return self._supernet if self._loaded is None else self._loaded.part(arch)
+
+    def standing(self, arch: Any) -> int:
+        """An architecture with a larger number ranks above all with a smaller; mostly all equal."""
+        return 0 if self._loaded is None else self._loaded.standing_of(arch)
 
     def choose_at_once(self, archs: Sequence[Any]) -> tuple[int, Routes | None]:
         """How many of these networks go in one pass, and the measurement that it rests on.
@@ -280,16 +256,19 @@ class Networks:
             size = min(size, fits)
         if wanted != "auto" or few or size == 1:
             return size, None
-        routes = measure_routes(self._supernet, archs[: min(size, MEASURED)], self._batches)
+        first = archs[: 8 * MEASURED]
+        parts = [self.part(arch) for arch in first]
+        usual = max(parts, key=parts.count)
+        alike = [arch for arch, part in zip(first, parts, strict=True) if part is usual]
+        routes = measure_routes(usual, alike[: min(size, MEASURED)], self._batches)
         return (size if routes.together < routes.apart else 1), routes
 
     def score_many(self, archs: Sequence[Any], proxies: Sequence[Proxy]) -> list[dict[str, Record]]:
-        """Score networks in one pass, by proxies that are not of the whole network."""
+        """Score networks of one `part` in one pass, by proxies that are not of whole networks."""
         began = time.perf_counter()
-        found = score_many(
-            self._supernet, archs, self._batches, proxies, at_once=max(1, len(archs))
-        )
-        seconds = (time.perf_counter() - began) / max(1, len(archs))
+        supernet = self.part(archs[0])
+        found = score_many(supernet, archs, self._batches, proxies, at_once=len(archs))
+        seconds = (time.perf_counter() - began) / len(archs)
         return [
             {
                 name: Record(s.value if s.finite else None, s.terms, s.notes, seconds)
@@ -332,20 +311,6 @@ class Networks:
             for parameter in module.parameters():
                 parameter.grad = None
             yield
-
-
-def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]) -> Supernet[Any]:
-    """A space's supernet with options of its own.
-
-    Raises:
-        InputError: It has no such option.
-    """
-    make: Any = space.supernet
-    for name in options:
-        if name not in inspect.signature(make).parameters:
-            raise InputError(f"supernet: that of {space.name} has no option {name!r}")
-    made: Supernet[Any] = make(seed=seed, **options)
-    return made
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -52,6 +52,8 @@ def rank(
 ) -> list[Row]:
     """Score architectures and sort them by the first proxy, best first, what is not finite last.
 
+    Where a system of several supernets prefers parts of the space, those come first.
+
     What the store holds is not scored again; each new score is kept at once.
 
     Args:
@@ -83,7 +85,9 @@ def rank(
         rows.append(_row(networks, arch, proxies, records | functional, functional, original))
         if progress is not None:
             progress(done, len(archs))
-    return sort_rows(rows, proxies[0].name)
+    standing = {str(arch): networks.standing(arch) for arch in archs}
+    ordered = sort_rows(rows, proxies[0].name)
+    return sorted(ordered, key=lambda row: -standing[row.arch])
 
 
 def sort_rows(rows: Iterable[Row], proxy: str) -> list[Row]:
@@ -109,9 +113,16 @@ def _missing(arch: Any, proxies: Sequence[Proxy], store: RunStore) -> list[Proxy
 def _score_ahead(
     networks: Networks, archs: Sequence[Any], proxies: Sequence[Proxy], store: RunStore, count: int
 ) -> None:
-    """Score the first networks that lack the same scores as the first one, in one pass."""
-    wanted = _missing(archs[0], proxies, store)
-    alike = (arch for arch in archs if _missing(arch, proxies, store) == wanted)
+    """Score the first networks that lack the same scores as the first one, in one pass.
+
+    They run on the same shared weights.
+    """
+    wanted, part = _missing(archs[0], proxies, store), networks.part(archs[0])
+    alike = (
+        arch
+        for arch in archs
+        if networks.part(arch) is part and _missing(arch, proxies, store) == wanted
+    )
     group = list(itertools.islice(alike, count))
     for arch, new in zip(group, networks.score_many(group, wanted), strict=True):
         store.put(str(arch), {identity(proxy): new[proxy.name] for proxy in wanted})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sigeo.errors import InputError
@@ -35,6 +35,7 @@ __all__ = [
     "Stack",
     "Supernet",
     "Transformer",
+    "described",
     "distinct",
     "get",
     "names",
@@ -78,6 +79,24 @@ def get(name: str, shape: InputShape, **sizes: Any) -> SearchSpace[Any]:
             raise InputError(f"{name}: size must be one of {', '.join(known)}, got {size!r}")
     space: SearchSpace[Any] = _maker(name)(shape, **sizes)
     return space
+
+
+def described(sizes: Mapping[str, Any]) -> SearchSpace[Any]:
+    """The space whose ``describe()`` gave these sizes, also by way of JSON.
+
+    Raises:
+        InputError: They are of no space.
+    """
+    known = dict(sizes)
+    try:
+        shape = InputShape(
+            channels=known.pop("in_channels"),
+            size=known.pop("image_size"),
+            classes=known.pop("classes"),
+        )
+        return get(known.pop("name"), shape, **known)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"space: expected a description with all sizes, got {error!r}") from None
 
 
 def _maker(name: str) -> Callable[..., Any]:

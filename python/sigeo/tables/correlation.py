@@ -1,4 +1,11 @@
-"""Rank correlation with bootstrap intervals."""
+"""Rank correlation with bootstrap intervals.
+
+Intervals are percentile intervals over resampled architectures (B. Efron, R. Tibshirani, An
+Introduction to the Bootstrap, 1993, chapter 13). A resample in which one side does not vary counts
+as 0, the mean correlation over all ways to break its ties (M. Kendall, Rank Correlation Methods,
+1948, chapter 3). Left out, where a few architectures alone tell the others apart, the resamples
+that stay hold these more often than the data do, and their interval may lie beside the estimate.
+"""
 
 from __future__ import annotations
 
@@ -83,7 +90,7 @@ def correlate(
     draws = _draws(len(truth), resamples, seed)
     return Correlation(
         spearman=_estimate(spearman, ranked, truth, draws, confidence),
-        kendall=_interval(kendall(ranked, truth), _kendalls(ranked, truth, draws), confidence),
+        kendall=_kendall_estimate(ranked, truth, draws, confidence),
         count=len(truth),
         not_finite=int((~finite).sum()),
     )
@@ -136,7 +143,7 @@ def repeated_kendall(
     def mean(rankings: Sequence[Values]) -> tuple[float, Values]:
         finite = [np.where(np.isfinite(scores), scores, -np.inf) for scores in rankings]
         taus = [kendall(scores, truth) for scores in finite]
-        resampled = [_kendalls(scores, truth, draws) for scores in finite]
+        resampled = [np.nan_to_num(_kendalls(scores, truth, draws)) for scores in finite]
         return float(np.mean(taus)), np.mean(resampled, axis=0)
 
     value, resampled = mean(runs)
@@ -161,10 +168,19 @@ def _estimate(
     return _interval(statistic(scores, truth), resampled, confidence)
 
 
+def _kendall_estimate(
+    scores: Values, truth: Values, draws: NDArray[np.int64], confidence: float
+) -> Estimate:
+    # The estimate by the resamples' formula, whose sums are exact: equal values are equal bits.
+    everything = np.arange(len(truth))[None]
+    value = float(_kendalls(scores, truth, everything)[0])
+    return _interval(value, _kendalls(scores, truth, draws), confidence)
+
+
 def _interval(value: float, resampled: Values, confidence: float) -> Estimate:
-    resampled = resampled[~np.isnan(resampled)]
-    if not len(resampled) or math.isnan(value):
+    if math.isnan(value):
         return Estimate(value, math.nan, math.nan)
+    resampled = np.nan_to_num(resampled)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])
     return Estimate(value, float(low), float(high))

@@ -34,9 +34,16 @@ BAD = {
         "--archs: the space has 15625 architectures, got 99999",
     ),
     "archs-file": (["rank", "--archs-file", "none.txt"], "none.txt: No such file or directory"),
+    **{
+        f"archs-twice-{verb}-{number}": (
+            [verb, "--archs", number, "--archs-file", "none.txt"],
+            "argument --archs-file: not allowed with argument --archs",
+        )
+        for verb, number in (("rank", "3"), ("rank", "64"), ("train", "100"))
+    },
     "init": (
         ["rank", "--init", "warm"],
-        "--init: must be scratch, candidate, supernet or supernet:PATH",
+        "--init: must be scratch, candidate, supernet, supernet:PATH or family:DIR, got 'warm'",
     ),
     "candidate": (
         ["rank", "--init", "candidate"],

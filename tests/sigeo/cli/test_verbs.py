@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sigeo import spaces
 from tests.conftest import shared_file
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
@@ -146,6 +147,30 @@ def test_tables(capsys):
     Path("t.csv").write_text("arch_str,acc\na,1\nb,inf\n")
     code, out, _ = run("tables", "t.csv", "--json", capsys=capsys)
     assert code == 0 and strict(out)["columns"]["acc"]["max"] == 1.0
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "json", "csv"])
+def test_costs_beside_the_scores_of_an_elastic_space(suffix, capsys):
+    given = ["rank", "--space", "mlp", "--size", "widths=8,24,64", "--size", "depths=1,3"]
+    given += [*SMALL[4:], "--archs", "8", "--proxy", "grad_norm", "--out", "r", "--json"]
+    code, text, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    archs = [row["arch"] for row in strict(text)["rows"]]
+    space = spaces.get("mlp", spaces.InputShape(1, 8, 10), widths=(8, 24, 64), depths=(1, 3))
+    flops = [space.cost(space.parse(arch)).flops for arch in archs]
+    rows = [f'"{arch}",{number}\n' for arch, number in zip(archs, flops, strict=True)]
+    Path("t.csv").write_text("arch_str,acc\n" + "".join(rows))
+    Path("r.json").write_text(text)
+    scores = {"parquet": "r", "json": "r.json", "csv": "t.csv"}[suffix]
+    given = ["correlate", "--scores", scores, "--table", "t.csv", "--metric", "acc", "--json"]
+    code, out, err = run(*given, "--bootstrap", "10", capsys=capsys)
+    found = strict(out)["proxies"]
+    assert code == 0
+    if suffix == "csv":  # a table of scores does not say which sizes it is of
+        assert set(found) == {"acc"} and "params and flops: not known" in err
+    else:
+        assert set(found) == {"grad_norm", "params", "flops"} and err == ""
+        assert found["flops"]["spearman"]["value"] == pytest.approx(1)
 
 
 def test_score_one_architecture_and_any_module(capsys):

@@ -131,6 +131,11 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
     assert [str(s.skeleton.channels) for s in family.supernets] == ["1"] * 3
     code, out, _ = run(*given, capsys=capsys)
     assert code == 0 and "3 supernet(s)" in out
+    ranking = ["rank", *given[1:7], "--archs", "6", "--proxy", "zico,params", "--init", "family:w"]
+    code, out, err = run(*ranking, "--batches", "2", "--json", capsys=capsys)
+    assert code == 0 and strict(out)["settings"]["checkpoint"]["family"]["recipe"] == "efs-nas"
+    for row in strict(out)["rows"]:  # networks are narrower, costs those of the space
+        assert row["scores"]["params"] == space.cost(space.parse(row["arch"])).parameters
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""Shared weights that are there already: from where, and what a ranking remembers of them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from sigeo.errors import InputError
+from sigeo.spaces import SearchSpace, Supernet
+from sigeo.supernet import RoutedSupernet, digest, load_checkpoint, load_weights
+
+
+@dataclass(frozen=True)
+class SharedWeights:
+    """Weights that architectures inherit.
+
+    Attributes:
+        supernet: One supernet for all; or a `RoutedSupernet`, several, each for its part.
+        identity: What they are, as JSON can hold it: scores of other weights are not theirs.
+        options: What the space's supernet was made with beside its seed.
+        standing: Of several supernets, one a part: architectures of a part with a larger number
+            rank above all of one with a smaller. Empty where parts are equal.
+    """
+
+    supernet: Supernet[Any]
+    identity: Mapping[str, Any]
+    options: Mapping[str, Any] = field(default_factory=dict)
+    standing: tuple[int, ...] = ()
+
+    def part(self, arch: Any) -> Supernet[Any]:
+        """The supernet that serves an architecture.
+
+        Raises:
+            InputError: None does.
+        """
+        if isinstance(self.supernet, RoutedSupernet):
+            return self.supernet.part(arch)
+        return self.supernet
+
+    def standing_of(self, arch: Any) -> int:
+        """The number of its part in ``standing``; 0 where parts are equal."""
+        if not self.standing or not isinstance(self.supernet, RoutedSupernet):
+            return 0
+        return self.standing[self.supernet.route(arch)]
+
+
+def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> SharedWeights:
+    """Those of a warm-up.
+
+    Args:
+        path: Its checkpoint.
+        space: The space that it was of, of the same sizes.
+        seed: Of what weights are drawn from before they are replaced.
+
+    Raises:
+        InputError: It is of another space, of another kind of training, or of a warm-up that is not
+            at its end.
+    """
+    if path.is_dir():
+        raise InputError(f"checkpoint {path}: expected a file, got a folder; {_of_folder(path)}")
+    state, settings = load_checkpoint(path)
+    if "warmup" not in settings or "space" not in settings:
+        raise InputError(f"checkpoint {path}: {_other_kind(path, settings)}")
+    if settings["space"] != space.describe():
+        raise InputError(
+            f"checkpoint {path}: made for {settings['space']}, this ranking is for "
+            f"{space.describe()}"
+        )
+    steps = settings["warmup"]["steps"]
+    if state.step < steps:
+        raise InputError(
+            f"checkpoint {path}: stands at step {state.step} of {steps}; "
+            "the command that began it goes on from there"
+        )
+    options = settings.get("supernet", {})
+    supernet = make_supernet(space, seed, options)
+    module: nn.Module = supernet  # type: ignore[assignment]
+    load_weights(module, state, path)
+    identity = {
+        "warmup": settings["warmup"],
+        "data": settings["data"],
+        "weights": digest(state.weights),
+    }
+    return SharedWeights(supernet, identity, options)
+
+
+def _other_kind(path: Path, settings: Mapping[str, Any]) -> str:
+    """What a checkpoint is that is none of a warm-up, and what to do with it."""
+    if "recipe" not in settings:
+        return "weights of another training, expected those that sigeo warmup leaves"
+    return (
+        f"a supernet of the system {settings['recipe']}, which may serve a part of the space "
+        f"alone; {_of_folder(path.parent)}"
+    )
+
+
+def _of_folder(folder: Path) -> str:
+    known = folder if (folder / "plan.json").is_file() else "DIR"
+    return f"the folder that warmup --recipe leaves is taken by --init family:{known}"
+
+
+def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]) -> Supernet[Any]:
+    """A space's supernet with options of its own.
+
+    Raises:
+        InputError: It has no such option.
+    """
+    make: Any = space.supernet
+    for name in options:
+        if name not in inspect.signature(make).parameters:
+            raise InputError(f"supernet: that of {space.name} has no option {name!r}")
+    made: Supernet[Any] = make(seed=seed, **options)
+    return made
