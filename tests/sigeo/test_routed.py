@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from sigeo import InputError
 from sigeo.spaces import Product
 from sigeo.supernet import Balanced, Budget, RoutedSupernet, evaluate
+from tests.sigeo.elastic_spaces import batches as elastic_batches
+from tests.sigeo.elastic_spaces import space as elastic_space
 from tests.sigeo.training import IMAGES, SPACE, assert_resumes, batches, source, trained, training
 
 REGIONS = Product.whole(SPACE).split(0, [(0, 1), (2, 3), (4,)])
@@ -54,6 +56,19 @@ def test_shared_ends_are_one_and_get_the_gradients_of_all():
     assert all(name.startswith("parts.0.") for name in names)
     with pytest.raises(InputError, match="has no submodule 'tail' to share"):
         made(share=("tail",))
+
+
+def test_shared_ends_of_an_elastic_supernet_that_has_run():
+    chosen = elastic_space("mlp")
+    net, arch = chosen.supernet(seed=0), chosen.largest
+    images = elastic_batches(count=1)[0][0]
+    net(images, arch)
+    regions = Product.whole(chosen).split(0, [(0, 1), (2,)])
+    routed = RoutedSupernet.of(net, regions, share=("head",))
+    with torch.no_grad():
+        routed.parts[0].head.bias.add_(1.0)
+        torch.testing.assert_close(routed(images, arch), net(images, arch) + 1)
+        torch.testing.assert_close(routed(images, arch), routed.subnet(arch)(images))
 
 
 @pytest.mark.parametrize("share", [(), ("stem", "head")], ids=["apart", "shared ends"])
