@@ -99,7 +99,7 @@ def test_step_sizes_of_parts_have_factors():
     moves = [[part.stem.conv.weight - start for part in routed.parts] for routed in (scaled, usual)]
     for factor, move, other in zip((0.0, 2.0, 1.0), *moves, strict=True):
         torch.testing.assert_close(move, factor * other, rtol=1e-4, atol=1e-6)
-    with pytest.raises(InputError, match="scales of 'a' must be at least 0, got -1"):
+    with pytest.raises(InputError, match="scales must be pairs .*, got .'a', -1"):
         training(scales=(("a", -1),))
 
 
