@@ -25,6 +25,7 @@ from sigeo.supernet import (
     train_supernet,
     warm_up_supernet,
 )
+from sigeo.supernet.checkpoint import difference
 from tests.sigeo.training import (
     IMAGES,
     LABELS,
@@ -233,8 +234,33 @@ def test_settings_are_compared_as_json_holds_them(tmp_path):
 
 def test_another_sampler_does_not_go_on_from_a_checkpoint(tmp_path):
     trained(Uniform(SPACE, seed=3), path=tmp_path / "c")
-    with pytest.raises(InputError, match="made with other settings than this training"):
+    message = r"than this training \(sampler.name: there \"uniform\", here \"fair\"\); choose"
+    with pytest.raises(InputError, match=message):
         trained(Fair(SPACE, seed=3), path=tmp_path / "c")
+
+
+def test_another_network_does_not_go_on_from_a_checkpoint(tmp_path):
+    trained(Uniform(SPACE, seed=3), path=tmp_path / "c")
+    with pytest.raises(InputError, match="does not fit the networks"):
+        trained(
+            Uniform(SPACE, seed=3),
+            path=tmp_path / "c",
+            made=lambda: SPACE.supernet(seed=3, affine=False),
+        )
+
+
+@pytest.mark.parametrize(
+    ("found", "given", "said"),
+    [
+        ({"a": 1}, {"a": 1}, ""),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, "a.c: there 2, here 3"),
+        ({"a": None}, {}, "a: there null, here nothing"),
+        ({}, {"a": {"b": 1}}, 'a: there nothing, here {"b": 1}'),
+        ({"a": [0] * 99}, {"a": {}}, f"a: there [{'0, ' * 19}0,..., here {{}}"),
+    ],
+)
+def test_the_setting_that_differs_is_named(found, given, said):
+    assert difference(found, given) == said
 
 
 def test_a_warm_up_kept_before_budgets_were_counted_goes_on(tmp_path, monkeypatch):
