@@ -88,6 +88,26 @@ def test_equal_samples_are_no_trouble():
     assert two_nn(doubled) == 0.0
 
 
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 1e6])
+@pytest.mark.parametrize("divisor", ["k", "k-2"])
+def test_neighbours_that_are_all_equally_far_have_a_large_dimension(scale, divisor):
+    corners = torch.eye(12, dtype=torch.float64) * scale
+    found = lid(corners, k=5, divisor=divisor)
+    usual = lid(subspace(5, 40), k=5, divisor=divisor)
+    assert bool((found > usual.max()).all()) and float(found.max()) <= 1e6 * 5
+
+
+def test_settings_of_profiles_are_checked():
+    for given, message in (
+        ({"k": 1}, "k must be a whole number of at least 2, got 1"),
+        ({"k": 2.5}, "k must be a whole number of at least 2, got 2.5"),
+        ({"k": 2, "divisor": "k-2"}, "k must be a whole number of at least 3, got 2"),
+        ({"divisor": "n"}, "divisor must be one of k, k-1, k-2, got 'n'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LID(**given)
+
+
 def test_too_few_samples_are_refused():
     for count in (1, 20):
         with pytest.raises(InputError, match="more samples than neighbours"):

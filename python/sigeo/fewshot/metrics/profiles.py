@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sigeo.capture import call, preserved
 from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import Subject, off_diagonal, rows
-from sigeo.fewshot.metrics.dimension import Divisor, lid, two_nn
+from sigeo.fewshot.metrics.dimension import Divisor, check_divisor, lid, two_nn
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
@@ -72,6 +72,7 @@ class LID:
             )
         if self.estimator not in ("mle", "two_nn"):
             raise InputError(f"lid: estimator must be mle or two_nn, got {self.estimator!r}")
+        check_divisor(self.divisor, self.k)
 
     def __call__(self, subject: Subject[Any]) -> Relation:
         """The similarities, averaged over the repetitions."""

@@ -57,6 +57,16 @@ class Exact:
     objective: Literal["sum", "mean"] = "sum"
     compares: bool = True
 
+    def __post_init__(self) -> None:
+        """Check the options.
+
+        Raises:
+            InputError: Groups of no option, or another objective.
+        """
+        _check_smallest(self.smallest)
+        if self.objective not in ("sum", "mean"):
+            raise InputError(f"partition: objective must be sum or mean, got {self.objective!r}")
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
 
@@ -84,6 +94,14 @@ class Random:
 
     smallest: int = 1
     compares: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the option.
+
+        Raises:
+            InputError: Groups of no option.
+        """
+        _check_smallest(self.smallest)
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
@@ -134,6 +152,13 @@ class InOrder:
             raise InputError(f"partition: expected 1 to {count} groups, got {groups}")
         ends = [count * place // groups for place in range(groups + 1)]
         return tuple(tuple(range(ends[place], ends[place + 1])) for place in range(groups))
+
+
+def _check_smallest(smallest: int) -> None:
+    if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 1:
+        raise InputError(
+            f"partition: smallest must be a whole number of at least 1, got {smallest!r}"
+        )
 
 
 def ordered(groups: list[Group]) -> Groups:
