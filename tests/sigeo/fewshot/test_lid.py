@@ -12,6 +12,9 @@ from sigeo import InputError
 from sigeo.capture import Batches
 from sigeo.fewshot.metrics import LID, Subject, lid, two_nn
 from sigeo.fewshot.metrics.dimension import nearest
+from sigeo.spaces import Product
+from tests.sigeo.elastic_spaces import batches as elastic_batches
+from tests.sigeo.elastic_spaces import space as elastic_space
 from tests.sigeo.fewshot.space import SPACE, WHOLE, batches
 
 
@@ -106,6 +109,22 @@ def test_settings_of_profiles_are_checked():
     ):
         with pytest.raises(InputError, match=message):
             LID(**given)
+
+
+def test_profiles_of_an_elastic_space():
+    space = elastic_space("mlp")
+    data = Batches(elastic_batches(count=1, size=24), nn.Identity(), torch.device("cpu"))
+    metric = LID(repeats=1, k=6, blocks=lambda network: list(network.children())[1:])
+
+    def measured(place, region):
+        return metric(Subject(region, place, 0, space.supernet(), data))
+
+    fixed = Product.whole(space).limited(0, (2,))
+    assert measured(1, fixed).count == 2
+    with pytest.raises(InputError, match=r"of depth must have as many blocks each, got \[2, 3, 4"):
+        measured(0, Product.whole(space))
+    with pytest.raises(InputError, match="expected a network with blocks, got Sequential"):
+        LID(repeats=1, k=6)(Subject(fixed, 1, 0, space.supernet(), data))
 
 
 def test_too_few_samples_are_refused():

@@ -75,7 +75,11 @@ class LID:
         check_divisor(self.divisor, self.k)
 
     def __call__(self, subject: Subject[Any]) -> Relation:
-        """The similarities, averaged over the repetitions."""
+        """The similarities, averaged over the repetitions.
+
+        Raises:
+            InputError: Networks of different numbers of blocks.
+        """
         count = len(subject.options)
         total = torch.zeros(count, count, dtype=torch.float64)
         supernet = subject.networks()
@@ -84,6 +88,11 @@ class LID:
             profiles = [
                 self.profile(supernet.subnet(arch), inputs) for arch in subject.paths(repetition)
             ]
+            if len({len(profile) for profile in profiles}) > 1:
+                raise InputError(
+                    f"lid: the networks of {subject.name} must have as many blocks each, got "
+                    f"{[len(profile) for profile in profiles]}"
+                )
             total += self._similarities(torch.stack(profiles))
         return Relation.of(rows(off_diagonal(total / self.repeats)), "similarity")
 
