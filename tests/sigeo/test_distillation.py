@@ -102,6 +102,17 @@ def test_mutual_distillation_of_supernets_adds_the_gradients_of_its_loss():
     assert objective.forwards(2) == 4
 
 
+def test_running_statistics_of_teachers_stay():
+    parent, sibling = (SPACE.supernet(seed=seed, track=True) for seed in (1, 2))
+    before = [{n: b.clone() for n, b in net.named_buffers()} for net in (parent, sibling)]
+    objective = MutualDistillation(Teacher(parent), [Teacher(sibling, lambda path, step: PATHS[0])])
+    student = SPACE.supernet(seed=3, track=True)
+    objective(student, PATHS[:2], batches()[0], 0)
+    for net, kept in zip((parent, sibling), before, strict=True):
+        assert kept and all(torch.equal(b, kept[n]) for n, b in net.named_buffers())
+    assert int(student.stem.norm.num_batches_tracked) == 2
+
+
 def test_in_place_distillation_teaches_all_but_the_first():
     (batch,) = batches(1)
     found, plain = SPACE.supernet(seed=0), SPACE.supernet(seed=0)

@@ -87,6 +87,60 @@ def test_a_layer_alone_and_kinds_that_stay():
     assert twice[0] is twice[1]
 
 
+class Tied(nn.Module):
+    """Words in and out by one table, as in language models; and a plain use of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 6)
+        self.inner = nn.Linear(6, 6)
+        self.scores = nn.Linear(6, 7, bias=False)
+        self.scores.weight = self.table.weight
+        self.whole = nn.Module()
+        self.whole.copy = self.table.weight
+
+
+def test_parameters_that_layers_share_stay_shared():
+    made = elastic.convert(Tied())
+    assert made.table.weight is made.scores.weight is made.whole.copy
+    back = elastic.extract(made)
+    assert back.table.weight is back.scores.weight is back.whole.copy
+    assert type(back.scores) is nn.Linear and back.scores.weight is not made.scores.weight
+    del made.whole
+    made.table.select(columns=4)
+    made.inner.select(inputs=4, outputs=4)
+    with pytest.raises(ValueError, match="weight of ElasticLinear is a parameter of other layers"):
+        elastic.extract(made)
+    made.scores.select(inputs=4)
+    narrow = elastic.extract(made)
+    assert narrow.table.weight is narrow.scores.weight and narrow.scores.weight.shape == (7, 4)
+    made.whole = nn.Module()
+    made.whole.copy = made.table.weight
+    with pytest.raises(ValueError, match="takes a part of a parameter that others use whole"):
+        elastic.extract(made)
+
+
+def test_members_of_a_depth_that_share_a_parameter_still_do():
+    depth = elastic.ElasticDepth(*(elastic.ElasticLinear(3, 3) for _ in range(3)))
+    depth[2].weight = depth[0].weight
+    whole = depth.extract()
+    assert whole[2].weight is whole[0].weight is not whole[1].weight
+    assert len(list(depth.extract(depth=2).parameters())) == 4
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_layers_with_hooks_are_refused():
+    normed = nn.Sequential(nn.utils.weight_norm(nn.Linear(2, 3)))
+    with pytest.raises(ValueError, match="convert: Linear has hooks .* remove them first"):
+        elastic.convert(normed)
+    made = elastic.convert(nn.Sequential(nn.Linear(2, 3)))
+    handle = made[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="extract: ElasticLinear has hooks"):
+        elastic.extract(made)
+    handle.remove()
+    assert type(elastic.extract(made)[0]) is nn.Linear
+
+
 def test_tokens_of_a_selected_width():
     tokens = ElasticTokens(3, 5, dtype=torch.float64)
     assert not tokens.weight.any()
@@ -106,3 +160,23 @@ def test_the_name_below_supernet_is_the_same_package():
 
     assert other.__all__ == elastic.__all__
     assert all(getattr(other, name) is getattr(elastic, name) for name in elastic.__all__)
+
+
+@pytest.mark.parametrize(
+    ("small", "large", "message"),
+    [
+        (nn.Conv2d(2, 3, 3, stride=2), nn.Conv2d(4, 4, 3), r"stride must be \(1, 1\), got \(2, 2"),
+        (nn.Conv2d(2, 3, 3, bias=False), nn.Conv2d(4, 4, 3), "bias must be True, got False"),
+        (nn.Conv2d(2, 3, 3), nn.Conv2d(4, 4, 5, padding=2), r"padding must be \[1, 1\] for this"),
+        (nn.Conv2d(2, 3, (3, 1)), nn.Conv2d(4, 4, 3), r"kernel_size must be \(3, 3\), got \(3, 1"),
+        (nn.Conv2d(2, 2, 3, groups=2), nn.Conv2d(4, 4, 3), "groups must be 1, got 2"),
+        (nn.Conv2d(2, 4, 3, groups=2), nn.Conv2d(4, 4, 3, groups=4), "out_channels must be 2, got"),
+        (nn.LayerNorm(2, eps=0.1), nn.LayerNorm(4), "eps must be 1e-05, got 0.1"),
+        (nn.BatchNorm2d(2, affine=False), nn.BatchNorm2d(4), "affine must be True, got False"),
+        (nn.Embedding(5, 2), nn.Embedding(6, 2), "num_embeddings must be 6, got 5"),
+        (nn.BatchNorm2d(2), nn.LayerNorm(4), "expected a LayerNorm, got BatchNorm2d"),
+    ],
+)
+def test_a_layer_that_no_choice_makes_is_refused(small, large, message):
+    with pytest.raises(ValueError, match=message):
+        elastic.choice_of(small, elastic.convert(large))

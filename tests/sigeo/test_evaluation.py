@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from sigeo import InputError
-from sigeo.supernet import evaluate
+from sigeo import InputError, score_many
+from sigeo.spaces import Product
+from sigeo.supernet import RoutedSupernet, evaluate
+from tests.sigeo.elastic_spaces import batches as elastic_batches
+from tests.sigeo.elastic_spaces import space as elastic_space
 from tests.sigeo.training import SPACE, batches
 
 ARCHS = [SPACE.at(index) for index in (9558, 1462, 9558, 8001, 15000)]
@@ -131,3 +134,33 @@ def test_bad_settings():
             evaluate(supernet, ARCHS, batches(), **options)
     with pytest.raises(InputError, match="batches: expected at least one, got none"):
         evaluate(supernet, ARCHS, [])
+
+
+def test_architectures_of_another_space_are_refused_in_one_line():
+    elastic = elastic_space("mlp")
+    other = elastic_space("mlp", widths=(5, 9))
+    nets = SPACE.supernet(), elastic.supernet()
+    cell, images = SPACE.at(7), elastic_batches(count=1)
+    regions = Product.whole(elastic).split(0, [(0,), (1, 2)])
+    routed = RoutedSupernet.of(nets[1], regions)
+    for net, wrong, message in (
+        (nets[0], elastic.largest, "expected one of nasbench201, got Architecture 'depth=3,"),
+        (nets[0], str(cell), "expected one of nasbench201, got str '|"),
+        (nets[1], cell, "expected one of mlp, got Cell '|"),
+        (nets[1], other.largest, "expected one of mlp, got Architecture 'depth=3,width1=9"),
+        (nets[1], str(elastic.largest), "expected one of mlp, got str 'depth=3,"),
+        (routed, cell, "expected one of mlp, got Cell '|"),
+    ):
+        entries = [
+            lambda net, wrong: evaluate(net, [wrong], images),
+            lambda net, wrong: net(images[0][0], wrong),
+            lambda net, wrong: net.subnet(wrong),
+        ]
+        if net is not routed:
+            entries.append(lambda net, wrong: score_many(net, [wrong], images * 2, ["zico"]))
+            entries.append(lambda net, wrong: score_many(net, [wrong], images * 2, ["synflow"]))
+        for entry in entries:
+            with pytest.raises(InputError) as caught:
+                entry(net, wrong)
+            assert message in str(caught.value)
+    assert elastic.encode(copy.deepcopy(elastic.largest)) == elastic.largest.codes

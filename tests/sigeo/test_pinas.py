@@ -26,6 +26,9 @@ from sigeo.supernet import (
     train_supernet,
     used_parameters,
 )
+from tests.sigeo.elastic_spaces import batches as elastic_batches
+from tests.sigeo.elastic_spaces import space as elastic_space
+from tests.sigeo.elastic_spaces import supernet as elastic_supernet
 from tests.sigeo.training import IMAGES, SPACE, assert_resumes, batches, source, trained, training
 
 VIEWS = Augmentation(seed=1, padding=1)
@@ -225,6 +228,27 @@ def test_feature_shift_by_hand():
     assert not any(layer._forward_pre_hooks for layer in supernet.modules())
     with pytest.raises(InputError, match="needs at least two paths, got 1"):
         feature_shift(supernet, paths[:1], IMAGES[:8])
+
+
+@pytest.mark.parametrize("name", ["mlp", "mobilenet", "transformer"])
+def test_feature_shift_where_paths_differ_in_width(name):
+    chosen = elastic_space(name)
+    supernet = elastic_supernet(chosen)
+    paths = [chosen.largest, chosen.smallest, chosen.largest]
+    images = elastic_batches(count=1)[0][0]
+    found = feature_shift(supernet, paths, images)
+    last = {"mlp": "head", "mobilenet": "head.linear", "transformer": "block1.fc1"}[name]
+    inputs = []
+    for path in paths[:2]:
+        network = supernet.subnet(path)
+        layer = network.get_submodule(last)
+        layer.register_forward_pre_hook(lambda _, args: inputs.append(args[0].flatten(0, -2)))
+        network(images)
+    one, other = (x.double().detach() for x in inputs)
+    common = min(one.shape[1], other.shape[1])
+    assert name == "mobilenet" or one.shape[1] != other.shape[1]
+    mean = (one.mean(0)[:common] - other.mean(0)[:common]).square().mean().sqrt()
+    assert found[last].mean == pytest.approx(float(mean) * 2 / 3, rel=1e-4) and found[last].mean > 0
 
 
 def test_parameter_shift_is_the_cosine_of_successive_updates():

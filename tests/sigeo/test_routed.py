@@ -9,6 +9,8 @@ from torch.nn import functional as F
 from sigeo import InputError
 from sigeo.spaces import Product
 from sigeo.supernet import Balanced, Budget, RoutedSupernet, evaluate
+from tests.sigeo.elastic_spaces import batches as elastic_batches
+from tests.sigeo.elastic_spaces import space as elastic_space
 from tests.sigeo.training import IMAGES, SPACE, assert_resumes, batches, source, trained, training
 
 REGIONS = Product.whole(SPACE).split(0, [(0, 1), (2, 3), (4,)])
@@ -56,6 +58,19 @@ def test_shared_ends_are_one_and_get_the_gradients_of_all():
         made(share=("tail",))
 
 
+def test_shared_ends_of_an_elastic_supernet_that_has_run():
+    chosen = elastic_space("mlp")
+    net, arch = chosen.supernet(seed=0), chosen.largest
+    images = elastic_batches(count=1)[0][0]
+    net(images, arch)
+    regions = Product.whole(chosen).split(0, [(0, 1), (2,)])
+    routed = RoutedSupernet.of(net, regions, share=("head",))
+    with torch.no_grad():
+        routed.parts[0].head.bias.add_(1.0)
+        torch.testing.assert_close(routed(images, arch), net(images, arch) + 1)
+        torch.testing.assert_close(routed(images, arch), routed.subnet(arch)(images))
+
+
 @pytest.mark.parametrize("share", [(), ("stem", "head")], ids=["apart", "shared ends"])
 def test_stopped_trainings_go_on(share, tmp_path, monkeypatch):
     assert_resumes(
@@ -84,7 +99,7 @@ def test_step_sizes_of_parts_have_factors():
     moves = [[part.stem.conv.weight - start for part in routed.parts] for routed in (scaled, usual)]
     for factor, move, other in zip((0.0, 2.0, 1.0), *moves, strict=True):
         torch.testing.assert_close(move, factor * other, rtol=1e-4, atol=1e-6)
-    with pytest.raises(InputError, match="scales of 'a' must be at least 0, got -1"):
+    with pytest.raises(InputError, match="scales must be pairs .*, got .'a', -1"):
         training(scales=(("a", -1),))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import collections
+import functools
+import json
 
 import pytest
 from scipy import stats
@@ -128,6 +130,39 @@ def test_a_region_without_connected_architectures_ends_in_an_error(monkeypatch):
     dead = Product(SPACE, ((1,), (0,), (0,), (0,), (0,), (0,)))
     with pytest.raises(InputError, match="none of 50 draws has an output"):
         Uniform(SPACE, seed=0, region=dead).paths(0)
+
+
+def test_regions_of_kinds_are_told_apart():
+    """Checkpoints of trainings in them are."""
+
+    def described(function, kinds=(5,), within=None):
+        kind = Kind(SPACE, function, frozenset(kinds), within=within)
+        return json.dumps(Uniform(SPACE, seed=0, region=kind).describe(), sort_keys=True)
+
+    def counts(operation):
+        return lambda cell: cell.operations.count(operation)
+
+    part = Product.whole(SPACE).limited(0, (1, 2))
+    texts = [
+        described(counts(2)),
+        described(counts(3)),
+        described(functools.partial(named, 3)),
+        described(functools.partial(named, 4)),
+        described(counts(2), (4,)),
+        described(counts(2), within=part),
+        described(first),
+    ]
+    assert len(set(texts)) == len(texts)
+    assert texts[0] == described(counts(2))
+    assert '{"first": ["5"]}' in texts[-1] and not any(" at 0x" in text for text in texts)
+
+
+def first(cell):
+    return cell.operations[0]
+
+
+def named(operation, cell):
+    return cell.operations.count(operation)
 
 
 def test_bad_settings():

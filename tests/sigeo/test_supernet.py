@@ -159,9 +159,9 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
 
 def test_bad_numbers():
     for changes, message in (
-        ({"epochs": 0}, "epochs must be at least 1, got 0"),
-        ({"batch_size": 1}, "batch_size must be at least 2, got 1"),
-        ({"images": -1}, "images must be at least 0, got -1"),
+        ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
+        ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
+        ({"images": -1}, "images must be a whole number of at least 0, got -1"),
         ({"lr": 0.0}, "lr must be above 0, got 0.0"),
         ({"lr": float("nan")}, "lr must be above 0, got nan"),
     ):
@@ -214,7 +214,9 @@ def test_images_and_losses_of_a_warm_up_are_as_asked_for():
     smoothed = CrossEntropy(label_smoothing=0.2)
     train_supernet(expected, plain, moved, Uniform(space(), seed=3), smoothed, settings={})
     assert_same(found, expected.state_dict())
-    described = config(augment="crop", label_smoothing=0.2, objective="in_place").describe()
+    described = config(
+        augment="crop", label_smoothing=0.2, objective="in_place", paths=2
+    ).describe()
     assert [described[n] for n in ("augment", "label_smoothing", "objective")] == [
         "crop",
         0.2,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from sigeo.supernet import (
     train_supernet,
     warm_up_supernet,
 )
+from sigeo.supernet.checkpoint import difference
 from tests.sigeo.training import (
     IMAGES,
     LABELS,
@@ -88,13 +90,59 @@ def test_a_budget_of_processed_images_pays_for_steps():
     with pytest.raises(InputError, match="one step of 5 paths on 16 images, got 79"):
         Training.of_budget(79, 40, paths=5, batch_size=16)
     assert isinstance(WarmUp.of_budget(640, 40, paths=1), WarmUp)
+    several = WarmUp.of_budget(1000, 40, paths=5, batch_size=16, average=True)
+    assert (several.steps, several.paths) == (12, 5)
+    fair = WarmUp.of_budget(1000, 40, paths=5, batch_size=16, sampler="fair")
+    assert (fair.steps, fair.paths) == (12, 1)
+    with pytest.raises(InputError, match="one step of 0 paths on 16 images, got 79"):
+        WarmUp.of_budget(79, 40, paths=0, batch_size=16, sampler="fair")
+
+
+def test_averaged_gradients_are_a_setting_of_every_sampler_of_several_paths():
+    fair = {"images": 32, "batch_size": 16, "sampler": "fair"}
+    described = [WarmUp(**fair, average=average).describe() for average in (False, True)]
+    assert "average" not in described[0] and described[1]["average"] is True
+    weights = []
+    for average in (False, True):
+        net = SPACE.supernet(seed=3)
+        warm_up_supernet(net, SPACE, WarmUp(**fair, average=average), source(), settings={})
+        weights.append(net.state_dict())
+    assert not torch.equal(*(w["head.linear.weight"] for w in weights))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"average": True}, "average is of cross_entropy and several paths a step, got objective"),
+        ({"average": True, "paths": 2, "objective": "in_place"}, "got objective in_place and samp"),
+        ({"average": True, "sampler": "greedy"}, "cross_entropy and sampler greedy"),
+        ({"objective": "in_place"}, "in_place needs several paths a step, .*; uniform takes one"),
+        ({"objective": "in_place", "sampler": "greedy"}, "greedy takes one"),
+        ({"label_smoothing": 1.5}, "label_smoothing: must be from 0 to 1, got 1.5"),
+    ],
+)
+def test_settings_of_a_warm_up_without_effect_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        WarmUp(40, **changes)
 
 
 def test_bad_numbers():
     for changes, message in (
         ({"floor": 1.5}, "training: floor must be from 0 to 1, got 1.5"),
-        ({"milestones": (0.8, 0.6)}, "milestones must ascend"),
-        ({"rise": -1}, "rise must be at least 0, got -1"),
+        ({"milestones": (0.8, 0.6)}, "milestones must be ascending shares from 0 to 1"),
+        ({"milestones": (0.8, 1.6)}, "milestones must be ascending shares .*, got .0.8, 1.6."),
+        ({"milestones": (math.nan,)}, "milestones must be ascending shares"),
+        ({"rise": -1}, "rise must be a whole number of at least 0, got -1"),
+        ({"batch_size": 16.5}, "batch_size must be a whole number of at least 2, got 16.5"),
+        ({"limit": -1}, "limit must be a whole number of at least 0, got -1"),
+        ({"momentum": -1.0}, "momentum must be from 0 to below 1, got -1.0"),
+        ({"momentum": math.nan}, "momentum must be from 0 to below 1, got nan"),
+        ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"clip": 0.0}, "clip must be above 0, or none, got 0.0"),
+        ({"clip": math.nan}, "clip must be above 0, or none, got nan"),
+        ({"scales": (("stem",),)}, "scales must be pairs of a prefix and a factor of at least 0"),
+        ({"scales": ((1, 2.0),)}, "scales must be pairs"),
+        ({"scales": (("stem", math.nan),)}, "scales must be pairs"),
         ({"schedule": "sawtooth"}, "schedule must be one of .*, got 'sawtooth'"),
         ({"clip_by": "hand"}, "clip_by must be one of .*, got 'hand'"),
         ({"autocast": "float16"}, "autocast must be one of .*, got 'float16'"),
@@ -186,8 +234,33 @@ def test_settings_are_compared_as_json_holds_them(tmp_path):
 
 def test_another_sampler_does_not_go_on_from_a_checkpoint(tmp_path):
     trained(Uniform(SPACE, seed=3), path=tmp_path / "c")
-    with pytest.raises(InputError, match="made with other settings than this training"):
+    message = r"than this training \(sampler.name: there \"uniform\", here \"fair\"\); choose"
+    with pytest.raises(InputError, match=message):
         trained(Fair(SPACE, seed=3), path=tmp_path / "c")
+
+
+def test_another_network_does_not_go_on_from_a_checkpoint(tmp_path):
+    trained(Uniform(SPACE, seed=3), path=tmp_path / "c")
+    with pytest.raises(InputError, match="does not fit the networks"):
+        trained(
+            Uniform(SPACE, seed=3),
+            path=tmp_path / "c",
+            made=lambda: SPACE.supernet(seed=3, affine=False),
+        )
+
+
+@pytest.mark.parametrize(
+    ("found", "given", "said"),
+    [
+        ({"a": 1}, {"a": 1}, ""),
+        ({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}}, "a.c: there 2, here 3"),
+        ({"a": None}, {}, "a: there null, here nothing"),
+        ({}, {"a": {"b": 1}}, 'a: there nothing, here {"b": 1}'),
+        ({"a": [0] * 99}, {"a": {}}, f"a: there [{'0, ' * 19}0,..., here {{}}"),
+    ],
+)
+def test_the_setting_that_differs_is_named(found, given, said):
+    assert difference(found, given) == said
 
 
 def test_a_warm_up_kept_before_budgets_were_counted_goes_on(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -63,8 +63,13 @@ class Elastic(nn.Module):
 
         Args:
             **choice: Instead of the current choice.
+
+        Raises:
+            ValueError: The layer has hooks, which the plain module would lack.
         """
+        refuse_hooks(self, "extract")
         module = self._plain(self._current(choice))
+        _tie([(self, module)])
         return module.train(self.training)
 
     def _plain(self, choice: dict[str, Any]) -> nn.Module:
@@ -108,12 +113,65 @@ def configure(
 def extract(model: nn.Module) -> nn.Module:
     """A copy of a model in which each elastic layer is the plain module of its current choice.
 
+    Parameters that several modules share stay shared.
+
     Args:
         model: Any module; its own code must not depend on the layers' being elastic.
+
+    Raises:
+        ValueError: A layer has hooks, or choices take different parts of a shared parameter.
     """
     if isinstance(model, Elastic):
         return model.extract()
-    return copy.deepcopy(model, {id(layer): layer.extract() for layer in _outermost(model)})
+    layers = list(_outermost(model))
+    plain = [layer.extract() for layer in layers]
+    copies: dict[int, Any] = {id(layer): made for layer, made in zip(layers, plain, strict=True)}
+    shared = _tie(zip(layers, plain, strict=True))
+    for parameter in _outside(model):
+        if id(parameter) in shared and shared[id(parameter)].shape != parameter.shape:
+            raise ValueError("extract: a layer takes a part of a parameter that others use whole")
+    return copy.deepcopy(model, copies | shared)
+
+
+def refuse_hooks(layer: nn.Module, doing: str) -> None:
+    """Hooks belong to one module; weight norm, spectral norm and pruning work by them.
+
+    Raises:
+        ValueError: The layer has some.
+    """
+    if any(hooks for name, hooks in vars(layer).items() if "_hooks" in name):
+        raise ValueError(
+            f"{doing}: {type(layer).__name__} has hooks (weight_norm, spectral_norm and pruning "
+            "are some), which the new layer would lack; remove them first"
+        )
+
+
+def _tie(pairs: Iterable[tuple[Elastic, nn.Module]]) -> dict[int, nn.Parameter]:
+    """Let plain modules share the parameters that the elastic layers they are of share.
+
+    Returns:
+        What the plain modules have of a parameter, by its ``id``.
+
+    Raises:
+        ValueError: They have different parts of one.
+    """
+    kept: dict[int, nn.Parameter] = {}
+    for layer, module in pairs:
+        made = dict(module.named_parameters(remove_duplicate=False))
+        for name, parameter in layer.named_parameters(remove_duplicate=False):
+            if name not in made:  # of a member that does not run
+                continue
+            first, other = kept.setdefault(id(parameter), made[name]), made[name]
+            if first is other:
+                continue
+            if first.shape != other.shape or not (other.is_meta or torch.equal(first, other)):
+                raise ValueError(
+                    f"extract: {name} of {type(layer).__name__} is a parameter of other layers, "
+                    "too, which take another part of it"
+                )
+            owner, _, last = name.rpartition(".")
+            setattr(module.get_submodule(owner), last, first)
+    return kept
 
 
 def _outermost(model: nn.Module) -> Iterator[Elastic]:
@@ -122,6 +180,15 @@ def _outermost(model: nn.Module) -> Iterator[Elastic]:
             yield child
         else:
             yield from _outermost(child)
+
+
+def _outside(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters of modules that are not elastic."""
+    found = list(model.parameters(recurse=False))
+    for child in model.children():
+        if not isinstance(child, Elastic):
+            found += _outside(child)
+    return found
 
 
 def count(selection: Selection, size: int) -> int:

@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from sigeo.elastic.base import Elastic
-from sigeo.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d
+from sigeo.elastic.base import Elastic, refuse_hooks
+from sigeo.elastic.convolution import ElasticConv1d, ElasticConv2d, ElasticConv3d, padding_of
 from sigeo.elastic.linear import ElasticEmbedding, ElasticLinear
 from sigeo.elastic.norms import (
     ElasticBatchNorm1d,
@@ -47,24 +47,24 @@ def convert(model: nn.Module) -> nn.Module:
     """A copy of a model in which each layer that has an elastic kind is of that kind.
 
     The opposite of `extract`: parameters have the same names and values, and while nothing is
-    selected the model computes the same. Layers of a class derived from torch's stay as they are.
+    selected the model computes the same. Layers of a class derived from torch's stay as they are,
+    and parameters that several modules share stay shared.
 
     Args:
         model: Any module, on any device, "meta" included.
 
     Raises:
-        ValueError: A layer has an option that its elastic kind does not serve.
+        ValueError: A layer has an option that its elastic kind does not serve, or hooks.
     """
-    twins: dict[int, Any] = {
-        id(layer): _twin(layer) for layer in model.modules() if type(layer) in _TWINS
-    }
-    if id(model) in twins:
-        whole: nn.Module = twins[id(model)]
-        return whole
-    return copy.deepcopy(model, twins)
+    copies: dict[int, Any] = {}
+    for layer in model.modules():
+        if type(layer) in _TWINS:
+            copies[id(layer)] = _twin(layer, copies)
+    return copy.deepcopy(model, copies)
 
 
-def _twin(layer: Any) -> nn.Module:
+def _twin(layer: Any, copies: dict[int, Any]) -> nn.Module:
+    refuse_hooks(layer, "convert")
     kind, names = _TWINS[type(layer)]
     given: dict[str, Any] = {name: getattr(layer, name) for name in names}
     if isinstance(layer, Tokens):
@@ -73,8 +73,11 @@ def _twin(layer: Any) -> nn.Module:
         given["bias"] = layer.bias is not None
     twin: nn.Module = kind(**given, device="meta")  # no values are drawn
     for name, parameter in layer.named_parameters():
-        copied = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
-        setattr(twin, name, copied)
+        if id(parameter) not in copies:  # parameters that layers share stay shared
+            copies[id(parameter)] = nn.Parameter(
+                parameter.detach().clone(), requires_grad=parameter.requires_grad
+            )
+        setattr(twin, name, copies[id(parameter)])
     for name, buffer in layer.named_buffers():
         setattr(twin, name, buffer.clone())
     return twin.train(layer.training)
@@ -88,17 +91,62 @@ def choice_of(small: nn.Module, large: Elastic) -> dict[str, Any]:
     Args:
         small: The plain layer, not larger than the other one.
         large: The elastic layer.
+
+    Raises:
+        ValueError: There is none, as the layers differ in more than such sizes: in their kind, a
+            bias, a stride.
     """
+    kind = _PLAIN[type(large)]
+    if type(small) not in (kind, type(large)):
+        raise ValueError(
+            f"{type(large).__name__}: expected a {kind.__name__}, got {type(small).__name__}"
+        )
+    for name, one, other in _fixed(small, large):
+        if one != other:
+            raise ValueError(f"{type(large).__name__}: {name} must be {other}, got {one}")
     sizes: dict[str, tuple[Any, Any]] = _SIZES[type(large)](small, large)
-    return {name: few for name, (few, all_) in sizes.items() if few != all_}
+    choice = {name: few for name, (few, all_) in sizes.items() if few != all_}
+    if isinstance(large, _ConvNd):
+        _check_kernel(small, large, choice.get("kernel"))
+    return choice
+
+
+def _fixed(small: Any, large: Any) -> list[tuple[str, Any, Any]]:
+    """What no choice changes: name, the small layer's, the large one's."""
+    names = _FIXED.get(type(large), ())
+    found = [(name, getattr(small, name), getattr(large, name)) for name in names]
+    if hasattr(large, "bias"):
+        found.append(("bias", small.bias is not None, large.bias is not None))
+    if isinstance(large, _ConvNd):
+        width = large.in_channels // large.groups
+        groups = 1 if large.groups == 1 else small.in_channels // width
+        found.append(("groups", small.groups, groups))
+        if large.groups > 1:  # the outputs follow the inputs
+            outputs = large.out_channels // large.groups * groups
+            found.append(("out_channels", small.out_channels, outputs))
+    return found
+
+
+def _check_kernel(small: Any, large: Any, kernel: int | None) -> None:
+    """A cropped kernel is of one size, with as much less padding.
+
+    Raises:
+        ValueError: It is not.
+    """
+    size = large.kernel_size if kernel is None else (kernel,) * len(large.kernel_size)
+    name = type(large).__name__
+    if small.kernel_size != size:
+        raise ValueError(f"{name}: kernel_size must be {size}, got {small.kernel_size}")
+    got, expected = padding_of(small, None), padding_of(large, kernel)
+    if got != expected:
+        raise ValueError(f"{name}: padding must be {expected} for this kernel, got {got}")
 
 
 def _of_convolution(small: Any, large: Any) -> dict[str, tuple[Any, Any]]:
-    sizes = {
-        "inputs": (small.in_channels, large.in_channels),
-        "kernel": (small.kernel_size[0], large.kernel_size[0]),
-    }
-    if large.groups == 1:  # else the outputs follow the inputs
+    sizes = {"inputs": (small.in_channels, large.in_channels)}
+    if small.kernel_size != large.kernel_size:
+        sizes["kernel"] = (small.kernel_size[0], None)
+    if large.groups == 1:
         sizes["outputs"] = (small.out_channels, large.out_channels)
     return sizes
 
@@ -137,4 +185,17 @@ _SIZES: dict[type[Any], Callable[[Any, Any], dict[str, tuple[Any, Any]]]] = {
     ElasticBatchNorm3d: _of_batch_norm,
     ElasticLayerNorm: _of_layer_norm,
     ElasticTokens: _of_tokens,
+}
+
+_PLAIN = {kind: plain for plain, (kind, _) in _TWINS.items()}
+_NORM = ("eps", "affine")
+_FIXED: dict[type[Any], tuple[str, ...]] = {
+    ElasticConv1d: ("stride", "dilation", "padding_mode"),
+    ElasticConv2d: ("stride", "dilation", "padding_mode"),
+    ElasticConv3d: ("stride", "dilation", "padding_mode"),
+    ElasticEmbedding: ("num_embeddings", "padding_idx"),
+    ElasticBatchNorm1d: _NORM,
+    ElasticBatchNorm2d: _NORM,
+    ElasticBatchNorm3d: _NORM,
+    ElasticLayerNorm: ("eps", "elementwise_affine"),
 }

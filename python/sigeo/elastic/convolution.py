@@ -41,33 +41,12 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
             self.bias,
             **selected,
             stride=self.stride,
-            padding=self._padding_of(selected["kernel"]),
+            padding=padding_of(self, selected["kernel"]),
             dilation=self.dilation,
             groups=self.groups,
             masked=self.masked,
             accumulate=self.accumulate,
         )
-
-    def _padding_of(self, kernel: int | None) -> list[int]:
-        """The padding that keeps the output's size where the kernel is cropped.
-
-        Raises:
-            ValueError: The padding is smaller than what is cropped.
-        """
-        found = []
-        for dim, (size, dilation) in enumerate(zip(self.kernel_size, self.dilation, strict=True)):
-            if isinstance(self.padding, str):
-                full = dilation * (size - 1) // 2 if self.padding == "same" else 0
-            else:
-                full = self.padding[dim]
-            cut = 0 if kernel is None else dilation * (size - kernel) // 2
-            if cut > full:
-                raise ValueError(
-                    f"{type(self).__name__}: padding must be at least {cut} for a kernel of "
-                    f"{size} cropped to {kernel}, got {full}"
-                )
-            found.append(full - cut)
-        return found
 
     def _plain(self, choice: dict[str, Any]) -> nn.Module:
         outputs, inputs, kernel = choice["outputs"], choice["inputs"], choice["kernel"]
@@ -89,7 +68,7 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
             weight.shape[0],
             tuple(weight.shape[2:]),
             stride=self.stride,
-            padding=tuple(self._padding_of(kernel)),
+            padding=tuple(padding_of(self, kernel)),
             dilation=self.dilation,
             groups=channels // width if self.groups > 1 else 1,
             bias=self.bias is not None,
@@ -138,3 +117,25 @@ class ElasticConv3d(_ElasticConvolution, nn.Conv3d):
     """
 
     plain = nn.Conv3d
+
+
+def padding_of(layer: Any, kernel: int | None) -> list[int]:
+    """The padding of a convolution that keeps the output's size where its kernel is cropped.
+
+    Raises:
+        ValueError: The padding is smaller than what is cropped.
+    """
+    found = []
+    for dim, (size, dilation) in enumerate(zip(layer.kernel_size, layer.dilation, strict=True)):
+        if isinstance(layer.padding, str):
+            full = dilation * (size - 1) // 2 if layer.padding == "same" else 0
+        else:
+            full = layer.padding[dim]
+        cut = 0 if kernel is None else dilation * (size - kernel) // 2
+        if cut > full:
+            raise ValueError(
+                f"{type(layer).__name__}: padding must be at least {cut} for a kernel of "
+                f"{size} cropped to {kernel}, got {full}"
+            )
+        found.append(full - cut)
+    return found

@@ -21,7 +21,7 @@ from sigeo.fewshot.plan import Node, Plan, split_by_kind, whole_space
 from sigeo.fewshot.recipe import Ground, Recipe
 from sigeo.fewshot.splitting import Splitting, split
 from sigeo.fewshot.stretch import Stretch
-from sigeo.fewshot.study import FORWARD_SHARE, Study, narrowed
+from sigeo.fewshot.study import FORWARD_SHARE, Study
 from sigeo.spaces import Product, Region, Supernet
 from sigeo.supernet import Budget, RoutedSupernet, Source, train_supernet
 from sigeo.supernet.samplers.base import generator
@@ -358,10 +358,11 @@ class Development:
             return whole_space(study.space), (supernet,)
         trained = any(length > 0 for length in recipe.before)
         divided = split(
-            narrowed(study.space, recipe.width),  # where weights as drawn come from
+            study.space,
             recipe.splitting,
             seed=self.seed,
             supernet=supernet,
+            draw=lambda: study.supernet(self.seed, width=recipe.width),
             batches=self.batches,
             train=self._before_cut if trained else None,
             checkpoint=self.file("cuts.json"),

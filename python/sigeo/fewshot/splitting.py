@@ -10,7 +10,7 @@ import copy
 import json
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -20,12 +20,14 @@ from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot.branching import EVERY, Branching
 from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule
+from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.partition import Exact, Partitioner, Relation
 from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Product, SearchSpace, Supernet
+from sigeo.supernet.checkpoint import difference
 
 A = TypeVar("A")
 
@@ -46,7 +48,7 @@ class Splitting:
         again: Whether a choice that was split above may be split again.
         inherit: What children start from: "always", the weights of their parent; "inner", the same
             but on the last level weights as drawn (GM-NAS's final restart); "never", weights as
-            drawn.
+            drawn. A node with factor 1 goes on as its own child.
     """
 
     metric: Metric | None
@@ -72,6 +74,10 @@ class Splitting:
         """Whether the metric decides anything."""
         return self.partitioner.compares or self.choice.compares
 
+    def describe(self) -> dict[str, Any]:
+        """All parts with their settings, as JSON can hold them."""
+        return {field.name: described(getattr(self, field.name)) for field in fields(self)}
+
 
 @dataclass(frozen=True)
 class Divided(Generic[A]):
@@ -94,6 +100,7 @@ def split(
     supernet: Supernet[A] | None = None,
     batches: Batches | None = None,
     train: Train | None = None,
+    draw: Callable[[], Supernet[A]] | None = None,
     warmed: bool = False,
     region: Product[A] | None = None,
     checkpoint: Path | None = None,
@@ -113,11 +120,14 @@ def split(
         batches: What metrics measure on.
         train: Called for each node before it is cut. Its own checkpoints make it go on after a
             kill; it must do the same whenever it is called with the same arguments.
+        draw: Makes weights as drawn, of a supernet made with the same options as the one given;
+            None for ``space.supernet(seed=seed)``.
         warmed: Whether the weights given have been trained.
         region: The part of the space to split; None for all of it.
         checkpoint: A plan file, written after every cut; if there is one of the same settings, its
             cuts are not measured again.
-        settings: All that the cuts depend on, as JSON can hold it; kept in the checkpoint.
+        settings: What the cuts depend on beside the rules and the seed, as JSON can hold it: data,
+            the weights given. Kept in the checkpoint, with those under the key "splitting".
         progress: Called after each node with (nodes done, nodes known of).
 
     Raises:
@@ -130,10 +140,11 @@ def split(
     if train is not None and supernet is None:
         raise InputError("split: training needs a supernet, got none")
     root = Product.whole(space) if region is None else region
-    kept = json.loads(strict_dumps(dict(settings or {})))
+    own = how.describe() | {"seed": seed}
+    kept = json.loads(strict_dumps({**(settings or {}), "splitting": own}))
     decided = None if checkpoint is None else _decided(checkpoint, root, kept)
     start = _Branch(root, copy.deepcopy(supernet), decided)
-    run = _Run(space, how, seed, batches, train)
+    run = _Run(space, how, seed, batches, train, draw or (lambda: space.supernet(seed=seed)))
 
     def keep() -> None:
         if checkpoint is not None:
@@ -154,8 +165,9 @@ def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> No
         return None
     known, found = load_plan(checkpoint, root.space)
     if found != settings or known.root.region != root:
+        differs = difference(found, settings) or "the region is another one"
         raise InputError(
-            f"plan {checkpoint}: made with other settings than this splitting; "
+            f"plan {checkpoint}: made with other settings than this splitting ({differs}); "
             "choose another folder or remove it"
         )
     return known.root
@@ -189,6 +201,7 @@ class _Run(Generic[A]):
     seed: int
     batches: Batches | None
     train: Train | None
+    draw: Callable[[], Supernet[A]]
 
     def grow(
         self, root: _Branch[A], keep: Callable[[], None], progress: Progress | None
@@ -197,14 +210,16 @@ class _Run(Generic[A]):
         current, done = [root], 0
         for level in range(len(self.how.branching.levels)):
             following: list[_Branch[A]] = []
+            last = level + 1 == len(self.how.branching.levels)
             for number, branch in enumerate(current):
                 if self.train is not None and branch.supernet is not None:
                     self.train(branch.region, branch.supernet, level, number)
                 factor = self.how.branching.factor(level, number)
                 if factor == 1:
+                    branch.supernet = self._children(branch, 1, last)[0]
                     following.append(branch)
                 else:
-                    following.extend(self._divide(branch, level, number, factor))
+                    following.extend(self._divide(branch, level, number, factor, last))
                     keep()
                 done += 1
                 if progress is not None:
@@ -214,7 +229,7 @@ class _Run(Generic[A]):
         return current
 
     def _divide(
-        self, branch: _Branch[A], level: int, number: int, factor: int
+        self, branch: _Branch[A], level: int, number: int, factor: int, last: bool
     ) -> tuple[_Branch[A], ...]:
         known = branch.decided
         if known is not None and known.cut is not None:
@@ -228,7 +243,6 @@ class _Run(Generic[A]):
                 f"options, got {len(cut.groups)} by {place}"
             )
         parts = branch.region.split(place, cut.groups)
-        last = level + 1 == len(self.how.branching.levels)
         weights = self._children(branch, len(parts), last)
         branch.cut = cut
         branch.children = tuple(
@@ -242,19 +256,19 @@ class _Run(Generic[A]):
         """The weights that the parts start from.
 
         Raises:
-            InputError: Weights as drawn do not fit the supernet.
+            InputError: Weights as drawn do not fit.
         """
         if branch.supernet is None:
             return [None] * count
         if self.how.inherit == "never" or (self.how.inherit == "inner" and last):
-            drawn: nn.Module = self.space.supernet(seed=self.seed)  # type: ignore[assignment]
+            drawn: nn.Module = self.draw()  # type: ignore[assignment]
             module: nn.Module = branch.supernet  # type: ignore[assignment]
             try:
                 module.load_state_dict(drawn.state_dict())
             except RuntimeError:
                 raise InputError(
-                    f"split: inherit {self.how.inherit} draws weights of the space's sizes, got a "
-                    "supernet of others"
+                    "split: weights as drawn do not fit the supernet given; make them with its "
+                    "options, see `draw`"
                 ) from None
         copies = [copy.deepcopy(branch.supernet) for _ in range(count - 1)]
         return [branch.supernet, *copies]

@@ -119,7 +119,17 @@ class ChoiceSpace:
         return self.decode(codes[::-1])
 
     def encode(self, arch: Architecture) -> tuple[int, ...]:
-        """The option taken of each choice."""
+        """The option taken of each choice.
+
+        Raises:
+            InputError: It is no architecture of this space.
+        """
+        choices = getattr(arch, "choices", None)
+        if choices is not self.choices and choices != self.choices:
+            raise InputError(
+                f"architecture: expected one of {self.name}, got {type(arch).__name__} "
+                f"{str(arch)!r}; the space's `parse` reads strings"
+            )
         return arch.codes
 
     def decode(self, codes: Sequence[int]) -> Architecture:

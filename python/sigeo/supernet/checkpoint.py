@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from sigeo.errors import InputError
 
 _FORMAT = "sigeo-supernet-1"
+_NOTHING = object()
+_SHOWN = 60  # characters of a setting in a message
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,27 @@ def load_weights(module: nn.Module, state: TrainingState, path: Path) -> None:
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"checkpoint {path}: does not fit the networks ({first})") from None
+
+
+def difference(found: Any, given: Any) -> str:
+    """The first setting, by name, in which kept settings differ from those given; "" for none."""
+    if found == given:
+        return ""
+    name = ""
+    while isinstance(found, dict) and isinstance(given, dict):
+        key = min(k for k in found.keys() | given.keys() if _of(found, k) != _of(given, k))
+        found, given = _of(found, key), _of(given, key)
+        name = f"{name}.{key}" if name else str(key)
+    return f"{name or 'settings'}: there {_short(found)}, here {_short(given)}"
+
+
+def _of(settings: dict[str, Any], key: str) -> Any:
+    return settings.get(key, _NOTHING)
+
+
+def _short(value: Any) -> str:
+    text = "nothing" if value is _NOTHING else json.dumps(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def digest(weights: dict[str, Tensor]) -> str:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sigeo.errors import InputError
 from sigeo.spaces import Region, SearchSpace, Supernet
+from sigeo.supernet.buffers import kept_buffers
 from sigeo.supernet.many import add_joint_gradients
 from sigeo.supernet.objectives import Objective, smoothed_cross_entropy
 from sigeo.supernet.samplers.base import draw_connected, generator
@@ -71,7 +72,8 @@ class Teacher:
     """A supernet that teaches, and which of its paths does.
 
     Attributes:
-        supernet: Runs in the mode that it is in, without gradients.
+        supernet: Runs in the mode that it is in, without gradients; its running statistics stay
+            as they are.
         path: (the student's path, step) to the teacher's; None for the same path.
     """
 
@@ -88,7 +90,10 @@ class Teacher:
     @torch.no_grad()
     def logits(self, inputs: Tensor, path: Any, step: int) -> Tensor:
         """[B, classes]."""
-        return self.supernet(inputs, path if self.path is None else self.path(path, step))
+        chosen = path if self.path is None else self.path(path, step)
+        module: nn.Module = self.supernet  # type: ignore[assignment]
+        with kept_buffers(module):
+            return self.supernet(inputs, chosen)
 
 
 class MutualDistillation(Objective):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
-from sigeo.supernet.checkpoint import load_checkpoint, save_checkpoint
+from sigeo.supernet.checkpoint import difference, load_checkpoint, load_weights, save_checkpoint
 from sigeo.supernet.objectives import CrossEntropy, LossHook, Objective
 from sigeo.supernet.randomness import drawing
 from sigeo.supernet.samplers import Sampler
@@ -190,14 +190,15 @@ class _Run:
         """Go on from a checkpoint.
 
         Raises:
-            InputError: It is damaged, or of other settings.
+            InputError: It is damaged, of other settings, or of another network.
         """
         state, found = load_checkpoint(path)
         if found != settings:
             raise InputError(
-                f"checkpoint {path}: made with other settings than this {self.config.what}; "
-                "choose another folder or remove it"
+                f"checkpoint {path}: made with other settings than this {self.config.what} "
+                f"({difference(found, settings)}); choose another folder or remove it"
             )
+        load_weights(self.module, state, path)
         self.trainer.resume(state)
         self.sampler.resume(state.progress.get("sampler", {}))
         if isinstance(self.objective, Objective):

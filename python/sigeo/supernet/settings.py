@@ -80,22 +80,22 @@ class Training:
         Raises:
             InputError: One is out of its range.
         """
-        for name, low in (("images", 0), ("epochs", 1), ("batch_size", 2), ("rise", 0)):
-            if getattr(self, name) < low:
+        least = {"images": 0, "epochs": 1, "batch_size": 2, "rise": 0, "limit": 0}
+        for name, low in least.items():
+            value = getattr(self, name)
+            if value is None and name == "limit":
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < low:
                 raise InputError(
-                    f"{self.what}: {name} must be at least {low}, got {getattr(self, name)}"
+                    f"{self.what}: {name} must be a whole number of at least {low}, got {value!r}"
                 )
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"{self.what}: lr must be above 0, got {self.lr}")
-        if list(self.milestones) != sorted(self.milestones):
-            raise InputError(f"{self.what}: milestones must ascend, got {self.milestones}")
-        for prefix, factor in self.scales:
-            if not (math.isfinite(factor) and factor >= 0):
+        self._check_numbers()
+        for pair in self.scales:
+            if not (len(pair) == 2 and isinstance(pair[0], str) and 0 <= pair[1] < math.inf):
                 raise InputError(
-                    f"{self.what}: scales of {prefix!r} must be at least 0, got {factor}"
+                    f"{self.what}: scales must be pairs of a prefix and a factor of at least 0, "
+                    f"got {pair!r}"
                 )
-        if not 0 <= self.floor <= 1:
-            raise InputError(f"{self.what}: floor must be from 0 to 1, got {self.floor}")
         for name, known in (
             ("schedule", ("constant", "cosine", "linear", "steps")),
             ("clip_by", ("norm", "value")),
@@ -104,6 +104,25 @@ class Training:
             if getattr(self, name) not in known:
                 raise InputError(
                     f"{self.what}: {name} must be one of {known}, got {getattr(self, name)!r}"
+                )
+
+    def _check_numbers(self) -> None:
+        for name, right, expected in (
+            ("lr", 0 < self.lr < math.inf, "above 0"),
+            ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("clip", self.clip is None or self.clip > 0, "above 0, or none"),
+            ("floor", 0 <= self.floor <= 1, "from 0 to 1"),
+            (
+                "milestones",
+                all(0 <= share <= 1 for share in self.milestones)
+                and list(self.milestones) == sorted(self.milestones),
+                "ascending shares from 0 to 1",
+            ),
+        ):
+            if not right:
+                raise InputError(
+                    f"{self.what}: {name} must be {expected}, got {getattr(self, name)}"
                 )
 
     @classmethod
@@ -140,12 +159,13 @@ class Training:
         Args:
             processed: The budget.
             available: Training images that there are.
-            paths: Of a step, as the sampler gives them.
+            paths: Of a step, as the sampler gives them; uniform ones of a warm-up take so many.
             **settings: As for the class.
 
         Raises:
             InputError: It does not pay for a step, or a number out of its range.
         """
+        settings = cls._of_paths(paths, settings)
         size = cls(0, **settings).batch_size
         if paths < 1 or processed < paths * size:
             raise InputError(
@@ -153,6 +173,11 @@ class Training:
                 f"images, got {processed}"
             )
         return cls.of_steps(processed // (paths * size), available, **settings)
+
+    @classmethod
+    def _of_paths(cls, paths: int, settings: dict[str, Any]) -> dict[str, Any]:
+        """Settings with which a step takes so many paths."""
+        return settings
 
     @property
     def steps_per_epoch(self) -> int:

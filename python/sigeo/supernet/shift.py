@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
+from sigeo.supernet.buffers import kept_buffers
 
 _Layer = (nn.modules.conv._ConvNd, nn.Linear)
 
@@ -38,7 +40,8 @@ def feature_shift(
     """The feature shift of every convolution and linear layer that two of the paths share.
 
     A layer's input has a mean and a variance in each channel, over images and pixels; a distance is
-    the root of the mean squared difference over channels. Draw the paths at random; what lies
+    the root of the mean squared difference over channels: over those that both paths have, the
+    first ones, where paths of an elastic space differ in width. Draw the paths at random; what lies
     before a layer then differs, and the distance would be 0 if it did not matter.
 
     Args:
@@ -59,9 +62,9 @@ def feature_shift(
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def watch(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        def hook(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
             values = args[0].double()
-            if values.dim() > 2:  # channels first; [B, ..., features] of a linear layer otherwise
+            if not isinstance(layer, nn.Linear):  # [B, C, *]; of linear layers [B, ..., features]
                 values = values.movedim(1, -1)
             values = values.flatten(0, -2)
             statistics = values.mean(0), values.var(0, correction=0)
@@ -69,20 +72,18 @@ def feature_shift(
 
         return hook
 
-    buffers = [(b, b.clone()) for b in module.buffers()]
     handles = [
         layer.register_forward_pre_hook(watch(name))
         for name, layer in module.named_modules()
         if isinstance(layer, _Layer)
     ]
     try:
-        for arch in archs:
-            supernet(inputs, arch)
+        with kept_buffers(module):
+            for arch in archs:
+                supernet(inputs, arch)
     finally:
         for handle in handles:
             handle.remove()
-        for buffer, value in buffers:
-            buffer.copy_(value)
     return {
         name: FeatureShift(
             _mean_distance([mean for mean, _ in paths]),
@@ -95,9 +96,15 @@ def feature_shift(
 
 
 def _mean_distance(points: list[Tensor]) -> float:
-    """Mean over pairs of the root mean squared difference."""
-    stacked = torch.stack(points)
-    return float(torch.pdist(stacked).mean()) / math.sqrt(stacked.shape[1])
+    """Mean over pairs of the root mean squared difference, of the channels that both have."""
+    if len({len(point) for point in points}) == 1:
+        stacked = torch.stack(points)
+        return float(torch.pdist(stacked).mean()) / math.sqrt(stacked.shape[1])
+    found = []
+    for one, other in itertools.combinations(points, 2):
+        common = min(len(one), len(other))
+        found.append((one[:common] - other[:common]).square().mean().sqrt())
+    return float(torch.stack(found).mean())
 
 
 class ParameterShift:

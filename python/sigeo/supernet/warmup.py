@@ -18,13 +18,15 @@ from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet.distillation import InPlaceDistillation
 from sigeo.supernet.loop import Budget, run
-from sigeo.supernet.objectives import CrossEntropy, Objective
+from sigeo.supernet.objectives import CrossEntropy, Objective, smoothed_cross_entropy
 from sigeo.supernet.pinas import CrossPath
 from sigeo.supernet.randomness import drawing
 from sigeo.supernet.samplers import ValidationLoss
 from sigeo.supernet.samplers.named import NAMES, named
 from sigeo.supernet.settings import Progress, Source, Training
 from sigeo.supernet.trainer import Trainer
+
+_UNIFORM = ("uniform", "operations")
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,8 @@ class WarmUp(Training):
 
     Attributes:
         paths: Architectures that a step trains on its batch, in one pass; of uniform samplers.
-        average: Whether their gradients are averaged rather than summed.
+        average: Whether the gradients of a step's paths, of any sampler that takes several, are
+            averaged rather than summed; of "cross_entropy".
         sampler: Which paths a step trains, see `samplers.named`.
         balance: Of "balanced": the choice of the space whose options make the regions.
         objective: "cross_entropy"; "in_place" distillation from the step's first path, which
@@ -86,6 +89,24 @@ class WarmUp(Training):
             raise InputError(
                 f"warm-up: objective cross_path needs sampler disjoint, got {self.sampler}"
             )
+        uniform = self.sampler in _UNIFORM
+        single = self.sampler == "greedy" or (uniform and self.paths == 1)
+        if self.objective == "in_place" and single:
+            raise InputError(
+                "warm-up: objective in_place needs several paths a step, whose first teaches the "
+                f"others; {self.sampler} takes one"
+            )
+        if self.average and (single or self.objective != "cross_entropy"):
+            raise InputError(
+                "warm-up: average is of cross_entropy and several paths a step, got objective "
+                f"{self.objective} and sampler {self.sampler}"
+            )
+        smoothed_cross_entropy(self.label_smoothing)
+
+    @classmethod
+    def _of_paths(cls, paths: int, settings: dict[str, Any]) -> dict[str, Any]:
+        uniform = settings.get("sampler", "uniform") in _UNIFORM
+        return {**settings, "paths": paths} if uniform else settings
 
     @classmethod
     def published(cls, images: int, epochs: int = 10) -> WarmUp:
@@ -107,7 +128,7 @@ class WarmUp(Training):
     def describe(self) -> dict[str, Any]:
         """All settings and the number of steps, as JSON can hold them."""
         settings = super().describe()
-        if self.paths == 1:  # as warm-ups were described before there were several
+        if self.paths == 1 and not self.average:  # as it was before there were several
             del settings["paths"], settings["average"]
         return settings
 

@@ -165,6 +165,10 @@ def test_paths_differ_in_the_choice_alone_and_reach_the_output():
 
 
 def test_bad_input_is_one_line():
+    with pytest.raises(InputError, match="objective must be loss or logits, got 'logit'"):
+        GradientMatching(objective="logit")
+    with pytest.raises(InputError, match="selection must be layers or all, got 'norms'"):
+        GradientMatching(selection="norms")
     with pytest.raises(InputError, match="repeats must be at least 1"):
         GradientMatching(repeats=0)
     with pytest.raises(InputError, match="cosine, filter or squared"):

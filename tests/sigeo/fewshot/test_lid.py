@@ -12,6 +12,9 @@ from sigeo import InputError
 from sigeo.capture import Batches
 from sigeo.fewshot.metrics import LID, Subject, lid, two_nn
 from sigeo.fewshot.metrics.dimension import nearest
+from sigeo.spaces import Product
+from tests.sigeo.elastic_spaces import batches as elastic_batches
+from tests.sigeo.elastic_spaces import space as elastic_space
 from tests.sigeo.fewshot.space import SPACE, WHOLE, batches
 
 
@@ -86,6 +89,42 @@ def test_equal_samples_are_no_trouble():
     assert lid(same, k=8).tolist() == [0.0] * 30
     assert two_nn(same) == 0.0
     assert two_nn(doubled) == 0.0
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 1.0, 1e6])
+@pytest.mark.parametrize("divisor", ["k", "k-2"])
+def test_neighbours_that_are_all_equally_far_have_a_large_dimension(scale, divisor):
+    corners = torch.eye(12, dtype=torch.float64) * scale
+    found = lid(corners, k=5, divisor=divisor)
+    usual = lid(subspace(5, 40), k=5, divisor=divisor)
+    assert bool((found > usual.max()).all()) and float(found.max()) <= 1e6 * 5
+
+
+def test_settings_of_profiles_are_checked():
+    for given, message in (
+        ({"k": 1}, "k must be a whole number of at least 2, got 1"),
+        ({"k": 2.5}, "k must be a whole number of at least 2, got 2.5"),
+        ({"k": 2, "divisor": "k-2"}, "k must be a whole number of at least 3, got 2"),
+        ({"divisor": "n"}, "divisor must be one of k, k-1, k-2, got 'n'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            LID(**given)
+
+
+def test_profiles_of_an_elastic_space():
+    space = elastic_space("mlp")
+    data = Batches(elastic_batches(count=1, size=24), nn.Identity(), torch.device("cpu"))
+    metric = LID(repeats=1, k=6, blocks=lambda network: list(network.children())[1:])
+
+    def measured(place, region):
+        return metric(Subject(region, place, 0, space.supernet(), data))
+
+    fixed = Product.whole(space).limited(0, (2,))
+    assert measured(1, fixed).count == 2
+    with pytest.raises(InputError, match=r"of depth must have as many blocks each, got \[2, 3, 4"):
+        measured(0, Product.whole(space))
+    with pytest.raises(InputError, match="expected a network with blocks, got Sequential"):
+        LID(repeats=1, k=6)(Subject(fixed, 1, 0, space.supernet(), data))
 
 
 def test_too_few_samples_are_refused():

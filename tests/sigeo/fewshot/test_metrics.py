@@ -115,6 +115,8 @@ def test_a_weighted_sum_adds_distances():
 
 
 def test_bad_input_is_one_line():
+    with pytest.raises(InputError, match="table: of must be mean or max, got 'median'"):
+        TableOracle(Known(SPACE, {str(SPACE.at(7)): 1.0}), of="median")
     with pytest.raises(InputError, match="at least one metric"):
         WeightedSum(())(Subject(WHOLE, 0))
     with pytest.raises(InputError, match="repeats must be at least 1"):

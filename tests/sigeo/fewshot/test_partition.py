@@ -183,7 +183,16 @@ def test_options_in_order_and_one_by_one():
         partition.get("exhaustive")(relation, 2, RNG)
 
 
+@pytest.mark.parametrize("smallest", [0, -1, 1.5, True])
+def test_the_smallest_group_has_an_option(smallest):
+    for kind in (Exact, partition.Random):
+        with pytest.raises(InputError, match="smallest must be a whole number of at least 1, got"):
+            kind(smallest)
+
+
 def test_bad_input_is_one_line():
+    with pytest.raises(InputError, match="objective must be sum or mean, got 'cut'"):
+        Exact(objective="cut")
     with pytest.raises(InputError, match="must be one of exact"):
         partition.get("alphabetical")
     with pytest.raises(InputError, match="partition exact"):

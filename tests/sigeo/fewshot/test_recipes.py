@@ -149,7 +149,7 @@ def test_narrow_children_start_from_narrow_weights_as_drawn(inherit):
 
 def test_a_supernet_of_other_sizes_has_no_weights_as_drawn():
     how = Splitting(None, Branching.exhaustive(), Exhaustive(), InTurn((0,)), inherit="never")
-    with pytest.raises(InputError, match="inherit never draws weights of the space's sizes"):
+    with pytest.raises(InputError, match="weights as drawn do not fit the supernet given"):
         split(SPACE, how, supernet=study().supernet(0, width=0.67))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 
 import pytest
@@ -24,6 +25,7 @@ from sigeo.fewshot import (
     split_by_kind,
 )
 from sigeo.fewshot.choice import Candidate
+from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import LID, GradientMatching, RandomDistances
 from sigeo.fewshot.partition import Exact, Exhaustive, Random, Relation
 from sigeo.spaces import Product
@@ -176,8 +178,7 @@ def test_children_start_from_what_the_rules_say(inherit):
     assert same(weights(supernet), before)
     assert [(level, number) for level, number, _ in calls] == [(0, 0), (1, 0), (1, 1)]
     assert sum(size for level, _, size in calls if level == 1) == SPACE.size
-    # 1 from the first level, 11 or 12 from the second; a node that is not cut keeps its weights.
-    start = {"always": before, "inner": before, "never": drawn}[inherit]
+    # 1 from the first level, 11 or 12 from the second; a node that is not cut is its own child.
     moved = {"always": 1 + 11, "inner": None, "never": None}[inherit]
     for leaf in (0, 1):
         expected = drawn if moved is None else {n: v + 1 + 11 for n, v in before.items()}
@@ -185,9 +186,19 @@ def test_children_start_from_what_the_rules_say(inherit):
         for name in found:
             torch.testing.assert_close(found[name], expected[name])
     uncut = weights(divided.supernets[2])
-    steps = 12 if inherit == "never" else 1 + 12
     for name in uncut:
-        torch.testing.assert_close(uncut[name], start[name] + steps)
+        expected = drawn[name] if moved is None else before[name] + 1 + 12
+        torch.testing.assert_close(uncut[name], expected)
+
+
+def test_weights_as_drawn_are_of_the_supernet_given():
+    supernet = SPACE.supernet(seed=4, track=True)
+    how = Splitting(None, Branching((2,)), Random(), InTurn(), inherit="never")
+    with pytest.raises(InputError, match="weights as drawn do not fit the supernet given"):
+        split(SPACE, how, supernet=supernet)
+    divided = split(SPACE, how, supernet=supernet, draw=lambda: SPACE.supernet(seed=9, track=True))
+    drawn = weights(SPACE.supernet(seed=9, track=True))
+    assert all(same(weights(leaf), drawn) for leaf in divided.supernets)
 
 
 def test_the_weights_of_pinned_options_are_inherited_too():
@@ -242,11 +253,67 @@ def test_a_killed_splitting_goes_on_with_its_cuts(stop, left, tmp_path):
     assert again.plan == expected
     assert len(calls) == 1 + 2 + 3
     assert rest.asked == min(left, 18)
-    assert load_plan(path, SPACE) == (expected, {"seed": 2})
+    plan, kept = load_plan(path, SPACE)
+    assert plan == expected and kept.pop("splitting")["seed"] == 2 and kept == {"seed": 2}
     finished = Counting(0)
     assert split(SPACE, how(finished), **options).plan == expected
-    with pytest.raises(InputError, match="made with other settings"):
+    with pytest.raises(InputError, match=r"other settings .* \(seed: there 2, here 3\); choose"):
         split(SPACE, how(finished), **{**options, "settings": {"seed": 3}})
+
+
+USUAL = {
+    "metric": LID(repeats=1, k=6),
+    "branching": Branching((2,)),
+    "partitioner": Exact(2),
+    "choice": BestGroups("separation"),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 1}, "splitting.seed: there 0, here 1"),
+        ({"branching": Branching((3,))}, "splitting.branching.levels: there [2], here [3]"),
+        ({"metric": LID(repeats=1, k=5)}, "splitting.metric.k: there 6, here 5"),
+        ({"metric": RandomDistances()}, "splitting.metric.blocks: there"),
+        ({"partitioner": Exact(1)}, "splitting.partitioner.smallest: there 2, here 1"),
+        ({"choice": BestGroups()}, 'splitting.choice.criterion: there "separation", here "betw'),
+        ({"choice": InTurn((0,))}, "splitting.choice.compares: there true, here false"),
+        ({"again": True}, "splitting.again: there false, here true"),
+        ({"inherit": "never"}, 'splitting.inherit: there "always", here "never"'),
+        ({"region": WHOLE.limited(0, (1, 2, 3))}, "(the region is another one)"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_a_checkpoint_is_of_one_splitting(changes, message, tmp_path):
+    given = {"supernet": SPACE.supernet(), "batches": batches(1, 24)}
+    given["checkpoint"] = tmp_path / "plan.json"
+    split(SPACE, Splitting(**USUAL), **given)
+    given |= {name: changes.pop(name) for name in ("seed", "region") if name in changes}
+    with pytest.raises(InputError) as caught:
+        split(SPACE, Splitting(**{**USUAL, **changes}), **given)
+    assert message in str(caught.value)
+
+
+def test_parts_are_described_by_what_they_do():
+    from sigeo.fewshot import Known
+
+    table, other = (Known(SPACE, {str(SPACE.at(7)): value}) for value in (1.0, 2.0))
+    parts = [
+        metrics.TableOracle(table),
+        metrics.TableOracle(other),
+        metrics.ProxyDifference(proxies.get("zico")),
+        metrics.ProxyDifference(proxies.get("snip")),
+        metrics.WeightedSum(((0.5, RandomDistances()), (1.0, LID()))),
+        metrics.WeightedSum(((0.5, RandomDistances()), (2.0, LID()))),
+        GradientMatching(loss_fn=torch.nn.CrossEntropyLoss(label_smoothing=0.1)),
+        GradientMatching(loss_fn=torch.nn.CrossEntropyLoss()),
+        Counting(),
+    ]
+    texts = [json.dumps(described(part), sort_keys=True) for part in parts]
+    assert len(set(texts)) == len(parts)
+    assert texts == [json.dumps(described(part), sort_keys=True) for part in parts]
+    assert not any(" at 0x" in text for text in texts)
 
 
 def test_a_checkpoint_of_other_factors_is_refused(tmp_path):
@@ -255,11 +322,12 @@ def test_a_checkpoint_of_other_factors_is_refused(tmp_path):
     pairs = Splitting(None, Branching((2, 2)), Random(), AnyChoice())
     assert split(SPACE, pairs, **options).plan == split(SPACE, pairs, **options).plan
     triples = Splitting(None, Branching((3,)), Random(), AnyChoice())
-    with pytest.raises(InputError, match="into 3 groups of options, got 2 by"):
+    with pytest.raises(InputError, match="made with other settings than this splitting"):
         split(SPACE, triples, **options)
-    save_plan(path, split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]]))
-    with pytest.raises(InputError, match="got 2 by nonlinear_depth"):
-        split(SPACE, pairs, checkpoint=path)
+    _, kept = load_plan(path, SPACE)
+    save_plan(path, split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]]), kept)
+    with pytest.raises(InputError, match="into 2 groups of options, got 2 by nonlinear_depth"):
+        split(SPACE, pairs, **options)
 
 
 def test_progress_counts_nodes():

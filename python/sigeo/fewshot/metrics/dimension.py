@@ -26,6 +26,19 @@ Divisor = Literal["k", "k-1", "k-2"]
 _TERMS: dict[str, int] = {"k": 0, "k-1": 1, "k-2": 2}
 
 
+def check_divisor(divisor: str, k: int) -> None:
+    """Check the constant c, which must be above 0.
+
+    Raises:
+        InputError: It is none of those that there are, or there are too few neighbours for it.
+    """
+    if divisor not in _TERMS:
+        raise InputError(f"lid: divisor must be one of {', '.join(_TERMS)}, got {divisor!r}")
+    least = max(2, _TERMS[divisor] + 1)
+    if isinstance(k, bool) or not isinstance(k, int) or k < least:
+        raise InputError(f"lid: k must be a whole number of at least {least}, got {k!r}")
+
+
 def nearest(features: Tensor, k: int) -> Tensor:
     """Distances to the k nearest other samples, ascending, float64 [B, k].
 
@@ -52,7 +65,8 @@ def lid(features: Tensor, *, k: int = 20, divisor: Divisor = "k") -> Tensor:
     """Local intrinsic dimension at each sample, float64 [B].
 
     Equal samples have the shortest distance that is told apart, 1e-12 of the k-th; a sample that
-    equals all of its neighbours has dimension 0.
+    equals all of its neighbours has dimension 0. One whose neighbours are all equally far, which no
+    dimension explains, has a large one, at most 1e6 c.
 
     Args:
         features: ``[B, *shape]``.
@@ -62,12 +76,12 @@ def lid(features: Tensor, *, k: int = 20, divisor: Divisor = "k") -> Tensor:
     Raises:
         InputError: Not more than k samples, or an unknown divisor.
     """
-    if divisor not in _TERMS:
-        raise InputError(f"lid: divisor must be one of {', '.join(_TERMS)}, got {divisor!r}")
+    check_divisor(divisor, k)
     distances = nearest(features, k)
     farthest = distances[:, -1:]
     ratios = (distances / (farthest + _EPSILON)).clamp_min(_SHORTEST)
-    found = -(k - _TERMS[divisor]) / (ratios.log().sum(1) + _EPSILON)
+    sums = (ratios.log().sum(1) + _EPSILON).clamp_max(-_EPSILON)
+    found = -(k - _TERMS[divisor]) / sums
     return found.masked_fill(farthest[:, 0] == 0, 0.0)
 
 

@@ -63,8 +63,14 @@ class GradientMatching:
         """Check the numbers.
 
         Raises:
-            InputError: No repetition, or an unknown measure.
+            InputError: No repetition, or an unknown measure, objective or selection.
         """
+        for name, known in (("objective", ("loss", "logits")), ("selection", ("layers", "all"))):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"gradient_matching: {name} must be {' or '.join(known)}, "
+                    f"got {getattr(self, name)!r}"
+                )
         if self.repeats < 1:
             raise InputError(f"{self.name}: repeats must be at least 1, got {self.repeats}")
         if self.measure not in ("cosine", "filter", "squared"):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sigeo.capture import call, preserved
 from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import Subject, off_diagonal, rows
-from sigeo.fewshot.metrics.dimension import Divisor, lid, two_nn
+from sigeo.fewshot.metrics.dimension import Divisor, check_divisor, lid, two_nn
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
@@ -74,9 +74,14 @@ class LID:
             )
         if self.estimator not in ("mle", "two_nn"):
             raise InputError(f"lid: estimator must be mle or two_nn, got {self.estimator!r}")
+        check_divisor(self.divisor, self.k)
 
     def __call__(self, subject: Subject[Any]) -> Relation:
-        """The similarities, averaged over the repetitions."""
+        """The similarities, averaged over the repetitions.
+
+        Raises:
+            InputError: Networks of different numbers of blocks.
+        """
         count = len(subject.options)
         total = torch.zeros(count, count, dtype=torch.float64)
         supernet = subject.networks()
@@ -85,6 +90,11 @@ class LID:
             profiles = [
                 self.profile(supernet.subnet(arch), inputs) for arch in subject.paths(repetition)
             ]
+            if len({len(profile) for profile in profiles}) > 1:
+                raise InputError(
+                    f"lid: the networks of {subject.name} must have as many blocks each, got "
+                    f"{[len(profile) for profile in profiles]}"
+                )
             total += self._similarities(torch.stack(profiles))
         return Relation.of(rows(off_diagonal(total / self.repeats)), "similarity")
 

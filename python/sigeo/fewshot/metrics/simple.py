@@ -31,6 +31,15 @@ class TableOracle:
     name: str = "table"
     initial_weights: bool = False
 
+    def __post_init__(self) -> None:
+        """Check the option.
+
+        Raises:
+            InputError: Another way to sum up.
+        """
+        if self.of not in ("mean", "max"):
+            raise InputError(f"table: of must be mean or max, got {self.of!r}")
+
     def __call__(self, subject: Subject[Any]) -> Relation:
         """Differences of the options' values.
 

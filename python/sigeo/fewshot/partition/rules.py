@@ -58,12 +58,14 @@ class Exact:
     compares: bool = True
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the options.
 
         Raises:
-            InputError: Groups without options.
+            InputError: Groups of no option, or another objective.
         """
         _check_smallest(self.smallest)
+        if self.objective not in ("sum", "mean"):
+            raise InputError(f"partition: objective must be sum or mean, got {self.objective!r}")
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
@@ -94,10 +96,10 @@ class Random:
     compares: bool = False
 
     def __post_init__(self) -> None:
-        """Check the numbers.
+        """Check the option.
 
         Raises:
-            InputError: Groups without options.
+            InputError: Groups of no option.
         """
         _check_smallest(self.smallest)
 
@@ -153,8 +155,10 @@ class InOrder:
 
 
 def _check_smallest(smallest: int) -> None:
-    if smallest < 1:
-        raise InputError(f"partition: smallest must be at least 1, got {smallest}")
+    if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 1:
+        raise InputError(
+            f"partition: smallest must be a whole number of at least 1, got {smallest!r}"
+        )
 
 
 def ordered(groups: list[Group]) -> Groups:

@@ -6,13 +6,16 @@ ICLR 2019), once-for-all networks (Cai et al., ICLR 2020) and AutoFormer (Chen e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.dropout import _DropoutNd
+
+from sigeo.errors import InputError
 
 
 def part(whole: Tensor, shape: Sequence[int]) -> Tensor:
@@ -27,6 +30,23 @@ def part(whole: Tensor, shape: Sequence[int]) -> Tensor:
             begin = (whole.shape[dim] - size) // 2 if dim > 1 else 0
             whole = whole.narrow(dim, begin, size)
     return whole
+
+
+def shared_part(shared: Mapping[str, nn.Parameter], name: str, shape: Sequence[int]) -> Tensor:
+    """The view of a shared weight that a network's parameter of this name and shape is.
+
+    Raises:
+        InputError: The largest network has no such parameter, or a smaller one.
+    """
+    whole = shared[name] if name in shared else torch.empty(0)
+    sizes = list(whole.shape)
+    if len(shape) != len(sizes) or any(a > b for a, b in zip(shape, sizes, strict=True)):
+        has = sizes if name in shared else "none"
+        raise InputError(
+            f"space: {name} of shape {list(shape)} is no part of the largest network's, which is "
+            f"{has}"
+        )
+    return part(whole, shape)
 
 
 class Place(NamedTuple):
@@ -59,6 +79,14 @@ def places(network: nn.Module) -> Iterator[Place]:
     for prefix, module in network.named_modules():
         for attribute, value in module.named_parameters(recurse=False):
             yield Place(f"{prefix}.{attribute}" if prefix else attribute, module, attribute, value)
+
+
+def draws(network: nn.Module) -> bool:
+    """Whether a pass in train mode draws random numbers."""
+    return any(
+        isinstance(module, nn.RReLU) or (isinstance(module, _DropoutNd) and module.p > 0)
+        for module in network.modules()
+    )
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ class Reuse:
 
         Args:
             networks: Chains of named pieces, with parameters of their own that have the values of
-                one network's wherever names and shapes are equal.
+                one network's wherever names and shapes are equal, and no buffers.
         """
         numbers = prefixes(networks)
         self._uses = Counter(number for ways in numbers for number in ways)
@@ -72,11 +72,42 @@ def prefixes(networks: Sequence[nn.Module]) -> list[list[int]]:
     def ways(network: nn.Module) -> Iterator[int]:
         before = -1
         for name, piece in network.named_children():
-            shapes = tuple((place.name, tuple(place.value.shape)) for place in places(piece))
-            before = numbers.setdefault((before, name, shapes), len(numbers))
+            before = numbers.setdefault((before, name, _signature(piece)), len(numbers))
             yield before
 
     return [list(ways(network)) for network in networks]
+
+
+def _signature(piece: nn.Module) -> tuple[Any, ...]:
+    """What a piece makes of its input depends on, beside the values of its parameters.
+
+    Kinds, shapes and all settings, as activations and strides show in no shape. Settings that do
+    not say when they are equal, such as functions made anew for each network, differ.
+    """
+    shapes = tuple((place.name, tuple(place.value.shape)) for place in places(piece))
+    settings = tuple(
+        (name, type(module), _settled({n: v for n, v in vars(module).items() if n not in _VALUES}))
+        for name, module in piece.named_modules(remove_duplicate=False)
+    )
+    return shapes, settings
+
+
+_VALUES = ("_parameters", "_buffers", "_modules", "training")
+
+
+def _settled(value: Any) -> Any:
+    """A setting as a key."""
+    if isinstance(value, dict):
+        return tuple((_settled(key), _settled(part)) for key, part in value.items())
+    if isinstance(value, (list, tuple)):
+        return (type(value), *map(_settled, value))
+    if isinstance(value, (set, frozenset)):
+        return frozenset(map(_settled, value))
+    try:
+        hash(value)
+    except TypeError:
+        return object()  # equal to nothing else
+    return type(value), value
 
 
 class _Shared(nn.Module):

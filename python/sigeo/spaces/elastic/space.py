@@ -88,7 +88,12 @@ class ElasticSpace(ChoiceSpace, ABC):
         return self.decode([0] * len(self.choices))
 
     def skeleton(self, arch: Architecture, *, track: bool = False) -> nn.Sequential:
-        """The modules of an architecture without memory, on the device "meta"."""
+        """The modules of an architecture without memory, on the device "meta".
+
+        Raises:
+            InputError: It is no architecture of this space.
+        """
+        self.encode(arch)
         with torch.device("meta"), _Undrawn():
             return self.network(arch, track=track)
 

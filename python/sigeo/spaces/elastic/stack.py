@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sigeo.spaces.elastic.parts import part, places
+from sigeo.spaces.elastic.parts import draws, part, places, shared_part
 from sigeo.spaces.elastic.reuse import Reuse
 from sigeo.spaces.streams import Streams
 
@@ -50,10 +50,10 @@ class Stack:
         layers = set()
         for subnet, network in enumerate(self._networks):
             for place in list(places(network)):
-                shared = self._shared[place.name]
-                view = part(shared.detach(), place.value.shape)
+                view = shared_part(self._shared, place.name, place.value.shape).detach()
                 row = nn.Parameter(
-                    view.clone() if own else view, requires_grad=shared.requires_grad
+                    view.clone() if own else view,
+                    requires_grad=self._shared[place.name].requires_grad,
                 )
                 setattr(place.module, place.attribute, row)
                 rows.setdefault(place.name, []).append(row)
@@ -64,7 +64,8 @@ class Stack:
         self.members = {name: tuple(members[name]) for name in used}
         self.layers = frozenset(layers)
         device = next(iter(self._shared.values())).device
-        self.random = Streams(device, len(archs)) if supernet.noisy else None
+        noisy = any(map(draws, self._networks))
+        self.random = Streams(device, len(archs)) if noisy else None
         # Masks of dropout are each subnet's own, and so are weights that are to move.
         alike = share and not own and self.random is None
         self._reuse = Reuse(self._networks) if alike else None

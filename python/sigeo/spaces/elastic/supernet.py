@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.elastic import Elastic, choice_of, convert
+from sigeo.errors import InputError
 from sigeo.spaces.choices import Architecture
-from sigeo.spaces.elastic.parts import materialise, part
+from sigeo.spaces.elastic.parts import draws, materialise, shared_part
 from sigeo.spaces.elastic.stack import Stack
 from sigeo.spaces.initial import draw_weights
 
@@ -34,10 +35,14 @@ class ElasticSupernet(nn.Module):
         Args:
             space: Whose largest network they are of.
             seed: The initial weights follow from it and from each module's place.
+
+        Raises:
+            InputError: The largest network is no chain of pieces, or it has parameters or buffers
+                that no elastic layer has.
         """
         super().__init__()
         self.space = space
-        largest = convert(space.skeleton(space.largest))
+        largest = _elastic(space)
         materialise(largest, torch.device("cpu"), torch.float32)
         for name, module in largest.named_modules():
             draw_weights(module, name, seed)
@@ -45,10 +50,14 @@ class ElasticSupernet(nn.Module):
             self.add_module(name, piece)
         self._paths: dict[Architecture, nn.Module] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy has: no paths, as it may get other layers in the place of some."""
+        return {**vars(self), "_paths": {}}
+
     @property
     def noisy(self) -> bool:
         """Whether a pass in train mode draws random numbers."""
-        return any(isinstance(m, nn.Dropout) and m.p > 0 for m in self.modules())
+        return draws(self)
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
         """A batch [B, ...] through one architecture; gradients go to the shared weights."""
@@ -70,10 +79,19 @@ class ElasticSupernet(nn.Module):
 
     def _assembled(self, arch: Architecture) -> nn.Module:
         network = self.space.skeleton(arch)
+        layers, weights = dict(self.named_modules()), dict(self.named_parameters())
         for name, layer in list(network.named_modules()):
-            shared = self.get_submodule(name)
+            for key, value in layer.named_parameters(name, recurse=False):
+                shared_part(weights, key, value.shape)
+            shared = layers.get(name)
             if isinstance(shared, Elastic):
-                network.set_submodule(name, _Chosen(shared, choice_of(layer, shared)))
+                try:
+                    choice = choice_of(layer, shared)
+                except ValueError as error:
+                    raise InputError(
+                        f"space: {name} of {arch} is no part of the largest network's ({error})"
+                    ) from None
+                network.set_submodule(name, _Chosen(shared, choice))
         return network
 
     def subnet(self, arch: Architecture, *, whole: bool = False) -> nn.Module:
@@ -98,13 +116,44 @@ class ElasticSupernet(nn.Module):
         one = next(iter(shared.values()))
         materialise(network, one.device, one.dtype)
         for name, parameter in network.named_parameters():
-            parameter.copy_(part(shared[name], parameter.shape))
+            parameter.copy_(shared_part(shared, name, parameter.shape))
             parameter.requires_grad_(shared[name].requires_grad)
         return network.train(self.training)
 
     def stack(self, archs: Sequence[Architecture], *, own: bool = False) -> Stack:
         """Several architectures to run together; see `Supernet.stack`."""
         return Stack(self, archs, own=own)
+
+
+def _elastic(space: ElasticSpace) -> nn.Module:
+    """The largest network, of elastic layers, without memory.
+
+    Raises:
+        InputError: Not all of it can be elastic.
+    """
+    plain = space.skeleton(space.largest)
+    if type(plain).forward is not nn.Sequential.forward:
+        raise InputError(
+            f"{space.name}: network must give an nn.Sequential of pieces, "
+            f"got {type(plain).__name__}"
+        )
+    try:
+        network = convert(plain)
+    except ValueError as error:
+        raise InputError(f"{space.name}: {error}") from None
+    for name, module in network.named_modules():
+        own = [key for key, _ in module.named_parameters(recurse=False)]
+        if own and not isinstance(module, Elastic):
+            raise InputError(
+                f"{space.name}: {name} has a {own[0]}, but {type(module).__name__} has no elastic "
+                "kind; see sigeo.elastic"
+            )
+        for key, _ in module.named_buffers(recurse=False):
+            raise InputError(
+                f"{space.name}: {name} has the buffer {key}; the networks of a supernet have none, "
+                "batch norms follow `track`"
+            )
+    return network
 
 
 class _Chosen(nn.Module):

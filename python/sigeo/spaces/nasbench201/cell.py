@@ -10,6 +10,9 @@ import functools
 import itertools
 import random
 from dataclasses import dataclass
+from typing import Any
+
+from sigeo.errors import InputError
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV_1X1, CONV_3X3, POOL = range(len(OPERATIONS))
@@ -100,6 +103,20 @@ class Cell:
                     )
                 operations.append(OPERATIONS.index(name))
         return cls(tuple(operations))
+
+
+def expect_cell(arch: Any) -> Cell:
+    """An architecture of this space, as it is.
+
+    Raises:
+        InputError: It is something else: a string, or of another space.
+    """
+    if not isinstance(arch, Cell):
+        raise InputError(
+            f"architecture: expected one of nasbench201, got {type(arch).__name__} {str(arch)!r}; "
+            "the space's `parse` reads strings"
+        )
+    return arch
 
 
 @functools.cache

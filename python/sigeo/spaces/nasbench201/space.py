@@ -9,7 +9,16 @@ from typing import Any
 from sigeo.errors import InputError
 from sigeo.spaces.base import Choice, Cost, InputShape
 from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
-from sigeo.spaces.nasbench201.cell import EDGES, OPERATIONS, OUTPUT, SIZE, Cell, all_cells, index_of
+from sigeo.spaces.nasbench201.cell import (
+    EDGES,
+    OPERATIONS,
+    OUTPUT,
+    SIZE,
+    Cell,
+    all_cells,
+    expect_cell,
+    index_of,
+)
 from sigeo.spaces.nasbench201.cost import cost
 from sigeo.spaces.nasbench201.network import Network, Skeleton, standalone
 from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
@@ -84,8 +93,12 @@ class NASBench201:
         return all_cells()[index]
 
     def encode(self, arch: Cell) -> tuple[int, ...]:
-        """The operation of each edge."""
-        return arch.operations
+        """The operation of each edge.
+
+        Raises:
+            InputError: It is no architecture of this space.
+        """
+        return expect_cell(arch).operations
 
     def decode(self, codes: Sequence[int]) -> Cell:
         """The cell of six operations.

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, SKIP, Cell
+from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, SKIP, Cell, expect_cell
 from sigeo.spaces.nasbench201.network import ConvNorm, Reduction, average_pool, plan_of
 from sigeo_ext import gather
 from sigeo_ext.gather import Edge, Norm, Term
@@ -42,7 +42,7 @@ class Stack:
             own: Whether each subnet gets weights of its own to move, copied; else all read the
                 supernet's.
         """
-        self.archs = tuple(archs)
+        self.archs = tuple(map(expect_cell, archs))
         self.weights: dict[str, nn.Parameter] = {}
         self.members: dict[str, tuple[int, ...]] = {}
         self._own, self._supernet = own, supernet

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from sigeo.spaces.dropout import ScheduledDropout
 from sigeo.spaces.initial import draw_weights
 from sigeo.spaces.nasbench201.canonical import pruned
-from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, Cell
+from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, Cell, expect_cell
 from sigeo.spaces.nasbench201.network import (
     CellBlock,
     ConvNorm,
@@ -104,7 +104,7 @@ class NASBench201Supernet(nn.Module):
 
     def forward(self, x: Tensor, arch: Cell) -> Tensor:
         """Images [B, in_channels, H, W] through one architecture to logits [B, classes]."""
-        plan = plan_of(arch)
+        plan = plan_of(expect_cell(arch))
         x = self.stem(x)
         layer = 0
         for block in self.blocks:
@@ -120,7 +120,7 @@ class NASBench201Supernet(nn.Module):
 
     def subnet(self, arch: Cell, *, whole: bool = False) -> Network:
         """A network of one architecture on the shared weights; see `Supernet.subnet`."""
-        kept = arch if whole else pruned(arch)
+        kept = expect_cell(arch) if whole else pruned(expect_cell(arch))
         blocks: list[nn.Module] = []
         for block in self.blocks:
             if isinstance(block, CellSlots):

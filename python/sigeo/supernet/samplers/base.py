@@ -6,6 +6,7 @@ stopped goes on with the same ones; `Greedy`, which looks at how paths do, keeps
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Hashable, Sequence
 from typing import Any, Protocol, TypeVar
@@ -18,6 +19,8 @@ A_out = TypeVar("A_out", bound=Hashable, covariant=True)
 
 TRIES = 100_000
 """Draws after which a sampler gives up."""
+
+_PROBES = 64  # architectures by which functions without a name of their own are told apart
 
 
 class Sampler(Protocol[A_out]):
@@ -106,6 +109,17 @@ def describe_region(region: Region[Any] | None) -> dict[str, Any]:
     if isinstance(region, Product):
         return {"region": [list(options) for options in region.allowed]}
     if isinstance(region, Kind):
-        function = getattr(region.function, "__qualname__", str(region.function))
-        return {"region": {function: sorted(map(str, region.kinds))}}
+        part = {} if region.within is None else {"within": describe_region(region.within)["region"]}
+        return {"region": {_function(region): sorted(map(str, region.kinds)), **part}}
     return {"region": str(region)}
+
+
+def _function(region: Kind[Any]) -> str:
+    """A function of architectures by its name; by some of its values where that says little."""
+    name = getattr(region.function, "__qualname__", "")
+    if name.isidentifier():  # not of a lambda, or of a function inside another one
+        return str(name)
+    name = name or type(region.function).__qualname__
+    rng = random.Random(0)
+    values = [str(region.function(region.space.sample(rng))) for _ in range(_PROBES)]
+    return f"{name} {hashlib.blake2b('/'.join(values).encode(), digest_size=8).hexdigest()}"

@@ -1,0 +1,155 @@
+"""A user's own elastic spaces: options that show in no shape, layers without an elastic kind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from sigeo import InputError, score_many, spaces
+from sigeo.spaces.elastic.stack import Stack
+from sigeo_ext.testing import assert_close
+from tests.sigeo.elastic_spaces import SHAPE, batches
+
+
+class Scaled(nn.Module):
+    """A function of a setting."""
+
+    def __init__(self, setting):
+        super().__init__()
+        self.setting = setting
+
+    def forward(self, x):
+        function, by = self.setting
+        return function(x) * by[0]
+
+
+class Own(spaces.ElasticSpace):
+    """A convolution, something between, a linear layer; ``between`` makes it of an option."""
+
+    name = "own"
+
+    def __init__(self, between, options=("a", "b"), chain=nn.Sequential, stride=lambda option: 1):
+        self.between, self.chain, self.stride = between, chain, stride
+        super().__init__(SHAPE, [spaces.Choice("between", options)])
+
+    def network(self, arch, *, track):
+        option = arch.options()["between"]
+        stride = self.stride(option)
+        pieces = OrderedDict(
+            first=nn.Conv2d(1, 4, 3, padding=1),
+            between=self.between(option),
+            second=nn.Conv2d(4, 4, 3, padding=1, stride=stride),
+            end=nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()),
+            head=nn.Linear(4, 10),
+        )
+        return self.chain(pieces)
+
+    def sizes(self):
+        return {}
+
+
+def activation(option):
+    return {"a": nn.ReLU, "b": nn.Tanh}[option]()
+
+
+SPACES = {
+    "kind": Own(activation),
+    "setting": Own(lambda option: nn.LeakyReLU(0.1 if option == "a" else 0.5)),
+    "nested": Own(lambda option: Scaled((torch.tanh, [1.0 if option == "a" else 2.0]))),
+    "function": Own(lambda option: Scaled((torch.tanh if option == "a" else F.relu, [1.0]))),
+    "new function": Own(lambda option: Scaled((lambda x: x * len(option * 3), [ord(option)]))),
+    "nothing hashable": Own(lambda option: Scaled((torch.tanh, bytearray([ord(option) - 96])))),
+    "stride": Own(lambda option: nn.ReLU(), stride=lambda option: 2 if option == "a" else 1),
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_options_that_show_in_no_shape_are_told_apart(name):
+    chosen = SPACES[name]
+    net, archs = chosen.supernet(seed=0), [chosen.smallest, chosen.largest, chosen.smallest]
+    images = batches(count=1)[0][0]
+    outputs = net.stack(archs)(images)
+    for arch, found in zip(archs, outputs, strict=True):
+        assert_close(found, net.subnet(arch)(images), tolerance=1e-6)
+        if name != "stride":
+            assert_close(net(images, arch), net.subnet(arch)(images), tolerance=1e-6)
+    assert not torch.allclose(outputs[0], outputs[1])
+    one, other, again = (s["zico"].value for s in score_many(net, archs, batches(), ["zico"]))
+    assert one == again != other
+
+
+def test_what_is_equal_is_still_computed_once():
+    chosen = SPACES["kind"]
+    images = batches(count=1)[0][0]
+    stack = Stack(chosen.supernet(), [chosen.smallest, chosen.largest], own=False)
+    with torch.profiler.profile() as profile:
+        stack(images)
+    assert sum(e.count for e in profile.key_averages() if e.key == "aten::convolution") == 3
+
+
+def test_a_stride_that_is_chosen_is_refused_where_weights_run_in_place():
+    chosen = SPACES["stride"]
+    net, images = chosen.supernet(), batches(count=1)[0][0]
+    assert net(images, chosen.largest).shape == (len(images), 10)
+    with pytest.raises(InputError, match="space: second of between=a is no part of the largest"):
+        net(images, chosen.smallest)
+
+
+class Backwards(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.flip(0))
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda option: nn.PReLU(), "own: between has a weight, but PReLU has no elastic kind"),
+        (lambda option: nn.GroupNorm(2, 4), "between has a weight, but GroupNorm has no elastic"),
+        (lambda option: nn.Sequential(nn.BatchNorm2d(4)), "between.0 has the buffer running_mean"),
+        (lambda option: nn.Conv2d(4, 4, 1, padding_mode="circular"), "padding_mode must be zeros"),
+    ],
+)
+def test_layers_without_an_elastic_kind_are_refused(made, message):
+    with pytest.raises(InputError, match=message):
+        Own(made).supernet()
+
+
+def test_another_network_than_a_chain_is_refused():
+    with pytest.raises(InputError, match="network must give an nn.Sequential of pieces, got Backw"):
+        Own(activation, chain=Backwards).supernet()
+
+
+@pytest.mark.parametrize("width", [0, 3])
+def test_a_layer_that_the_largest_network_lacks_is_refused(width):
+    chosen = Own(
+        lambda option: (
+            nn.Sequential(nn.Conv2d(4, 5, 1), nn.Conv2d(5, 4, 1))
+            if option == "a"
+            else nn.Sequential(nn.Conv2d(4, 3, 1), nn.Conv2d(3, 4, 1))
+            if width
+            else nn.Identity()
+        )
+    )
+    net, images = chosen.supernet(), batches(count=1)[0][0]
+    has = r"\[3, 4, 1, 1\]" if width else "none"
+    message = rf"between.0.weight of shape \[5, 4, 1, 1\] is no part of .*, which is {has}"
+    for run in (net.subnet, lambda arch: net.stack([arch]), lambda arch: net(images, arch)):
+        with pytest.raises(InputError, match=message):
+            run(chosen.smallest)
+
+
+@pytest.mark.parametrize(
+    "made", [nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.RReLU]
+)
+def test_every_kind_of_dropout_is_noise(made):
+    chosen = Own(lambda option: made())
+    net, images = chosen.supernet(), batches(count=1)[0][0]
+    assert net.noisy and not SPACES["kind"].supernet().noisy
+    torch.manual_seed(3)
+    stack = net.stack([chosen.largest] * 2)
+    torch.manual_seed(3)
+    assert_close(stack(images)[0], net(images, chosen.largest), tolerance=1e-6)
