@@ -274,7 +274,7 @@ def test_shortcuts_that_halve_are_strided_convolutions_without_being_computed_as
 
 
 def test_halving_trains_in_channels_last():
-    """A strided convolution there writes out of bounds on some processors, and kills the process."""
+    """A strided convolution there writes out of bounds on some processors, which kills us."""
     chosen = space("resnet", channels=5)
     network = chosen.build(chosen.largest).to(memory_format=torch.channels_last)
     x = torch.randn(32, 1, 8, 8).to(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot.clock import Clock
 from sigeo.fewshot.family import Family
+from sigeo.fewshot.gradual import grow
 from sigeo.fewshot.hierarchy import narrow
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.plan import Node, Plan, split_by_kind, whole_space
@@ -38,8 +39,11 @@ class Stretch(Training):
     end: float = 1.0
 
     def lr_at(self, step: int) -> float:
-        """The step size of a step, on the way from ``begin`` to ``end``."""
-        return self.lr_of(self.begin + (self.end - self.begin) * step / max(1, self.steps))
+        """The step size of a step, on the way from ``begin`` to ``end``; it rises first."""
+        if step < self.rise:
+            return self.lr_of(self.begin) * (step + 1) / self.rise
+        done = (step - self.rise) / max(1, self.steps - self.rise)
+        return self.lr_of(self.begin + (self.end - self.begin) * done)
 
 
 def develop(
@@ -115,6 +119,8 @@ class Development:
             self.folder.mkdir(parents=True, exist_ok=True)
         if self.recipe.hierarchy is not None:
             plan, supernets, standing = narrow(self)
+        elif self.recipe.gradual is not None:
+            plan, supernets, standing = *grow(self), ()
         else:
             plan, supernets = self._divided()
             self._train_leaves(plan, supernets)
@@ -150,15 +156,25 @@ class Development:
         phase: str,
         begin: float,
         end: float,
+        **own: Any,
     ) -> None:
         """Train on a part of the budget and of the schedule.
+
+        Args:
+            supernet: Is trained in place.
+            region: The architectures that it is trained for.
+            images: The part of the budget.
+            phase: Names the checkpoint.
+            begin: See `Stretch`.
+            end: Likewise.
+            **own: Settings of the training in the place of the study's.
 
         Raises:
             InputError: The part does not pay for a step.
         """
         steps = self.steps_of(images, phase)
         objective = self.recipe.objective()
-        config = self.stretch(steps, begin, end)
+        config = self.stretch(steps, begin, end, **own)
         ground = Ground(
             self.study.space, region, self.seed, supernet, self.validation, config.steps
         )
@@ -208,9 +224,9 @@ class Development:
         """Count images."""
         self.cost = Budget(self.cost.trained + cost.trained, self.cost.evaluated + cost.evaluated)
 
-    def stretch(self, steps: int, begin: float, end: float) -> Stretch:
+    def stretch(self, steps: int, begin: float, end: float, **own: Any) -> Stretch:
         """The settings of so many steps of a part of the schedule."""
-        whole = self.study.training(steps)
+        whole = self.study.training(steps, **own)
         return Stretch(**vars(whole), begin=begin, end=end)
 
     def share(self, level: int) -> tuple[float, float]:

@@ -56,7 +56,7 @@ def test_the_page_on_systems_lists_every_recipe_and_its_code_runs():
     rows = SYSTEMS.split("## The recipes")[1].split("Metrics, partitions")[0]
     assert re.findall(r"^\| `([\w-]+)` \|", rows, re.MULTILINE) == [
         "one-shot", "fair", "balanced", "greedy", "pi-nas", "few-shot", "gm-nas", "efs-nas",
-        "metric-driven", "nas-lid", "random-split", "hep-nas",
+        "metric-driven", "nas-lid", "random-split", "hep-nas", "gradual",
     ] == recipes.names()  # fmt: skip
     variables = {}
     exec(re.search(r"```python\n(.*?)```", SYSTEMS, re.DOTALL)[1], variables)
