@@ -53,23 +53,21 @@ def gradual(
         InputError: Another space, more groups than widths, or a number out of its range.
     """
     if not isinstance(space, ResNet):
-        raise InputError(
-            f"gradual: divides the stages of the space resnet by width, got {space.name}"
-        )
+        raise InputError(f"divides the stages of the space resnet by width, got {space.name}")
     most = max(len(space.choices[one.choice].options) for one in space.width_groups(1))
     last = most if groups is None else groups
     if not isinstance(last, int) or not 1 <= last <= most:
         raise InputError(
-            f"gradual: groups must be from 1 to {most}, the most widths of a stage, got {groups}"
+            f"groups must be from 1 to {most}, the most widths of a stage, got {groups}"
         )
     if not rates or min(rates) <= 0:
-        raise InputError(f"gradual: rates must be one number or more above 0, got {list(rates)}")
+        raise InputError(f"rates must be one number or more above 0, got {list(rates)}")
     for name, share in (("rise", rise), ("dropout", dropout), ("drop_path", drop_path)):
         if not 0 <= share < 1:
-            raise InputError(f"gradual: {name} must be from 0 to below 1, got {share}")
+            raise InputError(f"{name} must be from 0 to below 1, got {share}")
     for name, number in (("count", count), ("calibration", calibration)):
         if number < 0:
-            raise InputError(f"gradual: {name} must be at least 0, got {number}")
+            raise InputError(f"{name} must be at least 0, got {number}")
     InPlaceDistillation(label_smoothing=label_smoothing)  # checks it
 
     def grow(supernet: Any, number: int) -> Any:
