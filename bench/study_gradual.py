@@ -2,7 +2,7 @@
 
     python -m bench.study_gradual
 
-Two stages of three widths, CIFAR-10 images of half the size, one thread: some ten minutes.
+Two stages of three widths, CIFAR-10 images at 8 px, one thread: some ten minutes.
 Kendall's tau of 20 subnets after each training of the scheme (1, 2, 3 groups), as published and
 with larger step sizes, and of one supernet that spends the whole budget undivided. All is kept in
 runs/gradual, so the same command goes on after a kill. Results go to bench/results/gradual.json.
@@ -53,8 +53,8 @@ def run() -> int:
     """Measure, and write the result file."""
     torch.set_num_threads(1)
     began = time.process_time()
-    images = data.load(str(SHARED / "data" / "cifar10_raw_subset.npz")).resized(16)
-    space = spaces.get("resnet", spaces.InputShape(3, 16, 10), **SIZES)
+    images = data.load(str(SHARED / "data" / "cifar10_raw_subset.npz")).resized(8)
+    space = spaces.get("resnet", spaces.InputShape(3, 8, 10), **SIZES)
     archs = spaces.distinct(space, SUBNETS, random.Random(0))
     truth = _truth(space, images, archs)
     budget = STEPS * 4 * SUPERNET["batch_size"]  # type: ignore[operator]
@@ -124,6 +124,36 @@ def _rankings(
         accuracy, loss = family.evaluated(archs, study.validation(), calibration)
         found.append({"accuracy": accuracy, "-loss": -loss})
     return found
+
+
+def page(table: Any) -> str:
+    """The table of the documentation.
+
+    Args:
+        table: (headings, rows) to Markdown.
+    """
+    path = RESULTS / "gradual.json"
+    if not path.exists():
+        return "Not measured yet.\n"
+    content = json.loads(path.read_text())
+    kinds = {row["by"]: {} for row in content["rows"]}  # type: dict[str, dict[Any, Any]]
+    for row in content["rows"]:
+        kinds[row["by"]][row["variant"], row["groups"]] = row
+    lines = []
+    for (variant, groups), row in kinds["accuracy"].items():
+        loss = kinds["-loss"][variant, groups]
+        taus = [_shown(Estimate(**found["kendall"])) for found in (row, loss)]
+        seeds = ", ".join(f"{tau:.3f}" for tau in row["seeds"])
+        accuracy = f"{100 * row['mean_accuracy']:.1f}"
+        lines.append([variant, str(groups), taus[0], seeds, taus[1], accuracy])
+    heads = ["step sizes", "groups", "Kendall, accuracy [95 %]", "by seed", "Kendall, -loss"]
+    return (
+        f"`{content['command']}`, torch {content['torch']}, commit {content['sha']}, "
+        f"{content['seconds']:.0f} seconds of one core; {len(content['subnets'])} subnets, "
+        f"{content['runs']} trainings of each alone, between which accuracies differ by "
+        f"{content['noise']:.2f} points and Kendall's tau is {content['ceiling']:.3f}.\n\n"
+        + str(table([*heads, "mean accuracy"], lines))
+    )
 
 
 def _shown(found: Estimate) -> str:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from sigeo import InputError, spaces
-from sigeo.fewshot import recipes
-from sigeo.fewshot.develop import develop
+from sigeo.fewshot import comparison, recipes
+from sigeo.fewshot.develop import Stretch, develop
 from sigeo.fewshot.family import load_family
 from sigeo.fewshot.recipe import Ground
 from sigeo.fewshot.recipes.gradual import scales
@@ -267,3 +267,28 @@ def test_other_spaces_and_small_budgets_are_refused():
     assert one.before == () and one.after == 100 and one.nodes(SPACE) == (1,)
     assert recipes.get("gradual", SPACE).nodes(SPACE) == (1, 1, 1)
     assert recipes.get("gradual", SPACE).units(SPACE) == 140
+
+
+def test_a_comparison_evaluates_it_on_recalibrated_norms(tmp_path):
+    archs = [SPACE.largest, SPACE.smallest, SPACE.at(77)]
+    entrant = comparison.Entrant.parse("gradual:calibration=2,groups=2")
+    ground = study(30 * STEP)
+    store = tmp_path / "run.sqlite"
+    outcome = comparison.run(ground, entrant, 0, archs, [], store, tmp_path / "work")
+    family = develop(made(groups=2), ground, 0)
+    _, loss = family.evaluated(archs, ground.validation(), ground.calibration(0, 2))
+    assert outcome.rankings["-loss"] == pytest.approx(-loss)
+    _, by_batch = family.evaluated(archs, ground.validation())
+    assert by_batch != pytest.approx(loss)
+    assert outcome.plan.sizes == (SPACE.size,) and outcome.processed == 30 * STEP
+
+
+def test_a_part_of_a_schedule_rises_first():
+    whole = study().training(20, schedule="cosine", rise=4)
+    alone = Stretch(**vars(whole), begin=0.0, end=1.0)
+    assert [alone.lr_at(s) for s in range(20)] == pytest.approx([whole.lr_at(s) for s in range(20)])
+    later = Stretch(**vars(whole), begin=0.5, end=1.0)
+    first = whole.lr_of(0.5)
+    assert [later.lr_at(s) for s in range(5)] == pytest.approx(
+        [first * f / 4 for f in (1, 2, 3, 4, 4)]
+    )
