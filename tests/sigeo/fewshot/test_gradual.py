@@ -171,6 +171,8 @@ def test_every_block_starts_as_its_shortcut():
     assert len(scale) == 3 and not any(bool(p.any()) for p in scale.values())
     others = [p for n, p in supernet.named_parameters() if n.endswith("first.norm.weight")]
     assert all(bool((p == 1).all()) for p in others)
+    assert supernet.noisy
+    assert not made(dropout=0.0, drop_path=0.0).gradual.grow(study().supernet(0), 0).noisy
     # A second growth is not to forget what was learnt.
     with torch.no_grad():
         for parameter in scale.values():

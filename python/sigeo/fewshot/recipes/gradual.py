@@ -74,9 +74,10 @@ def gradual(
         if number == 0:
             space.zero_branches(supernet)
         made = supernet.divided(space.width_groups(number + 1))
-        made.regularise(
-            lambda network: space.regularised(network, dropout=dropout, drop_path=drop_path)
-        )
+        if dropout > 0 or drop_path > 0:
+            made.regularise(
+                lambda network: space.regularised(network, dropout=dropout, drop_path=drop_path)
+            )
         return made
 
     def settings(number: int, steps: int) -> dict[str, Any]:
