@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import study_norms, study_systems
+from bench import study_gradual, study_norms, study_systems
 from bench.harness import RESULTS
 
 ROOT = RESULTS.parent.parent
@@ -343,6 +343,8 @@ def part(name: str) -> str:
         return study_systems.page(table)
     if name == "norms":
         return study_norms.page(table)
+    if name == "gradual":
+        return study_gradual.page(table)
     kind, _, rest = name.partition("-")
     return ranking(rest) if kind == "ranking" else benchmark(name)
 

@@ -258,3 +258,26 @@ def test_wrong_codes_and_numbers_are_refused():
     single = space("mlp", widths=4, depths=1)
     with pytest.raises(InputError, match="mlp: the only architecture has no neighbour"):
         single.mutate(single.largest, random.Random(0))
+
+
+def test_shortcuts_that_halve_are_strided_convolutions_without_being_computed_as_such():
+    chosen = space("resnet")
+    network = chosen.build(chosen.largest).double().eval()
+    convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]
+    assert {c.stride for c in convolutions if c.kernel_size == (1, 1)} == {(1, 1)}
+    block = network.stage2_block1
+    x = torch.randn(2, 8, 7, 7, dtype=torch.float64)  # of odd size
+    expected = F.conv2d(x, block.shortcut.conv.weight, stride=2)
+    block.second.norm.weight.data.zero_()  # the block is its shortcut
+    block.shortcut.norm = torch.nn.Identity()
+    assert torch.equal(block(x), expected.relu())
+
+
+def test_halving_trains_in_channels_last():
+    """A strided convolution there writes out of bounds on some processors, which kills us."""
+    chosen = space("resnet", channels=5)
+    network = chosen.build(chosen.largest).to(memory_format=torch.channels_last)
+    x = torch.randn(32, 1, 8, 8).to(memory_format=torch.channels_last)
+    for _ in range(20):
+        network(x).sum().backward()
+    assert all(bool(p.grad.isfinite().all()) for p in network.parameters())

@@ -18,6 +18,7 @@ from sigeo.fewshot.develop import Progress, develop
 from sigeo.fewshot.family import PLAN, Family, ranked
 from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
+from sigeo.fewshot.recipe import Recipe
 from sigeo.fewshot.study import FORWARD_SHARE, Study
 from sigeo.proxies import Proxy
 from sigeo.store import Record, RunStore
@@ -142,7 +143,7 @@ def run(
         if missing or not cost or not plan_file.exists():
             family = develop(recipe, study, seed, folder=folder, progress=progress)
             save_plan(plan_file, family.plan, {**settings, "standing": list(family.standing)})
-            _evaluate(study, family, seed, missing, proxies, store)
+            _evaluate(study, recipe, family, seed, missing, proxies, store)
             store.put(_COST, _costs(family))
             cost = store.get(_COST)
             kept = {str(arch): store.get(str(arch)) for arch in archs}
@@ -162,13 +163,15 @@ def run(
 
 def _evaluate(
     study: Study,
+    recipe: Recipe,
     family: Family[Any],
     seed: int,
     archs: Sequence[Any],
     proxies: Sequence[Proxy],
     store: RunStore,
 ) -> None:
-    accuracy, loss = family.evaluated(archs, study.validation())
+    calibration = study.calibration(seed, recipe.calibration) if recipe.calibration else ()
+    accuracy, loss = family.evaluated(archs, study.validation(), calibration)
     values = {ACCURACY: accuracy, LOSS: -loss}
     if proxies and archs:
         values |= family.scored(archs, study.metric_batches(seed, study.batch_size, 4), proxies)

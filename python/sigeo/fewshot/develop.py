@@ -15,6 +15,7 @@ from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot.clock import Clock
 from sigeo.fewshot.family import Family
+from sigeo.fewshot.gradual import grow
 from sigeo.fewshot.hierarchy import narrow
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.plan import Node, Plan, split_by_kind, whole_space
@@ -169,6 +170,8 @@ class Development:
         with self.clock:
             if self.recipe.hierarchy is not None:
                 plan, supernets, standing = narrow(self)
+            elif self.recipe.gradual is not None:
+                plan, supernets = grow(self)
             else:
                 plan, supernets = self.divided()
                 self._train_leaves(plan, supernets)
@@ -204,6 +207,7 @@ class Development:
         begin: float,
         end: float,
         seen: int = 0,
+        **own: Any,
     ) -> int:
         """Train on a part of the budget and of the schedule.
 
@@ -215,6 +219,7 @@ class Development:
             begin: Share of the schedule that lies before it.
             end: Share at its end.
             seen: Training images that the weights have seen, see `source_after`.
+            **own: Settings of the training in the place of the study's.
 
         Returns:
             How many they saw here.
@@ -224,7 +229,7 @@ class Development:
         """
         steps = self.steps_of(images, phase)
         objective = self.recipe.objective(self.study, self.seed)
-        config = self.stretch(steps, begin, end)
+        config = self.stretch(steps, begin, end, **own)
         source = self.source_after(seen)
         ground = Ground(
             self.study.space, region, source.seed, supernet, self.validation, config.steps
@@ -308,9 +313,9 @@ class Development:
         """Count images."""
         self.cost = Budget(self.cost.trained + cost.trained, self.cost.evaluated + cost.evaluated)
 
-    def stretch(self, steps: int, begin: float, end: float) -> Stretch:
+    def stretch(self, steps: int, begin: float, end: float, **own: Any) -> Stretch:
         """The settings of so many steps of a part of the schedule."""
-        whole = self.study.training(steps)
+        whole = self.study.training(steps, **own)
         return Stretch(**vars(whole), begin=begin, end=end)
 
     def share(self, level: int) -> tuple[float, float]:

@@ -22,7 +22,7 @@ from sigeo.fewshot.study import narrowed
 from sigeo.proxies import Proxy
 from sigeo.scoring.many import score_many
 from sigeo.scoring.shared_weights import SharedWeights
-from sigeo.spaces import SearchSpace, Supernet
+from sigeo.spaces import ElasticSupernet, Groups, SearchSpace, Supernet
 from sigeo.supernet import (
     Budget,
     RoutedSupernet,
@@ -33,6 +33,7 @@ from sigeo.supernet import (
     load_weights,
 )
 from sigeo.supernet.checkpoint import save_checkpoint
+from sigeo.supernet.evaluation import Statistics
 from sigeo.supernet.settings import Batch
 
 A = TypeVar("A")
@@ -82,14 +83,24 @@ class Family(Generic[A]):
         """The one that serves an architecture."""
         return self.supernets[self.plan.route(arch)]
 
-    def evaluated(self, archs: Sequence[A], batches: Sequence[Batch]) -> tuple[Values, Values]:
+    def evaluated(
+        self, archs: Sequence[A], batches: Sequence[Batch], calibration: Sequence[Batch] = ()
+    ) -> tuple[Values, Values]:
         """Accuracy and mean loss of each architecture on the supernet that serves it, [n] each.
 
-        Batch norm uses the statistics of each batch.
+        Args:
+            archs: The architectures.
+            batches: What they are evaluated on.
+            calibration: Training batches on which batch norm is recalibrated for each of them; with
+                none it uses the statistics of each batch that is evaluated.
         """
         accuracy, loss = np.empty(len(archs)), np.empty(len(archs))
+        norm: Statistics = "recalibrated" if calibration else "batch"
         for leaf, places in self._by_leaf(archs):
-            found = evaluate(self.supernets[leaf], [archs[place] for place in places], batches)
+            chosen = [archs[place] for place in places]
+            found = evaluate(
+                self.supernets[leaf], chosen, batches, norm=norm, calibration=calibration
+            )
             accuracy[places], loss[places] = found.accuracy.numpy(), found.loss.numpy()
         return accuracy, loss
 
@@ -128,7 +139,9 @@ class Family(Generic[A]):
         for leaf, supernet in enumerate(self.supernets):
             module: nn.Module = supernet  # type: ignore[assignment]
             state = TrainingState(0, dict(module.state_dict()), {})
-            save_checkpoint(leaf_file(folder, leaf), state, settings)
+            groups = [one.describe() for one in getattr(supernet, "groups", ())]
+            kept = {**settings, "groups": groups} if groups else settings
+            save_checkpoint(leaf_file(folder, leaf), state, kept)
         save_plan(folder / PLAN, self.plan, {**settings, "standing": list(self.standing)})
 
 
@@ -206,12 +219,14 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
     of_leaves = {name: value for name, value in settings.items() if name != "standing"}
     supernets = []
     for leaf in range(len(plan.leaves)):
-        state, found = load_checkpoint(leaf_file(folder, leaf))
-        if found != of_leaves:
+        state, kept = load_checkpoint(leaf_file(folder, leaf))
+        if {name: value for name, value in kept.items() if name != "groups"} != of_leaves:
             raise InputError(
                 f"checkpoint {leaf_file(folder, leaf)}: of another system than {folder / PLAN}"
             )
         supernet = narrow.supernet()
+        if "groups" in kept and isinstance(supernet, ElasticSupernet):
+            supernet = supernet.divided([Groups.read(one) for one in kept["groups"]])
         load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]
         supernets.append(supernet)
     order = tuple(standing) if isinstance(standing, list) else ()

@@ -129,6 +129,23 @@ class Hierarchy:
 
 
 @dataclass(frozen=True)
+class Gradual:
+    """Joint trainings of the whole space, each of a finer supernet than the one before.
+
+    Attributes:
+        levels: Trainings but the last.
+        grow: (supernet, number of the training) to the supernet that it trains: for 0 of the
+            supernet as drawn, later of the one trained before. Every architecture starts as it was.
+        settings: (number of the training, its steps) to the settings of `sigeo.supernet.Training`
+            that are its own, the step size as a share of what the study says.
+    """
+
+    levels: int
+    grow: Callable[[Supernet[Any], int], Supernet[Any]]
+    settings: Callable[[int, int], dict[str, Any]]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """A system.
 
@@ -145,10 +162,14 @@ class Recipe:
         joint: Of kinds: (supernet, regions) to sub-supernets that have weights in common, which one
             training with ``paths`` trains together; None to train each of them alone.
         hierarchy: Narrowing in the place of splitting.
+        gradual: One supernet that grows, in the place of splitting; ``before`` and ``after`` are
+            the lengths of its trainings.
         paths: Of a step.
         objective: Of the study and a seed: what a step's paths are trained to do.
         width: Share of the channels that the supernets have.
         metric_batches: Size and number of the batches that the metric measures on.
+        calibration: Training batches on which batch norm is recalibrated for every subnet that is
+            evaluated; 0 for the statistics of each batch that is evaluated.
         options: What it was made with, as JSON can hold it.
         notes: Where it leaves its source, for the reader.
     """
@@ -161,10 +182,12 @@ class Recipe:
     kinds: tuple[str, tuple[tuple[int, ...], ...]] | None = None
     joint: Joint | None = None
     hierarchy: Hierarchy | None = None
+    gradual: Gradual | None = None
     paths: Paths = field(default_factory=lambda: Paths(uniform_paths))
     objective: Callable[[Study, int], Objective] = lambda study, seed: CrossEntropy()
     width: float = 1.0
     metric_batches: tuple[int, int] = (64, 4)
+    calibration: int = 0
     options: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -176,7 +199,7 @@ class Recipe:
                 out of its range.
         """
         where = f"{self.name}: " if self.name else ""
-        ways = (self.splitting, self.kinds, self.hierarchy)
+        ways = (self.splitting, self.kinds, self.hierarchy, self.gradual)
         if sum(way is not None for way in ways) > 1:
             raise InputError(f"{where}expected one way to divide the space, got more")
         levels = 0
@@ -184,6 +207,8 @@ class Recipe:
             levels = len(self.splitting.branching.levels)
         elif self.hierarchy is not None:
             levels = len(self.hierarchy.levels)
+        elif self.gradual is not None:
+            levels = self.gradual.levels
         if len(self.before) not in (0, levels):
             raise InputError(
                 f"{where}expected a length of training for each of {levels} levels or for "
@@ -207,6 +232,8 @@ class Recipe:
         """Supernets that are trained on each level, and leaves that are trained at the end."""
         if self.hierarchy is not None:
             return (1,) * (len(self.hierarchy.levels) + 1)
+        if self.gradual is not None:
+            return (1,) * (self.gradual.levels + 1)
         if self.kinds is not None:
             return (1 if self.joint is not None else len(self.kinds[1]),)
         counts = [1]

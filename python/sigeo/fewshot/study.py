@@ -64,6 +64,11 @@ class Study:
         """Images a step."""
         return Training(0, **self.settings).batch_size
 
+    @property
+    def lr(self) -> float:
+        """The first step size."""
+        return Training(0, **self.settings).lr
+
     def supernet(self, seed: int, *, width: float = 1.0) -> Supernet[Any]:
         """Weights as drawn, of all channels or a share of them."""
         supernet = narrowed(self.space, width).supernet(seed=seed)
@@ -86,18 +91,31 @@ class Study:
         Raises:
             InputError: There are not so many images.
         """
+        module: Any = self.supernet(seed)
+        return Batches(self.calibration(seed, count, size), module, torch.device(self.device))
+
+    def calibration(self, seed: int, count: int, size: int | None = None) -> list[Batch]:
+        """Training batches from the end of a seed's order, as many as there are of those asked for.
+
+        Args:
+            seed: Of the order.
+            count: How many.
+            size: Images of one; None for those of a step.
+
+        Raises:
+            InputError: There are not so many images.
+        """
         order = self.source(seed).order
+        size = self.batch_size if size is None else size
         if len(order) < size:
             raise InputError(f"study: a metric needs {size} training images, got {len(order)}")
         count = min(count, len(order) // size)
-        pairs = [self._batch(p) for p in order.flip(0)[: size * count].view(count, size)]
-        module: Any = self.supernet(seed)
-        return Batches(pairs, module, torch.device(self.device))
+        return [self._batch(p) for p in order.flip(0)[: size * count].view(count, size)]
 
-    def training(self, steps: int) -> Training:
-        """The settings of so many steps."""
+    def training(self, steps: int, **own: Any) -> Training:
+        """The settings of so many steps, some of them not the study's."""
         available = len(self.data.train) - self.held_out
-        return Training.of_steps(steps, available, **self.settings)
+        return Training.of_steps(steps, available, **{**self.settings, **own})
 
     def describe(self) -> dict[str, Any]:
         """All that results depend on beside system and seed, as JSON can hold it."""

@@ -9,7 +9,7 @@ from typing import Any
 from sigeo.errors import InputError
 from sigeo.spaces.base import Choice, Cost, InputShape, SearchSpace, Stack, Supernet, distinct
 from sigeo.spaces.choices import Architecture
-from sigeo.spaces.elastic import ElasticSpace, ElasticSupernet
+from sigeo.spaces.elastic import ElasticSpace, ElasticSupernet, Groups
 from sigeo.spaces.mlp import MLP
 from sigeo.spaces.mobilenet import MobileNet
 from sigeo.spaces.nasbench201 import NASBench201
@@ -24,6 +24,7 @@ __all__ = [
     "Cost",
     "ElasticSpace",
     "ElasticSupernet",
+    "Groups",
     "InputShape",
     "Kind",
     "MobileNet",

@@ -10,13 +10,14 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigeo.errors import InputError
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
-from sigeo.spaces.elastic import ElasticSpace
+from sigeo.spaces.elastic import ElasticSpace, Groups
 from sigeo.spaces.sizes import check_ascending, check_each, check_whole, listed
 
 RATIOS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
@@ -39,14 +40,32 @@ class BasicBlock(nn.Module):
         super().__init__()
         self.first = ConvNorm(inputs, inner, 3, stride=stride, track=track)
         self.second = ConvNorm(inner, outputs, 3, track=track)
+        self.stride = stride
         self.shortcut: nn.Module = nn.Identity()
         if stride != 1:
-            self.shortcut = ConvNorm(inputs, outputs, 1, stride=stride, track=track)
+            self.shortcut = ConvNorm(inputs, outputs, 1, track=track)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, inputs, H, W] to [B, outputs, H/stride, W/stride]."""
-        y: Tensor = F.relu(self.second(F.relu(self.first(x))) + self.shortcut(x))
+        # Not a strided 1x1 convolution: its weight gradient in channels_last writes out of bounds
+        # on CPUs without AVX-512 (torch 2.13) unless the channels are a multiple of 8.
+        kept = x[..., :: self.stride, :: self.stride]
+        y: Tensor = F.relu(self.second(F.relu(self.first(x))) + self.shortcut(kept))
         return y
+
+
+class DropPath(nn.Module):
+    """Zero for some samples, in train mode; the others are scaled up."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, ...] to the same."""
+        if not self.training or self.rate == 0:
+            return x
+        return x * F.dropout(x.new_ones(len(x), *(1,) * (x.dim() - 1)), self.rate)
 
 
 class Head(nn.Module):
@@ -159,6 +178,58 @@ class ResNet(ElasticSpace):
                 width = outputs
         pieces["head"] = Head(width, self.shape.classes)
         return nn.Sequential(pieces)
+
+    def width_groups(self, count: int) -> tuple[Groups, ...]:
+        """Copies of every stage's blocks by the width of its stream (arXiv 2206.05896).
+
+        Each of a stage's largest widths has a copy for itself, and one copy serves the others. A
+        stage of fewer widths than ``count`` has a copy of each. Inner widths are left out of it:
+        every copy has them all. The classifier belongs to the last stage, the stem to none.
+
+        Args:
+            count: Copies of a stage.
+
+        Raises:
+            InputError: None.
+        """
+        check_whole(self.name, "groups", count)
+        names = [choice.name for choice in self.choices]
+        found = []
+        for stage, depth in enumerate(self.depths, start=1):
+            choice = names.index(f"width{stage}")
+            widths = len(self.choices[choice].options)
+            tops = tuple(range(widths - min(count, widths), widths))
+            blocks = [f"stage{stage}_block{block}" for block in range(1, depth + 1)]
+            last = ["head"] if stage == len(self.depths) else []
+            found.append(Groups(choice, tops, (*blocks, *last)))
+        return tuple(found)
+
+    @torch.no_grad()
+    def zero_branches(self, network: nn.Module) -> None:
+        """Let every block begin as its shortcut: zero the scale of its last norm, in place.
+
+        Args:
+            network: As of `network`, or shared weights of the space.
+        """
+        for block in network.modules():
+            if isinstance(block, BasicBlock):
+                block.get_parameter("second.norm.weight").zero_()
+
+    def regularised(self, network: nn.Module, *, dropout: float, drop_path: float) -> None:
+        """Add noise to a network of the space, in place: where and as in arXiv 2206.05896.
+
+        Args:
+            network: As of `network`, of plain or elastic layers.
+            dropout: Share of the features in front of the classifier that are dropped.
+            drop_path: Share of the samples for which a block of the last two stages is its shortcut
+                alone (stochastic depth, Huang et al., ECCV 2016).
+        """
+        last = {f"stage{len(self.depths) - back}" for back in (0, 1)}
+        for name, piece in network.named_children():
+            if name.partition("_")[0] in last:
+                piece.get_submodule("second").append(DropPath(drop_path))  # type: ignore[operator]
+        linear = network.get_submodule("head.linear")
+        network.set_submodule("head.linear", nn.Sequential(nn.Dropout(dropout), linear))
 
     def _stem(self, width: int, track: bool) -> nn.Sequential:
         large = self.stem == 7

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from sigeo import spaces
 from sigeo.cli.shared_weights import SAMPLERS
+from sigeo.fewshot.family import load_family
 from sigeo.supernet import load_checkpoint
 from sigeo.supernet.samplers.named import NAMES
 from tests.sigeo.cli.helpers import SMALL, run, strict
@@ -158,3 +160,22 @@ def test_recipes_that_cannot_be_carried_out(options, message, capsys):
     given = ["warmup", "--channels", "2", "--cells", "1", "--warmup-steps", "5", "--out", "w"]
     code, out, err = run(*given, *options, capsys=capsys)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+
+
+def test_the_one_shot_to_few_shot_scheme_on_an_elastic_space(capsys):
+    sizes = ["--size", "channels=4", "--size", "depths=1,1", "--size", "ratios=0.5,1"]
+    given = ["warmup", "--space", "resnet", *sizes, "--warmup-batch", "16", "--threads", "1"]
+    given += ["--recipe", "gradual:calibration=2", "--warmup-steps", "28", "--json"]
+    code, out, err = run(*given, "--out", "g", capsys=capsys)
+    assert code == 0, err
+    document = strict(out)
+    assert document["budget"] == {"trained": 28 * 16, "evaluated": 0}
+    assert len(document["checkpoints"]) == 1 and document["settings"]["options"]["calibration"] == 2
+    shape = spaces.InputShape(1, 8, 10)
+    space = spaces.get("resnet", shape, channels=4, depths=(1, 1), ratios=(0.5, 1))
+    family = load_family("g", space)
+    assert [len(one.tops) for one in family.supernets[0].groups] == [2, 2]
+    stages = sorted(path.name for path in Path("g").glob("gradual*/0/*.safetensors"))
+    assert stages == ["stage-0.safetensors", "stage-1.safetensors"]
+    code, _, err = run(*given[:-1], "--warmup-steps", "2", "--out", "h", capsys=capsys)
+    assert code == 2 and "less than a step of 16" in err

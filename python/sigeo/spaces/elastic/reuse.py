@@ -21,14 +21,15 @@ Key = tuple[int, str]
 class Reuse:
     """What is known of one pass over several subnets."""
 
-    def __init__(self, networks: Sequence[nn.Module]):
+    def __init__(self, networks: Sequence[nn.Module], pieces: Sequence[Sequence[str]]):
         """Replace the convolutions and linear layers that occur more than once, in place.
 
         Args:
-            networks: Chains of named pieces, with parameters of their own that have the values of
-                one network's wherever names and shapes are equal, and no buffers.
+            networks: Chains of pieces, with parameters of their own that have equal values wherever
+                names of pieces and shapes are equal, and no buffers.
+            pieces: The names of each network's pieces.
         """
-        numbers = prefixes(networks)
+        numbers = prefixes(networks, pieces)
         self._uses = Counter(number for ways in numbers for number in ways)
         self._left: Counter[Key] = Counter()
         self._known: dict[Key, Tensor] = {}
@@ -61,21 +62,26 @@ class Reuse:
         return self._known[key] if self._left[key] else self._known.pop(key)
 
 
-def prefixes(networks: Sequence[nn.Module]) -> list[list[int]]:
+def prefixes(
+    networks: Sequence[nn.Module], pieces: Sequence[Sequence[str]] | None = None
+) -> list[list[int]]:
     """For each piece of each network the number of its value: equal for equal ways to it.
 
     Args:
-        networks: Chains of named pieces.
+        networks: Chains of pieces.
+        pieces: The names of each network's pieces; None for those that they have there.
     """
     numbers: dict[Any, int] = {}
+    if pieces is None:
+        pieces = [[name for name, _ in network.named_children()] for network in networks]
 
-    def ways(network: nn.Module) -> Iterator[int]:
+    def ways(network: nn.Module, names: Sequence[str]) -> Iterator[int]:
         before = -1
-        for name, piece in network.named_children():
+        for name, piece in zip(names, network.children(), strict=True):
             before = numbers.setdefault((before, name, _signature(piece)), len(numbers))
             yield before
 
-    return [list(ways(network)) for network in networks]
+    return [list(ways(*pair)) for pair in zip(networks, pieces, strict=True)]
 
 
 def _signature(piece: nn.Module) -> tuple[Any, ...]:

@@ -48,17 +48,18 @@ class Stack:
         rows: dict[str, list[nn.Parameter]] = {}
         members: dict[str, list[int]] = {}
         layers = set()
-        for subnet, network in enumerate(self._networks):
+        for subnet, (arch, network) in enumerate(zip(archs, self._networks, strict=True)):
             for place in list(places(network)):
-                view = shared_part(self._shared, place.name, place.value.shape).detach()
+                name = supernet.shared_name(arch, place.name)
+                view = shared_part(self._shared, name, place.value.shape).detach()
                 row = nn.Parameter(
                     view.clone() if own else view,
-                    requires_grad=self._shared[place.name].requires_grad,
+                    requires_grad=self._shared[name].requires_grad,
                 )
                 setattr(place.module, place.attribute, row)
-                rows.setdefault(place.name, []).append(row)
-                members.setdefault(place.name, []).append(subnet)
-                layers |= {place.name} if place.is_layer else set()
+                rows.setdefault(name, []).append(row)
+                members.setdefault(name, []).append(subnet)
+                layers |= {name} if place.is_layer else set()
         used = [name for name in self._shared if name in rows]
         self.weights = {name: tuple(rows[name]) for name in used}
         self.members = {name: tuple(members[name]) for name in used}
@@ -68,7 +69,12 @@ class Stack:
         self.random = Streams(device, len(archs)) if noisy else None
         # Masks of dropout are each subnet's own, and so are weights that are to move.
         alike = share and not own and self.random is None
-        self._reuse = Reuse(self._networks) if alike else None
+        self._reuse = Reuse(self._networks, self._pieces(supernet, archs)) if alike else None
+
+    def _pieces(self, supernet: ElasticSupernet, archs: Sequence[Architecture]) -> list[list[str]]:
+        """The shared piece behind each piece of each network."""
+        pairs = zip(archs, self._networks, strict=True)
+        return [[supernet.shared_name(a, name) for name, _ in n.named_children()] for a, n in pairs]
 
     def __call__(self, x: Tensor) -> Tensor:
         """A batch [B, ...] to each subnet's outputs [K, B, ...].

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from sigeo.elastic import Elastic, choice_of, convert
 from sigeo.errors import InputError
 from sigeo.spaces.choices import Architecture
-from sigeo.spaces.elastic.parts import draws, materialise, shared_part
+from sigeo.spaces.elastic.groups import Groups, by_piece
+from sigeo.spaces.elastic.parts import draws, materialise, places, shared_part
 from sigeo.spaces.elastic.stack import Stack
 from sigeo.spaces.initial import draw_weights
 
@@ -27,6 +29,11 @@ class ElasticSupernet(nn.Module):
 
     Batch norm has no running statistics: it always uses the batch's, as the paths that share a
     channel have statistics of their own.
+
+    Attributes:
+        space: Whose networks.
+        groups: Pieces of which there are several copies, each for some widths; a copy's parameters
+            are named by the piece, its number and the parameter's name in the piece.
     """
 
     def __init__(self, space: ElasticSpace, *, seed: int = 0):
@@ -48,7 +55,9 @@ class ElasticSupernet(nn.Module):
             draw_weights(module, name, seed)
         for name, piece in largest.named_children():
             self.add_module(name, piece)
+        self.groups: tuple[Groups, ...] = ()
         self._paths: dict[Architecture, nn.Module] = {}
+        self._noise: Callable[[nn.Module], None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy has: no paths, as it may get other layers in the place of some."""
@@ -57,7 +66,7 @@ class ElasticSupernet(nn.Module):
     @property
     def noisy(self) -> bool:
         """Whether a pass in train mode draws random numbers."""
-        return draws(self)
+        return self._noise is not None or draws(self)
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
         """A batch [B, ...] through one architecture; gradients go to the shared weights."""
@@ -82,8 +91,8 @@ class ElasticSupernet(nn.Module):
         layers, weights = dict(self.named_modules()), dict(self.named_parameters())
         for name, layer in list(network.named_modules()):
             for key, value in layer.named_parameters(name, recurse=False):
-                shared_part(weights, key, value.shape)
-            shared = layers.get(name)
+                shared_part(weights, self.shared_name(arch, key), value.shape)
+            shared = layers.get(self.shared_name(arch, name))
             if isinstance(shared, Elastic):
                 try:
                     choice = choice_of(layer, shared)
@@ -92,7 +101,68 @@ class ElasticSupernet(nn.Module):
                         f"space: {name} of {arch} is no part of the largest network's ({error})"
                     ) from None
                 network.set_submodule(name, _Chosen(shared, choice))
+        if self._noise is not None and arch == self.space.largest:
+            self._noise(network)
         return network
+
+    def regularise(self, noise: Callable[[nn.Module], None] | None) -> None:
+        """Add noise to the largest architecture, as it runs on the shared weights in train mode.
+
+        What is taken out (`subnet`, `stack`) has none.
+
+        Args:
+            noise: Changes the network, in place, by modules that draw random numbers; None to take
+                the noise away.
+        """
+        self._noise = noise
+        self._paths.clear()
+
+    def shared_name(self, arch: Architecture, name: str) -> str:
+        """The name among the shared weights of what an architecture's network has by a name."""
+        piece, dot, rest = name.partition(".")
+        for groups in self.groups:
+            if piece in groups.pieces:
+                return f"{piece}.{groups.of(arch.codes[groups.choice])}{dot}{rest}"
+        return name
+
+    @torch.no_grad()
+    def divided(self, groups: Sequence[Groups]) -> ElasticSupernet:
+        """Shared weights with other, finer groups.
+
+        Every copy starts as the leading part of the copy that has served its widths, norms
+        included, so every architecture computes what it did.
+
+        Args:
+            groups: For all pieces that are to have copies, those that have some now included.
+
+        Raises:
+            InputError: They do not fit the space, have a piece twice, or are not finer.
+        """
+        found = by_piece(groups, self.space.choices, list(self._modules), self.groups)
+        made = copy.copy(self)
+        made._modules = {}
+        made._paths, made.groups = {}, tuple(groups)
+        for name, piece in self.named_children():
+            if name in found:
+                copies = (self._copy(name, found[name], top) for top in found[name].tops)
+                made.add_module(name, nn.ModuleList(copies))
+            else:
+                made.add_module(name, copy.deepcopy(piece))
+        return made.train(self.training)
+
+    def _copy(self, piece: str, groups: Groups, top: int) -> nn.Module:
+        """A piece as large as an option asks for, with the weights that served it."""
+        codes = list(self.space.largest.codes)
+        codes[groups.choice] = top
+        arch = self.space.decode(codes)
+        made = convert(self.space.skeleton(arch).get_submodule(piece))
+        weights = dict(self.named_parameters())
+        for place in list(places(made)):
+            name = self.shared_name(arch, f"{piece}.{place.name}")
+            value = shared_part(weights, name, place.value.shape).clone()
+            parameter = nn.Parameter(value, requires_grad=weights[name].requires_grad)
+            setattr(place.module, place.attribute, parameter)
+        return made
 
     def subnet(self, arch: Architecture, *, whole: bool = False) -> nn.Module:
         """A plain network with copies of an architecture's parts of the weights as they are now.
@@ -116,8 +186,9 @@ class ElasticSupernet(nn.Module):
         one = next(iter(shared.values()))
         materialise(network, one.device, one.dtype)
         for name, parameter in network.named_parameters():
-            parameter.copy_(shared_part(shared, name, parameter.shape))
-            parameter.requires_grad_(shared[name].requires_grad)
+            key = self.shared_name(arch, name)
+            parameter.copy_(shared_part(shared, key, parameter.shape))
+            parameter.requires_grad_(shared[key].requires_grad)
         return network.train(self.training)
 
     def stack(self, archs: Sequence[Architecture], *, own: bool = False) -> Stack:

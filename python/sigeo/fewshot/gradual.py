@@ -1,0 +1,35 @@
+"""One supernet that grows: joint trainings one after another, each of finer shared weights.
+
+The one-shot to few-shot training scheme (arXiv 2206.05896). The supernet routes architectures
+inside, by its `sigeo.spaces.Groups`, so that it serves the whole space and the plan has one leaf.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from sigeo.fewshot.plan import Plan, whole_space
+from sigeo.spaces import Supernet
+
+if TYPE_CHECKING:
+    from sigeo.fewshot.develop import Development
+
+
+def grow(work: Development) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
+    """Carry a gradual recipe out: the plan of the whole space, and the supernet at the end."""
+    how = work.recipe.gradual
+    assert how is not None
+    plan = whole_space(work.study.space)
+    supernet = work.study.supernet(work.seed, width=work.recipe.width)
+    lengths, seen = (*work.recipe.before, work.recipe.after), 0
+    for number, length in enumerate(lengths):
+        supernet = how.grow(supernet, number)
+        last = number == len(lengths) - 1
+        if length == 0:
+            continue
+        images = work.study.budget - work.spent if last else work.unit * length
+        phase = f"stage-{number}"
+        own = how.settings(number, work.steps_of(images, phase))
+        own["lr"] *= work.study.lr
+        seen += work.train(supernet, plan.root.region, images, phase, 0.0, 1.0, seen, **own)
+    return plan, (supernet,)
