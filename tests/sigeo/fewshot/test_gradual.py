@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from sigeo import InputError, spaces
 from sigeo.fewshot import comparison, recipes
-from sigeo.fewshot.develop import Stretch, develop
+from sigeo.fewshot.develop import develop
 from sigeo.fewshot.family import load_family
 from sigeo.fewshot.recipe import Ground
 from sigeo.fewshot.recipes.gradual import scales
@@ -139,7 +139,7 @@ def test_the_gradients_of_a_step_by_hand():
     images, labels = ground.validation(16)[0]
     images = images.double()
     with drawing("a step", torch.device("cpu")):
-        loss = recipe.objective()(supernet, paths, (images, labels), 0)
+        loss = recipe.objective(ground, 0)(supernet, paths, (images, labels), 0)
     found = {name: parameter.grad for name, parameter in supernet.named_parameters()}
     supernet.zero_grad(set_to_none=True)
 
@@ -263,7 +263,7 @@ def test_other_spaces_and_small_budgets_are_refused():
     other = spaces.get("mlp", spaces.InputShape(1, 8, 2))
     with pytest.raises(InputError, match="divides the stages of the space resnet .*, got mlp"):
         recipes.get("gradual", other)
-    with pytest.raises(InputError, match="less than a step"):
+    with pytest.raises(InputError, match="needs a budget of at least"):
         develop(made(), study(5 * STEP), 0)
     one = recipes.get("gradual", SPACE, groups=1)
     assert one.before == () and one.after == 100 and one.nodes(SPACE) == (1,)
@@ -283,14 +283,3 @@ def test_a_comparison_evaluates_it_on_recalibrated_norms(tmp_path):
     _, by_batch = family.evaluated(archs, ground.validation())
     assert by_batch != pytest.approx(loss)
     assert outcome.plan.sizes == (SPACE.size,) and outcome.processed == 30 * STEP
-
-
-def test_a_part_of_a_schedule_rises_first():
-    whole = study().training(20, schedule="cosine", rise=4)
-    alone = Stretch(**vars(whole), begin=0.0, end=1.0)
-    assert [alone.lr_at(s) for s in range(20)] == pytest.approx([whole.lr_at(s) for s in range(20)])
-    later = Stretch(**vars(whole), begin=0.5, end=1.0)
-    first = whole.lr_of(0.5)
-    assert [later.lr_at(s) for s in range(5)] == pytest.approx(
-        [first * f / 4 for f in (1, 2, 3, 4, 4)]
-    )
