@@ -147,7 +147,8 @@ def page(table: Any) -> str:
     return (
         f"`{content['command']}`, torch {content['torch']}, commit {content['sha']}; "
         f"{len(content['subnets'])} subnets, {content['runs']} trainings of each alone, between "
-        f"which accuracies differ by {content['noise']:.2f} points and Kendall's tau is {content['ceiling']:.3f}.\n\n"
+        f"which accuracies differ by {content['noise']:.2f} points and "
+        f"Kendall's tau is {content['ceiling']:.3f}.\n\n"
         + str(table([*heads, "mean accuracy"], lines))
     )
 
