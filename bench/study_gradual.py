@@ -15,7 +15,6 @@ import json
 import os
 import random
 import sys
-import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -52,7 +51,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run() -> int:
     """Measure, and write the result file."""
     torch.set_num_threads(1)
-    began = time.process_time()
     images = data.load(str(SHARED / "data" / "cifar10_raw_subset.npz")).resized(8)
     space = spaces.get("resnet", spaces.InputShape(3, 8, 10), **SIZES)
     archs = spaces.distinct(space, SUBNETS, random.Random(0))
@@ -87,7 +85,6 @@ def run() -> int:
             for arch, row in zip(archs, truth.accuracy.tolist(), strict=True)
         },
         "calibration": CALIBRATION,
-        "seconds": time.process_time() - began,
         "rows": rows,
     }  # fmt: skip
     path = RESULTS / "gradual.json"
@@ -148,10 +145,10 @@ def page(table: Any) -> str:
         lines.append([variant, str(groups), taus[0], seeds, taus[1], accuracy])
     heads = ["step sizes", "groups", "Kendall, accuracy [95 %]", "by seed", "Kendall, -loss"]
     return (
-        f"`{content['command']}`, torch {content['torch']}, commit {content['sha']}, "
-        f"{content['seconds']:.0f} seconds of one core; {len(content['subnets'])} subnets, "
-        f"{content['runs']} trainings of each alone, between which accuracies differ by "
-        f"{content['noise']:.2f} points and Kendall's tau is {content['ceiling']:.3f}.\n\n"
+        f"`{content['command']}`, torch {content['torch']}, commit {content['sha']}; "
+        f"{len(content['subnets'])} subnets, {content['runs']} trainings of each alone, between "
+        f"which accuracies differ by {content['noise']:.2f} points and "
+        f"Kendall's tau is {content['ceiling']:.3f}.\n\n"
         + str(table([*heads, "mean accuracy"], lines))
     )
 
