@@ -2,11 +2,11 @@
 
     python -m bench.study_gradual
 
-Two stages of three widths, CIFAR-10 images at 8 px, one thread: some five minutes.
+Two stages of three widths, CIFAR-10 images at 8 px, one thread: some fifteen minutes.
 Kendall's tau of 20 subnets after each training of the scheme (1, 2, 3 groups), as published and
 with larger step sizes, and of one supernet that spends the whole budget undivided. All is kept in
 runs/gradual, so the same command goes on after a kill. Results go to bench/results/gradual.json.
-Needs the data folder beside the checkout (SIGEO_SHARED) with data/cifar10_raw_subset.npz.
+Needs the data folder beside the checkout (SIGEO_SHARED) with data/cifar10_jpeg.npz.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2]
 RUN = RESULTS.parent.parent / "runs" / "gradual"
 SIZES = {"channels": 8, "depths": (2, 2), "ratios": (0.5, 0.75, 1)}
 SUBNETS, RUNS, SEEDS = 20, 2, (0, 1)
-ALONE = {"images": 12_800, "epochs": 1, "batch_size": 64, "lr": 0.1, "schedule": "cosine"}
-STEPS = 280  # of four paths: 200 with one group, 40 with two and with three
+ALONE = {"images": 50_000, "epochs": 1, "batch_size": 64, "lr": 0.1, "schedule": "cosine"}
+STEPS = 1120  # of four paths: 800 with one group, 160 with two and with three
 SUPERNET = {"batch_size": 64, "lr": 0.1, "schedule": "cosine"}
 CALIBRATION, HELD_OUT = 16, 1000
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def run() -> int:
     """Measure, and write the result file."""
     torch.set_num_threads(1)
-    images = data.load(str(SHARED / "data" / "cifar10_raw_subset.npz")).resized(8)
+    images = data.load(str(SHARED / "data" / "cifar10_jpeg.npz")).resized(8)
     space = spaces.get("resnet", spaces.InputShape(3, 8, 10), **SIZES)
     archs = spaces.distinct(space, SUBNETS, random.Random(0))
     truth = _truth(space, images, archs)

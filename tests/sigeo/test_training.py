@@ -23,6 +23,7 @@ from sigeo.supernet import (
     WarmUp,
     load_checkpoint,
     train_supernet,
+    warm_up_alone,
     warm_up_supernet,
 )
 from sigeo.supernet.checkpoint import difference
@@ -149,6 +150,13 @@ def test_bad_numbers():
     ):
         with pytest.raises(InputError, match=message):
             training(**changes)
+
+
+def test_a_training_on_more_images_than_there_are_is_refused():
+    with pytest.raises(InputError, match="training: takes 45 images, got a source of 44; of_steps"):
+        trained(Uniform(SPACE, seed=3), config=training(images=45))
+    with pytest.raises(InputError, match="warm-up: takes 64 images, got a source of 44"):
+        warm_up_alone(torch.nn.Linear(8, 4), WarmUp(64), source())
 
 
 def test_a_warm_up_is_a_training_of_uniform_paths():

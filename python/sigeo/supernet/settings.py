@@ -265,6 +265,15 @@ class Source:
     augment: Augment | None = None
 
     def take(self, config: Training, step: int) -> Batch:
-        """The batch of a step."""
+        """The batch of a step.
+
+        Raises:
+            InputError: There are fewer images than the training takes.
+        """
+        if config.images > len(self.order):
+            raise InputError(
+                f"{config.what}: takes {config.images} images, got a source of {len(self.order)}; "
+                "of_steps and of_budget go through the ones there are again"
+            )
         images, labels = self.batch(config.indices(self.order, step, self.seed))
         return images if self.augment is None else self.augment(images, step), labels
