@@ -252,8 +252,8 @@ class Development:
     def source_after(self, seen: int) -> Source:
         """The training images, beginning with those that come after the ones seen before.
 
-        Weights that are trained in several parts thus see what they would have seen in one. The
-        seed of order and draws is another one too.
+        So weights that are trained in several parts see new images in each, up to a whole pass. The
+        seed of further passes and of paths is another one too.
         """
         if seen == 0:
             return self.source

@@ -155,13 +155,23 @@ def test_mixtures_find_blocks_whatever_the_unit(sense, scale):
 
 
 def test_mixtures_refuse_what_they_cannot_do():
-    relation = Relation.of([[0.0] * 3] * 3, "similarity")
     with pytest.raises(InputError, match="expected 1 to 4 groups, got 5"):
         GaussianMixture()(Relation.of(matrix(4, 0), "similarity"), 5, RNG)
-    with pytest.raises(InputError, match="expected 1 to 1 groups, got 2"):
-        GaussianMixture()(relation, 2, RNG)
-    with pytest.raises(InputError, match="starts must be at least 1"):
-        GaussianMixture(0)
+    for starts in (0, 2.5):
+        with pytest.raises(InputError, match="starts must be a whole number of at least 1"):
+            GaussianMixture(starts)
+
+
+def test_mixtures_tell_options_that_are_alike_apart_by_their_order():
+    two = Relation.of([[0, 0.3], [0.3, 0]], "similarity")
+    assert GaussianMixture()(two, 2, RNG) == ((0,), (1,))
+    pairs = [[1.0 if i // 2 == j // 2 else 0.0 for j in range(4)] for i in range(4)]
+    found = GaussianMixture()(Relation.of(pairs, "similarity"), 3, RNG)
+    assert sorted(map(len, found)) == [1, 1, 2] and not {(0, 2), (0, 3), (1, 2), (1, 3)} & {*found}
+    same = Relation.of([[0.0] * 4] * 4, "distance")
+    for groups in (1, 2, 3, 4):
+        found = GaussianMixture()(same, groups, RNG)
+        assert sorted(sum(found, ())) == [0, 1, 2, 3] and len(found) == groups
 
 
 def test_random_partitions_are_uniform_and_follow_the_generator():

@@ -104,7 +104,7 @@ def test_what_does_not_fit_the_space_is_found_before_training(name, options, mes
         check(made(name, **options), study(10**6))
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", sorted({*recipes.names()} - {"gradual"}))  # of another space
 def test_the_least_budget_pays_for_a_recipe_and_one_image_less_does_not(name):
     recipe = made(name)
     least = least_budget(recipe, study())
@@ -138,5 +138,5 @@ def test_the_dearest_choices_are_reckoned_with():
 
 
 def test_paths_are_checked():
-    with pytest.raises(InputError, match="evaluated must be at least 0, got nan"):
-        Paths(uniform_paths, evaluated=math.nan)
+    with pytest.raises(InputError, match="images must be at least 0, got 0.0 and -1"):
+        Paths(uniform_paths, images=-1)

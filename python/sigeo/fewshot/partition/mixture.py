@@ -16,6 +16,7 @@ class GaussianMixture:
 
     An option is the point of its similarities to all options, to itself as to the one most like it.
     Components have one variance each: there are fewer points than a full covariance has numbers.
+    Where fewer options differ than there are to be groups, their order tells equal ones apart.
 
     Attributes:
         starts: Of the fit; the likeliest counts.
@@ -28,29 +29,33 @@ class GaussianMixture:
         """Check the number.
 
         Raises:
-            InputError: It is below 1.
+            InputError: It is no whole number of at least 1.
         """
-        if self.starts < 1:
-            raise InputError(f"partition: starts must be at least 1, got {self.starts}")
+        if not isinstance(self.starts, int) or self.starts < 1:
+            raise InputError(
+                f"partition: starts must be a whole number of at least 1, got {self.starts!r}"
+            )
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
 
         Raises:
-            InputError: More groups than options that differ, or a component that is nobody's.
+            InputError: More groups than options, or a component that is nobody's.
         """
         import numpy as np
         from sklearn import mixture
 
-        if relation.count == 1 and groups == 1:
-            return ((0,),)
+        if not 1 <= groups <= relation.count:
+            raise InputError(f"partition: expected 1 to {relation.count} groups, got {groups}")
+        if groups == 1:
+            return (tuple(range(relation.count)),)
         points = np.array(relation.similarities)
         np.fill_diagonal(points, -np.inf)
         np.fill_diagonal(points, points.max(1))
-        differ = len(np.unique(points, axis=0))
-        if not 1 <= groups <= differ:
-            raise InputError(f"partition: expected 1 to {differ} groups, got {groups}")
-        points /= max(np.ptp(points), np.finfo(float).tiny)  # the fit's floor of variances is fixed
+        if np.ptp(points) > 0:
+            points = (points - points.min()) / np.ptp(points)  # the fit's least variance is fixed
+        if len(np.unique(points, axis=0)) < groups:
+            points = np.column_stack([points, np.linspace(0, 1e-2, relation.count)])
         found = mixture.GaussianMixture(
             groups,
             covariance_type="spherical",
