@@ -27,6 +27,7 @@ PAGES = (
     "docs/grouped.md",
     "docs/ranking.md",
     "docs/sample_moments.md",
+    "docs/training.md",
 )
 _PART = re.compile(r"(<!-- numbers: ([\w-]+) -->\n).*?(<!-- end of numbers -->)", re.DOTALL)
 
