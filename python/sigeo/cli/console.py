@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,26 +11,42 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 Report = Callable[[int, int], None]
+_SECONDS_BETWEEN_LINES = 30.0
 
 
 @contextmanager
 def progress(what: str) -> Iterator[Report]:
-    """A progress bar on standard error.
+    """A progress bar on standard error, or where that is no terminal a line now and then.
 
     Yields:
         A function of (done, in all) that moves it.
     """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(what)
+        return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    console = Console(stderr=True)
-    hidden = not console.is_terminal
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bars:
+    with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
+
+
+def _lines(what: str) -> Report:
+    said = time.monotonic()
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        now = time.monotonic()
+        if now - said >= _SECONDS_BETWEEN_LINES:
+            said = now
+            say(f"{what}: {done:,} of {total:,}")
+
+    return report
 
 
 def say(text: str) -> None:

@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
 
     split_options.check(args)
     data, space = options.load_data_and_space(args)
+    split_options.check_sizes(args, space)
     if args.leaves is not None and args.leaves > space.size:
         raise InputError(
             f"--leaves: the space has {space.size} architectures, got {args.leaves} supernets"

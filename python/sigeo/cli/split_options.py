@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import options, shared_weights
 from sigeo.errors import InputError
@@ -11,6 +11,7 @@ from sigeo.errors import InputError
 if TYPE_CHECKING:
     from sigeo.fewshot import Known, Splitting
     from sigeo.fewshot.metrics import Metric
+    from sigeo.spaces import SearchSpace
 
 # Sides of 2 and more, as published with these metrics; others are published with any.
 _AT_LEAST_TWO = ("gradient_matching", "lid")
@@ -123,6 +124,20 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--order: has no effect without --choice in_turn")
     if args.smallest is not None and args.partition not in (None, "exact", "random"):
         raise InputError(f"--smallest: has no effect with --partition {args.partition}")
+
+
+def check_sizes(args: argparse.Namespace, space: SearchSpace[Any]) -> None:
+    """Whether a choice of the space can be cut into groups of the least size asked for.
+
+    Raises:
+        InputError: None can.
+    """
+    most = max(len(choice.options) for choice in space.choices) // 2
+    if args.smallest is not None and args.smallest > most:
+        raise InputError(
+            f"--smallest: must be at most {most}, half the options of a choice of {space.name}, "
+            f"got {args.smallest}"
+        )
 
 
 def splitting(args: argparse.Namespace, known: Known | None) -> Splitting:

@@ -149,6 +149,10 @@ REFUSED = {
     "table": (["--metric", "table"], "--metric table: needs --table, got none"),
     "repeats": (["--metric", "random", "--repeats", "2"], "--repeats: has no effect with"),
     "partition": (["--partition", "colour"], "partition: must be one of exact"),
+    "groups of three": (
+        ["--smallest", "3"],
+        "--smallest: must be at most 2, half the options of a choice of nasbench201, got 3",
+    ),
     "smallest": (
         ["--partition", "spectral", "--smallest", "2"],
         "--smallest: has no effect with --partition spectral",
