@@ -220,6 +220,11 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
     supernets = []
     for leaf in range(len(plan.leaves)):
         state, kept = load_checkpoint(leaf_file(folder, leaf))
+        if "phase" in kept:
+            raise InputError(
+                f"checkpoint {leaf_file(folder, leaf)}: a training's checkpoint, expected the "
+                "weights of a system at its end"
+            )
         if {name: value for name, value in kept.items() if name != "groups"} != of_leaves:
             raise InputError(
                 f"checkpoint {leaf_file(folder, leaf)}: of another system than {folder / PLAN}"
