@@ -13,7 +13,10 @@ from sigeo import data, proxies, score, spaces
 from sigeo.fewshot import Cut, Node, Plan
 from sigeo.fewshot.family import Family, family_weights, load_family
 from sigeo.scoring.networks import Networks, Protocol
+from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 from sigeo.spaces import Product
+from sigeo.supernet import load_checkpoint
+from sigeo.supernet.checkpoint import save_checkpoint
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 SPACE = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=2, cells=1)
@@ -117,6 +120,20 @@ def test_parts_that_the_system_prefers_come_first(archs, capsys):
     assert places == sorted(places) and places != sorted(places, key=lambda place: place[1])
 
 
+@pytest.mark.parametrize("path", ["f", "f/leaf-0.safetensors"])
+def test_what_loads_weights_knows_no_options_of_the_command_line(path):
+    save_family("f")
+    with pytest.raises(SystemWeights) as caught:
+        load_shared_weights(Path(path), SPACE, 0)
+    assert str(caught.value).startswith(f"checkpoint {path}: ") and "--" not in str(caught.value)
+
+
+def _a_training():
+    save_family("f")
+    state, settings = load_checkpoint(Path("f/leaf-0.safetensors"))
+    save_checkpoint(Path("final-0.safetensors"), state, {**settings, "phase": "final-0"})
+
+
 def _plan_alone():
     save_family("f")
     for leaf in range(3):
@@ -148,6 +165,12 @@ def _nothing():
             ["--init", "supernet:f/leaf-0.safetensors"],
             "a supernet of the system few-shot, which may serve a part of the space alone; the "
             "folder that warmup --recipe leaves is taken by --init family:f",
+        ),
+        (
+            _a_training,
+            ["--init", "supernet:final-0.safetensors"],
+            "a training's checkpoint of the system few-shot, which may serve a part of the space "
+            "alone; the folder that warmup --recipe leaves is taken by --init family:DIR",
         ),
         (
             save_family,
