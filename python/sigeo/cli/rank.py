@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:
         console.say(_many_line(at_once, routes))
-    if len({networks.standing(arch) for arch in archs}) > 1:
+    parted = len({row.standing for row in rows}) > 1
+    if parted:
         console.say("parts of the space that the system prefers come first, whatever their scores")
     names = [proxy.name for proxy in protocol.proxies]
     document = export.as_json(networks, rows)
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(export.strict_dumps(document), flush=True)
     else:
-        _show(rows, names, args.top, networks)
+        _show(rows, names, args.top, networks, parted)
     export.write_scores(folder / "scores.parquet", document, names)
     write_report(folder / "scores.parquet", folder / "report.html", args.table, metric)
     if not args.json:
@@ -210,7 +211,7 @@ def _warmup_line(protocol: Protocol) -> str:
     )
 
 
-def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> None:
+def _show(rows: list[Row], names: list[str], top: int, networks: Networks, parted: bool) -> None:
     from sigeo.report import not_finite_notes
 
     shown = rows[:top]
@@ -233,5 +234,6 @@ def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> No
             for place, row in enumerate(shown, start=1)
         ),
     )
-    for note in not_finite_notes({name: [row.scores[name] for row in rows] for name in names}):
+    scores = {name: [row.scores[name] for row in rows] for name in names}
+    for note in not_finite_notes(scores, parted):
         console.say(note)

@@ -46,10 +46,10 @@ class SharedWeights:
             return self.supernet.part(arch)
         return self.supernet
 
-    def standing_of(self, arch: Any) -> int:
-        """The number of its part in ``standing``; 0 where parts are equal."""
-        if not self.standing or not isinstance(self.supernet, RoutedSupernet):
-            return 0
+    def standing_of(self, arch: Any) -> int | None:
+        """The number of its part in ``standing``; None where parts are equal."""
+        if len(set(self.standing)) < 2 or not isinstance(self.supernet, RoutedSupernet):
+            return None
         return self.standing[self.supernet.route(arch)]
 
 
