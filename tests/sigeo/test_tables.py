@@ -16,6 +16,7 @@ from sigeo.tables import (
     correlate,
     correlation,
     kendall,
+    parts_first,
     read_table,
     repeated_kendall,
     spearman,
@@ -139,6 +140,15 @@ def test_what_is_not_finite_ranks_last_and_is_counted():
     lowest = np.where(np.arange(10) < 3, -1.0, np.arange(10.0))
     assert result.not_finite == 3 and result.count == 10
     assert result.spearman.value == pytest.approx(spearman(lowest, truth))
+
+
+def test_parts_rank_first_whatever_the_scores():
+    scores, standing = np.array([9.0, np.nan, 1.0, 2.0, np.inf]), np.array([0, 0, 1, 1, 1])
+    assert np.argsort(parts_first(scores, standing)).tolist() == [1, 0, 4, 2, 3]
+    truth = np.array([1.0, 0.0, 3.0, 4.0, 2.0])
+    result = correlate(scores, truth, standing=standing)
+    assert result.not_finite == 2 and result.spearman.value == pytest.approx(1)
+    assert correlate(scores, truth).spearman.value < 0.9
 
 
 def test_intervals_cover_the_true_correlation():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 HELP = "correlate scores with a benchmark table"
 
-_BASELINES = ("params", "flops")
+BASELINES = ("params", "flops")
 _NOT_SCORES = {"rank", "index", "seconds"}
 
 
@@ -70,13 +71,14 @@ def run(args: argparse.Namespace) -> int:
     """
     import numpy as np
 
-    from sigeo.tables import correlate, quality, read_table
+    from sigeo.tables import correlate, parts_first, quality, read_table
 
     given = Path(args.scores)
     scores_file = given / "scores.parquet" if given.is_dir() else given
     if not scores_file.is_file():
         raise InputError(f"--scores: found no file {scores_file}")
-    archs, scores = read_any_scores(scores_file)
+    given_scores = read_any_scores(scores_file)
+    archs = given_scores.archs
     table = read_table(args.table)
     truth = table.lookup(args.metric)
     known = [i for i, arch in enumerate(archs) if arch in truth]
@@ -86,18 +88,30 @@ def run(args: argparse.Namespace) -> int:
             f"found {len(known)}"
         )
     values = np.array([truth[archs[i]] for i in known])
-    results = {
-        proxy: correlate(column[known], values, resamples=args.bootstrap, seed=args.seed)
-        for proxy, column in scores.items()
-    }
+    scores = {proxy: column[known] for proxy, column in given_scores.columns.items()}
+    scores |= _baselines([archs[i] for i in known], scores, given_scores.head)
+    standing = None if given_scores.standing is None else given_scores.standing[known]
+    if standing is not None:
+        console.say(
+            "parts of the space that the system prefers count first, whatever their scores; "
+            "not for params and flops"
+        )
     top = args.top or -(-len(known) // 10)
-    qualities = {
-        proxy: quality(column[known], values, threshold=args.threshold, top=top, draws=args.draws)
-        for proxy, column in scores.items()
-    }
+    results, qualities = {}, {}
+    for proxy, column in scores.items():
+        parts = None if proxy in BASELINES else standing
+        results[proxy] = correlate(
+            column, values, standing=parts, resamples=args.bootstrap, seed=args.seed
+        )
+        ranks = column if parts is None else parts_first(column, parts)
+        qualities[proxy] = quality(
+            ranks, values, threshold=args.threshold, top=top, draws=args.draws
+        )
     column_name = table.column(args.metric)
     if args.json:
-        document = _document(args, column_name, len(archs), results, qualities)
+        document = _document(
+            args, column_name, len(archs), standing is not None, results, qualities
+        )
         print(json.dumps(document, allow_nan=False))
     else:
         _show(column_name, len(known), len(archs), results)
@@ -105,19 +119,39 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def read_any_scores(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]]]:
-    """Architectures and a column a proxy, the baselines among them; NaN where not finite.
+@dataclass(frozen=True)
+class Scores:
+    """Scores of architectures from a file.
+
+    Attributes:
+        archs: Their strings, [n].
+        columns: A column a proxy, [n] each; NaN where not finite.
+        head: What ``rank`` wrote of how they were made; empty of another program's.
+        standing: [n], of the parts of the space where a system prefers some, else None.
+    """
+
+    archs: list[str]
+    columns: dict[str, NDArray[np.float64]]
+    head: dict[str, Any]
+    standing: NDArray[np.int64] | None
+
+
+def read_any_scores(path: Path) -> Scores:
+    """Read scores of any of the three kinds of files.
 
     Raises:
         InputError: The file is none of the three kinds.
     """
+    import numpy as np
+
     from sigeo.scoring.export import read_scores
     from sigeo.tables import read_table
 
-    head: dict[str, Any] = {}
     if path.suffix == ".json":
-        archs, columns, head = _from_json(path)
+        found = _from_json(path)
     else:
+        head: dict[str, Any] = {}
+        standing = None
         table = read_table(path)
         archs = list(table.archs)
         names = [n for n in table.values if n not in _NOT_SCORES]
@@ -126,13 +160,15 @@ def read_any_scores(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64
             with contextlib.suppress(InputError):
                 head = read_scores(path)[0]
                 names = head["proxies"]
-        columns = {name: table.values[name] for name in names}
-    if not columns:
+                if "standing" in table.values:
+                    standing = table.values["standing"].astype(np.int64)
+        found = Scores(archs, {name: table.values[name] for name in names}, head, standing)
+    if not found.columns:
         raise InputError(f"{path}: expected at least one column of scores, found none")
-    return archs, columns | _baselines(archs, columns, head)
+    return found
 
 
-def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]], dict[str, Any]]:
+def _from_json(path: Path) -> Scores:
     import numpy as np
 
     try:
@@ -143,6 +179,9 @@ def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]], d
         columns = {
             name: np.array([_score(row, name) for row in rows], dtype=np.float64) for name in names
         }
+        standing = None
+        if "standing" in rows[0]:
+            standing = np.array([row["standing"] for row in rows], dtype=np.int64)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
@@ -152,7 +191,7 @@ def _from_json(path: Path) -> tuple[list[str], dict[str, NDArray[np.float64]], d
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
         what = f"{type(error).__name__} {error}".strip()
         raise InputError(f"{path}: expected the JSON of sigeo rank ({what})") from None
-    return archs, columns, document
+    return Scores(archs, columns, document, standing)
 
 
 def _score(row: dict[str, Any], name: str) -> float:
@@ -174,15 +213,28 @@ def _baselines(
     """
     import numpy as np
 
-    missing = [name for name in _BASELINES if name not in columns]
+    missing = [name for name in BASELINES if name not in columns]
     if not missing:
         return {}
+    unknown = f"{' and '.join(missing)}: not known"
+    settings = head.get("settings")
+    sizes = settings.get("space") if isinstance(settings, dict) else None
     try:
-        space = _space(head)
-        costs = [space.cost(space.parse(arch)) for arch in archs]
-    except InputError:
-        names = " and ".join(missing)
-        console.say(f"{names}: not known, the scores do not say of which space they are")
+        space = _space(sizes)
+    except InputError as error:
+        console.say(f"{unknown}, the scores are of no space known here ({error})")
+        return {}
+    costs = []
+    try:
+        with console.progress("counting params and flops") as report:
+            for arch in archs:
+                costs.append(space.cost(space.parse(arch)))
+                report(len(costs), len(archs))
+    except InputError as error:
+        if not isinstance(sizes, dict):
+            console.say(f"{unknown}, the scores do not say of which space they are")
+        else:
+            console.say(f"{unknown}, the scores are of {space.name}: {error}")
         return {}
     made = {
         "params": np.array([float(cost.parameters) for cost in costs]),
@@ -191,11 +243,10 @@ def _baselines(
     return {name: made[name] for name in missing}
 
 
-def _space(head: dict[str, Any]) -> SearchSpace[Any]:
+def _space(sizes: Any) -> SearchSpace[Any]:
+    """The space of a description; nasbench201 as published where there is none."""
     from sigeo import spaces
 
-    settings = head.get("settings")
-    sizes = settings.get("space") if isinstance(settings, dict) else None
     if isinstance(sizes, dict) and sizes.get("name") != "nasbench201":
         return spaces.described(sizes)
     return spaces.get("nasbench201", spaces.InputShape(channels=3, size=32, classes=10))
@@ -205,6 +256,7 @@ def _document(
     args: argparse.Namespace,
     column: str,
     count: int,
+    standing: bool,
     results: dict[str, Correlation],
     qualities: dict[str, Quality],
 ) -> dict[str, Any]:
@@ -224,6 +276,7 @@ def _document(
         "metric": args.metric,
         "column": column,
         "architectures": count,
+        "standing": standing,
         "confidence": 0.95,
         "resamples": args.bootstrap,
         "proxies": {

@@ -70,15 +70,14 @@ def run(args: argparse.Namespace) -> int:
         read_table(args.table).column(metric)
     init = _Init.parse(args)
     protocol = _protocol(args, init, len(data.train))
+    shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
     folder = options.run_folder(args)
     if protocol.warmup is not None:
         console.say(_warmup_line(protocol))
     choices: list[tuple[int, Routes | None]] = []
     with console.progress("warming up") as report:
-        networks = Networks(
-            space, data, protocol, shared=init.family(space), folder=folder, progress=report
-        )
+        networks = Networks(space, data, protocol, shared=shared, folder=folder, progress=report)
     with (
         RunStore(folder / "run.sqlite", networks.settings()) as store,
         console.progress("scoring") as report,
@@ -87,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:
         console.say(_many_line(at_once, routes))
-    if len({networks.standing(arch) for arch in archs}) > 1:
+    parted = len({row.standing for row in rows}) > 1
+    if parted:
         console.say("parts of the space that the system prefers come first, whatever their scores")
     names = [proxy.name for proxy in protocol.proxies]
     document = export.as_json(networks, rows)
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(export.strict_dumps(document), flush=True)
     else:
-        _show(rows, names, args.top, networks)
+        _show(rows, names, args.top, networks, parted)
     export.write_scores(folder / "scores.parquet", document, names)
     write_report(folder / "scores.parquet", folder / "report.html", args.table, metric)
     if not args.json:
@@ -134,18 +134,28 @@ class _Init:
         """Where weights come from as a protocol knows it."""
         return "supernet" if self.kind == "family" else self.kind  # type: ignore[return-value]
 
-    @property
-    def checkpoint(self) -> Path | None:
-        """The file of one supernet."""
-        return self.path if self.kind == "supernet" else None
+    def shared(self, space: SearchSpace[Any], seed: int) -> SharedWeights | None:
+        """The weights that are there already, if the value names some.
 
-    def family(self, space: SearchSpace[Any]) -> SharedWeights | None:
-        """The supernets of a system."""
-        from sigeo.fewshot.family import family_weights
+        Raises:
+            InputError: They cannot be ranked on.
+        """
+        from sigeo.fewshot.family import PLAN, family_weights, leaf_file
+        from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 
-        if self.kind != "family" or self.path is None:
+        if self.path is None:
             return None
-        return family_weights(self.path, space)
+        if self.kind == "family":
+            return family_weights(self.path, space)
+        try:
+            return load_shared_weights(self.path, space, seed)
+        except SystemWeights as error:
+            folder = self.path if self.path.is_dir() else self.path.parent
+            whole = (folder / PLAN).is_file() and leaf_file(folder, 0).is_file()
+            raise InputError(
+                f"{error}; the folder that warmup --recipe leaves is taken by "
+                f"--init family:{folder if whole else 'DIR'}"
+            ) from None
 
 
 def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
@@ -171,7 +181,6 @@ def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
         proxies=proxies,
         init=init.weights,
         warmup=options.warm_up(args, images, init.weights),
-        checkpoint=init.checkpoint,
         supernet=shared_weights.supernet_options(args, init.weights),
         batches=args.batches,
         batch_size=args.batch_size,
@@ -202,7 +211,7 @@ def _warmup_line(protocol: Protocol) -> str:
     )
 
 
-def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> None:
+def _show(rows: list[Row], names: list[str], top: int, networks: Networks, parted: bool) -> None:
     from sigeo.report import not_finite_notes
 
     shown = rows[:top]
@@ -225,5 +234,6 @@ def _show(rows: list[Row], names: list[str], top: int, networks: Networks) -> No
             for place, row in enumerate(shown, start=1)
         ),
     )
-    for note in not_finite_notes({name: [row.scores[name] for row in rows] for name in names}):
+    scores = {name: [row.scores[name] for row in rows] for name in names}
+    for note in not_finite_notes(scores, parted):
         console.say(note)

@@ -49,6 +49,7 @@ def _measured(
 ) -> Measured:
     import numpy as np
 
+    from sigeo.cli.correlate import BASELINES
     from sigeo.report import Measured
     from sigeo.tables import correlate, read_table
 
@@ -62,8 +63,11 @@ def _measured(
             f"--table: expected at least 3 of the {len(archs)} architectures in {benchmark.path}, "
             f"found {known.sum()}"
         )
+    standing = np.array(columns["standing"])[known] if "standing" in columns else None
     correlations = {}
     for proxy in proxies:
         scores = np.array([np.nan if v is None else v for v in columns[proxy]], dtype=np.float64)
-        correlations[proxy] = correlate(scores[known], values[known])
+        correlations[proxy] = correlate(
+            scores[known], values[known], standing=None if proxy in BASELINES else standing
+        )
     return Measured(benchmark.column(metric), benchmark.path.name, values, correlations)

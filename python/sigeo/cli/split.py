@@ -150,18 +150,10 @@ def _networks(
 
 def _settings(args: argparse.Namespace, networks: Networks, how: Splitting) -> dict[str, Any]:
     """All that the plan depends on, as JSON can hold it."""
-    from sigeo.fewshot.metrics import TableOracle
-
-    metric = how.metric.name if how.metric is not None else None
     return {
-        "metric": metric,
-        "repeats": None if metric in split_options.WITHOUT_REPEATS else split_options.repeats(args),
-        "partition": repr(how.partitioner),
-        "choice": repr(how.choice),
-        "levels": how.branching.levels,
+        "splitting": how.describe(),
         "batches": args.batches,
         "batch_size": args.batch_size,
-        "table": how.metric.known.fingerprint() if isinstance(how.metric, TableOracle) else None,
         "weights": networks.weights_settings(),
     }
 

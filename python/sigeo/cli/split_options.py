@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 # Sides of 2 and more, as published with these metrics; others are published with any.
 _AT_LEAST_TWO = ("gradient_matching", "lid")
-WITHOUT_REPEATS = ("random", "table")
+_WITHOUT_REPEATS = ("random", "table")
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -118,7 +118,7 @@ def check(args: argparse.Namespace) -> None:
             raise InputError("--warmup: has no effect with --kind")
     if args.metric == "table" and args.table is None:
         raise InputError("--metric table: needs --table, got none")
-    if args.repeats is not None and args.metric in WITHOUT_REPEATS:
+    if args.repeats is not None and args.metric in _WITHOUT_REPEATS:
         raise InputError(f"--repeats: has no effect with --metric {args.metric}")
     if args.order is not None and args.choice != "in_turn":
         raise InputError("--order: has no effect without --choice in_turn")
@@ -152,16 +152,11 @@ def splitting(args: argparse.Namespace, known: Known | None) -> Splitting:
     ordered = {"order": args.order} if args.order is not None else {}
     leaves = 4 if args.leaves is None else args.leaves
     return Splitting(
-        _metric(name, repeats(args), known),
+        _metric(name, 8 if args.repeats is None else args.repeats, known),
         Branching.of_leaves(leaves, args.factors or (2,)),
         partition.get(cut, **sized),
         choice.get(rule, **ordered),
     )
-
-
-def repeats(args: argparse.Namespace) -> int:
-    """Batches and drawn paths."""
-    return 8 if args.repeats is None else int(args.repeats)
 
 
 def _metric(name: str, repeats: int, known: Known | None) -> Metric:
@@ -169,6 +164,6 @@ def _metric(name: str, repeats: int, known: Known | None) -> Metric:
 
     if name == "table":
         return metrics.get(name, known=known)
-    if name in WITHOUT_REPEATS:
+    if name in _WITHOUT_REPEATS:
         return metrics.get(name)
     return metrics.get(name, repeats=repeats)

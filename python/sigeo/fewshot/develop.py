@@ -418,7 +418,8 @@ class Development:
         seen = 0 if restarted else self.seen_before(levels)
         images = (self.study.budget - self.spent) / len(supernets)
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
-            self.train(supernet, region, images, f"leaf-{leaf}", begin, 1.0, seen)
+            # Not the name of `leaf_file`: a family may be saved in the same folder.
+            self.train(supernet, region, images, f"final-{leaf}", begin, 1.0, seen)
 
 
 def _processed(cost: Budget) -> float:

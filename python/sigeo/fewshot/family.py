@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 from torch import nn
 
 from sigeo.capture import Batches
@@ -35,6 +34,7 @@ from sigeo.supernet import (
 from sigeo.supernet.checkpoint import save_checkpoint
 from sigeo.supernet.evaluation import Statistics
 from sigeo.supernet.settings import Batch
+from sigeo.tables import parts_first
 
 A = TypeVar("A")
 Values = NDArray[np.float64]
@@ -161,9 +161,7 @@ def ranked(
     if len(set(standing)) < 2:
         return values
     of_leaf = np.array([standing[plan.route(arch)] for arch in archs])
-    finite = np.where(np.isfinite(values), values, -np.inf)
-    ranks: Values = stats.rankdata(finite) + (len(archs) + 1) * of_leaf
-    return ranks
+    return parts_first(values, of_leaf)
 
 
 PLAN = "plan.json"
@@ -220,6 +218,11 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
     supernets = []
     for leaf in range(len(plan.leaves)):
         state, kept = load_checkpoint(leaf_file(folder, leaf))
+        if "phase" in kept:
+            raise InputError(
+                f"checkpoint {leaf_file(folder, leaf)}: a training's checkpoint, expected the "
+                "weights of a system at its end"
+            )
         if {name: value for name, value in kept.items() if name != "groups"} != of_leaves:
             raise InputError(
                 f"checkpoint {leaf_file(folder, leaf)}: of another system than {folder / PLAN}"

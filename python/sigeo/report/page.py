@@ -67,16 +67,18 @@ def render(
     )
     page = environment.get_template("page.html.jinja")
     settings = head["settings"]
+    parted = len(set(columns.get("standing", ()))) > 1
+    order = f"{'the parts that the system prefers, then by ' if parted else ''}{proxies[0]}"
     return page.render(
         title=f"{head['space']} on {head['data']}",
-        subtitle=f"{len(seconds)} architectures ranked by {proxies[0]}",
+        subtitle=f"{len(seconds)} architectures ranked by {order}",
         facts=_facts(head, settings, seconds),
-        columns=_headings(proxies, measured),
-        rows=_rows(proxies, columns, measured),
-        ranking_note="; ".join([f"Best first by {proxies[0]}", *not_finite_notes(scores)]) + ".",
+        columns=_headings(proxies, measured, parted),
+        rows=_rows(proxies, columns, measured, parted),
+        ranking_note="; ".join([f"Best first by {order}", *not_finite_notes(scores, parted)]) + ".",
         metric=None if measured is None else measured.metric,
         correlations=[] if measured is None else _correlations(measured),
-        correlation_note="" if measured is None else _correlation_note(measured),
+        correlation_note="" if measured is None else _correlation_note(measured, parted),
         accuracy_plot="" if measured is None else _accuracy_plot(scores, measured),
         terms_plot=_terms_plot(proxies, columns),
         cost_note=_cost_note(seconds),
@@ -85,11 +87,14 @@ def render(
     )
 
 
-def not_finite_notes(scores: Mapping[str, Sequence[float | None] | Values]) -> list[str]:
+def not_finite_notes(
+    scores: Mapping[str, Sequence[float | None] | Values], parted: bool = False
+) -> list[str]:
     """What to say about scores that are not finite; nothing if all are.
 
     Args:
         scores: The columns of a ranking by proxy; the first one ranks.
+        parted: Whether it ranks inside parts of the space that are preferred to others.
     """
     missing = [~np.isfinite(_floats(values)) for values in scores.values()]
     first = next(iter(scores))
@@ -97,7 +102,8 @@ def not_finite_notes(scores: Mapping[str, Sequence[float | None] | Values]) -> l
     elsewhere = int(np.any(missing[1:], axis=0).sum())
     notes = []
     if last:
-        notes.append(f"architectures without a finite {first} score, which rank last: {last}")
+        place = "last in their part" if parted else "last"
+        notes.append(f"architectures without a finite {first} score, which rank {place}: {last}")
     if elsewhere:
         notes.append(f"architectures with another score that is not finite: {elsewhere}")
     return notes
@@ -134,8 +140,11 @@ def _facts(
     return facts
 
 
-def _headings(proxies: Sequence[str], measured: Measured | None) -> list[dict[str, Any]]:
-    names = ["rank", "index", *proxies, *([measured.metric] if measured else []), "seconds"]
+def _headings(
+    proxies: Sequence[str], measured: Measured | None, parted: bool
+) -> list[dict[str, Any]]:
+    names = ["rank", "index", *(["standing"] if parted else []), *proxies]
+    names += [*([measured.metric] if measured else []), "seconds"]
     return [{"name": name, "text": False} for name in names] + [
         {"name": "architecture", "text": True}
     ]
@@ -150,11 +159,16 @@ def _number(value: float | None, digits: int = 6) -> _Cell:
 
 
 def _rows(
-    proxies: Sequence[str], columns: Mapping[str, Sequence[Any]], measured: Measured | None
+    proxies: Sequence[str],
+    columns: Mapping[str, Sequence[Any]],
+    measured: Measured | None,
+    parted: bool,
 ) -> list[list[_Cell]]:
     rows = []
     for i, arch in enumerate(columns["arch_str"]):
         cells = [_number(columns["rank"][i]), _number(int(columns["index"][i]))]
+        if parted:
+            cells.append(_number(columns["standing"][i]))
         cells += [_number(columns[proxy][i]) for proxy in proxies]
         if measured is not None:
             value = measured.values[i]
@@ -189,11 +203,12 @@ def _correlations(measured: Measured) -> list[dict[str, Any]]:
     return rows
 
 
-def _correlation_note(measured: Measured) -> str:
+def _correlation_note(measured: Measured, parted: bool) -> str:
     count = int(np.isfinite(measured.values).sum())
+    how = " Of the others the parts that the system prefers count first." if parted else ""
     return (
         f"{count} of {len(measured.values)} architectures are in {measured.table}. Intervals: "
-        "percentile bootstrap over architectures. params and flops are the baselines to beat."
+        "percentile bootstrap over architectures. params and flops are the baselines to beat." + how
     )
 
 

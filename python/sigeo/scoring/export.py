@@ -53,6 +53,7 @@ def as_json(networks: Networks, rows: Sequence[Row]) -> dict[str, Any]:
                 "finite": row.finite,
                 "notes": list(row.notes),
                 "seconds": row.seconds,
+                **({} if row.standing is None else {"standing": row.standing}),
             }
             for row in rows
         ],
@@ -72,6 +73,8 @@ def strict_dumps(document: Any, *, indent: int | None = None) -> str:
 def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]) -> None:
     """Write the rows as parquet: a column a proxy, ``<proxy>.<term>`` a term.
 
+    Where parts of the space are preferred there is the column ``standing``, see `Row`.
+
     The rest of the document is kept as JSON under the key "sigeo" of the file's metadata.
 
     Raises:
@@ -83,6 +86,8 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
         "index": _indices([row["index"] for row in rows]),
         "arch_str": pa.array([row["arch"] for row in rows], pa.string()),
     }
+    if any("standing" in row for row in rows):
+        columns["standing"] = pa.array([row["standing"] for row in rows], pa.int64())
     for proxy in proxies:
         columns[proxy] = pa.array([row["scores"][proxy] for row in rows], pa.float64())
         terms = sorted({term for row in rows for term in row["terms"].get(proxy, {})})

@@ -231,9 +231,12 @@ class Networks:
         """
         return self._supernet if self._loaded is None else self._loaded.part(arch)
 
-    def standing(self, arch: Any) -> int:
-        """An architecture with a larger number ranks above all with a smaller; mostly all equal."""
-        return 0 if self._loaded is None else self._loaded.standing_of(arch)
+    def standing(self, arch: Any) -> int | None:
+        """An architecture with a larger number ranks above all with a smaller.
+
+        None for all where no parts of the space are preferred.
+        """
+        return None if self._loaded is None else self._loaded.standing_of(arch)
 
     def choose_at_once(self, archs: Sequence[Any]) -> tuple[int, Routes | None]:
         """How many of these networks go in one pass, and the measurement that it rests on.

@@ -30,6 +30,8 @@ class Row:
         finite: Whether all values are.
         notes: For the reader, each begun with the proxy's name where it is one proxy's.
         seconds: What scoring it took; 0 if an equal network was scored.
+        standing: Of its part of the space: a row with a larger number ranks above all with a
+            smaller; None where no parts are preferred.
     """
 
     arch: str
@@ -40,6 +42,7 @@ class Row:
     finite: bool
     notes: tuple[str, ...]
     seconds: float
+    standing: int | None
 
 
 def rank(
@@ -85,17 +88,15 @@ def rank(
         rows.append(_row(networks, arch, proxies, records | functional, functional, original))
         if progress is not None:
             progress(done, len(archs))
-    standing = {str(arch): networks.standing(arch) for arch in archs}
-    ordered = sort_rows(rows, proxies[0].name)
-    return sorted(ordered, key=lambda row: -standing[row.arch])
+    return sort_rows(rows, proxies[0].name)
 
 
 def sort_rows(rows: Iterable[Row], proxy: str) -> list[Row]:
-    """Best first; what is not finite last; equal values by architecture."""
+    """Preferred parts first; in each best first, what is not finite last, then by architecture."""
 
-    def place(row: Row) -> tuple[float, str]:
+    def place(row: Row) -> tuple[int, float, str]:
         value = row.scores[proxy]
-        return (math.inf if value is None else -value, row.arch)
+        return (-(row.standing or 0), math.inf if value is None else -value, row.arch)
 
     return sorted(rows, key=place)
 
@@ -166,4 +167,5 @@ def _row(
         finite=all(record.value is not None for record in records.values()),
         notes=tuple(notes),
         seconds=seconds,
+        standing=networks.standing(arch),
     )

@@ -15,6 +15,10 @@ from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet import RoutedSupernet, digest, load_checkpoint, load_weights
 
 
+class SystemWeights(InputError):
+    """A folder, or weights of a system, in the place of one supernet for the whole space."""
+
+
 @dataclass(frozen=True)
 class SharedWeights:
     """Weights that architectures inherit.
@@ -42,10 +46,10 @@ class SharedWeights:
             return self.supernet.part(arch)
         return self.supernet
 
-    def standing_of(self, arch: Any) -> int:
-        """The number of its part in ``standing``; 0 where parts are equal."""
-        if not self.standing or not isinstance(self.supernet, RoutedSupernet):
-            return 0
+    def standing_of(self, arch: Any) -> int | None:
+        """The number of its part in ``standing``; None where parts are equal."""
+        if len(set(self.standing)) < 2 or not isinstance(self.supernet, RoutedSupernet):
+            return None
         return self.standing[self.supernet.route(arch)]
 
 
@@ -58,14 +62,23 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
         seed: Of what weights are drawn from before they are replaced.
 
     Raises:
+        SystemWeights: It is a folder, or of a system.
         InputError: It is of another space, of another kind of training, or of a warm-up that is not
             at its end.
     """
     if path.is_dir():
-        raise InputError(f"checkpoint {path}: expected a file, got a folder; {_of_folder(path)}")
+        raise SystemWeights(f"checkpoint {path}: expected a file, got a folder")
     state, settings = load_checkpoint(path)
+    if "recipe" in settings:
+        what = "a training's checkpoint" if "phase" in settings else "a supernet"
+        raise SystemWeights(
+            f"checkpoint {path}: {what} of the system {settings['recipe']}, which may serve a part "
+            "of the space alone"
+        )
     if "warmup" not in settings or "space" not in settings:
-        raise InputError(f"checkpoint {path}: {_other_kind(path, settings)}")
+        raise InputError(
+            f"checkpoint {path}: weights of another training, expected those of a warm-up"
+        )
     if settings["space"] != space.describe():
         raise InputError(
             f"checkpoint {path}: made for {settings['space']}, this ranking is for "
@@ -87,21 +100,6 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
         "weights": digest(state.weights),
     }
     return SharedWeights(supernet, identity, options)
-
-
-def _other_kind(path: Path, settings: Mapping[str, Any]) -> str:
-    """What a checkpoint is that is none of a warm-up, and what to do with it."""
-    if "recipe" not in settings:
-        return "weights of another training, expected those that sigeo warmup leaves"
-    return (
-        f"a supernet of the system {settings['recipe']}, which may serve a part of the space "
-        f"alone; {_of_folder(path.parent)}"
-    )
-
-
-def _of_folder(folder: Path) -> str:
-    known = folder if (folder / "plan.json").is_file() else "DIR"
-    return f"the folder that warmup --recipe leaves is taken by --init family:{known}"
 
 
 def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]) -> Supernet[Any]:

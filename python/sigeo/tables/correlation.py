@@ -68,10 +68,24 @@ def kendall(a: Values, b: Values) -> float:
     return float(stats.kendalltau(stats.rankdata(a), stats.rankdata(b)).statistic)
 
 
+def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
+    """Ranks by the part that an architecture is of, and in each part by its score, [n].
+
+    They hold among these architectures alone.
+
+    Args:
+        scores: [n]; what is not finite ranks last in its part, tied.
+        standing: [n], of their parts: all with a larger number rank above all with a smaller.
+    """
+    ranks: Values = stats.rankdata(np.where(np.isfinite(scores), scores, -np.inf))
+    return ranks + (len(scores) + 1) * standing
+
+
 def correlate(
     scores: Values,
     truth: Values,
     *,
+    standing: NDArray[np.int64] | None = None,
     resamples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
@@ -81,12 +95,15 @@ def correlate(
     Args:
         scores: [n]; what is not finite ranks last, tied.
         truth: [n], finite.
+        standing: [n], where parts rank first whatever the scores, see `parts_first`.
         resamples: Bootstrap resamples of the architectures; percentile interval.
         confidence: Of the interval.
         seed: Of the resampling.
     """
     finite = np.isfinite(scores)
     ranked = np.where(finite, scores, -np.inf)
+    if standing is not None:
+        ranked = parts_first(scores, standing)
     draws = _draws(len(truth), resamples, seed)
     return Correlation(
         spearman=_estimate(spearman, ranked, truth, draws, confidence),

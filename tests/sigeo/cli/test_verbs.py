@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from sigeo import spaces
+from sigeo.cli import console
 from tests.conftest import shared_file
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
@@ -171,6 +174,55 @@ def test_costs_beside_the_scores_of_an_elastic_space(suffix, capsys):
     else:
         assert set(found) == {"grad_norm", "params", "flops"} and err == ""
         assert found["flops"]["spearman"]["value"] == pytest.approx(1)
+
+
+@pytest.fixture
+def scores_of_mlps(monkeypatch):
+    """A ranking's JSON of three MLPs that a table has and a string that is none."""
+    space = spaces.get("mlp", spaces.InputShape(1, 8, 10), widths=(8, 24, 64), depths=(1, 3))
+    archs = [str(arch) for arch in spaces.distinct(space, 3, random.Random(0))]
+    rows = [f'"{arch}",{i}\n' for i, arch in enumerate(archs)]
+    Path("t.csv").write_text("arch_str,acc\n" + "".join(rows))
+    reported = []
+
+    @contextlib.contextmanager
+    def progress(what):
+        yield lambda *counts: reported.append(counts)
+
+    monkeypatch.setattr(console, "progress", progress)
+    document = {
+        "settings": {"space": space.describe()},
+        "rows": [{"arch": arch, "scores": {"zico": i}} for i, arch in enumerate([*archs, "none"])],
+    }
+    return document, reported
+
+
+def correlated(document, capsys):
+    Path("s.json").write_text(json.dumps(document))
+    given = ["correlate", "--scores", "s.json", "--table", "t.csv", "--metric", "acc", "--json"]
+    code, out, err = run(*given, "--bootstrap", "10", capsys=capsys)
+    assert code == 0, err
+    return set(strict(out)["proxies"]), err
+
+
+def test_costs_are_counted_for_what_the_table_has_and_say_how_far(scores_of_mlps, capsys):
+    document, reported = scores_of_mlps
+    assert correlated(document, capsys) == ({"zico", "params", "flops"}, "")
+    assert reported == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_costs_that_are_not_known_say_why(scores_of_mlps, capsys):
+    document, _ = scores_of_mlps
+    with open("t.csv", "a", encoding="utf-8") as table:
+        table.write("none,7\n")
+    names, err = correlated(document, capsys)
+    assert names == {"zico"} and err.count("\n") == 1
+    assert "params and flops: not known, the scores are of mlp: " in err and "none" in err
+    document["settings"]["space"]["name"] = "maze"
+    names, err = correlated(document, capsys)
+    assert names == {"zico"} and err.count("\n") == 1
+    assert "params and flops: not known, the scores are of no space known here (" in err
+    assert "'maze'" in err
 
 
 def test_score_one_architecture_and_any_module(capsys):

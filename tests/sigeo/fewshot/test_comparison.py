@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from sigeo import InputError, proxies, spaces
-from sigeo.fewshot import comparison, recipes, whole_space
+from sigeo.fewshot import comparison, recipes, save_plan, whole_space
 from sigeo.fewshot.comparison import ACCURACY, LOSS, Entrant, Outcome
 from sigeo.fewshot.develop import develop
 from sigeo.fewshot.family import Family, load_family, ranked
@@ -160,6 +160,28 @@ def test_leaves_of_another_system_are_refused(tmp_path):
     (tmp_path / "0" / name).replace(tmp_path / "1" / name)
     with pytest.raises(InputError, match=r"leaf-0\.safetensors: of another system than \S+plan"):
         load_family(tmp_path / "1", SPACE)
+
+
+def test_a_system_goes_on_in_the_folder_its_family_was_saved_in(tmp_path):
+    recipe = recipes.get("few-shot", SPACE, before=1, after=1)
+    family = develop(recipe, study(400), 0, folder=tmp_path)
+    family.save(tmp_path, {"seed": 0})
+    again = develop(recipe, study(400), 0, folder=tmp_path)
+    assert load_family(tmp_path, SPACE).plan == again.plan == family.plan
+    for one, other in zip(family.supernets, again.supernets, strict=True):
+        for name, value in one.state_dict().items():
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_checkpoints_of_trainings_are_no_family(tmp_path):
+    develop(recipes.get("one-shot", SPACE), study(100), 0, folder=tmp_path)
+    (training,) = tmp_path.glob("*.safetensors")
+    save_plan(tmp_path / "plan.json", whole_space(SPACE), {"seed": 0})
+    with pytest.raises(InputError, match="has a plan but no weights"):
+        load_family(tmp_path, SPACE)
+    training.rename(tmp_path / "leaf-0.safetensors")
+    with pytest.raises(InputError, match=r"leaf-0\.safetensors: a training's checkpoint"):
+        load_family(tmp_path, SPACE)
 
 
 def test_families_need_a_supernet_a_leaf():

@@ -70,10 +70,10 @@ def test_trainings_keep_their_published_proportions(tmp_path):
     steps = {
         path.stem: load_checkpoint(path)[0].step for path in sorted(tmp_path.glob("*.safetensors"))
     }
-    assert set(steps) == {"level-0-0", "level-1-0", "level-1-1", *(f"leaf-{i}" for i in range(4))}
+    assert set(steps) == {"level-0-0", "level-1-0", "level-1-1", *(f"final-{i}" for i in range(4))}
     first = steps["level-0-0"]
     assert steps["level-1-0"] == steps["level-1-1"] == first
-    assert all(2.4 <= steps[f"leaf-{leaf}"] / first <= 2.8 for leaf in range(4))
+    assert all(2.4 <= steps[f"final-{leaf}"] / first <= 2.8 for leaf in range(4))
 
 
 def test_weights_trained_in_parts_see_the_images_of_one_training(monkeypatch):
@@ -91,10 +91,10 @@ def test_weights_trained_in_parts_see_the_images_of_one_training(monkeypatch):
     ground = study(600)
     develop(recipes.get("random-split", SPACE, before=[2, 2], after=2), ground, 0)
     order = ground.source(0).order.tolist()
-    assert set(taken) == {"level-0-0", "level-1-0", "level-1-1", *(f"leaf-{i}" for i in range(4))}
+    assert set(taken) == {"level-0-0", "level-1-0", "level-1-1", *(f"final-{i}" for i in range(4))}
     assert taken["level-1-0"] == taken["level-1-1"]
     assert len(set(seeds.values())) == 3
-    seen = [place for phase in ("level-0-0", "level-1-1", "leaf-3") for place in taken[phase]]
+    seen = [place for phase in ("level-0-0", "level-1-1", "final-3") for place in taken[phase]]
     assert seen == (order * 3)[: len(seen)] and len(seen) > 200
 
 
