@@ -282,7 +282,7 @@ class Development:
         Raises:
             InputError: It does not pay for one.
         """
-        full = images / self.processed(1, forwards)
+        full = images / self._images_of(1)  # were a step one path, and nothing else
         most = 2 * int(full) + 2  # steps of a pass, its last short one among them, are half full
         steps = bisect_right(
             range(most), images + _ROUNDING, key=lambda steps: self.processed(steps, forwards)
@@ -302,8 +302,8 @@ class Development:
         if forwards is None:
             forwards = self.recipe.objective(self.study, self.seed).forwards(paths.trained)
         each = paths.trained + FORWARD_SHARE * forwards
-        scored = paths.evaluated(self.study.held_out)
-        return self._images_of(steps) * each + FORWARD_SHARE * scored * steps
+        scored = paths.evaluated(steps, self.study.held_out)
+        return self._images_of(steps) * each + FORWARD_SHARE * scored
 
     def _images_of(self, steps: int) -> int:
         """Training images of the steps of a training, short last batches as what they hold."""

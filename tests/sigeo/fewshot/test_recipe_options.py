@@ -113,7 +113,7 @@ def test_the_least_budget_pays_for_a_recipe_and_one_image_less_does_not(name):
         check(recipe, study(least - 1))
 
 
-@pytest.mark.parametrize("name", ["gm-nas", "few-shot", "hep-nas"])
+@pytest.mark.parametrize("name", ["greedy", "gm-nas", "few-shot", "hep-nas"])
 def test_the_least_budget_is_enough_to_the_end(name):
     recipe = made(name)
     least = least_budget(recipe, study())
@@ -138,5 +138,17 @@ def test_the_dearest_choices_are_reckoned_with():
 
 
 def test_paths_are_checked():
-    with pytest.raises(InputError, match="evaluated must be at least 0, got nan"):
-        Paths(uniform_paths, evaluated=math.nan)
+    with pytest.raises(InputError, match="images must be at least 0, got -1"):
+        Paths(uniform_paths, images=-1)
+
+
+def test_rounds_of_scored_paths_are_paid_for_as_wholes():
+    for start in (0.0, 1 / 15, 0.5, 0.96, 1.0):
+        paths = made("greedy", start=start, full=1.0, kept=3).paths
+        # Four paths on eight images a round, of which three are trained.
+        scored = [paths.evaluated(steps, 24) / (4 * 8) for steps in range(200)]
+        assert scored == [math.ceil((steps - round(start * steps)) / 3) for steps in range(200)]
+        assert scored == sorted(scored)
+        assert paths.evaluated(9, 5) * 8 == paths.evaluated(9, 24) * 5
+    family = develop(made("greedy", kept=3), study(190), 0)
+    assert (family.cost.trained, family.cost.evaluated) == (8 * 16, 5 * 4 * 8)

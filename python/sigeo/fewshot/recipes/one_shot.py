@@ -182,7 +182,10 @@ def greedy(
             alpha=alpha,
         )
 
-    scored = sampled / kept * (1 - start)
+    def scored(steps: int) -> int:
+        # A round is scored as a whole, however few of its paths are still trained.
+        return -(-(steps - round(start * steps)) // kept) * sampled
+
     return Recipe("", "", paths=Paths(sampler, scored=scored, images=images))
 
 
