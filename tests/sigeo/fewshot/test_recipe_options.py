@@ -33,10 +33,16 @@ def made(name, **options):
         ("hep-nas", {"children": 0}, "children must be above 0, got 0"),
         ("one-shot", {"paths": 0}, "a step must train at least 1, got 0"),
         ("one-shot", {"width": 1.5}, "width must be above 0 and at most 1, got 1.5"),
-        ("balanced", {"groups": []}, r"groups must be one or more lists of kinds, got \[\]"),
-        ("balanced", {"groups": [[0], []]}, "groups must be one or more lists of kinds"),
-        ("efs-nas", {"groups": []}, "groups must be one or more lists of kinds"),
-        ("efs-nas", {"groups": [[0, 9]]}, r"nonlinear_depth is one of \[0, 1, 2, 3\], got 9"),
+        ("balanced", {"groups": []}, r"hold each of \[0, 1, 2, 3\] once, none empty, got \[\]"),
+        ("balanced", {"groups": [[0, 1, 2, 3], []]}, "hold each of .* once, none empty"),
+        ("balanced", {"groups": [[0, 1], [1, 2], [3]]}, "hold each of .* once"),
+        ("balanced", {"groups": [[1], [2], [3]]}, "hold each of .* once"),
+        ("efs-nas", {"groups": []}, "hold each of"),
+        ("efs-nas", {"groups": [[0, 1], [2, 3, 9]]}, "hold each of"),
+        ("metric-driven", {"metric": "table"}, "metric table: needs a table as known, which"),
+        ("pi-nas", {"padding": 1.5}, "padding must be a whole number or None, got 1.5"),
+        ("pi-nas", {"padding": True}, "padding must be a whole number or None, got True"),
+        ("efs-nas", {"width": "1"}, "width must be a number or None, got '1'"),
         ("efs-nas", {"shared": [1]}, r"shared must be names of submodules, got \[1\]"),
         ("greedy", {"kept": 0}, "kept must be from 1 to sampled = 4, got 0"),
         ("greedy", {"sampled": 0}, "kept must be from 1 to sampled = 0"),
@@ -83,6 +89,9 @@ def test_lengths_may_be_fractions_and_whole_numbers_alike():
     assert made("metric-driven", before=0.5).before == (0.5,) * 3
     whole, same = made("gm-nas", before=[2, 2]), made("gm-nas", before=[2.0, 2.0])
     assert json.dumps(whole.options) == json.dumps(same.options)  # one run, not two
+    whole, same = made("efs-nas", width=1), made("efs-nas", width=1.0)
+    assert json.dumps(whole.options) == json.dumps(same.options)
+    assert made("efs-nas", width=None).options == made("efs-nas").options
 
 
 @pytest.mark.parametrize(
@@ -96,7 +105,7 @@ def test_lengths_may_be_fractions_and_whole_numbers_alike():
         ("greedy", {"epsilon": 2}, "epsilon must be from 0 to 1, got 2"),
         ("pi-nas", {"decay": 2.0}, "decay must be from 0 to 1"),
         ("efs-nas", {"shared": ["x"]}, "has no submodule 'x' to share"),
-        ("efs-nas", {"groups": [[0, 1]]}, "a cut needs two groups or more"),
+        ("efs-nas", {"groups": [[0, 1, 2, 3]]}, "a cut needs two groups or more"),
     ],
 )
 def test_what_does_not_fit_the_space_is_found_before_training(name, options, message):
