@@ -79,8 +79,8 @@ def _object(part: Any, inner: functools.partial[Any]) -> Any:
     if hasattr(part, "__dict__"):
         name = {"name": inner(getattr(part, "name", None))}
         return {"kind": kind, **name, **{n: inner(value) for n, value in vars(part).items()}}
-    plain = type(part).__repr__ is object.__repr__  # an address, another one in the next run
-    return {"kind": kind, "value": None if plain else repr(part)}
+    value = repr(part)  # where it has an address, that is another one in the next run
+    return {"kind": kind} if " at 0x" in value else {"kind": kind, "value": value}
 
 
 def _array(values: Any) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_what_does_not_fit_the_space_is_found_before_training(name, options, mes
         check(made(name, **options), study(10**6))
 
 
-@pytest.mark.parametrize("name", recipes.names())
+@pytest.mark.parametrize("name", [name for name in recipes.names() if name != "gradual"])
 def test_the_least_budget_pays_for_a_recipe_and_one_image_less_does_not(name):
     recipe = made(name)
     least = least_budget(recipe, study())
