@@ -75,6 +75,8 @@ def test_memory_format_and_type_stay():
 def test_bad_settings():
     with pytest.raises(InputError, match="padding must be at least 0, got -1"):
         Augmentation(seed=0, padding=-1)
+    with pytest.raises(InputError, match=r"padding must be a whole number, got 1\.5"):
+        Augmentation(seed=0, padding=1.5)
     with pytest.raises(InputError, match="scale must be 0 < least <= largest <= 1"):
         Augmentation(seed=0, scale=(0.5, 0.2))
     described = Augmentation(seed=0, scale=(0.2, 1.0)).describe()

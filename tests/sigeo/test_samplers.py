@@ -19,6 +19,7 @@ from sigeo.supernet import (
     Uniform,
     uniform_path,
 )
+from sigeo.supernet.samplers.base import describe_region
 from tests.sigeo.training import SPACE, assert_resumes
 
 PART = Product(SPACE, ((1, 2), (3,), (0, 4), (0, 1), (0, 3), (0,)))
@@ -155,6 +156,17 @@ def test_regions_of_kinds_are_told_apart():
     assert len(set(texts)) == len(texts)
     assert texts[0] == described(counts(2))
     assert '{"first": ["5"]}' in texts[-1] and not any(" at 0x" in text for text in texts)
+
+
+def test_rare_kinds_are_told_apart():
+    def described(operation, tries):
+        def function(cell):
+            return set(cell.operations) == {operation}
+
+        return describe_region(Kind(SPACE, function, frozenset({True}), tries))
+
+    assert described(2, 20_000) != described(3, 20_000)  # one architecture of 15,625 each
+    assert described(2, 1) == described(3, 1)  # not found
 
 
 def first(cell):

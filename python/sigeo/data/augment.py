@@ -40,6 +40,8 @@ class Augmentation:
         Raises:
             InputError: One is out of its range.
         """
+        if isinstance(self.padding, bool) or not isinstance(self.padding, int):
+            raise InputError(f"augment: padding must be a whole number, got {self.padding!r}")
         for name in ("padding", "brightness", "contrast"):
             if getattr(self, name) < 0:
                 raise InputError(f"augment: {name} must be at least 0, got {getattr(self, name)}")

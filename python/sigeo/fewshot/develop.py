@@ -260,9 +260,9 @@ class Development:
         seed = generator(self.seed, seen).getrandbits(32)
         return replace(self.source, order=self.source.order.roll(-seen), seed=seed)
 
-    def seen_before(self, level: int) -> int:
-        """Images that a supernet has been trained on before the training of a level."""
-        parts = [self.unit * part for part in self.recipe.before[:level] if part > 0]
+    def _seen_before(self, level: int, first: int) -> int:
+        """Images of the trainings from level ``first`` on before the one of a level."""
+        parts = [self.unit * part for part in self.recipe.before[first:level] if part > 0]
         return sum(self._images_of(self.steps_of(part, "a training")) for part in parts)
 
     def report(self, processed: float) -> None:
@@ -282,7 +282,7 @@ class Development:
         Raises:
             InputError: It does not pay for one.
         """
-        full = images / self.processed(1, forwards)
+        full = images / self._images_of(1)  # were a step one path, and nothing else
         most = 2 * int(full) + 2  # steps of a pass, its last short one among them, are half full
         steps = bisect_right(
             range(most), images + _ROUNDING, key=lambda steps: self.processed(steps, forwards)
@@ -302,8 +302,8 @@ class Development:
         if forwards is None:
             forwards = self.recipe.objective(self.study, self.seed).forwards(paths.trained)
         each = paths.trained + FORWARD_SHARE * forwards
-        scored = paths.evaluated(self.study.held_out)
-        return self._images_of(steps) * each + FORWARD_SHARE * scored * steps
+        scored = paths.evaluated(steps, self.study.held_out)
+        return self._images_of(steps) * each + FORWARD_SHARE * scored
 
     def _images_of(self, steps: int) -> int:
         """Training images of the steps of a training, short last batches as what they hold."""
@@ -318,11 +318,25 @@ class Development:
         whole = self.study.training(steps, **own)
         return Stretch(**vars(whole), begin=begin, end=end)
 
-    def share(self, level: int) -> tuple[float, float]:
-        """The part of the schedule that the trainings before the cuts of a level take."""
+    def share(self, level: int, first: int = 0) -> tuple[float, float]:
+        """The part of a schedule from level ``first`` on that a level's training takes."""
         before = self.recipe.before or (0.0,)
-        total = sum(before) + self.recipe.after
-        return sum(before[:level]) / total, sum(before[: level + 1]) / total
+        total = sum(before[first:]) + self.recipe.after
+        return sum(before[first:level]) / total, sum(before[first : level + 1]) / total
+
+    def _place(self, level: int) -> tuple[float, float, int]:
+        """Where a training lies in the schedule, and the images that its weights have seen before.
+
+        Args:
+            level: Of the supernets; the number of levels for the leaves.
+        """
+        how, levels = self.recipe.splitting, len(self.recipe.before)
+        anew = how is not None and (
+            how.inherit == "never" or (how.inherit == "inner" and level == levels)
+        )
+        first = level if anew else 0
+        begin, end = self.share(level, first)
+        return begin, 1.0 if level == levels else end, self._seen_before(level, first)
 
     def _overhead(self) -> float:
         """Processed images that dividing takes, at most."""
@@ -383,8 +397,7 @@ class Development:
         images = self.unit * self.recipe.before[level]
         if images == 0:
             return
-        seen = self.seen_before(level)
-        self.train(supernet, region, images, f"level-{level}-{node}", *self.share(level), seen)
+        self.train(supernet, region, images, f"level-{level}-{node}", *self._place(level))
 
     def measured(self, plan: Plan[Any]) -> None:
         """Count what the metric took for the cuts of a plan."""
@@ -412,14 +425,11 @@ class Development:
             images = self.study.budget - self.spent
             self.train(routed, plan.root.region, images, "leaves", 0.0, 1.0)  # type: ignore[arg-type]
             return
-        restarted = self.recipe.splitting is not None and self.recipe.splitting.inherit != "always"
-        levels = len(self.recipe.before)
-        begin = self.share(levels - 1)[1] if levels and not restarted else 0.0
-        seen = 0 if restarted else self.seen_before(levels)
+        place = self._place(len(self.recipe.before))
         images = (self.study.budget - self.spent) / len(supernets)
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
             # Not the name of `leaf_file`: a family may be saved in the same folder.
-            self.train(supernet, region, images, f"final-{leaf}", begin, 1.0, seen)
+            self.train(supernet, region, images, f"final-{leaf}", *place)
 
 
 def _processed(cost: Budget) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,20 @@ class KindFunction:
     name: str
     function: Callable[[Any], int]
     values: frozenset[int]
+
+    def check(self, groups: Sequence[Sequence[int]]) -> None:
+        """Check that groups hold each kind once.
+
+        Raises:
+            InputError: They do not, or one is empty.
+        """
+        if not all(groups) or sorted(kind for group in groups for kind in group) != sorted(
+            self.values
+        ):
+            raise InputError(
+                f"groups of {self.name} must hold each of {sorted(self.values)} once, "
+                f"none empty, got {list(map(list, groups))}"
+            )
 
 
 _FUNCTIONS: dict[tuple[str, str], KindFunction] = {}

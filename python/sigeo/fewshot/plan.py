@@ -105,11 +105,7 @@ def _parts(region: Product[A] | Kind[A], cut: Cut) -> Sequence[Product[A] | Kind
             )
         return region.split(cut.by, cut.groups)
     known = kind_function(region.space, cut.by)
-    if sorted(kind for group in cut.groups for kind in group) != sorted(known.values):
-        raise InputError(
-            f"plan: groups of {cut.by} must hold each of {sorted(known.values)} once, "
-            f"got {list(cut.groups)}"
-        )
+    known.check(cut.groups)
     whole = region == Product.whole(region.space)
     within = None if whole else region
     return [

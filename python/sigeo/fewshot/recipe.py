@@ -45,13 +45,14 @@ class Paths:
     Attributes:
         sampler: Makes the sampler of a training.
         trained: Paths of a step.
-        scored: Paths that are scored on held-out images to choose those of a step, on average.
+        scored: (steps of a training) to the paths that are scored on held-out images to choose
+            those of its steps, at most; may not fall with the steps.
         images: Held-out images that a path is scored on, at most.
     """
 
     sampler: Callable[[Ground], Sampler[Any]]
     trained: int = 1
-    scored: float = 0.0
+    scored: Callable[[int], int] = lambda steps: 0
     images: int = 0
 
     def __post_init__(self) -> None:
@@ -62,14 +63,17 @@ class Paths:
         """
         if self.trained < 1:
             raise InputError(f"paths: a step must train at least 1, got {self.trained}")
-        if not 0 <= self.scored < math.inf or self.images < 0:
-            raise InputError(
-                f"paths: scored and images must be at least 0, got {self.scored} and {self.images}"
-            )
+        if self.images < 0:
+            raise InputError(f"paths: images must be at least 0, got {self.images}")
 
-    def evaluated(self, held_out: int) -> float:
-        """Images that choosing the paths of a step takes, forward only, where some are held out."""
-        return self.scored * min(self.images, held_out)
+    def evaluated(self, steps: int, held_out: int) -> int:
+        """Images that choosing the paths of a training takes, forward only, at most.
+
+        Args:
+            steps: Of the training.
+            held_out: Images that there are to score paths on.
+        """
+        return self.scored(steps) * min(self.images, held_out)
 
 
 def uniform_paths(ground: Ground) -> Sampler[Any]:

@@ -241,7 +241,7 @@ def test_a_killed_run_goes_on_to_the_same_end(tmp_path, monkeypatch):
     [
         ({"groups": 4}, "groups must be from 1 to 3, the most widths of a stage, got 4"),
         ({"groups": 0}, "groups must be from 1 to 3"),
-        ({"groups": 1.5}, "groups must be from 1 to 3"),
+        ({"groups": 1.5}, "groups must be a whole number or None, got 1.5"),
         ({"rates": []}, "rates must be one number or more above 0, got"),
         ({"rates": [1, 0]}, "rates must be one number or more above 0, got"),
         ({"rise": 1.5}, "rise must be from 0 to below 1, got 1.5"),

@@ -53,13 +53,15 @@ def get(name: str, **options: Any) -> Metric:
         **options: The metric's own; of a proxy ``repeats``.
 
     Raises:
-        InputError: No metric or proxy of that name, or an option that it does not have.
+        InputError: No metric or proxy of that name, an option that it does not have, or no table.
     """
     if name not in _METRICS and name not in proxies.names():
         raise InputError(
             f"metric must be one of {', '.join(names())} or a proxy's name "
             f"({', '.join(proxies.names())}), got {name!r}"
         )
+    if name == "table" and "known" not in options:
+        raise InputError("metric table: needs a table as known, which systems do not have")
     try:
         if name in _METRICS:
             return _METRICS[name](**options)

@@ -102,7 +102,7 @@ def efs_nas(
     Args:
         space: The space.
         kind: A kind function of the space.
-        groups: Of kinds.
+        groups: All kinds, in groups.
         width: Share of the channels; None for one divided by the number of groups.
         route: "total", a supernet a group; "cumulative", as the published code for NAS-Bench-201:
             copies of cells, selected by the running number of functions (`CumulativeCopies`).
@@ -111,7 +111,7 @@ def efs_nas(
 
     Raises:
         InputError: Another route, cumulative routes of another space or kind, or with ``shared``;
-            no such kind, or a group without any.
+            no such kind function, or groups that do not hold each kind once.
     """
     parts = kind_groups(space, kind, groups)
     share = 1 / len(parts) if width is None else width

@@ -79,12 +79,12 @@ def balanced(
     Args:
         space: The space.
         kind: A kind function of the space.
-        groups: Of kinds.
+        groups: All kinds, in groups.
         form: One path of one group a step, as published for NAS-Bench-201, or one of each.
         width: Share of the channels.
 
     Raises:
-        InputError: No such kind function.
+        InputError: No such kind function, or groups that do not hold each kind once.
     """
     return Recipe("", "", paths=balanced_paths(space, kind, groups, form), width=width)
 
@@ -95,7 +95,7 @@ def balanced_paths(
     """A path of each group of kinds a step, or of one of them, drawn.
 
     Raises:
-        InputError: No such kind function or kind, or a group without any.
+        InputError: No such kind function, or groups that do not hold each kind once.
     """
     function = kind_function(space, kind).function
     parts = kind_groups(space, kind, groups)
@@ -111,16 +111,10 @@ def kind_groups(space: SearchSpace[Any], kind: str, groups: Groups) -> tuple[tup
     """Groups of kinds, checked.
 
     Raises:
-        InputError: No such kind function or kind, or a group without any.
+        InputError: No such kind function, or groups that do not hold each kind once.
     """
-    known = kind_function(space, kind).values
-    if not groups or not all(groups):
-        raise InputError(f"groups must be one or more lists of kinds, got {list(groups)}")
-    for group in groups:
-        for value in group:
-            if value not in known:
-                raise InputError(f"groups: {kind} is one of {sorted(known)}, got {value}")
-    return tuple(tuple(group) for group in groups)
+    kind_function(space, kind).check(groups)
+    return tuple(map(tuple, groups))
 
 
 @recipe("greedy", "You et al., CVPR 2020 (GreedyNAS), sections 3.1 to 3.3")
@@ -182,7 +176,10 @@ def greedy(
             alpha=alpha,
         )
 
-    scored = sampled / kept * (1 - start)
+    def scored(steps: int) -> int:
+        # A round is scored as a whole, however few of its paths are still trained.
+        return -(-(steps - round(start * steps)) // kept) * sampled
+
     return Recipe("", "", paths=Paths(sampler, scored=scored, images=images))
 
 

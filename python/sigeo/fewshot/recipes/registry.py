@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from sigeo.errors import InputError
 from sigeo.fewshot.recipe import Recipe
@@ -40,6 +40,16 @@ class Entry:
         """Its options with their defaults."""
         parameters = list(inspect.signature(self.make).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
+
+    @property
+    def examples(self) -> dict[str, Any]:
+        """A value of the kind of each option: its default, or 0 or 0.0 where that is None."""
+        defaults, kinds = self.options, get_type_hints(self.make)
+        for option, default in defaults.items():
+            if default is None:
+                whole = int in get_args(kinds[option])
+                defaults[option] = 0 if whole else 0.0
+        return defaults
 
 
 _ENTRIES: dict[str, Entry] = {}
@@ -93,12 +103,17 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
     if unknown:
         have = ", ".join(known.options) or "none"
         raise InputError(f"recipe {name}: has no option {unknown[0]}, options are {have}")
+    defaults, examples = known.options, known.examples
     for option, value in options.items():
-        default = known.options[option]
-        if not _alike(value, default):
-            raise InputError(f"recipe {name}: {option} must be like {default!r}, got {value!r}")
-        options[option] = _as(value, default)
-    chosen = {**known.options, **options}
+        if value is None and defaults[option] is None:
+            continue
+        example = examples[option]
+        if not _alike(value, example):
+            kind = "a whole number" if isinstance(example, int) else "a number"
+            expected = f"like {example!r}" if defaults[option] is not None else f"{kind} or None"
+            raise InputError(f"recipe {name}: {option} must be {expected}, got {value!r}")
+        options[option] = _as(value, example)
+    chosen = {**defaults, **options}
     try:
         made = known.make(space, **chosen)
     except (TypeError, ValueError, ArithmeticError) as error:
@@ -107,12 +122,10 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
 
 
 def _alike(value: Any, default: Any) -> bool:
-    """Whether an option's value is of the kind of its default; None is for a number."""
+    """Whether an option's value is of the kind of its default."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if number and not abs(value) < _LARGEST:
         return False
-    if default is None:
-        return value is None or number
     if isinstance(default, (tuple, list)):
         if not isinstance(value, (tuple, list)):
             return False

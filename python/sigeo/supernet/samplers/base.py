@@ -20,7 +20,10 @@ A_out = TypeVar("A_out", bound=Hashable, covariant=True)
 TRIES = 100_000
 """Draws after which a sampler gives up."""
 
-_PROBES = 64  # architectures by which functions without a name of their own are told apart
+# Architectures by which functions without a name of their own are told apart: so many drawn
+# anywhere, and for rare kinds so many of the region.
+_PROBES = 1024
+_INSIDE = 8
 
 
 class Sampler(Protocol[A_out]):
@@ -115,11 +118,22 @@ def describe_region(region: Region[Any] | None) -> dict[str, Any]:
 
 
 def _function(region: Kind[Any]) -> str:
-    """A function of architectures by its name; by some of its values where that says little."""
+    """A function of architectures by its name; by what it makes of some where that says little."""
     name = getattr(region.function, "__qualname__", "")
     if name.isidentifier():  # not of a lambda, or of a function inside another one
         return str(name)
     name = name or type(region.function).__qualname__
     rng = random.Random(0)
-    values = [str(region.function(region.space.sample(rng))) for _ in range(_PROBES)]
-    return f"{name} {hashlib.blake2b('/'.join(values).encode(), digest_size=8).hexdigest()}"
+    found: list[str] = []
+    inside: list[str] = []
+    for draw in range(max(_PROBES, region.tries)):
+        if draw >= _PROBES and len(inside) >= _INSIDE:
+            break
+        arch = (region.space if region.within is None else region.within).sample(rng)
+        value = region.function(arch)
+        if draw < _PROBES:
+            found.append(str(value))
+        if value in region.kinds and len(inside) < _INSIDE:
+            inside.append(str(arch))
+    text = "/".join([*found, *inside])
+    return f"{name} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
