@@ -13,12 +13,12 @@ from typing import Any
 
 from sigeo.capture import Batches
 from sigeo.errors import InputError
+from sigeo.fewshot import overhead
 from sigeo.fewshot.clock import Clock
 from sigeo.fewshot.family import Family
 from sigeo.fewshot.gradual import grow
 from sigeo.fewshot.hierarchy import narrow
-from sigeo.fewshot.metrics import Metric, Subject
-from sigeo.fewshot.plan import Node, Plan, split_by_kind, whole_space
+from sigeo.fewshot.plan import Plan, split_by_kind, whole_space
 from sigeo.fewshot.recipe import Ground, Recipe
 from sigeo.fewshot.splitting import Splitting, split
 from sigeo.fewshot.stretch import Stretch
@@ -105,7 +105,7 @@ class Development:
         self.batches: Batches | None = None
         if recipe.splitting is not None or recipe.hierarchy is not None:
             self.batches = study.metric_batches(seed, *recipe.metric_batches)
-        self.overhead = self._overhead()
+        self.overhead = overhead.at_most(recipe, study, self.batches)
         self.unit = (study.budget - self.overhead) / recipe.units(study.space)
 
     @property
@@ -180,7 +180,7 @@ class Development:
     @property
     def spent(self) -> float:
         """Processed images so far."""
-        return _processed(self.cost)
+        return overhead.processed(self.cost)
 
     def settings(self, phase: str) -> dict[str, Any]:
         """All that a phase depends on, as JSON can hold it."""
@@ -338,30 +338,6 @@ class Development:
         begin, end = self.share(level, first)
         return begin, 1.0 if level == levels else end, self._seen_before(level, first)
 
-    def _overhead(self) -> float:
-        """Processed images that dividing takes, at most."""
-        recipe, space = self.recipe, self.study.space
-        region: Product[Any] = Product.whole(space)
-
-        def cost(metric: Metric, place: int) -> float:
-            return _processed(metric.cost(Subject(region, place, 0, None, self.batches)))
-
-        total = 0.0
-        how = recipe.splitting
-        if how is not None and how.metric is not None and how.compares:
-            # The dearest ones, as it is not known which choices are left on a level.
-            metric = how.metric
-            costs = sorted((cost(metric, p) for p in range(len(space.choices))), reverse=True)
-            for level, nodes in enumerate(recipe.nodes(space)[:-1]):
-                left = len(costs) - (0 if how.again else level)
-                total += nodes * sum(costs[: left if how.choice.compares else 1])
-        if recipe.hierarchy is not None:
-            judged = FORWARD_SHARE * recipe.hierarchy.judged * self.study.held_out
-            for places in recipe.hierarchy.levels:
-                total += sum(cost(recipe.hierarchy.metric, place) for place in places)
-                total += 2 ** len(places) * judged
-        return total
-
     def divided(self) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
         """The plan, and the weights that each leaf starts from."""
         recipe, study = self.recipe, self.study
@@ -388,7 +364,7 @@ class Development:
             settings=self.settings("cuts"),
             progress=lambda done, known: self.clock.lap(),
         )
-        self.measured(divided.plan)
+        self.charge(overhead.of_plan(recipe.splitting, divided.plan, self.batches))
         return divided.plan, divided.supernets
 
     def _before_cut(
@@ -398,23 +374,6 @@ class Development:
         if images == 0:
             return
         self.train(supernet, region, images, f"level-{level}-{node}", *self._place(level))
-
-    def measured(self, plan: Plan[Any]) -> None:
-        """Count what the metric took for the cuts of a plan."""
-        how = self.recipe.splitting
-        if how is None or how.metric is None or not how.compares:
-            return
-        waiting: list[tuple[Node[Any], frozenset[int]]] = [(plan.root, frozenset())]
-        while waiting:
-            node, used = waiting.pop()
-            if node.cut is None:
-                continue
-            region: Any = node.region
-            place = int(node.cut.by)
-            left = [p for p in region.open() if p not in used or how.again]
-            for looked_at in left if how.choice.compares else [place]:
-                self.charge(how.metric.cost(Subject(region, looked_at, 0, None, self.batches)))
-            waiting.extend((child, used | {place}) for child in node.children)
 
     def _train_leaves(self, plan: Plan[Any], supernets: tuple[Supernet[Any], ...]) -> None:
         """Train the leaves on what is left of the budget."""
@@ -430,7 +389,3 @@ class Development:
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
             # Not the name of `leaf_file`: a family may be saved in the same folder.
             self.train(supernet, region, images, f"final-{leaf}", *place)
-
-
-def _processed(cost: Budget) -> float:
-    return cost.trained + FORWARD_SHARE * cost.evaluated

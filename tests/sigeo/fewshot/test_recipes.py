@@ -118,7 +118,7 @@ def test_images_and_schedule_start_anew_where_weights_do(inherit, shares, monkey
     ground = study(600)
     splitting = Splitting(None, Branching((2, 2)), Random(), AnyChoice(), inherit=inherit)
     develop(Recipe("parts", "", 2.0, (2.0, 2.0), splitting), ground, 0)
-    for phase, (begin, end) in zip(("level-0-0", "level-1-1", "leaf-3"), shares, strict=True):
+    for phase, (begin, end) in zip(("level-0-0", "level-1-1", "final-3"), shares, strict=True):
         assert found[phase] == (pytest.approx(begin), pytest.approx(end), begin == 0)
 
 
