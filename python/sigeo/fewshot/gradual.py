@@ -32,4 +32,5 @@ def grow(work: Development) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
         own = how.settings(number, work.steps_of(images, phase))
         own["lr"] *= work.study.lr
         seen += work.train(supernet, plan.root.region, images, phase, 0.0, 1.0, seen, **own)
+    how.finish(supernet)
     return plan, (supernet,)

@@ -139,13 +139,16 @@ class Gradual:
     Attributes:
         levels: Trainings but the last.
         grow: (supernet, number of the training) to the supernet that it trains: for 0 of the
-            supernet as drawn, later of the one trained before. Every architecture starts as it was.
+            supernet as drawn, whose weights it may set in place; later of the one trained before,
+            of which every architecture starts as it was.
+        finish: What is done to the supernet after the last training, in place.
         settings: (number of the training, its steps) to the settings of `sigeo.supernet.Training`
             that are its own, the step size as a share of what the study says.
     """
 
     levels: int
     grow: Callable[[Supernet[Any], int], Supernet[Any]]
+    finish: Callable[[Supernet[Any]], None]
     settings: Callable[[int, int], dict[str, Any]]
 
 

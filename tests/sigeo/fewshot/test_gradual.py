@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 
 import pytest
@@ -60,7 +61,8 @@ def test_trainings_of_the_published_lengths_with_one_group_more_each(tmp_path):
         assert f"head.{number + 1}.linear.bias" not in state.weights
         training = settings["training"]
         assert training["lr"] == pytest.approx(0.1 * (1, 0.01, 0.02)[number])
-        assert training["schedule"] == "cosine" and training["momentum"] == 0.9
+        assert training["schedule"] == "cosine" and training["floor"] == 0
+        assert training["momentum"] == 0.9
         assert training["clip"] == 1.0 and training["clip_by"] == "value"
         assert training["weight_decay"] == 1e-5 and training["decay_norms"] is False
         assert training.get("rise", 0) == (2 if number == 0 else 0)  # a twentieth, rounded
@@ -171,7 +173,7 @@ def test_every_block_starts_as_its_shortcut():
     assert len(scale) == 3 and not any(bool(p.any()) for p in scale.values())
     others = [p for n, p in supernet.named_parameters() if n.endswith("first.norm.weight")]
     assert all(bool((p == 1).all()) for p in others)
-    assert supernet.noisy
+    assert supernet.noisy and pickle.loads(pickle.dumps(supernet)).noisy
     assert not made(dropout=0.0, drop_path=0.0).gradual.grow(study().supernet(0), 0).noisy
     # A second growth is not to forget what was learnt.
     with torch.no_grad():
@@ -201,6 +203,7 @@ def test_it_learns_and_is_evaluated_on_recalibrated_norms():
 
 def test_what_is_kept_is_read_again(tmp_path):
     family = develop(made(), study(), 0)
+    assert not family.supernets[0].noisy
     family.save(tmp_path, {"width": 1.0})
     read = load_family(tmp_path, SPACE)
     assert read.plan == family.plan

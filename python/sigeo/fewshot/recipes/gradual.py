@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from sigeo.errors import InputError
@@ -75,15 +76,17 @@ def gradual(
             space.zero_branches(supernet)
         made = supernet.divided(space.width_groups(number + 1))
         if dropout > 0 or drop_path > 0:
-            made.regularise(
-                lambda network: space.regularised(network, dropout=dropout, drop_path=drop_path)
-            )
+            made.regularise(partial(space.regularised, dropout=dropout, drop_path=drop_path))
         return made
+
+    def finish(supernet: Any) -> None:
+        supernet.regularise(None)
 
     def settings(number: int, steps: int) -> dict[str, Any]:
         return {
             "lr": rates[min(number, len(rates) - 1)],
             "schedule": "cosine",
+            "floor": 0.0,
             "momentum": 0.9,
             "weight_decay": 1e-5,
             "decay_norms": False,
@@ -101,7 +104,7 @@ def gradual(
         "",
         before if last == 1 else after,
         () if last == 1 else (before, *[after] * (last - 2)),
-        gradual=Gradual(last - 1, grow, settings),
+        gradual=Gradual(last - 1, grow, finish, settings),
         paths=Paths(sampler, trained=count + 2),
         objective=lambda study, seed: InPlaceDistillation(label_smoothing=label_smoothing),
         calibration=calibration,
