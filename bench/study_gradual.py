@@ -57,9 +57,11 @@ def run() -> int:
     truth = _truth(space, images, archs)
     budget = STEPS * 4 * SUPERNET["batch_size"]  # type: ignore[operator]
     study = Study(space, images, budget, HELD_OUT, SUPERNET)
-    rows = []
+    rows, trainings = [], {}
     for variant, options in VARIANTS.items():
-        found = [_rankings(study, archs, variant, options, seed) for seed in SEEDS]
+        done = [_rankings(study, archs, variant, options, seed) for seed in SEEDS]
+        found = [rankings for rankings, _ in done]
+        trainings[variant] = done[0][1]
         for number, rankings in enumerate(zip(*found, strict=True)):
             for by in ("accuracy", "-loss"):
                 tau = repeated_kendall([r[by] for r in rankings], truth.accuracy.mean(1))
@@ -76,6 +78,7 @@ def run() -> int:
         "torch": torch.__version__,
         "space": space.describe(),
         "study": study.describe(),
+        "trainings": trainings,  # of each what it has in the place of the study's settings
         "alone": ALONE,
         "runs": RUNS,
         "noise": truth.noise,
@@ -104,11 +107,11 @@ def _truth(space: Any, images: Any, archs: list[Any]) -> standalone.Measurements
 
 def _rankings(
     study: Study, archs: list[Any], variant: str, options: dict[str, Any], seed: int
-) -> list[dict[str, Any]]:
-    """What each training leaves says of the subnets, on the images held out."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What each training leaves says of the subnets, on the images held out; and its settings."""
     recipe = recipes.get("gradual", study.space, calibration=CALIBRATION, **options)
     folder = RUN / variant.replace(" ", "-") / str(seed)
-    develop(recipe, study, seed, folder=folder)
+    trainings = develop(recipe, study, seed, folder=folder).trainings
     assert recipe.gradual is not None
     supernet = study.supernet(seed)
     calibration = study.calibration(seed, recipe.calibration)
@@ -120,7 +123,7 @@ def _rankings(
         family = Family(whole_space(study.space), (supernet,))
         accuracy, loss = family.evaluated(archs, study.validation(), calibration)
         found.append({"accuracy": accuracy, "-loss": -loss})
-    return found
+    return found, list(trainings)
 
 
 def page(table: Any) -> str:
@@ -146,9 +149,9 @@ def page(table: Any) -> str:
     heads = ["step sizes", "groups", "Kendall, accuracy [95 %]", "by seed", "Kendall, -loss"]
     return (
         f"`{content['command']}`, torch {content['torch']}, commit {content['sha']}; "
-        f"{len(content['subnets'])} subnets, {content['runs']} trainings of each alone, between "
-        f"which accuracies differ by {content['noise']:.2f} points and "
-        f"Kendall's tau is {content['ceiling']:.3f}.\n\n"
+        f"{len(content['subnets'])} subnets, {content['runs']} trainings of each alone, "
+        f"{content['noise']:.2f} points the standard deviation of one's accuracy (pooled over "
+        f"subnets) and {content['ceiling']:.3f} Kendall's tau between two.\n\n"
         + str(table([*heads, "mean accuracy"], lines))
     )
 

@@ -200,6 +200,21 @@ def test_modes_devices_and_frozen_weights_are_kept():
     assert "stage1_block1.first.conv.weight" in whole.state_dict()  # as it was
 
 
+def test_hooks_are_of_one_supernet_alone():
+    whole = supernet(SPACE)
+    calls = []
+    whole.register_forward_hook(lambda *_: calls.append("whole"))
+    made = whole.divided(SPACE.width_groups(2))
+    made.register_forward_pre_hook(lambda *_: calls.append("made"))
+    x = batches(torch.float32)[0][0]
+    whole(x, SPACE.largest)
+    assert calls == ["whole"]
+    made(x, SPACE.largest)
+    assert calls == ["whole", "made"]
+    made.register_buffer("mean", torch.zeros(1))
+    assert "mean" not in whole.state_dict()
+
+
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
@@ -210,6 +225,8 @@ def test_modes_devices_and_frozen_weights_are_kept():
         ([Groups(1, (-1, 2), ("head",))], r"to 2, got \[-1, 2\]"),
         ([Groups(1, (0, 2), ("tail",))], "each piece once, of stem, .*, got 'tail'"),
         ([Groups(1, (0, 2), ("head", "head"))], "each piece once, of stem, .*, got 'head'"),
+        ([Groups(0, (0, 1), ("head", "stage1_block2"))],
+         "network has, got 'stage1_block2', which depth1 1 leaves out"),
     ],
 )  # fmt: skip
 def test_groups_that_do_not_fit_are_refused(groups, message):

@@ -118,6 +118,8 @@ def _carry_out(args: argparse.Namespace) -> int:
     budget = config.steps * config.batch_size
     study = Study(space, data, budget, held_out, settings, device=args.device)
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
+    if args.schedule is not None and recipe.gradual is not None:
+        raise InputError("--schedule: a recipe decides that itself")
     least = least_budget(recipe, study)
     if budget < least:
         raise InputError(
@@ -136,6 +138,8 @@ def _carry_out(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "width": recipe.width,
     }
+    if family.trainings:
+        made["trainings"] = list(family.trainings)
     family.save(folder, made)
     document = {
         "schema": export.SCHEMA,

@@ -167,15 +167,16 @@ class Development:
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         standing: tuple[int, ...] = ()
+        trainings: tuple[dict[str, Any], ...] = ()
         with self.clock:
             if self.recipe.hierarchy is not None:
                 plan, supernets, standing = narrow(self)
             elif self.recipe.gradual is not None:
-                plan, supernets = grow(self)
+                plan, supernets, trainings = grow(self)
             else:
                 plan, supernets = self.divided()
                 self._train_leaves(plan, supernets)
-        return Family(plan, supernets, standing, self.cost, self.clock.seconds)
+        return Family(plan, supernets, standing, self.cost, self.clock.seconds, trainings)
 
     @property
     def spent(self) -> float:

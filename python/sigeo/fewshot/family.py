@@ -51,6 +51,7 @@ class Family(Generic[A]):
             with a smaller. All equal where leaves were not chosen among.
         cost: Images that training and splitting took.
         seconds: Time that they took.
+        trainings: Steps and settings of each, where they are not the study's; not read from files.
     """
 
     plan: Plan[A]
@@ -58,6 +59,7 @@ class Family(Generic[A]):
     standing: tuple[int, ...] = ()
     cost: Budget = field(default_factory=Budget)
     seconds: float = 0.0
+    trainings: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers.

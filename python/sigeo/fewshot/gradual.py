@@ -15,13 +15,21 @@ if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
 
 
-def grow(work: Development) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
-    """Carry a gradual recipe out: the plan of the whole space, and the supernet at the end."""
+def grow(
+    work: Development,
+) -> tuple[Plan[Any], tuple[Supernet[Any], ...], tuple[dict[str, Any], ...]]:
+    """Carry a gradual recipe out.
+
+    Returns:
+        The plan of the whole space, the supernet at the end, and of each training its steps and
+        what it had in the place of the study's settings.
+    """
     how = work.recipe.gradual
     assert how is not None
     plan = whole_space(work.study.space)
     supernet = work.study.supernet(work.seed, width=work.recipe.width)
     lengths, seen = (*work.recipe.before, work.recipe.after), 0
+    trainings = []
     for number, length in enumerate(lengths):
         supernet = how.grow(supernet, number)
         last = number == len(lengths) - 1
@@ -29,8 +37,10 @@ def grow(work: Development) -> tuple[Plan[Any], tuple[Supernet[Any], ...]]:
             continue
         images = work.study.budget - work.spent if last else work.unit * length
         phase = f"stage-{number}"
-        own = how.settings(number, work.steps_of(images, phase))
+        steps = work.steps_of(images, phase)
+        own = how.settings(number, steps)
         own["lr"] *= work.study.lr
+        trainings.append({"steps": steps, **own})
         seen += work.train(supernet, plan.root.region, images, phase, 0.0, 1.0, seen, **own)
     how.finish(supernet)
-    return plan, (supernet,)
+    return plan, (supernet,), tuple(trainings)

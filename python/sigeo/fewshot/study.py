@@ -108,7 +108,7 @@ class Study:
         order = self.source(seed).order
         size = self.batch_size if size is None else size
         if len(order) < size:
-            raise InputError(f"study: a metric needs {size} training images, got {len(order)}")
+            raise InputError(f"study: a batch needs {size} training images, got {len(order)}")
         count = min(count, len(order) // size)
         return [self._batch(p) for p in order.flip(0)[: size * count].view(count, size)]
 

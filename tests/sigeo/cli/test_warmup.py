@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -177,5 +178,13 @@ def test_the_one_shot_to_few_shot_scheme_on_an_elastic_space(capsys):
     assert [len(one.tops) for one in family.supernets[0].groups] == [2, 2]
     stages = sorted(path.name for path in Path("g").glob("gradual*/0/*.safetensors"))
     assert stages == ["stage-0.safetensors", "stage-1.safetensors"]
+    trained = document["settings"]["trainings"]
+    assert [one["schedule"] for one in trained] == ["cosine", "cosine"]
+    assert sum(one["steps"] for one in trained) * 4 == 28  # of four paths
+    assert all(one["weight_decay"] == 1e-5 and one["clip"] == 1 for one in trained)
+    kept = json.loads(Path("g/plan.json").read_text())
+    assert kept["settings"]["trainings"] == trained
+    code, _, err = run(*given[:-1], "--schedule", "cosine", "--out", "h", capsys=capsys)
+    assert code == 2 and err.endswith("--schedule: a recipe decides that itself\n")
     code, _, err = run(*given[:-1], "--warmup-steps", "2", "--out", "h", capsys=capsys)
-    assert code == 2 and "less than a step of 16" in err
+    assert code == 2 and "needs 384 processed images or more, got 32 of 2 steps" in err

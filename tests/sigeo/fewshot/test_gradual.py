@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from collections import Counter
 
 import pytest
 import torch
@@ -40,6 +41,13 @@ def weights(family):
     return dict(family.supernets[0].state_dict())
 
 
+def copies(names):
+    """How many each stage's blocks have, by the names of parameters."""
+    blocks = [name.split(".")[:2] for name in names if name.startswith("stage")]
+    found = {(block.partition("_")[0], copy) for block, copy in blocks}
+    return dict(Counter(stage for stage, _ in found))
+
+
 def assert_same(a, b):
     assert a.plan == b.plan and a.cost == b.cost
     mine, theirs = weights(a), weights(b)
@@ -55,8 +63,7 @@ def test_trainings_of_the_published_lengths_with_one_group_more_each(tmp_path):
     states = [load_checkpoint(tmp_path / f"stage-{number}.safetensors") for number in range(3)]
     assert [state.step for state, _ in states] == [50, 10, 10]  # 100, 20 and 20 epochs
     for number, (state, settings) in enumerate(states):
-        tops = [name for name in state.weights if name.endswith("block1.0.second.norm.bias")]
-        assert len(tops) == 2
+        assert copies(state.weights) == {"stage1": number + 1, "stage2": number + 1}
         assert f"head.{number}.linear.bias" in state.weights
         assert f"head.{number + 1}.linear.bias" not in state.weights
         training = settings["training"]
@@ -66,6 +73,10 @@ def test_trainings_of_the_published_lengths_with_one_group_more_each(tmp_path):
         assert training["clip"] == 1.0 and training["clip_by"] == "value"
         assert training["weight_decay"] == 1e-5 and training["decay_norms"] is False
         assert training.get("rise", 0) == (2 if number == 0 else 0)  # a twentieth, rounded
+        for name, value in family.trainings[number].items():
+            told = {"steps": state.step, "rise": training.get("rise", 0)}
+            told["scales"] = tuple(map(tuple, training.get("scales", ())))
+            assert value == {**training, **told}[name], name
         assert settings["sampler"]["count"] == 2
         assert settings["objective"]["label_smoothing"] == 0.1
 
@@ -110,7 +121,7 @@ def test_step_sizes_of_copies_are_those_published():
     assert dict(scales(published, 2))["head.1."] == 6
 
 
-def test_the_optimiser_has_those_step_sizes(tmp_path):
+def test_the_optimiser_has_those_step_sizes():
     supernet = SPACE.supernet(seed=0).divided(SPACE.width_groups(2))
     config = study().training(5, scales=scales(SPACE, 2), decay_norms=False)
     trainer = Trainer(supernet, lambda batch, step: torch.zeros(()), config)
@@ -212,6 +223,37 @@ def test_what_is_kept_is_read_again(tmp_path):
     archs = [SPACE.largest, SPACE.smallest, SPACE.at(77)]
     found = [one.evaluated(archs, study().validation())[1] for one in (family, read)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_a_stage_of_fewer_widths_has_a_copy_of_each(tmp_path):
+    space = spaces.get(
+        "resnet", spaces.InputShape(1, 8, 2), channels=2, depths=(1, 1), ratios=(0.6, 0.8, 1)
+    )
+    widths = {c.name: c.options for c in space.choices if c.name.startswith("width")}
+    assert widths == {"width1": ("1", "2"), "width2": ("2", "3", "4")}
+    ground = Study(space, DATA, 14 * STEP, held_out=24, settings=study().settings)
+    family = develop(recipes.get("gradual", space), ground, 0, folder=tmp_path / "work")
+    found = []
+    for number in range(3):
+        state, _ = load_checkpoint(tmp_path / "work" / f"stage-{number}.safetensors")
+        found.append(copies(state.weights))
+    assert [one["stage1"] for one in found] == [1, 2, 2]
+    assert [one["stage2"] for one in found] == [1, 2, 3]
+    family.save(tmp_path, {"width": 1.0})
+    read = load_family(tmp_path, space)
+    assert read.supernets[0].groups == space.width_groups(3)
+    mine, theirs = weights(family), weights(read)
+    assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
+
+
+def test_calibration_batches_are_as_many_as_there_are():
+    ground = study()
+    there = len(DATA.train) - 24
+    found = ground.calibration(0, 1000)
+    assert len(found) == there // 8 and all(len(labels) == 8 for _, labels in found)
+    message = f"study: a batch needs {there + 1} training images, got {there}"
+    with pytest.raises(InputError, match=message):
+        ground.calibration(0, 1, there + 1)
 
 
 class Killed(Exception):

@@ -33,9 +33,9 @@ def gradual(
     Training number g, from 1 on, has g copies of the blocks of every stage, or one a width where a
     stage has fewer: each of the largest widths of the stage's stream has one for itself and the
     last serves the others. Step sizes of a stage's copies are in inverse proportion to the widths
-    that they serve, as they are trained as rarely: relative to the copy of most widths with g = 2,
-    to those of one width from g = 3 on (published: 2, 5, 6 and 6 times for the new copy with
-    g = 2, 1/2 to 1/5 for the old one up to g = 6, all alike with g = 7).
+    that they serve: relative to the copy of most widths with g = 2, to those of one width from
+    g = 3 on (published: 2, 5, 6 and 6 times for the new copy with g = 2, 1/2 to 1/5 for the old one
+    up to g = 6, all alike with g = 7).
 
     Args:
         space: A `ResNet`.

@@ -61,7 +61,7 @@ class ElasticSupernet(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy has: no paths, as it may get other layers in the place of some."""
-        return {**vars(self), "_paths": {}}
+        return {**super().__getstate__(), "_paths": {}}  # type: ignore[no-untyped-call]
 
     @property
     def noisy(self) -> bool:
@@ -130,17 +130,18 @@ class ElasticSupernet(nn.Module):
         """Shared weights with other, finer groups.
 
         Every copy starts as the leading part of the copy that has served its widths, norms
-        included, so every architecture computes what it did.
+        included, so every architecture computes what it did. Hooks stay behind.
 
         Args:
             groups: For all pieces that are to have copies, those that have some now included.
 
         Raises:
-            InputError: They do not fit the space, have a piece twice, or are not finer.
+            InputError: They do not fit the space, have a piece twice or one that not every copy's
+                network has, or are not finer.
         """
         found = by_piece(groups, self.space.choices, list(self._modules), self.groups)
         made = copy.copy(self)
-        made._modules = {}
+        nn.Module.__init__(made)  # a copy has the parameters, buffers and hooks of what it is of
         made._paths, made.groups = {}, tuple(groups)
         for name, piece in self.named_children():
             if name in found:
@@ -151,11 +152,22 @@ class ElasticSupernet(nn.Module):
         return made.train(self.training)
 
     def _copy(self, piece: str, groups: Groups, top: int) -> nn.Module:
-        """A piece as large as an option asks for, with the weights that served it."""
+        """A piece as large as an option asks for, with the weights that served it.
+
+        Raises:
+            InputError: The option's network has no such piece.
+        """
         codes = list(self.space.largest.codes)
         codes[groups.choice] = top
         arch = self.space.decode(codes)
-        made = convert(self.space.skeleton(arch).get_submodule(piece))
+        plain = dict(self.space.skeleton(arch).named_children())
+        if piece not in plain:
+            choice = self.space.choices[groups.choice]
+            raise InputError(
+                f"groups: expected pieces that every copy's network has, got {piece!r}, which "
+                f"{choice.name} {choice.options[top]} leaves out"
+            )
+        made = convert(plain[piece])
         weights = dict(self.named_parameters())
         for place in list(places(made)):
             name = self.shared_name(arch, f"{piece}.{place.name}")
