@@ -1,0 +1,115 @@
+"""Elastic layers: what they refuse, and their corners."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sigeo.capture import capture
+from sigeo.supernet import elastic
+from sigeo_ext.testing import assert_close
+from tests.sigeo.test_elastic import conv, randn
+
+
+def test_frozen_weights_stay_frozen():
+    layer = elastic.ElasticLinear(4, 5)
+    layer.weight.requires_grad_(False)
+    plain = layer.extract(outputs=2)
+    assert not plain.weight.requires_grad and plain.bias.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: elastic.ElasticLinear(4, 5).select(rows=2),
+            "ElasticLinear: a choice must be of outputs, inputs, got rows",
+        ),
+        (
+            lambda: elastic.ElasticEmbedding(4, 5, max_norm=1.0),
+            "ElasticEmbedding: max_norm must not be set, got 1.0",
+        ),
+        (
+            lambda: conv("2d", 3, 3, 3, padding_mode="circular"),
+            "ElasticConv2d: padding_mode must be zeros, got circular",
+        ),
+        (
+            lambda: conv("1d", 3, 3, 5, padding=1)(torch.ones(1, 3, 9), kernel=1),
+            "padding must be at least 2 for a kernel of 5 cropped to 1, got 1",
+        ),
+        (
+            lambda: elastic.ElasticLayerNorm((3, 4)),
+            "ElasticLayerNorm: normalized_shape must be one size, got [3, 4]",
+        ),
+        (
+            lambda: elastic.ElasticDepth(nn.Identity())(1, depth=2),
+            "ElasticDepth: depth must be from 0 to 1, got 2",
+        ),
+        (
+            lambda: elastic.ElasticDepth(nn.Identity()).extract(depth=-1),
+            "ElasticDepth: depth must be from 0 to 1, got -1",
+        ),
+    ],
+)
+def test_a_wrong_argument_is_named(call, text):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("columns", [5, slice(2, 6), torch.tensor([6, 1])])
+def test_captures_of_a_part_of_a_table_land_in_its_columns(columns):
+    model = torch.nn.Sequential(elastic.ElasticEmbedding(20, 8), torch.nn.Tanh()).double()
+    model[0].select(columns=columns)
+    tokens = torch.randint(0, 20, (4, 3), generator=torch.Generator().manual_seed(0))
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as found:
+        model(tokens).sum((1, 2)).pow(2).mean().backward()
+    expected = torch.zeros(20, 8, dtype=torch.float64)
+    norms = []
+    for row in tokens:
+        model.zero_grad()
+        model(row[None]).sum().pow(2).backward()
+        expected += model[0].weight.grad.abs()
+        norms.append(model[0].weight.grad.square().sum())
+    got = found["0.weight"].abs_sum
+    got = got.to_dense() if got.is_sparse else got
+    assert torch.allclose(got, expected, rtol=1e-10)
+    assert torch.allclose(found.sample_sq_norm, torch.stack(norms), rtol=1e-10)
+
+
+def test_layers_without_a_masked_mode_refuse_it():
+    model = torch.nn.Sequential(elastic.ElasticLinear(4, 4), elastic.ElasticEmbedding(3, 4))
+    with pytest.raises(ValueError, match="masked: ElasticEmbedding has no masked mode"):
+        elastic.configure(model, masked=True)
+    assert not model[0].masked, "nothing is set where something cannot be"
+    elastic.configure(model, masked=False, accumulate=True)
+
+
+def test_choices_are_shown():
+    layer = elastic.ElasticLinear(4, 6).select(outputs=3)
+    assert "in_features=4" in repr(layer) and "outputs=3" in repr(layer)
+
+
+@pytest.mark.parametrize("depth", [True, torch.tensor([0, 2]), slice(1, 3)])
+def test_a_depth_is_a_whole_number(depth):
+    model = elastic.ElasticDepth(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="ElasticDepth: depth must be a whole number"):
+        model(torch.zeros(1, 2), depth=depth)
+
+
+def test_what_torch_pads_on_one_side_and_steps_of_slices_are_refused():
+    with pytest.raises(ValueError, match='padding="same" needs as much on both sides'):
+        elastic.ElasticConv2d(3, 4, 4, padding="same")
+    with pytest.raises(ValueError, match="a slice must be of step 1 from 0 on"):
+        elastic.ElasticAttention(8, 4)(torch.zeros(1, 2, 8), heads=slice(0, 4, 2))
+
+
+def test_a_batch_norm_that_stops_tracking_leaves_its_statistics():
+    layer = elastic.ElasticBatchNorm1d(3)
+    layer.track_running_stats = False
+    plain = nn.BatchNorm1d(3)
+    plain.track_running_stats = False
+    x = randn(5, 3).float()
+    assert_close(layer(x), plain(x))
+    assert not layer.running_mean.any() and int(layer.num_batches_tracked) == 0
