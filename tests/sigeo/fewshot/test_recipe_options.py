@@ -55,7 +55,7 @@ def made(name, **options):
         ("gm-nas", {"after": -1}, "lengths of training must be at least 0, and one above"),
         ("metric-driven", {"batches": 0}, "got 0 of 8"),
         ("nas-lid", {"k": 8}, "batch must be more than k = 8 neighbours, got 8"),
-        ("nas-lid", {"k": 1}, "k must be at least 2 neighbours, got 1"),
+        ("nas-lid", {"k": 1}, "k must be a whole number of at least 2, got 1"),
         ("few-shot", {"before": json.loads("1e400")}, "before must be like 600.0, got inf"),
         ("few-shot", {"before": math.nan}, "before must be like 600.0, got nan"),
         ("gm-nas", {"before": [1, 10**400]}, r"before must be like \(20.0, 20.0\)"),

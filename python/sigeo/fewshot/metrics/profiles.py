@@ -62,12 +62,10 @@ class LID:
         """Check the options.
 
         Raises:
-            InputError: No repetition, or an unknown way to compare or estimate.
+            InputError: No repetition, too few neighbours, or an unknown way to compare or estimate.
         """
         if self.repeats < 1:
             raise InputError(f"lid: repeats must be at least 1, got {self.repeats}")
-        if self.k < 2:
-            raise InputError(f"lid: k must be at least 2 neighbours, got {self.k}")
         if self.compare not in ("correlation", "cosine", "distance"):
             raise InputError(
                 f"lid: compare must be correlation, cosine or distance, got {self.compare!r}"
