@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sigeo import InputError
-from sigeo.capture import SGD, ClippedAdagrad, Request, gradient_statistics
+from sigeo.capture import SGD, Batches, ClippedAdagrad, Request, gradient_statistics
 from sigeo_ext.testing import assert_close
 from tests.sigeo.models import (
     Recurrent,
@@ -148,6 +148,27 @@ def golden_copy(model):
     other = golden_net().to(next(model.parameters()).dtype)
     other.load_state_dict(model.state_dict())
     return other
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "stride", "safe"), [(5, 1, 2, False), (8, 1, 2, True), (5, 3, 2, True)]
+)
+def test_convolutions_that_crash_in_channels_last_are_left_in_order(
+    channels, kernel, stride, safe, monkeypatch
+):
+    """On processors without AVX-512 torch's weight gradient of some writes out of bounds."""
+    model = nn.Sequential(
+        nn.Conv2d(3, channels, 1), nn.Conv2d(channels, 10, kernel, stride=stride),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+    )  # fmt: skip
+    given = [(torch.randn(32, 3, 8, 8), torch.randint(0, 10, (32,))) for _ in range(2)]
+    for capability, expected in (("AVX512", True), ("AVX2", safe)):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda c=capability: c)
+        images, _ = Batches(given, model, torch.device("cpu"))[0]
+        assert images.is_contiguous(memory_format=torch.channels_last) == expected
+    monkeypatch.undo()
+    for _ in range(10):  # heap corruption would kill the process here
+        gradient_statistics(model, given)
 
 
 def test_memory_formats_agree():

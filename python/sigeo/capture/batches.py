@@ -37,7 +37,8 @@ class Batches:
             model: Decides what "auto" means.
             device: Where inputs and labels go.
             memory_format: "channels_last" for images [B, C, H, W] in that order, "preserve" as
-                they come, "auto": channels_last on a CPU if the model has 2-d convolutions.
+                they come, "auto": channels_last on a CPU if the model has 2-d convolutions, but
+                for some that torch does not compute safely so.
 
         Raises:
             InputError: There is no batch, or a parameter of the model has no shape yet.
@@ -48,9 +49,8 @@ class Batches:
         random.restore()
         if not self._batches:
             raise InputError("batches: expected at least one, got none")
-        convolves = any(isinstance(m, nn.Conv2d) for m in model.modules())
         self._channels_last = memory_format == "channels_last" or (
-            memory_format == "auto" and device.type == "cpu" and convolves
+            memory_format == "auto" and device.type == "cpu" and _suits_channels_last(model)
         )
         self.device = device
 
@@ -92,6 +92,20 @@ class Batches:
         if self._channels_last and placed.dim() == 4 and placed.is_floating_point():
             return placed.contiguous(memory_format=torch.channels_last)
         return placed
+
+
+def _suits_channels_last(model: nn.Module) -> bool:
+    """Whether a model has 2-d convolutions, and none that crashes in that order.
+
+    On CPUs without AVX-512 the weight gradient of a strided 1x1 convolution of fewer than 8
+    channels writes out of bounds there (torch 2.13, oneDNN).
+    """
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    if "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return bool(convolutions)
+    return bool(convolutions) and not any(
+        m.kernel_size == (1, 1) and max(m.stride) > 1 and m.in_channels < 8 for m in convolutions
+    )
 
 
 def _split(batch: Any) -> tuple[Any, Any]:
