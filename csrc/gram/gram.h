@@ -2,7 +2,7 @@
 //
 // The vectors come in parts. A part is read once from memory and then, from the cache, once for
 // each few of its partners; every result adds up lanes in the type of the vectors over at most
-// kFlush values, and from there on in float64.
+// kOfLane values a lane, and from there on in float64.
 #pragma once
 
 #include <cstdint>

@@ -7,8 +7,9 @@
 namespace sigeo_ext::gram {
 namespace {
 
-// Values that a lane's sum may stand for before it goes on in float64: bounds rounding errors.
-constexpr int64_t kFlush = 4096;
+// Values that a lane's sum may stand for before it goes on in float64: bounds rounding errors, and
+// alike however many lanes a processor has.
+constexpr int64_t kOfLane = 256;
 
 template <class T, int kLanes>
 struct Vector {
@@ -23,7 +24,7 @@ SIGEO_INLINE V term(const V& a, const V& b) {
   else return (a - b) * (a - b);
 }
 
-// sums[i, j] += over [0, length), at most kFlush, of a[i] and b[j].
+// sums[i, j] += over [0, length), at most kOfLane a lane, of a[i] and b[j].
 template <Pair kPair, class T, int kLanes, int kRows, int kColumns>
 SIGEO_INLINE void block(const T* const (&a)[kRows], const T* const (&b)[kColumns], int64_t length,
                         double (&sums)[kRows][kColumns]) {
@@ -58,8 +59,9 @@ SIGEO_INLINE void block(const T* const (&a)[kRows], const T* const (&b)[kColumns
 
 template <Pair kPair, class T, int kLanes, int kRows, int kColumns>
 SIGEO_INLINE void pairs_body(const T* const* rows, int64_t count, int64_t length, double* out) {
-  for (int64_t from = 0; from < length; from += kFlush) {
-    const int64_t values = std::min(kFlush, length - from);
+  constexpr int64_t kAtOnce = kOfLane * kLanes;
+  for (int64_t from = 0; from < length; from += kAtOnce) {
+    const int64_t values = std::min(kAtOnce, length - from);
     for (int64_t i0 = 0; i0 < count; i0 += kRows) {
       const T* a[kRows];
       for (int i = 0; i < kRows; ++i) a[i] = rows[std::min(i0 + i, count - 1)] + from;
