@@ -224,14 +224,16 @@ def test_update(benchmark: Any, implementation: str, coordinates: int, threads: 
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("op", ["rows_summary", "summary", "dot"])
+@pytest.mark.parametrize("op", ["rows_summary", "summary", "dot", "row_dots"])
 def test_reductions(benchmark: Any, op: str, threads: int) -> None:
     a, mean, m2, *units = lists(RESNET50)
     total = sum(RESNET50)
+    images, gradients = (torch.randn(64, total // 64) for _ in range(2))
     calls = {
         "rows_summary": (20, lambda: moments.rows_summary(units, weights=a)),
         "summary": (16, lambda: moments.summary(a, mean, m2, count=4, weights=units[0])),
         "dot": (8, lambda: moments.dot(a, mean)),
+        "row_dots": (8, lambda: moments.row_dots(images, gradients)),
     }
     moved, call = calls[op]
     benchmark.extra_info.update(

@@ -13,7 +13,7 @@ CHOICES = ("auto", "reference", "cpu", "cuda", "triton")
 
 # Raised together with csrc/common/version.cpp whenever a schema changes, so that a library left
 # over from an older build is refused instead of called with the wrong arguments.
-_SCHEMA_VERSION = 10
+_SCHEMA_VERSION = 11
 _LIBRARY = Path(__file__).with_name("_C.so")
 
 

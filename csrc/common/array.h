@@ -9,6 +9,10 @@ namespace sigeo_ext {
 
 enum class DType : uint8_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
+constexpr int64_t size_of(DType dtype) {
+  return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+}
+
 // `numel` values of `dtype`, one after another. A null `data` stands for all zeros: the gradient
 // of a parameter that the loss did not reach.
 struct Array {

@@ -2,7 +2,7 @@
 #include <torch/csrc/stable/library.h>
 
 namespace {
-int64_t schema_version() { return 10; }
+int64_t schema_version() { return 11; }
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sigeo_ext, m) { m.def("schema_version() -> int"); }

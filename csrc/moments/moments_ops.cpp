@@ -119,6 +119,36 @@ Tensor dot(Tensors a, Tensors b) {
   return out;
 }
 
+// Whether the rows (dimension 0) of a dense tensor come one after another.
+bool rows_lie_apart(const Tensor& tensor) {
+  const int64_t rows = tensor.size(0);
+  return rows < 2 || tensor.stride(0) * rows == tensor.numel();
+}
+
+template <class Device>
+Tensor row_dots(Tensor a, Tensor b) {
+  const char* op = "moments_row_dots";
+  STD_TORCH_CHECK(a.dim() > 0, op, ": a must be [rows, ...], got a number");
+  const int64_t rows = a.size(0);
+  Lists lists(op);
+  const auto split = [rows](const Array& all) {
+    const int64_t each = rows == 0 ? 0 : all.numel / rows;
+    const int64_t bytes = each * size_of(all.dtype);
+    std::vector<Array> parts;
+    for (int64_t row = 0; row < rows; ++row) {
+      parts.push_back({static_cast<char*>(all.data) + row * bytes, all.dtype, each});
+    }
+    return parts;
+  };
+  if (!rows_lie_apart(a)) a = torch::stable::contiguous(a);
+  const auto x = split(lists.inputs("a", Tensors{a})[0]);
+  const auto y = split(lists.inputs("b", Tensors{b})[0]);
+  Tensor out = lists.new_float64({rows});
+  Device device(lists);
+  moments::dot(x, y, data(out), device.place());
+  return out;
+}
+
 template <class Device>
 void register_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("moments_update_", TORCH_BOX(&update_<Device>));
@@ -127,6 +157,7 @@ void register_ops(torch::stable::detail::StableLibrary& m) {
   m.impl("moments_summary", TORCH_BOX(&summary<Device>));
   m.impl("moments_rows_summary", TORCH_BOX(&rows_summary<Device>));
   m.impl("moments_dot", TORCH_BOX(&dot<Device>));
+  m.impl("moments_row_dots", TORCH_BOX(&row_dots<Device>));
 }
 
 }  // namespace

@@ -34,6 +34,7 @@ __all__ = [
     "Summary",
     "dot",
     "fold_rows_",
+    "row_dots",
     "rows_summary",
     "summary",
     "update",
@@ -176,6 +177,23 @@ def dot(a: TensorList, b: TensorList) -> Tensor:
         RuntimeError: Lists of different lengths, or a pair that does not fit together.
     """
     result: Tensor = op.moments_dot(a, b)
+    return result
+
+
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner product of each row of a with that of b, float64 [rows]. Differentiable.
+
+    With a layer's input and the input's gradient, the inner product of its weight with the gradient
+    of each sample, for a layer that is linear in its weight.
+
+    Args:
+        a: ``[rows, ...]``.
+        b: Of the same shape; any other dtype or memory order (then copied).
+
+    Raises:
+        RuntimeError: Shapes that differ, or no dimension.
+    """
+    result: Tensor = op.moments_row_dots(a, b)
     return result
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -130,4 +131,31 @@ moments_dot = define(
     backward=_dot_backward,
     vmap=per_member("moments_dot", [False, False]),
     flops=lambda a, *_, **__: 2 * numel(a),
+)
+
+
+def _row_dots_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _row_dots_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = ctx.saved_tensors
+    rows = grad.view(-1, *[1] * (a.dim() - 1))
+    return (rows * b.double()).to(a.dtype), (rows * a.double()).to(b.dtype)
+
+
+def _row_dots_vmap(info: Any, in_dims: Any, a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+    stacked = [batched([t], d, info.batch_size)[0] for t, d in zip((a, b), in_dims, strict=True)]
+    flat = [t.flatten(0, 1) for t in stacked if t is not None]
+    return moments_row_dots(*flat).view(info.batch_size, -1), 0
+
+
+moments_row_dots = define(
+    "moments_row_dots(Tensor a, Tensor b) -> Tensor",
+    reference.row_dots,
+    fake=lambda a, b: a.new_empty(a.shape[0], dtype=torch.float64),
+    setup_context=_row_dots_context,
+    backward=_row_dots_backward,
+    vmap=_row_dots_vmap,
+    flops=lambda a, *_, **__: 2 * math.prod(a),
 )

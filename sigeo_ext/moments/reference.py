@@ -164,3 +164,10 @@ def dot(a: TensorList, b: TensorList) -> Tensor:
     if not products:
         return torch.empty(0, dtype=torch.float64)
     return torch.stack(products)
+
+
+def row_dots(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of the rows (dimension 0), in float64."""
+    _check.require(a.dim() > 0, "moments_row_dots", "a must be [rows, ...], got a number")
+    _check.lists("moments_row_dots", inputs={"a": [a], "b": [b]})
+    return (a.double() * b.double()).flatten(1).sum(1) if a.dim() > 1 else a.double() * b.double()

@@ -138,6 +138,37 @@ def test_dot_equals_definition(device):
         )
 
 
+ROWS = {"none": (0, 3), "one": (1, 5), "numbers": (7,), "empty": (4, 0), "rows": (5, 3, 7, 2)}
+MANY = {"chunks": (3, 40_000), "short": (300, 2)}
+
+
+@pytest.mark.parametrize("shape", [*ROWS.values(), *MANY.values()], ids=[*ROWS, *MANY])
+def test_row_dots_equals_definition(shape, device):
+    for x, y in itertools.product(DTYPES, DTYPES):
+        (a,), (b,) = tensors([shape], x, device=device), tensors([shape], y, seed=1, device=device)
+        expected = (a.double() * b.double()).unsqueeze(-1).flatten(1).sum(1)
+        assert_close(moments.row_dots(a, b), expected, tolerance=1e-11)
+
+
+@pytest.mark.parametrize("kind", ["last", "other", "rows inside", "steps", "spread"])
+def test_row_dots_takes_any_memory_order(kind, device):
+    a, b = tensors([(6, 4, 3, 5)] * 2, seed=3, device=device)
+    expected = (a.double() * b.double()).flatten(1).sum(1)
+    last = torch.channels_last
+    if kind == "last":
+        a, b = a.contiguous(memory_format=last), b.contiguous(memory_format=last)
+    elif kind == "other":
+        b = b.contiguous(memory_format=last)
+    elif kind == "rows inside":
+        a, b = (t.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2) for t in (a, b))
+    elif kind == "steps":
+        a, b = (t.repeat_interleave(2, 0)[::2] for t in (a, b))
+    else:
+        b = b[:1].expand_as(b)
+        expected = (a.double() * b.double()).flatten(1).sum(1)
+    assert_close(moments.row_dots(a, b), expected, tolerance=1e-11)
+
+
 layer_lists = st.lists(st.lists(st.integers(0, 40), max_size=3).map(tuple), min_size=1, max_size=5)
 
 

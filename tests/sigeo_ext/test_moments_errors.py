@@ -117,6 +117,9 @@ BAD_CALLS = {
     ),
     "dot-length": ("dot", ([A], [A, A]), r"b must hold one tensor a layer, 1, got 2"),
     "dot-shape": ("dot", ([A], [B]), r"b\[0\] must have its layer's shape \[3\], got \[2, 2\]"),
+    "rows-shape": ("row_dots", (A, B), r"b\[0\] must have its layer's shape \[3\], got \[2, 2\]"),
+    "rows-integer": ("row_dots", (A.int(), A), r"a\[0\] must be float32.*got Int$"),
+    "rows-number": ("row_dots", (A[0], A[0]), r"a must be \[rows, \.\.\.\], got a number"),
 }
 
 

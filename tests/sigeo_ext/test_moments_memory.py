@@ -70,6 +70,7 @@ def test_outputs_are_written_whole(device):
             *moments.summary(*state, count=2, grads=units[2]),
             *moments.rows_summary(units, weights=weights),
             moments.dot(*units[:2]),
+            moments.row_dots(units[0][0], units[1][0]),
             *itertools.chain(*moments.update(*state, units[2], count=2)),
         ]
     assert not any(t.isnan().any() for t in results)
@@ -89,6 +90,7 @@ def test_same_bits_whatever_the_threads():
             *moments.summary(*state, count=4, grads=units[0], weights=weights),
             *moments.rows_summary(units, weights=weights),
             moments.dot(units[0], weights),
+            *(moments.row_dots(g, w) for g, w in zip(units[0], weights, strict=True) if g.dim()),
         ]
 
     with threads(1):

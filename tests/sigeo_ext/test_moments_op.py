@@ -28,6 +28,7 @@ def arguments(name: str, device: str, dtype: torch.dtype = torch.float32):
         "moments_summary": (*lists[:3], holed, lists[4], 3, 1),
         "moments_rows_summary": (rows, lists[4], 3, 0),
         "moments_dot": (lists[0], lists[1]),
+        "moments_row_dots": tuple(tensors([(6, 3)] * 2, dtype, device=device)),
     }[name]
 
 
@@ -39,7 +40,7 @@ def test_opcheck(name, dtype, device):
     )
 
 
-@pytest.mark.parametrize("name", ["moments_update", "moments_dot"])
+@pytest.mark.parametrize("name", ["moments_update", "moments_dot", "moments_row_dots"])
 def test_opcheck_with_gradients(name, device):
     given = [
         list(values) if isinstance(values, list) else values
@@ -48,10 +49,9 @@ def test_opcheck_with_gradients(name, device):
     if name == "moments_update":
         given[3] = tensors(LAYERS, torch.float64, seed=3, device=device)
     for values in given:
-        if isinstance(values, list):
-            for value in values:
-                if value is not None:
-                    value.requires_grad_()
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, torch.Tensor):
+                value.requires_grad_()
     torch.library.opcheck(getattr(torch.ops.sigeo_ext, name).default, given)
 
 
@@ -111,6 +111,22 @@ def test_dot_gradients_equal_finite_differences(device):
         for t in tensors([(4,), (2, 3)], torch.float64, seed=i, device=device)
     ]
     assert torch.autograd.gradcheck(lambda *f: moments.dot(f[:2], f[2:]), flat)
+
+
+def test_row_dots_gradients_equal_finite_differences(device):
+    a, b = (t.requires_grad_() for t in tensors([(3, 2, 2)] * 2, torch.float64, device=device))
+    assert torch.autograd.gradcheck(moments.row_dots, (a, b))
+    assert torch.autograd.gradgradcheck(moments.row_dots, (a, b))
+
+
+@pytest.mark.parametrize("dims", [(0, 0), (1, None), (None, 2)], ids=str)
+def test_row_dots_under_vmap_equals_a_loop(dims, device):
+    pair = tensors([(3, 3, 3)] * 2, device=device)
+    whole = [t[0] if d is None else t for t, d in zip(pair, dims, strict=True)]
+    batched = torch.vmap(moments.row_dots, dims)(*whole)
+    for index, row in enumerate(batched):
+        parts = [t if d is None else t.select(d, index) for t, d in zip(whole, dims, strict=True)]
+        assert_close(row, moments.row_dots(*parts), tolerance=1e-12)
 
 
 def test_summaries_do_not_follow_weights(device):

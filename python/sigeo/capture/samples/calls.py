@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
-from sigeo_ext import gram, sample_moments
+from sigeo_ext import gram, moments, sample_moments
 from sigeo_ext.sample_moments import SampleMoments
 
 if TYPE_CHECKING:
@@ -81,8 +81,10 @@ class Call(ABC):
             everything = slice(0, plan.units)
             rows = self.unit_gradients(argument, x, d, saved, everything, plan.unit)
             return (rows * value).flatten(1).sum(1, dtype=torch.float64)
-        product = x * dx if dx is not None else d * self.forward(x, value, None)[0]
-        samples = samples_first(product, self.axis).flatten(1).sum(1, dtype=torch.float64)
+        pair = (x, dx) if dx is not None else (d, self.forward(x, value, None)[0])
+        if not (self.axis.alone and self.axis.dim == 0):
+            pair = samples_first(pair[0], self.axis), samples_first(pair[1], self.axis)
+        samples = moments.row_dots(*pair)
         return samples.view(plan.units, -1).sum(1)
 
     def gram(
