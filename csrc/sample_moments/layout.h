@@ -98,9 +98,25 @@ struct Halo {
   std::vector<int64_t> outputs;  // where the first tap of each output lies
 };
 
-// Channels [begin, begin + count) of some samples, in lines of `width` filled up with zeros.
+// Lines ahead of the one being packed that are asked for: they lie too far apart for the processor
+// to see them coming.
+inline constexpr int64_t kLinesAhead = 16;
+
+// `lines` runs of kWidth values, `step` apart, one after another.
+template <int64_t kWidth, class T>
+void pack_lines(const T* from, int64_t lines, int64_t step, T* to) {
+  for (int64_t line = 0; line < lines; ++line, from += step, to += kWidth) {
+    if (line + kLinesAhead < lines) __builtin_prefetch(from + kLinesAhead * step);
+    std::copy_n(from, kWidth, to);
+  }
+}
+
+// Runs of `count` values in lines of `width`, filled up with zeros.
 template <class T>
 void pack_panel(const T* from, int64_t lines, int64_t step, int64_t count, int64_t width, T* to) {
+  if (count == width && width == 16) return pack_lines<16>(from, lines, step, to);
+  if (count == width && width == 32) return pack_lines<32>(from, lines, step, to);
+  if (count == width && width == 8) return pack_lines<8>(from, lines, step, to);
   for (int64_t line = 0; line < lines; ++line, from += step, to += width) {
     std::copy_n(from, count, to);
     std::fill(to + count, to + width, T{0});
@@ -111,16 +127,24 @@ void pack_panel(const T* from, int64_t lines, int64_t step, int64_t count, int64
 template <class T>
 void pack_with_halo(const T* from, const Convolution& c, const Halo& halo, int64_t step,
                     int64_t count, int64_t width, T* to) {
-  std::fill_n(to, halo.places * width, T{0});
-  for (int64_t z = 0; z < c.in_size[0]; ++z) {
-    for (int64_t y = 0; y < c.in_size[1]; ++y) {
-      const int64_t row = ((z + halo.before[0]) * halo.size[1] + y + halo.before[1]) * halo.size[2];
-      T* line = to + (row + halo.before[2]) * width;
-      for (int64_t x = 0; x < c.in_size[2]; ++x, from += step, line += width) {
-        std::copy_n(from, count, line);
-      }
+  const auto& [depth, height, breadth] = c.in_size;
+  const int64_t plane = halo.size[1] * halo.size[2] * width, row = halo.size[2] * width;
+  const auto zeros = [&to](int64_t values) {
+    std::fill_n(to, values, T{0});
+    to += values;
+  };
+  zeros(halo.before[0] * plane);
+  for (int64_t z = 0; z < depth; ++z) {
+    zeros(halo.before[1] * row);
+    for (int64_t y = 0; y < height; ++y, from += breadth * step) {
+      zeros(halo.before[2] * width);
+      pack_panel(from, breadth, step, count, width, to);
+      to += breadth * width;
+      zeros(halo.before[2] * width);
     }
+    zeros(halo.before[1] * row);
   }
+  zeros(halo.before[0] * plane);
 }
 
 }  // namespace sigeo_ext::sample_moments

@@ -95,6 +95,9 @@ class Panels {
   int64_t taps() const { return static_cast<int64_t>(taps_.size()); }
   int64_t pieces() const { return groups_ * panels_ * taps(); }
 
+  // Of one statistic, over all pieces.
+  int64_t slab_values() const { return groups_ * taps() * rows_ * round_up(columns_, lanes_); }
+
   Place place_of(int64_t piece) const {
     const int64_t panel = piece / taps();
     return {piece % taps(), panel / panels_, panel % panels_ * width_};
@@ -115,11 +118,13 @@ class Panels {
     return tile;
   }
 
-  // So many units that what a piece reads of them stays in the cache.
-  int64_t units_of_block(const Tile<T>& tile) const {
+  // So many units that what a piece, or all of them together, read of them stays in the cache.
+  int64_t units_of_block(const Tile<T>& tile, bool together) const {
     const int64_t x_values =
         halo_.has_value() ? halo_->places * x_block_ : tile.positions * kPackedRows;
-    const int64_t values = x_values + tile.positions * tile.width;
+    const int64_t values =
+        together ? product(c_.in_size) * c_.in_channels + product(c_.out_size) * c_.out_channels
+                 : x_values + tile.positions * tile.width;
     const int64_t bytes = unit_ * values * static_cast<int64_t>(sizeof(T));
     const int64_t units = kBlockBytes / std::max<int64_t>(1, bytes);
     return units < kMostUnits ? std::max<int64_t>(1, units) : units / kMostUnits * kMostUnits;
@@ -182,11 +187,9 @@ class Panels {
         for (int64_t group = 0; group < channels; group += of_group) {
           for (int64_t begin = 0; begin < of_group; begin += width) {
             const int64_t count = std::min(width, of_group - begin);
-            const T* source = values + index * places * channels + group + begin;
-            for (int64_t place = 0; place < places; ++place, at += width, source += channels) {
-              std::copy_n(source, count, at);
-              std::fill(at + count, at + width, T{0});
-            }
+            pack_panel(values + index * places * channels + group + begin, places, channels, count,
+                       width, at);
+            at += places * width;
           }
         }
       }

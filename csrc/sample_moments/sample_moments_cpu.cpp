@@ -1,6 +1,7 @@
 #include "sample_moments/sample_moments.h"
 
 #include <algorithm>
+#include <numeric>
 #include <vector>
 
 #include "sample_moments/panels.h"
@@ -9,8 +10,13 @@
 namespace sigeo_ext::sample_moments {
 namespace {
 
-// Below this many positions of a unit the update of the statistics shows, and two units share one.
+// Below this many positions of a unit the update of the statistics shows, and two units share one,
+// if half a tile still has kEnoughRows: below that, loads of operands would take longer.
 constexpr int64_t kFewPositions = 128;
+constexpr int kEnoughRows = 4;
+
+// Of the slabs of all pieces: then they go through x and d together.
+constexpr int64_t kSlabBytes = 128 * 1024;
 
 // Of a part of every unit's gradient, which is read again for all pairs of units.
 constexpr int64_t kEachBytes = 384 * 1024;
@@ -29,12 +35,15 @@ class Work {
         panels_(shape, job.x, job.d, job.unit, parallel),
         rows_(panels_.rows()),
         units_(c_.samples / job.unit),
-        pieces_(panels_.pieces()) {}
+        pieces_(panels_.pieces()),
+        together_(slabs() * panels_.slab_values() * static_cast<int64_t>(sizeof(T)) <= kSlabBytes) {
+  }
 
   void measure(const Parallel& parallel) {
-    if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
+    if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, 0.0);
     parallel(pieces_, [&](int64_t from, int64_t to) {
-      for (int64_t piece = from; piece < to; ++piece) run(piece);
+      if (together_) return run(from, to);
+      for (int64_t piece = from; piece < to; ++piece) run(piece, piece + 1);
     });
     if (job_.sq_norm != nullptr) add_norms();
   }
@@ -65,7 +74,7 @@ class Work {
       const int64_t end = std::min(rows_, begin + at_once);
       tile.each_unit = (end - begin) * tile.width;
       memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
-      const int64_t block = panels_.units_of_block(tile);
+      const int64_t block = panels_.units_of_block(tile, false);
       for (int64_t unit = 0; unit < units_; unit += block) {
         const int64_t count = std::min(block, units_ - unit);
         tile.d = panels_.gradient_at(place, unit, count);
@@ -79,37 +88,60 @@ class Work {
     }
   }
 
-  void run(int64_t piece) {
+  // A piece and what it accumulates: a slab [rows, width] for each statistic, and two more with
+  // kM2; for norms, squares [units, lanes].
+  struct Piece {
+    Place place;
+    Tile<T> tile;
+    std::vector<T> slabs, squares;
+  };
+
+  Piece new_piece(int64_t piece) const {
     const Place place = panels_.place_of(piece);
-    Tile<T> tile = panels_.tile_of(place);
-    Piece part{place, tile.width, {}};
-    part.memory.resize(slabs() * rows_ * tile.width);
+    Piece made{place, panels_.tile_of(place), {}, {}};
+    made.slabs.resize(slabs() * rows_ * made.tile.width);
+    if (job_.sq_norm != nullptr) made.squares.resize(units_ * tiles_.lanes);
+    return made;
+  }
+
+  // All units of some pieces, which go through a block of units one after another: where they are
+  // several, they find it in the cache.
+  void run(int64_t from, int64_t to) {
+    std::vector<Piece> parts;
+    for (int64_t piece = from; piece < to; ++piece) parts.push_back(new_piece(piece));
     const int64_t of_segment = units_ / job_.segments;
-    const int64_t block = panels_.units_of_block(tile);
+    const int64_t block = panels_.units_of_block(parts.front().tile, together_);
     for (int64_t segment = 0; segment < job_.segments; ++segment) {
-      if (segment > 0) std::fill(part.memory.begin(), part.memory.end(), T{0});
-      const int64_t last = (segment + 1) * of_segment;
-      for (int64_t unit = segment * of_segment; unit < last; unit += block) {
+      const int64_t first = segment * of_segment, last = first + of_segment;
+      for (int64_t unit = first; unit < last; unit += block) {
         const int64_t count = std::min(block, last - unit);
-        tile.d = panels_.gradient_at(place, unit, count);
-        tile.before = unit - segment * of_segment;
-        T* norms = norms_.empty() ? nullptr : norms_.data() + piece * units_ + unit;
-        for (int64_t row = 0; row < rows_;) {
-          panels_.input_at(tile, place, row, 0, unit, count);
-          point_at_slabs(tile, part, row);
-          row += run_rows(tile, row, rows_, norms, count);
-        }
+        for (Piece& part : parts) run_block(part, first, unit, count);
       }
-      write(part, segment);
+      for (Piece& part : parts) {
+        write(part, segment);
+        if (segment + 1 < job_.segments) std::fill(part.slabs.begin(), part.slabs.end(), T{0});
+      }
+    }
+    for (int64_t piece = from; piece < to && job_.sq_norm != nullptr; ++piece) {
+      for (int64_t unit = 0; unit < units_; ++unit) {
+        const T* lanes = parts[piece - from].squares.data() + unit * tiles_.lanes;
+        norms_[piece * units_ + unit] = std::accumulate(lanes, lanes + tiles_.lanes, 0.0);
+      }
     }
   }
 
-  // What a piece accumulates: a slab [rows, width] for each statistic, and two more with kM2.
-  struct Piece {
-    Place place;
-    int64_t width;
-    std::vector<T> memory;
-  };
+  // Units [unit, unit + count) of a piece, in the segment that begins at unit `first`.
+  void run_block(Piece& part, int64_t first, int64_t unit, int64_t count) const {
+    Tile<T> tile = part.tile;
+    tile.d = panels_.gradient_at(part.place, unit, count);
+    tile.before = unit - first;
+    T* squares = part.squares.empty() ? nullptr : part.squares.data() + unit * tiles_.lanes;
+    for (int64_t row = 0; row < rows_;) {
+      panels_.input_at(tile, part.place, row, 0, unit, count);
+      point_at_slabs(tile, part, row);
+      row += run_rows(tile, row, rows_, squares, count);
+    }
+  }
 
   int64_t slabs() const {
     int64_t count = 0;
@@ -119,7 +151,7 @@ class Work {
 
   void point_at_slabs(Tile<T>& tile, Piece& part, int64_t row) const {
     const int64_t size = rows_ * tile.width;
-    T* slab = part.memory.data() + row * tile.width;
+    T* slab = part.slabs.data() + row * tile.width;
     for (int s = 0; s < kStatistics; ++s) {
       if (job_.statistics[s] == nullptr) continue;
       tile.slab[s] = slab;
@@ -131,10 +163,11 @@ class Work {
 
   // Runs the tiles that begin at `row`, for `count` units; returns how many rows, up to `last`,
   // they have.
-  int64_t run_rows(Tile<T> tile, int64_t row, int64_t last, T* norms, int64_t count) const {
+  int64_t run_rows(Tile<T> tile, int64_t row, int64_t last, T* squares, int64_t count) const {
     const int vectors = static_cast<int>(tile.width / tiles_.lanes);
     int rows = std::min<int>(kPackedRows, tiles_.accumulators / vectors);
-    if (tile.positions * tile.unit < kFewPositions) rows = std::max(1, rows / 2);
+    const bool few = tile.positions * tile.unit < kFewPositions;
+    if (few && rows >= 2 * kEnoughRows) rows /= 2;
     while (rows > last - row) rows /= 2;
     int units = kMostUnits;
     while (units * rows * vectors > tiles_.accumulators) units /= 2;
@@ -147,7 +180,7 @@ class Work {
       tile.x = x + from * tile.unit * tile.x_sample;
       tile.d = d + from * tile.unit * tile.d_sample;
       tile.units = to - from;
-      tile.sq_norm = norms == nullptr ? nullptr : norms + from;
+      tile.sq_norm = squares == nullptr ? nullptr : squares + from * tiles_.lanes;
       tile.each = gradients == nullptr ? nullptr : gradients + from * tile.each_unit;
       tile.before = before + from;
       tiles_.find(panels_.pairing(), at_once, rows, vectors)(tile);
@@ -160,11 +193,11 @@ class Work {
 
   // Slabs [rows, width] to results [columns, taps, rows].
   void write(const Piece& part, int64_t segment) const {
-    const int64_t size = rows_ * part.width, taps = panels_.taps();
+    const int64_t width = part.tile.width, size = rows_ * width, taps = panels_.taps();
     const auto [tap, group, begin] = part.place;
-    const int64_t columns = std::min(part.width, panels_.columns() - begin);
+    const int64_t columns = std::min(width, panels_.columns() - begin);
     const int64_t first = segment * c_.out_channels + group * panels_.columns() + begin;
-    const T* slab = part.memory.data();
+    const T* slab = part.slabs.data();
     for (int s = 0; s < kStatistics; ++s) {
       if (job_.statistics[s] == nullptr) continue;
       T* to = job_.statistics[s] + (first * taps + tap) * rows_;
@@ -173,7 +206,7 @@ class Work {
         const int64_t end = std::min(rows_, from + kSquare);
         for (int64_t o = 0; o < columns; ++o) {
           T* line = to + o * taps * rows_;
-          for (int64_t i = from; i < end; ++i) line[i] = slab[i * part.width + o] * power;
+          for (int64_t i = from; i < end; ++i) line[i] = slab[i * width + o] * power;
         }
       }
       slab += size;
@@ -194,7 +227,8 @@ class Work {
   const Tiles<T>& tiles_;
   const Panels<T> panels_;
   const int64_t rows_, units_, pieces_;
-  std::vector<T> norms_;
+  const bool together_;        // whether all pieces' slabs stay in the cache
+  std::vector<double> norms_;  // [pieces, units]
 };
 
 }  // namespace

@@ -30,7 +30,7 @@ struct Tile {
   T* origin;             // the segment's first unit, [rows, width]; with kM2
   T* deviation;          // mean deviation from it, of the units so far; with kM2
   int64_t width;         // output channels of the slab
-  T* sq_norm;            // [units], or null; this tile's share is added
+  T* sq_norm;            // [units, lanes], or null; this tile's share is added, lane by lane
   T* each;               // every unit's gradient, [units, rows, width], or null
   int64_t each_unit;     // from one unit to the next
 };
@@ -185,10 +185,8 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
         for (int v = 0; v < kVectors; ++v) squares += block.g[u][r][v] * block.g[u][r][v];
-      T sum{};
-#pragma GCC unroll 64
-      for (int lane = 0; lane < kLanes; ++lane) sum += squares[lane];
-      a.sq_norm[unit + u] += sum;
+      T* at = a.sq_norm + (unit + u) * kLanes;
+      store<T, kLanes>(at, load<T, kLanes>(at) + squares);
     }
   }
 }
