@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -222,10 +222,19 @@ def rows() -> list[dict[str, Any]]:
     for workload in FULL:
         result += training_rows(workload)
     if torch.cuda.is_available():
-        many = replace(FULL[0], at_once=64)
-        for name in ("zico", "sigeo"):
-            result.append(scoring_rows(many, [name], rounds=3, device="cuda"))
+        result += [row for part in gpu_rows() for row in part]
     return [*result, *prefixes.rows(), *memory_rows()]
+
+
+def gpu_rows() -> Iterator[list[dict[str, Any]]]:
+    """Many more subnets at once, on a GPU.
+
+    Yields:
+        Rows of one proxy.
+    """
+    for name in ("zico", "sigeo"):
+        workload = replace(FULL[0], at_once=64)
+        yield [scoring_rows(workload, [name], rounds=3, device="cuda")]
 
 
 if __name__ == "__main__":

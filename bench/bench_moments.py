@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -198,10 +198,19 @@ def rows() -> list[dict[str, Any]]:
         result += summaries([COORDINATES], "4 x 10 M", threads)
     result += updates([2304] * 100, "100 x 2304", 1, rounds=51)
     if torch.cuda.is_available():
-        for sizes, shape in (([COORDINATES], "10 M"), (RESNET50, "ResNet-50, 25.5 M")):
-            result += on_gpu(sizes, shape)
-        result += on_gpu([2304] * 100, "100 x 2304")
+        result += [row for part in gpu_rows() for row in part]
     return result
+
+
+def gpu_rows() -> Iterator[list[dict[str, Any]]]:
+    """The ratios on a GPU.
+
+    Yields:
+        Rows of one size.
+    """
+    yield on_gpu([COORDINATES], "10 M")
+    yield on_gpu(RESNET50, "ResNet-50, 25.5 M")
+    yield on_gpu([2304] * 100, "100 x 2304")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -124,6 +124,17 @@ def _with_precision(name: str, call: Callable[[], object], calls: int) -> None:
 
 def rows() -> list[dict[str, Any]]:
     """Every layer; float32 throughout, so cuDNN's TF32 is off for the weight gradient too."""
+    return [row for part in rows_of_layers() for row in part]
+
+
+def rows_of_layers() -> Iterator[list[dict[str, Any]]]:
+    """The same layer by layer.
+
+    Yields:
+        Rows of one layer.
+    """
     rounds, calls = (15, 20) if torch.cuda.is_available() else (7, 1)
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return [row for layer in LAYERS for row in layer_rows(layer, rounds, calls)]
+    for layer in LAYERS:
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            found = layer_rows(layer, rounds, calls)
+        yield found

@@ -1,9 +1,10 @@
 """Statistics of single samples' gradients over the plain forward and backward pass.
 
 Every row's ``over_plain`` is the median, over rounds in one process, of a route's CPU time over
-that of the plain passes beside it. The peers are a loop over the samples, the vmap of grad of
-``torch.func``, and, where they are installed and take the model, Opacus and BackPACK; all followed
-by the same statistics in plain torch, but for Opacus' ghost norms, which are norms alone.
+that of the plain passes beside it, on a GPU of what a user waits. The peers are a loop over the
+samples, the vmap of grad of ``torch.func``, and, where they are installed and take the model,
+Opacus and BackPACK; all followed by the same statistics in plain torch, but for Opacus' ghost
+norms, which are norms alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import json
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -113,13 +115,13 @@ WORKLOADS = (
 class Case:
     """A workload, made, with the routes."""
 
-    def __init__(self, workload: Workload):
+    def __init__(self, workload: Workload, device: str = "cpu"):
         torch.manual_seed(0)
-        self.model = workload.make()
-        self.inputs = workload.inputs()
+        self.model = workload.make().to(device)
+        self.inputs = tuple(x.to(device) for x in workload.inputs())
         if self.inputs[0].dim() == 4:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.labels = torch.randint(0, workload.classes, (len(self.inputs[0]),))
+        self.labels = torch.randint(0, workload.classes, (len(self.inputs[0]),)).to(device)
 
     def plain(self) -> None:
         """Forward and backward."""
@@ -191,9 +193,11 @@ def reduce(gradients: dict[str, Tensor]) -> None:
         g.sum(0), g.abs().sum(0), g.var(0), g.flatten(1).square().sum(1)
 
 
-def time_rows(workload: Workload, rounds: int | None = None) -> list[dict[str, Any]]:
+def time_rows(
+    workload: Workload, rounds: int | None = None, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """All routes in turn, one thread."""
-    case = Case(workload)
+    case = Case(workload, device)
     routes: dict[str, Callable[[], None]] = {
         "plain": case.plain,
         "capture": case.captured,
@@ -202,12 +206,18 @@ def time_rows(workload: Workload, rounds: int | None = None) -> list[dict[str, A
         "capture, Fisher-Rao, no .grad": lambda: case.captured(("fisher_rao",), grads=False),
     }
     routes |= {name: case.peer(name) for name in workload.present_peers()}
+    on_gpu = device == "cuda"
     with harness.thread_count(1):
-        times = harness.in_turn(routes, rounds=rounds or workload.rounds)
-        return [_row(workload, name, times) for name in routes]
+        times = harness.in_turn(
+            routes,
+            rounds=rounds or workload.rounds,
+            warmup=2 if on_gpu else 1,
+            clock=time.perf_counter if on_gpu else time.process_time,
+        )
+        return [_row(workload, name, times, on_gpu) for name in routes]
 
 
-def _row(workload: Workload, name: str, times: dict[str, Times]) -> dict[str, Any]:
+def _row(workload: Workload, name: str, times: dict[str, Times], on_gpu: bool) -> dict[str, Any]:
     ratios = harness.ratio(times[name], times["plain"])
     return harness.row(
         "sample statistics",
@@ -216,9 +226,22 @@ def _row(workload: Workload, name: str, times: dict[str, Times]) -> dict[str, An
         baseline="plain",
         shape=workload.name,
         mode="forward+backward",
+        device=torch.cuda.get_device_name() if on_gpu else "cpu",
+        clock="wall" if on_gpu else "cpu",
         over_plain=statistics.median(ratios.seconds),
         over_plain_worst=max(ratios.seconds),
     )
+
+
+def gpu_rows() -> Iterator[list[dict[str, Any]]]:
+    """Time of every workload on a GPU, beside the peers but the loop, which leaves it idle.
+
+    Yields:
+        Rows of one workload.
+    """
+    for workload in WORKLOADS:
+        chosen = tuple(name for name in workload.peers if name != "loop")
+        yield time_rows(replace(workload, peers=chosen), 15, "cuda")
 
 
 def rows() -> list[dict[str, Any]]:

@@ -199,7 +199,9 @@ def write(rows: list[dict[str, Any]], *, replace: str) -> Path:
             line for line in path.read_text().splitlines() if json.loads(line)["bench"] != replace
         ]
     new = [json.dumps({"bench": replace, **entry}) for entry in rows]
-    path.write_text("\n".join([*kept, *new]) + "\n")
+    whole = path.with_suffix(".new")  # so that being stopped here loses no earlier rows
+    whole.write_text("\n".join([*kept, *new]) + "\n")
+    whole.replace(path)
     return path
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Benchmark:
         tests: Its gate.
         rows: Measures.
         smoke: Runs once, quickly, so that it is known to work.
+        gpu: Measures on the GPU, part by part; None where nothing runs there.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Benchmark:
     tests: tuple[str, ...]
     rows: Rows
     smoke: Rows
+    gpu: Callable[[], Iterator[list[dict[str, Any]]]] | None = None
 
 
 def parted(name: str, *parts: str) -> tuple[str, ...]:
@@ -64,6 +66,7 @@ BENCHMARKS = (
             bench_moments.updates([10_000], "smoke", 1, rounds=1)
             + bench_moments.summaries([10_000], "smoke", 1, rounds=1)
         ),
+        bench_moments.gpu_rows,
     ),
     Benchmark(
         "saliency",
@@ -71,6 +74,7 @@ BENCHMARKS = (
         ("tests/sigeo_ext/test_saliency.py",),
         bench_saliency.rows,
         lambda: bench_saliency.reductions([10_000], "smoke", 1, rounds=1),
+        bench_saliency.gpu_rows,
     ),
     Benchmark(
         "statistics",
@@ -92,6 +96,7 @@ BENCHMARKS = (
         (*SAMPLE_MOMENTS, *SAMPLES),
         bench_samples.rows,
         lambda: bench_samples.time_rows(bench_samples.WORKLOADS[6], rounds=1),
+        bench_samples.gpu_rows,
     ),
     Benchmark(
         "gram",
@@ -106,6 +111,7 @@ BENCHMARKS = (
         (*SAMPLE_MOMENTS, "tests/sigeo_ext/test_sample_moments_triton.py"),
         bench_sample_moments.rows,
         lambda: bench_sample_moments.layer_rows(bench_sample_moments.LAYERS[3], 1, 1),
+        bench_sample_moments.rows_of_layers,
     ),
     Benchmark(
         "elastic",
@@ -150,6 +156,7 @@ BENCHMARKS = (
             bench_many.scoring_rows(workload, ["zico"], rounds=1)
             for workload in (bench_many.FULL[2], bench_many.ELASTIC[0])
         ],
+        bench_many.gpu_rows,
     ),
     Benchmark(
         "start",

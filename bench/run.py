@@ -1,7 +1,9 @@
-"""Runs the benchmarks: ``python bench/run.py [--only NAME] [--base REF] [--smoke]``.
+"""Runs the benchmarks: ``python bench/run.py [--only NAME] [--base REF] [--smoke | --gpu]``.
 
 For each benchmark the tests that guard it run first; on red nothing is measured. Rows go to
 bench/results/<machine>.jsonl, in the place of earlier rows of the same benchmark.
+``--gpu`` measures what a benchmark has for a GPU and nothing else, without its tests, which
+bench/gpu.sh runs before; rows are kept from part to part.
 """
 
 from __future__ import annotations
@@ -14,12 +16,15 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from bench.harness import HEAP_REUSED  # noqa: E402  (found through the path above)
+
+if TYPE_CHECKING:
+    from bench import registry
 
 # Before anything allocates: see harness.HEAP_REUSED and the page on benchmarks.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **HEAP_REUSED}
@@ -30,18 +35,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--only", help="a benchmark's name")
     parser.add_argument("--base", metavar="REF", help="also measure this commit of the repository")
-    parser.add_argument("--smoke", action="store_true", help="one quick repetition, nothing kept")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--smoke", action="store_true", help="one quick repetition, nothing kept")
+    part.add_argument("--gpu", action="store_true", help="what runs on a GPU, without the tests")
     args = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.environ.update(ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     from bench import registry
 
-    chosen = [b for b in registry.BENCHMARKS if args.only in (None, b.name)]
+    listed = [b for b in registry.BENCHMARKS if b.gpu is not None or not args.gpu]
+    chosen = [b for b in listed if args.only in (None, b.name)]
     if not chosen:
-        known = ", ".join(b.name for b in registry.BENCHMARKS)
+        known = ", ".join(b.name for b in listed)
         print(f"--only: must be one of {known}, got {args.only!r}", file=sys.stderr)
         return 2
+    if args.gpu:
+        return on_gpu(chosen)
     for benchmark in chosen:
         if not args.smoke and not gate(benchmark.tests):
             print(f"{benchmark.name}: its tests fail, nothing is measured", file=sys.stderr)
@@ -51,6 +61,26 @@ def main() -> int:
         if args.base is not None:
             rows += at_commit(args.base, benchmark.name)
         keep(benchmark.name, rows, args.smoke)
+    return 0
+
+
+def on_gpu(chosen: list[registry.Benchmark]) -> int:
+    """Measure what the benchmarks have for a GPU; each part is kept as soon as it is there."""
+    import torch
+
+    from bench import harness
+
+    if not torch.cuda.is_available():
+        print("--gpu: needs a GPU, torch finds none", file=sys.stderr)
+        return 2
+    for benchmark in chosen:
+        assert benchmark.gpu is not None
+        rows: list[dict[str, Any]] = []
+        for part in benchmark.gpu():
+            harness.show(part)
+            rows += part
+            path = harness.write(rows, replace=benchmark.name)
+        print(path)
     return 0
 
 
