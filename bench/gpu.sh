@@ -58,7 +58,8 @@ checked=(
 timings=(
   sample_moments:60
   samples:60
-  many:120
+  many:90
+  space:240
   moments:40
   saliency:40
 )

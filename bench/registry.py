@@ -16,6 +16,7 @@ from bench import (
     bench_saliency,
     bench_sample_moments,
     bench_samples,
+    bench_space,
     bench_start,
     bench_statistics,
 )
@@ -157,6 +158,14 @@ BENCHMARKS = (
             for workload in (bench_many.FULL[2], bench_many.ELASTIC[0])
         ],
         bench_many.gpu_rows,
+    ),
+    Benchmark(
+        "space",
+        "bench_space",
+        ("tests/sigeo/test_many.py",),
+        bench_space.rows,
+        lambda: bench_space.rows(seconds=0.0),
+        bench_space.gpu_rows,
     ),
     Benchmark(
         "start",
