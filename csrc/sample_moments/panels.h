@@ -98,6 +98,13 @@ class Panels {
   // Of one statistic, over all pieces.
   int64_t slab_values() const { return groups_ * taps() * rows_ * round_up(columns_, lanes_); }
 
+  // How many rows from `row` on a tile may have: those of one panel.
+  int64_t rows_together(int64_t row) const {
+    if (pairing_ == Pairing::kEach) return rows_ - row;
+    const int64_t width = x_block_ > 0 ? x_block_ : x_.width;
+    return width - row % width;
+  }
+
   Place place_of(int64_t piece) const {
     const int64_t panel = piece / taps();
     return {piece % taps(), panel / panels_, panel % panels_ * width_};

@@ -165,10 +165,10 @@ class Work {
   // they have.
   int64_t run_rows(Tile<T> tile, int64_t row, int64_t last, T* squares, int64_t count) const {
     const int vectors = static_cast<int>(tile.width / tiles_.lanes);
-    int rows = std::min<int>(kPackedRows, tiles_.accumulators / vectors);
+    int64_t most = std::min<int64_t>(kPackedRows, tiles_.accumulators / vectors);
     const bool few = tile.positions * tile.unit < kFewPositions;
-    if (few && rows >= 2 * kEnoughRows) rows /= 2;
-    while (rows > last - row) rows /= 2;
+    if (few && most >= 2 * kEnoughRows) most /= 2;
+    const int rows = tiles_.rows_within(std::min({most, last - row, panels_.rows_together(row)}));
     int units = kMostUnits;
     while (units * rows * vectors > tiles_.accumulators) units /= 2;
     const T* const x = tile.x;

@@ -202,10 +202,13 @@ SIGEO_INLINE void tile_body(const Tile<T>& a) {
       x[u] = a.x + (unit + u) * a.unit * a.x_sample;
       d[u] = a.d + (unit + u) * a.unit * a.d_sample;
     }
-    total.clear();
     if (a.unit == 1 && a.positions <= kRun) {
-      total.template accumulate<kPairing>(x, d, a, 0, a.positions);
+      Block<T, kLanes, kUnits, kRows, kVectors> run;
+      run.clear();
+      run.template accumulate<kPairing>(x, d, a, 0, a.positions);
+      total = run;
     } else {
+      total.clear();
       for (int64_t sample = 0; sample < a.unit; ++sample) {
         for (int64_t from = 0; from < a.positions; from += kRun) {
           Block<T, kLanes, kUnits, kRows, kVectors> run;
@@ -217,6 +220,9 @@ SIGEO_INLINE void tile_body(const Tile<T>& a) {
         for (int u = 0; u < kUnits; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
       }
     }
+    // From here on in memory: else the many uses in `update` keep accumulators out of registers in
+    // the loop over positions.
+    asm volatile("" : : "r"(&total) : "memory");
     update(a, total, unit);
   }
 }

@@ -1,5 +1,7 @@
 #include "sample_moments/tiles.h"
 
+#include <utility>
+
 #include "sample_moments/scale.h"
 
 namespace sigeo_ext::sample_moments {
@@ -22,7 +24,7 @@ namespace {
 #define SIGEO_NO_TARGET
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
 SIGEO_LEVEL(V4, __attribute__((target("arch=x86-64-v4"))), 64, 16);
-SIGEO_LEVEL(V3, __attribute__((target("arch=x86-64-v3"))), 32, 8);
+SIGEO_LEVEL(V3, __attribute__((target("arch=x86-64-v3"))), 32, 12);
 #endif
 SIGEO_LEVEL(Base, SIGEO_NO_TARGET, 16, 8);
 
@@ -39,10 +41,11 @@ constexpr std::array<typename Tiles<T>::Run, 2> by_vectors() {
 }
 
 template <class Level, Pairing kPairing, class T, int kUnits>
-constexpr std::array<std::array<typename Tiles<T>::Run, 2>, 5> by_rows() {
-  return {by_vectors<Level, kPairing, T, kUnits, 1>(), by_vectors<Level, kPairing, T, kUnits, 2>(),
-          by_vectors<Level, kPairing, T, kUnits, 4>(), by_vectors<Level, kPairing, T, kUnits, 8>(),
-          by_vectors<Level, kPairing, T, kUnits, 16>()};
+constexpr typename Tiles<T>::Table::value_type by_rows() {
+  return []<size_t... k>(std::index_sequence<k...>) {
+    return typename Tiles<T>::Table::value_type{
+        by_vectors<Level, kPairing, T, kUnits, Tiles<T>::kRows[k]>()...};
+  }(std::make_index_sequence<Tiles<T>::kRows.size()>());
 }
 
 template <class Level, Pairing kPairing, class T>

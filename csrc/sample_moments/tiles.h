@@ -1,6 +1,7 @@
 // The compiled tiles: one function for each level of vector unit and each shape of a tile.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <bit>
 
@@ -18,14 +19,20 @@ struct Tiles {
   // The work of `scale` on samples [from, to).
   void (*scale)(const ScaleJob<T>& job, int64_t from, int64_t to);
 
-  // For 1, 2, 4 units, 1 to 16 rows (powers of 2) and 1 or 2 vectors; null where that is too many.
-  using Table = std::array<std::array<std::array<Run, 2>, 5>, 3>;
+  // For 1, 2, 4 units, `kRows` and 1 or 2 vectors; null where that is too many.
+  static constexpr std::array<int, 6> kRows{1, 2, 4, 6, 8, 16};
+  using Table = std::array<std::array<std::array<Run, 2>, kRows.size()>, 3>;
   Table all, each;
 
   Run find(Pairing pairing, int units, int rows, int vectors) const {
     const Table& table = pairing == Pairing::kEach ? each : all;
-    return table[std::countr_zero(static_cast<unsigned>(units))]
-                [std::countr_zero(static_cast<unsigned>(rows))][vectors - 1];
+    const auto* at = std::find(kRows.begin(), kRows.end(), rows);
+    return table[std::countr_zero(static_cast<unsigned>(units))][at - kRows.begin()][vectors - 1];
+  }
+
+  // As many of `kRows` as fit.
+  static int rows_within(int64_t most) {
+    return *(std::upper_bound(kRows.begin(), kRows.end(), most) - 1);
   }
 };
 
