@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 #include "sample_moments/panels.h"
@@ -24,15 +25,24 @@ constexpr int64_t kEachBytes = 384 * 1024;
 // Rows of a slab that are transposed together: whole cache lines on both sides.
 constexpr int64_t kSquare = 16;
 
-// One weight's worth of work, piece by piece.
+// Whether every input channel meets every output channel at the same positions, as in linear
+// layers: x and d can then change places.
+inline bool is_symmetric(const Convolution& c) {
+  return c.groups == 1 && product(c.kernel) == 1 && c.in_size == c.out_size &&
+         product(c.stride) == 1 && c.padding == decltype(c.padding){};
+}
+
+// One weight's worth of work, piece by piece. Every piece reads all of x, so the wider of two that
+// can change places is d: fewer values are read more than once.
 template <class T>
 class Work {
  public:
   Work(const Convolution& shape, const Job<T>& job, const Parallel& parallel)
-      : c_(shape),
+      : swapped_(is_symmetric(shape) && shape.in_channels > shape.out_channels),
+        c_(swapped_ ? swapped(shape) : shape),
         job_(job),
         tiles_(tiles<T>()),
-        panels_(shape, job.x, job.d, job.unit, parallel),
+        panels_(c_, swapped_ ? job.d : job.x, swapped_ ? job.x : job.d, job.unit, parallel),
         rows_(panels_.rows()),
         units_(c_.samples / job.unit),
         pieces_(panels_.pieces()),
@@ -61,6 +71,11 @@ class Work {
   }
 
  private:
+  static Convolution swapped(Convolution c) {
+    std::swap(c.in_channels, c.out_channels);
+    return c;
+  }
+
   // Every unit's gradient of a piece, so many rows at a time that they stay in the cache.
   template <class Take>
   void hand_out_piece(int64_t piece, std::vector<T>& memory, const Take& take) const {
@@ -191,7 +206,8 @@ class Work {
     return rows;
   }
 
-  // Slabs [rows, width] to results [columns, taps, rows].
+  // Slabs [rows, width] to results [columns, taps, rows], or, where x and d are swapped,
+  // [rows, columns].
   void write(const Piece& part, int64_t segment) const {
     const int64_t width = part.tile.width, size = rows_ * width, taps = panels_.taps();
     const auto [tap, group, begin] = part.place;
@@ -200,8 +216,16 @@ class Work {
     const T* slab = part.slabs.data();
     for (int s = 0; s < kStatistics; ++s) {
       if (job_.statistics[s] == nullptr) continue;
-      T* to = job_.statistics[s] + (first * taps + tap) * rows_;
       const T power = power_of(job_.factor, s);
+      if (swapped_) {
+        T* line = job_.statistics[s] + segment * rows_ * c_.out_channels + begin;
+        for (int64_t i = 0; i < rows_; ++i, line += c_.out_channels) {
+          for (int64_t o = 0; o < columns; ++o) line[o] = slab[i * width + o] * power;
+        }
+        slab += size;
+        continue;
+      }
+      T* to = job_.statistics[s] + (first * taps + tap) * rows_;
       for (int64_t from = 0; from < rows_; from += kSquare) {
         const int64_t end = std::min(rows_, from + kSquare);
         for (int64_t o = 0; o < columns; ++o) {
@@ -222,7 +246,8 @@ class Work {
     }
   }
 
-  const Convolution& c_;
+  const bool swapped_;  // whether x is d and d is x
+  const Convolution c_;
   const Job<T>& job_;
   const Tiles<T>& tiles_;
   const Panels<T> panels_;
