@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -14,16 +15,35 @@
 
 namespace sigeo_ext {
 
-inline void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(kernel) + ": " + cudaGetErrorString(error));
-  }
-}
-
 constexpr int kThreads = 256;
 constexpr int kVector = 4;       // consecutive values of one thread: 16 bytes of float32
 constexpr int64_t kSpan = 4096;  // values of one block: four vectors a thread
+
+// Launches `kernel` for items of work, one a block of threads and more where there are more than a
+// grid may have: kernels take item blockIdx.x, then every gridDim.x-th one after it.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t items, const Queue& queue,
+            const Arguments&... arguments) {
+  if (items == 0) return;
+  cudaLaunchConfig_t config{};
+  config.gridDim.x =
+      static_cast<uint32_t>(std::min<int64_t>(items, std::numeric_limits<int32_t>::max()));
+  config.blockDim.x = kThreads;
+  config.stream = static_cast<cudaStream_t>(queue.stream);
+  cudaLaunchKernelEx(&config, kernel, arguments...);
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(name) + ": " + cudaGetErrorString(error));
+  }
+}
+
+template <class T>
+T* workspace(int64_t count, const Queue& queue) {
+  static_assert(alignof(T) <= alignof(double));
+  const int64_t bytes = std::max<int64_t>(1, count) * static_cast<int64_t>(sizeof(T));
+  const auto doubles = (bytes + int64_t{sizeof(double)} - 1) / int64_t{sizeof(double)};
+  return reinterpret_cast<T*>(queue.workspace(doubles));
+}
 
 // Layers of a list that go into one launch. The arguments of a kernel may fill 32 kB; most lists
 // are short, and small arguments launch faster.
@@ -40,6 +60,8 @@ struct Table {
   DType dtype[kLists][kCapacity];
   int32_t layers;
 
+  int blocks() const { return first_block[layers]; }
+
   __device__ int layer_of(int block) const {
     int low = 0, high = layers;
     while (high - low > 1) {
@@ -55,10 +77,9 @@ struct Table {
 };
 static_assert(sizeof(Table<5, kManyLayers>) <= 32000, "kernel arguments must fit");
 
-// Fills a table with `lists[l][begin + i]` and calls launch(table, blocks) for each group of
-// layers.
-template <int kLists, int kCapacity, class Launch>
-void for_each_group(const Arrays (&lists)[kLists], const Launch& launch) {
+// Fills a table with `lists[l][begin + i]` and calls run(table, begin) for each group of layers.
+template <int kLists, int kCapacity, class Run>
+void for_each_group(const Arrays (&lists)[kLists], const Run& run) {
   const int64_t layers = static_cast<int64_t>(lists[0].size());
   for (int64_t begin = 0; begin < layers; begin += kCapacity) {
     Table<kLists, kCapacity> table;
@@ -76,15 +97,15 @@ void for_each_group(const Arrays (&lists)[kLists], const Launch& launch) {
         table.dtype[l][i] = array.dtype;
       }
     }
-    launch(table, begin);
+    run(table, begin);
   }
 }
 
 // Calls run(table, first_layer) with tables just large enough for the lists.
-template <int kLists, class Launch>
-void for_each_table(const Arrays (&lists)[kLists], const Launch& launch) {
-  if (lists[0].size() <= kFewLayers) for_each_group<kLists, kFewLayers>(lists, launch);
-  else for_each_group<kLists, kManyLayers>(lists, launch);
+template <int kLists, class Run>
+void for_each_table(const Arrays (&lists)[kLists], const Run& run) {
+  if (lists[0].size() <= kFewLayers) for_each_group<kLists, kFewLayers>(lists, run);
+  else for_each_group<kLists, kManyLayers>(lists, run);
 }
 
 template <class T>
@@ -205,23 +226,18 @@ __global__ void __launch_bounds__(kThreads, 2)
   if (threadIdx.x == 0) finish(sums, out + blockIdx.x * finish.width());
 }
 
-// Launches `kernel(table, blocks, partial, stream)`, which writes kCount sums a block, and the
-// reduction of these into out [layers, finish.width()].
-template <int kCount, int kLists, class Finish, class Kernel>
+// Calls launch_sums(table, partial), which launches a kernel that writes kCount sums a block, and
+// launches the reduction of these into out [layers, finish.width()].
+template <int kCount, int kLists, class Finish, class LaunchSums>
 void reduce_lists(const Arrays (&lists)[kLists], const Finish& finish, double* out,
-                  const Queue& queue, const char* name, const Kernel& kernel) {
-  const auto stream = static_cast<cudaStream_t>(queue.stream);
-  for_each_table(lists, [&](const auto& table, int64_t first_layer) {
-    const int blocks = table.first_block[table.layers];
-    double* partial = queue.workspace(std::max<int64_t>(1, int64_t{blocks} * kCount));
-    if (blocks > 0) {
-      kernel(table, blocks, partial, stream);
-      check_launch(name);
-    }
-    reduce_kernel<kCount><<<table.layers, kThreads, 0, stream>>>(
-        table, partial, finish, out + first_layer * finish.width());
-    check_launch(name);
-  });
+                  const Queue& queue, const char* name, const LaunchSums& launch_sums) {
+  for_each_table(lists,
+                 [&]<int kCapacity>(const Table<kLists, kCapacity>& table, int64_t first_layer) {
+                   auto* partial = workspace<double>(int64_t{table.blocks()} * kCount, queue);
+                   launch_sums(table, partial);
+                   launch(name, reduce_kernel<kCount, kLists, kCapacity, Finish>, table.layers,
+                          queue, table, partial, finish, out + first_layer * finish.width());
+                 });
 }
 
 }  // namespace sigeo_ext

@@ -142,12 +142,9 @@ struct Keep {
 
 template <Stage kStage, class T>
 void launch_update(const Arrays (&lists)[4], int64_t count, const Queue& queue) {
-  for_each_table(lists, [&](const auto& table, int64_t) {
-    const int blocks = table.first_block[table.layers];
-    if (blocks == 0) return;
-    update_kernel<kStage, T><<<blocks, kThreads, 0, static_cast<cudaStream_t>(queue.stream)>>>(
-        table, static_cast<T>(count + 1));
-    check_launch("moments update");
+  for_each_table(lists, [&]<int kCapacity>(const Table<4, kCapacity>& table, int64_t) {
+    launch("moments update", update_kernel<kStage, T, kCapacity>, table.blocks(), queue, table,
+           static_cast<T>(count + 1));
   });
 }
 
@@ -166,11 +163,13 @@ void launch_rows(Arrays rows, Arrays weights, int64_t ddof, double* out, const Q
   Arrays lists[N + 1];
   for (int r = 0; r < N; ++r) lists[r] = rows.subspan(r * layers, layers);
   lists[N] = weights;
-  const auto kernel = [](const auto& table, int blocks, double* partial, cudaStream_t stream) {
-    rows_kernel<N><<<blocks, kThreads, 0, stream>>>(table, partial);
+  const char* name = "moments rows";
+  const auto launch_sums = [&]<int kCapacity>(const Table<N + 1, kCapacity>& table,
+                                              double* partial) {
+    launch(name, rows_kernel<N, kCapacity>, table.blocks(), queue, table, partial);
   };
   const ScaleRow finish{N, static_cast<double>(ddof)};
-  reduce_lists<kColumns>(lists, finish, out, queue, "moments rows", kernel);
+  reduce_lists<kColumns>(lists, finish, out, queue, name, launch_sums);
 }
 
 }  // namespace
@@ -186,16 +185,10 @@ void update(Arrays abs_sum, Arrays mean, Arrays m2, Arrays grads, int64_t count,
 void fold_rows(Arrays first, Arrays second, Arrays third, const Queue& queue) {
   if (first.empty()) return;
   const Arrays lists[] = {first, second, third};
-  for_each_table(lists, [&](const auto& table, int64_t) {
-    const int blocks = table.first_block[table.layers];
-    const auto stream = static_cast<cudaStream_t>(queue.stream);
-    if (blocks == 0) return;
-    if (first[0].dtype == DType::kFloat64) {
-      fold_kernel<double><<<blocks, kThreads, 0, stream>>>(table);
-    } else {
-      fold_kernel<float><<<blocks, kThreads, 0, stream>>>(table);
-    }
-    check_launch("moments fold");
+  const bool wide = first[0].dtype == DType::kFloat64;
+  for_each_table(lists, [&]<int kCapacity>(const Table<3, kCapacity>& table, int64_t) {
+    const auto kernel = wide ? fold_kernel<double, kCapacity> : fold_kernel<float, kCapacity>;
+    launch("moments fold", kernel, table.blocks(), queue, table);
   });
 }
 
@@ -204,13 +197,14 @@ void summarize(Arrays abs_sum, Arrays mean, Arrays m2, Arrays grads, Arrays weig
   if (mean.empty()) return;
   const double units = static_cast<double>(count + (grads.empty() ? 0 : 1));
   const Arrays lists[] = {abs_sum, mean, m2, weights, grads};
-  const auto kernel = [&](const auto& table, int blocks, double* partial, cudaStream_t stream) {
-    if (grads.empty())
-      summary_kernel<false><<<blocks, kThreads, 0, stream>>>(table, units, partial);
-    else summary_kernel<true><<<blocks, kThreads, 0, stream>>>(table, units, partial);
+  const char* name = "moments summary";
+  const auto launch_sums = [&]<int kCapacity>(const Table<5, kCapacity>& table, double* partial) {
+    const auto kernel =
+        grads.empty() ? summary_kernel<false, kCapacity> : summary_kernel<true, kCapacity>;
+    launch(name, kernel, table.blocks(), queue, table, units, partial);
   };
   const ScaleRow finish{units, static_cast<double>(ddof)};
-  reduce_lists<kColumns>(lists, finish, out, queue, "moments summary", kernel);
+  reduce_lists<kColumns>(lists, finish, out, queue, name, launch_sums);
 }
 
 void summarize_rows(Arrays rows, Arrays weights, int64_t count, int64_t ddof, double* out,
@@ -228,10 +222,11 @@ void summarize_rows(Arrays rows, Arrays weights, int64_t count, int64_t ddof, do
 void dot(Arrays a, Arrays b, double* out, const Queue& queue) {
   if (a.empty()) return;
   const Arrays lists[] = {a, b};
-  const auto kernel = [](const auto& table, int blocks, double* partial, cudaStream_t stream) {
-    dot_kernel<<<blocks, kThreads, 0, stream>>>(table, partial);
+  const char* name = "moments dot";
+  const auto launch_sums = [&]<int kCapacity>(const Table<2, kCapacity>& table, double* partial) {
+    launch(name, dot_kernel<kCapacity>, table.blocks(), queue, table, partial);
   };
-  reduce_lists<1>(lists, Keep{}, out, queue, "moments dot", kernel);
+  reduce_lists<1>(lists, Keep{}, out, queue, name, launch_sums);
 }
 
 }  // namespace sigeo_ext::moments

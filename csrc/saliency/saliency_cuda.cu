@@ -46,10 +46,11 @@ struct WriteColumns {
 void sums(Arrays weights, Arrays gradients, Columns want, double* out, const Queue& queue) {
   if (weights.empty()) return;
   const Arrays lists[] = {weights, gradients};
-  const auto kernel = [want](const auto& table, int blocks, double* partial, cudaStream_t stream) {
-    sums_kernel<<<blocks, kThreads, 0, stream>>>(table, want, partial);
+  const char* name = "saliency sums";
+  const auto launch_sums = [&]<int kCapacity>(const Table<2, kCapacity>& table, double* partial) {
+    launch(name, sums_kernel<kCapacity>, table.blocks(), queue, table, want, partial);
   };
-  reduce_lists<kParts>(lists, WriteColumns{want}, out, queue, "saliency sums", kernel);
+  reduce_lists<kParts>(lists, WriteColumns{want}, out, queue, name, launch_sums);
 }
 
 }  // namespace sigeo_ext::saliency
