@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from sigeo.cli import console, options, shared_weights
 from sigeo.errors import InputError
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     options.add_space(parser)
     options.add_warmup(parser, default=0.1)
+    options.add_keep(parser)
     shared_weights.add_arguments(parser)
     group = parser.add_argument_group("systems")
     group.add_argument(
@@ -114,7 +116,13 @@ def _carry_out(args: argparse.Namespace) -> int:
     if config is None:
         raise InputError("--warmup: must be above 0, got 0")
     schedule = "cosine" if args.schedule is None else args.schedule
-    settings = {"batch_size": config.batch_size, "lr": config.lr, "schedule": schedule}
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "schedule": schedule,
+    }
+    if config.keep > 1:
+        settings["keep"] = config.keep
     budget = config.steps * config.batch_size
     study = Study(space, data, budget, held_out, settings, device=args.device)
     recipe = recipes.get(entrant.recipe, space, **entrant.options)

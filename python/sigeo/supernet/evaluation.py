@@ -82,6 +82,18 @@ def evaluate(
     return Evaluation(judge.accuracy(), judge.mean_loss(), images)
 
 
+def averaged(found: Sequence[Evaluation]) -> Evaluation:
+    """The mean of evaluations of the same subnets, of a training's last checkpoints say.
+
+    K. Yu, R. Ranftl, M. Salzmann, TPAMI 2021: of three consecutive ones.
+    """
+    return Evaluation(
+        torch.stack([one.accuracy for one in found]).mean(0),
+        torch.stack([one.loss for one in found]).mean(0),
+        sum(one.images for one in found),
+    )
+
+
 def _check(
     norm: Statistics, batches: Sequence[Batch], calibration: Sequence[Batch], at_once: int
 ) -> None:
