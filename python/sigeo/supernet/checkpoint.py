@@ -68,11 +68,12 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         "settings": json.dumps(settings, sort_keys=True),
         "progress": json.dumps(state.progress),
     }
-    content = save(_unshared(tensors), metadata)
+    header, values = _ordered(save(_unshared(tensors), metadata))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            file.write(header)
+            file.write(values)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -80,6 +81,17 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
             partial.unlink()
         raise InputError(f"checkpoint {path}: {error.strerror}") from None
+
+
+def _ordered(content: bytes) -> tuple[bytes, memoryview]:
+    """A safetensors file as its header, keys in order, and its values.
+
+    The library writes metadata in another order each time; equal checkpoints are to be equal files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    text = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # values begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, memoryview(content)[end:]
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

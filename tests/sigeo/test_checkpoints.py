@@ -13,11 +13,13 @@ from sigeo.scoring.shared_weights import load_shared_weights
 from sigeo.store import Record
 from sigeo.supernet import (
     Training,
+    TrainingState,
     Uniform,
     WarmUp,
     averaged,
     evaluate,
     load_checkpoint,
+    save_checkpoint,
     train_supernet,
     versions,
 )
@@ -169,3 +171,20 @@ def test_a_mean_of_what_is_not_finite_is_not():
 
 def test_candidates_keep_nothing():
     assert Training(40).keep == 1 and WarmUp.published(40).keep == 1
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path):
+    supernet = SPACE.supernet(seed=0)
+    weights = dict(supernet.state_dict())
+    state = TrainingState(3, weights, {"a": torch.ones(3)}, kept=[weights], progress={"b": 1})
+    paths = [tmp_path / str(number) for number in range(8)]
+    for path in paths:
+        save_checkpoint(path, state, {"c": "\u00e9", "d": 2})
+    first = paths[0].read_bytes()
+    assert all(path.read_bytes() == first for path in paths[1:])
+    assert (int.from_bytes(first[:8], "little") + 8) % 8 == 0
+    back, settings = load_checkpoint(paths[0])
+    assert settings == {"c": "\u00e9", "d": 2} and back.step == 3 and back.progress == {"b": 1}
+    for found in (back.weights, back.kept[0]):
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
