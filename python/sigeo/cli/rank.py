@@ -143,13 +143,16 @@ class _Init:
         Raises:
             InputError: They cannot be ranked on.
         """
-        from sigeo.fewshot.family import PLAN, family_weights, leaf_file
+        from sigeo.fewshot.family import PLAN, NoWeights, family_weights, leaf_file
         from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 
         if self.path is None:
             return None
         if self.kind == "family":
-            return family_weights(self.path, space)
+            try:
+                return family_weights(self.path, space)
+            except NoWeights as error:
+                raise InputError(f"{error}; warmup --recipe leaves both, split the plan") from None
         try:
             return load_shared_weights(self.path, space, seed)
         except SystemWeights as error:

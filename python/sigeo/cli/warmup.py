@@ -99,7 +99,7 @@ def _carry_out(args: argparse.Namespace) -> int:
     """
     from sigeo.fewshot import recipes
     from sigeo.fewshot.comparison import Entrant
-    from sigeo.fewshot.develop import check, develop, least_budget
+    from sigeo.fewshot.develop import check, check_space, develop, least_budget
     from sigeo.fewshot.family import PLAN, leaf_file
     from sigeo.fewshot.study import Study
     from sigeo.scoring import export
@@ -128,6 +128,7 @@ def _carry_out(args: argparse.Namespace) -> int:
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
     if args.schedule is not None and recipe.gradual is not None:
         raise InputError("--schedule: a recipe decides that itself")
+    check_space(recipe, study)
     least = least_budget(recipe, study)
     if budget < least:
         raise InputError(

@@ -6,6 +6,8 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from sigeo.errors import InputError
+from sigeo.fewshot.metrics import Subject
+from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.recipe import Ground
 from sigeo.fewshot.splitting import Splitting
 from sigeo.spaces import Product
@@ -14,13 +16,13 @@ if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
 
 
-def check(work: Development) -> None:
-    """Check the budget, the options of paths and objective, and the choices that are split.
+def check_budget(work: Development) -> None:
+    """Check the budget.
 
     Raises:
-        InputError: The study's budget does not pay for the recipe, or an option does not fit.
+        InputError: It does not pay for the recipe, or for as many passes as weights are kept of.
     """
-    recipe, study, space = work.recipe, work.study, work.study.space
+    recipe, study = work.recipe, work.study
     if study.budget < work.least:
         compared = (
             f", of which comparing options takes {work.overhead:,.0f}" if work.overhead else ""
@@ -31,12 +33,28 @@ def check(work: Development) -> None:
         )
     if study.keep > 1:
         _check_passes(work)
+
+
+def check_space(work: Development) -> None:
+    """Check what does not depend on the budget: options of the recipe, and the space.
+
+    Raises:
+        InputError: One of them does not fit.
+    """
+    recipe, study, space = work.recipe, work.study, work.study.space
     supernet = study.supernet(0, width=recipe.width)
     region: Product[Any] = Product.whole(space)
     recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))
     recipe.objective(study, 0).start(supernet)
-    if recipe.splitting is not None:
-        _check_choices(work, recipe.splitting)
+    how, metric = recipe.splitting, None
+    if how is not None:
+        _check_choices(work, how)
+        metric = how.metric if how.compares else None
+    elif recipe.hierarchy is not None:
+        metric = recipe.hierarchy.metric
+    if metric is not None and region.open():
+        subject = Subject(region, region.open()[0], 0, supernet, work.batches)
+        check_metric(metric, subject)
 
 
 def _check_passes(work: Development) -> None:

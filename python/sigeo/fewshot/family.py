@@ -33,13 +33,17 @@ from sigeo.supernet import (
     load_weights,
     versions,
 )
-from sigeo.supernet.checkpoint import save_checkpoint
+from sigeo.supernet.checkpoint import difference, save_checkpoint
 from sigeo.supernet.evaluation import Statistics
 from sigeo.supernet.settings import Batch
 from sigeo.tables import parts_first
 
 A = TypeVar("A")
 Values = NDArray[np.float64]
+
+
+class NoWeights(InputError):
+    """A folder that has a plan, but no supernets."""
 
 
 @dataclass(frozen=True)
@@ -235,11 +239,12 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
     made_for = study.get("space") if isinstance(study, dict) else None
     described = json.loads(json.dumps(space.describe()))
     if made_for is not None and made_for != described:
-        raise InputError(f"family {folder}: made for {made_for}, got {described}")
-    if not leaf_file(folder, 0).is_file():
         raise InputError(
-            f"family {folder}: has a plan but no weights, {leaf_file(folder, 0).name} and so on; "
-            "sigeo warmup --recipe leaves both"
+            f"family {folder}: made for other networks ({difference(made_for, described)})"
+        )
+    if not leaf_file(folder, 0).is_file():
+        raise NoWeights(
+            f"family {folder}: has a plan but no weights, {leaf_file(folder, 0).name} and so on"
         )
     narrow = narrowed(space, width if isinstance(width, (int, float)) else 1.0)
     of_leaves = {name: value for name, value in settings.items() if name != "standing"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import nn
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet import RoutedSupernet, digest, load_checkpoint, load_weights, versions
+from sigeo.supernet.checkpoint import difference
 
 
 class SystemWeights(InputError):
@@ -72,11 +74,10 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
         raise InputError(
             f"checkpoint {path}: weights of another training, expected those of a warm-up"
         )
-    if settings["space"] != space.describe():
-        raise InputError(
-            f"checkpoint {path}: made for {settings['space']}, this ranking is for "
-            f"{space.describe()}"
-        )
+    described = json.loads(json.dumps(space.describe()))
+    if settings["space"] != described:
+        differs = difference(settings["space"], described)
+        raise InputError(f"checkpoint {path}: made for other networks ({differs})")
     steps = settings["warmup"]["steps"]
     if state.step < steps:
         raise InputError(
