@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sigeo import InputError, score_many, spaces
 from sigeo.spaces.elastic.stack import Stack
+from sigeo.supernet import add_gradients, evaluate
 from sigeo_ext.testing import assert_close
 from tests.sigeo.elastic_spaces import SHAPE, batches
 
@@ -153,3 +154,28 @@ def test_every_kind_of_dropout_is_noise(made):
     stack = net.stack([chosen.largest] * 2)
     torch.manual_seed(3)
     assert_close(stack(images)[0], net(images, chosen.largest), tolerance=1e-6)
+
+
+def test_dropout_of_smaller_networks_alone_is_off_where_they_are_evaluated():
+    chosen = Own(lambda option: nn.Dropout(0.5) if option == "a" else nn.Identity())
+    net = chosen.supernet(seed=0)
+    assert not net.noisy and chosen.largest.options()["between"] == "b"
+    archs = [chosen.at(0), chosen.at(1)]
+    images, labels = batches(count=1)[0]
+    together = evaluate(net, archs, [(images, labels)])
+    for place, arch in enumerate(archs):
+        alone = evaluate(net, [arch], [(images, labels)], at_once=1)
+        assert float(together.loss[place]) == pytest.approx(float(alone.loss[0]), rel=1e-6)
+
+
+def test_dropout_of_smaller_networks_alone_draws_in_training_as_one_by_one():
+    chosen = Own(lambda option: nn.Dropout(0.5) if option == "a" else nn.Identity())
+    archs = [chosen.at(0), chosen.at(0), chosen.at(1)]
+    images, labels = batches(count=1)[0]
+    torch.manual_seed(5)
+    found = add_gradients(chosen.supernet(seed=0), archs, images, labels)
+    net = chosen.supernet(seed=0).train()
+    torch.manual_seed(5)
+    expected = [F.cross_entropy(net(images, arch), labels).detach() for arch in archs]
+    assert_close(found, torch.stack(expected), tolerance=1e-6)
+    assert float(found[0]) != float(found[1])

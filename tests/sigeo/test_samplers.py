@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import json
 
@@ -156,6 +157,31 @@ def test_regions_of_kinds_are_told_apart():
     assert len(set(texts)) == len(texts)
     assert texts[0] == described(counts(2))
     assert '{"first": ["5"]}' in texts[-1] and not any(" at 0x" in text for text in texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Own:
+    """A region of a user's own, whose text says nothing of it."""
+
+    operation: int
+
+    def __contains__(self, arch):
+        return arch.operations[0] == self.operation
+
+    def sample(self, rng):
+        return Product.whole(SPACE).limited(0, (self.operation,)).sample(rng)
+
+    def __str__(self):
+        return "own"
+
+
+def test_regions_of_ones_own_are_told_apart_by_what_they_hold():
+    class Plain(Own):
+        __str__ = object.__str__
+
+    assert describe_region(Own(1)) == describe_region(Own(1)) != describe_region(Own(2))
+    assert describe_region(Plain(1)) == describe_region(Plain(1)) != describe_region(Own(1))
+    assert json.dumps(describe_region(Plain(1))) and " at 0x" not in str(describe_region(Plain(1)))
 
 
 def test_rare_kinds_are_told_apart():

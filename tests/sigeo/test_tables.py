@@ -76,6 +76,19 @@ def test_tables_that_are_none(tmp_path):
             read_table(tmp_path / name)
 
 
+def test_of_many_columns_the_message_names_those_of_a_similar_name(tmp_path):
+    names = [f"{data}_{part}_{n}" for data in ("cifar10", "imagenet") for part in ("test", "time")
+             for n in (12, 200)]  # fmt: skip
+    path = tmp_path / "t.csv"
+    path.write_text(f"arch_str,{','.join(names)}\na{',1' * 8}\n")
+    with pytest.raises(InputError) as caught:
+        read_table(path).column("cifar10.tets")
+    message = str(caught.value)
+    assert "found 8 numeric columns, cifar10_test_12, " in message and "imagenet" not in message
+    with pytest.raises(InputError, match="found 8 numeric columns, none of such a name"):
+        read_table(path).column("nosuch")
+
+
 def test_a_parquet_file_with_a_column_twice(tmp_path):
     columns = [pa.array(["a"]), pa.array([1]), pa.array([2])]
     parquet.write_table(pa.table(columns, names=["arch_str", "x", "x"]), tmp_path / "t.parquet")
@@ -179,6 +192,16 @@ def test_paired_difference_is_sharper_than_two_intervals():
     unpaired = math.hypot(*(estimate.high - estimate.low for estimate in alone))
     assert difference.low > 0 and difference.high - difference.low < unpaired
     assert spearman_difference(first, first, truth).high == 0
+
+
+def test_a_difference_counts_scores_that_do_not_vary_as_no_correlation():
+    """Where only one architecture has another score, a third of the resamples lack it."""
+    truth = np.arange(8.0)
+    flat = np.where(truth == 7, 1.0, 0.0)
+    found = spearman_difference(flat, truth, truth)
+    assert found.value == pytest.approx(spearman(flat, truth) - 1)
+    assert found.low == -1 < found.value < found.high < 0  # 0 at the upper end before
+    assert math.isnan(spearman_difference(np.ones(8), truth, truth).value)
 
 
 @pytest.mark.parametrize("count", [6, 8])

@@ -215,7 +215,11 @@ def _facts(
             f"{training['momentum']}, weight decay {training['weight_decay']}"
             + (", mirrored and cut at random" if study.augment is not None else ""),
         ),
-        ("evaluated on", f"{study.held_out} training images held out, batch statistics"),
+        (
+            "evaluated on",
+            f"{study.held_out} training images held out, batch statistics"
+            + (f", mean over {study.keep} checkpoints a pass apart" if study.keep > 1 else ""),
+        ),
         ("judged by", f"{table.column(args.metric)} of {table.path.name}"),
     ]
     if ceiling == ceiling:

@@ -89,6 +89,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
         default=0.025,
         help="first step size, which falls along a cosine (default: %(default)s)",
     )
+    options.add_keep(group)
     group.add_argument(
         "--augment",
         action="store_true",
@@ -103,6 +104,8 @@ def study(args: argparse.Namespace, data: Any, space: SearchSpace[Any]) -> Study
 
     augment = Augmentation(args.seed, padding=max(1, data.size // 8)) if args.augment else None
     settings = {"batch_size": args.batch_size, "lr": args.lr, "schedule": "cosine"}
+    if args.keep is not None:
+        settings["keep"] = args.keep
     return Study(space, data, args.budget, args.held_out, settings, augment, args.device)
 
 

@@ -226,6 +226,17 @@ def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
     )
 
 
+def add_keep(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Checkpoints to average over."""
+    parser.add_argument(
+        "--keep",
+        type=positive,
+        metavar="N",
+        help="keep the weights at the ends of a training's last N passes over its images, and "
+        "average what networks are judged by over them (default: 1; published: 3)",
+    )
+
+
 def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:
     """The data, and the space sized for it; the device is checked before they are loaded."""
     import torch
@@ -326,6 +337,7 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         "batch_size": args.warmup_batch,
         "schedule": args.schedule,
         "paths": args.paths,
+        "keep": args.keep,
         **{name: getattr(args, name) for name in SHARED},
     }
     spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
@@ -337,7 +349,7 @@ def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
         return None
     if init == "candidate" and "schedule" in given:
         raise InputError("--schedule: --init candidate keeps the published constant step size")
-    for name in ("paths", *SHARED):
+    for name in ("paths", "keep", *SHARED):
         if init == "candidate" and name in given:
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option}: with --init candidate each network is trained alone")

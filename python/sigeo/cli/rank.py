@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_proxies(parser)
     options.add_warmup(parser, default=0.0)
+    options.add_keep(parser)
     shared_weights.add_arguments(parser)
     parser.add_argument(
         "--init",
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:
         console.say(_many_line(at_once, routes))
+    if networks.checkpoints > 1:
+        console.say(f"scores are means over {networks.checkpoints} checkpoints of the weights")
     parted = len({row.standing for row in rows}) > 1
     if parted:
         console.say("parts of the space that the system prefers come first, whatever their scores")
@@ -140,13 +143,16 @@ class _Init:
         Raises:
             InputError: They cannot be ranked on.
         """
-        from sigeo.fewshot.family import PLAN, family_weights, leaf_file
+        from sigeo.fewshot.family import PLAN, NoWeights, family_weights, leaf_file
         from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 
         if self.path is None:
             return None
         if self.kind == "family":
-            return family_weights(self.path, space)
+            try:
+                return family_weights(self.path, space)
+            except NoWeights as error:
+                raise InputError(f"{error}; warmup --recipe leaves both, split the plan") from None
         try:
             return load_shared_weights(self.path, space, seed)
         except SystemWeights as error:

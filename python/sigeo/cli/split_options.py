@@ -87,6 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="values of --kind that go together (default: each its own)",
     )
     options.add_warmup(parser, default=0.0)
+    parser.set_defaults(keep=None)  # a split is made with one set of weights
     shared_weights.add_arguments(parser)
     parser.add_argument("--table", metavar="FILE", help="benchmark table to look at the plan with")
     parser.add_argument("--metric-column", help=f"its column (default: {options.METRIC})")

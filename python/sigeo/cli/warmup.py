@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
+from typing import Any
 
 from sigeo.cli import console, options, shared_weights
 from sigeo.errors import InputError
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     options.add_space(parser)
     options.add_warmup(parser, default=0.1)
+    options.add_keep(parser)
     shared_weights.add_arguments(parser)
     group = parser.add_argument_group("systems")
     group.add_argument(
@@ -97,7 +99,7 @@ def _carry_out(args: argparse.Namespace) -> int:
     """
     from sigeo.fewshot import recipes
     from sigeo.fewshot.comparison import Entrant
-    from sigeo.fewshot.develop import check, develop, least_budget
+    from sigeo.fewshot.develop import check, check_space, develop, least_budget
     from sigeo.fewshot.family import PLAN, leaf_file
     from sigeo.fewshot.study import Study
     from sigeo.scoring import export
@@ -114,12 +116,19 @@ def _carry_out(args: argparse.Namespace) -> int:
     if config is None:
         raise InputError("--warmup: must be above 0, got 0")
     schedule = "cosine" if args.schedule is None else args.schedule
-    settings = {"batch_size": config.batch_size, "lr": config.lr, "schedule": schedule}
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "schedule": schedule,
+    }
+    if config.keep > 1:
+        settings["keep"] = config.keep
     budget = config.steps * config.batch_size
     study = Study(space, data, budget, held_out, settings, device=args.device)
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
     if args.schedule is not None and recipe.gradual is not None:
         raise InputError("--schedule: a recipe decides that itself")
+    check_space(recipe, study)
     least = least_budget(recipe, study)
     if budget < least:
         raise InputError(

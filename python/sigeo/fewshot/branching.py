@@ -10,6 +10,8 @@ from sigeo.errors import InputError
 EVERY = 0
 """The factor that stands for as many parts as there are options left."""
 
+_MOST = 1_000_000
+
 
 @dataclass(frozen=True)
 class Branching:
@@ -49,16 +51,16 @@ class Branching:
         level gets factors that differ by at most 1 and make up the number.
 
         Args:
-            leaves: How many, 1 or more.
+            leaves: How many, from 1 to a million: each is to be a supernet.
             factors: Each 2 or more.
 
         Raises:
             InputError: A number out of its range.
         """
-        if leaves < 1 or not factors or min(factors) < 2:
+        if not 1 <= leaves <= _MOST or not factors or min(factors) < 2:
             raise InputError(
-                f"branching: expected 1 leaf or more and factors from 2, "
-                f"got {leaves} and {list(factors)}"
+                f"branching: expected 1 to {_MOST:,} leaves and factors from 2, "
+                f"got {leaves:,} and {list(factors)}"
             )
         ascending = sorted(factors)
         levels: list[int | tuple[int, ...]] = []
@@ -77,6 +79,13 @@ class Branching:
     def exhaustive(cls, levels: int = 1) -> Branching:
         """One part an option, on every level (Zhao et al., ICML 2021)."""
         return cls((EVERY,) * levels)
+
+    @property
+    def cuts(self) -> int:
+        """How many levels cut all of their nodes."""
+        return sum(
+            1 not in ((level,) if isinstance(level, int) else level) for level in self.levels
+        )
 
     def factor(self, level: int, node: int) -> int:
         """The factor of a node, counted from 0 along its level.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,18 +12,19 @@ from typing import Any
 
 from sigeo.capture import Batches
 from sigeo.errors import InputError
-from sigeo.fewshot import overhead
+from sigeo.fewshot import checks, overhead
 from sigeo.fewshot.clock import Clock
 from sigeo.fewshot.family import Family
 from sigeo.fewshot.gradual import grow
 from sigeo.fewshot.hierarchy import narrow
 from sigeo.fewshot.plan import Plan, split_by_kind, whole_space
 from sigeo.fewshot.recipe import Ground, Recipe
-from sigeo.fewshot.splitting import Splitting, split
+from sigeo.fewshot.splitting import split
 from sigeo.fewshot.stretch import Stretch
 from sigeo.fewshot.study import FORWARD_SHARE, Study
-from sigeo.spaces import Product, Region, Supernet
-from sigeo.supernet import Budget, RoutedSupernet, Source, train_supernet
+from sigeo.spaces import Region, Supernet
+from sigeo.supernet import Budget, RoutedSupernet, Source, train_supernet, versions
+from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.samplers.base import generator
 
 Progress = Callable[[int, int], None]
@@ -66,8 +66,18 @@ def check(recipe: Recipe, study: Study) -> None:
     Raises:
         InputError: The study's budget does not pay for it, or an option does not fit the space.
     """
+    check_space(recipe, study)
+    checks.check_budget(Development(recipe, study, 0, None, None))
+
+
+def check_space(recipe: Recipe, study: Study) -> None:
+    """The part of `check` that does not depend on the budget.
+
+    Raises:
+        InputError: An option does not fit the space, or the space the recipe.
+    """
     work = Development(recipe, study, 0, None, None)
-    work.check()
+    checks.check_space(work)
     if recipe.kinds is not None:
         work.divided()
 
@@ -103,7 +113,8 @@ class Development:
         self.cost = Budget()
         self.clock = Clock(self.file("seconds.json"))
         self.batches: Batches | None = None
-        if recipe.splitting is not None or recipe.hierarchy is not None:
+        compares = recipe.splitting is not None and recipe.splitting.compares
+        if compares or recipe.hierarchy is not None:
             self.batches = study.metric_batches(seed, *recipe.metric_batches)
         self.overhead = overhead.at_most(recipe, study, self.batches)
         self.unit = (study.budget - self.overhead) / recipe.units(study.space)
@@ -120,63 +131,29 @@ class Development:
         unit = max(step / length for length, step in steps)
         return math.ceil(self.overhead + unit * recipe.units(self.study.space) - _ROUNDING)
 
-    def check(self) -> None:
-        """See `check`.
-
-        Raises:
-            InputError: See `check`.
-        """
-        recipe, study, space = self.recipe, self.study, self.study.space
-        if study.budget < self.least:
-            compared = (
-                f", of which comparing options takes {self.overhead:,.0f}" if self.overhead else ""
-            )
-            raise InputError(
-                f"{recipe.name}: needs a budget of at least {self.least:,} processed images"
-                f"{compared}, got {study.budget:,}"
-            )
-        supernet = study.supernet(0, width=recipe.width)
-        region: Product[Any] = Product.whole(space)
-        recipe.paths.sampler(Ground(space, region, 0, supernet, self.validation, 1))
-        recipe.objective(study, 0).start(supernet)
-        if recipe.splitting is not None:
-            self._check_choices(recipe.splitting)
-
-    def _check_choices(self, how: Splitting) -> None:
-        """Whether there is a choice to split on every level.
-
-        Raises:
-            InputError: There is none.
-        """
-        levels = len(how.branching.levels)
-        left = list(range(len(self.study.space.choices)))
-        for level in range(levels):
-            if not left:
-                raise InputError(f"{self.recipe.name}: {levels} levels need as many choices")
-            place = how.choice.places(left, level, random.Random(0))[0]
-            if not how.again:
-                left.remove(place)
-
     def run(self) -> Family[Any]:
         """The whole of it.
 
         Raises:
             InputError: As of `develop`.
         """
-        self.check()
+        checks.check_space(self)
+        checks.check_budget(self)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         standing: tuple[int, ...] = ()
         trainings: tuple[dict[str, Any], ...] = ()
+        earlier: tuple[tuple[Supernet[Any], ...], ...]
         with self.clock:
             if self.recipe.hierarchy is not None:
-                plan, supernets, standing = narrow(self)
+                plan, supernets, standing, earlier = narrow(self)
             elif self.recipe.gradual is not None:
-                plan, supernets, trainings = grow(self)
+                plan, supernets, trainings, earlier = grow(self)
             else:
                 plan, supernets = self.divided()
-                self._train_leaves(plan, supernets)
-        return Family(plan, supernets, standing, self.cost, self.clock.seconds, trainings)
+                earlier = self._train_leaves(plan, supernets)
+        seconds = self.clock.seconds
+        return Family(plan, supernets, standing, self.cost, seconds, trainings, earlier)
 
     @property
     def spent(self) -> float:
@@ -208,6 +185,8 @@ class Development:
         begin: float,
         end: float,
         seen: int = 0,
+        *,
+        kept: list[Weights] | None = None,
         **own: Any,
     ) -> int:
         """Train on a part of the budget and of the schedule.
@@ -220,6 +199,8 @@ class Development:
             begin: Share of the schedule that lies before it.
             end: Share at its end.
             seen: Training images that the weights have seen, see `source_after`.
+            kept: Of the training at the end: gets the weights at the ends of the earlier passes
+                that the study keeps, see `train_supernet`.
             **own: Settings of the training in the place of the study's.
 
         Returns:
@@ -230,6 +211,8 @@ class Development:
         """
         steps = self.steps_of(images, phase)
         objective = self.recipe.objective(self.study, self.seed)
+        if kept is not None:
+            own["keep"] = self.study.keep
         config = self.stretch(steps, begin, end, **own)
         source = self.source_after(seen)
         ground = Ground(
@@ -246,6 +229,7 @@ class Development:
             settings={**self.settings(phase), "seen": seen},
             checkpoint=self.file(f"{phase}.safetensors"),
             progress=lambda step, _: self.report(before + self.processed(step)),
+            kept=kept,
         )
         self.charge(cost)
         return config.images_of(steps)
@@ -315,8 +299,11 @@ class Development:
         self.cost = Budget(self.cost.trained + cost.trained, self.cost.evaluated + cost.evaluated)
 
     def stretch(self, steps: int, begin: float, end: float, **own: Any) -> Stretch:
-        """The settings of so many steps of a part of the schedule."""
-        whole = self.study.training(steps, **own)
+        """The settings of so many steps of a part of the schedule.
+
+        Weights before their end are not kept, unless ``keep`` is among those of its own.
+        """
+        whole = self.study.training(steps, **{"keep": 1, **own})
         return Stretch(**vars(whole), begin=begin, end=end)
 
     def share(self, level: int, first: int = 0) -> tuple[float, float]:
@@ -376,17 +363,24 @@ class Development:
             return
         self.train(supernet, region, images, f"level-{level}-{node}", *self._place(level))
 
-    def _train_leaves(self, plan: Plan[Any], supernets: tuple[Supernet[Any], ...]) -> None:
-        """Train the leaves on what is left of the budget."""
+    def _train_leaves(
+        self, plan: Plan[Any], supernets: tuple[Supernet[Any], ...]
+    ) -> tuple[tuple[Supernet[Any], ...], ...]:
+        """Train the leaves on what is left of the budget; see `Family.earlier`."""
         if self.recipe.after == 0:
-            return
+            return ()
+        kept: list[Weights] = []
         if self.recipe.joint is not None:
             routed = RoutedSupernet(supernets, plan.leaves)
             images = self.study.budget - self.spent
-            self.train(routed, plan.root.region, images, "leaves", 0.0, 1.0)  # type: ignore[arg-type]
-            return
+            self.train(routed, plan.root.region, images, "leaves", 0.0, 1.0, kept=kept)  # type: ignore[arg-type]
+            return tuple(tuple(one.parts) for one in versions(routed, kept)[:-1])  # type: ignore[arg-type]
         place = self._place(len(self.recipe.before))
         images = (self.study.budget - self.spent) / len(supernets)
+        earlier = []
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
             # Not the name of `leaf_file`: a family may be saved in the same folder.
-            self.train(supernet, region, images, f"final-{leaf}", *place)
+            kept = []
+            self.train(supernet, region, images, f"final-{leaf}", *place, kept=kept)
+            earlier.append(versions(supernet, kept)[:-1])
+        return tuple(zip(*earlier, strict=True))

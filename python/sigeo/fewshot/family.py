@@ -26,18 +26,24 @@ from sigeo.supernet import (
     Budget,
     RoutedSupernet,
     TrainingState,
+    averaged,
     digest,
     evaluate,
     load_checkpoint,
     load_weights,
+    versions,
 )
-from sigeo.supernet.checkpoint import save_checkpoint
+from sigeo.supernet.checkpoint import difference, save_checkpoint
 from sigeo.supernet.evaluation import Statistics
 from sigeo.supernet.settings import Batch
 from sigeo.tables import parts_first
 
 A = TypeVar("A")
 Values = NDArray[np.float64]
+
+
+class NoWeights(InputError):
+    """A folder that has a plan, but no supernets."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,9 @@ class Family(Generic[A]):
         cost: Images that training and splitting took.
         seconds: Time that they took.
         trainings: Steps and settings of each, where they are not the study's; not read from files.
+        earlier: The supernets at the ends of earlier passes of their last training, oldest first,
+            one a leaf each; one that had no such training is there itself. Values of architectures
+            are averaged over these and ``supernets``.
     """
 
     plan: Plan[A]
@@ -60,6 +69,7 @@ class Family(Generic[A]):
     cost: Budget = field(default_factory=Budget)
     seconds: float = 0.0
     trainings: tuple[dict[str, Any], ...] = ()
+    earlier: tuple[tuple[Supernet[A], ...], ...] = ()
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -68,16 +78,21 @@ class Family(Generic[A]):
             InputError: Not one supernet a leaf.
         """
         leaves = len(self.plan.leaves)
-        if len(self.supernets) != leaves or len(self.standing) not in (0, leaves):
+        counts = [len(supernets) for supernets in self._versions]
+        if set(counts) != {leaves} or len(self.standing) not in (0, leaves):
             raise InputError(
                 f"family: expected a supernet for each of {leaves} leaves, "
-                f"got {len(self.supernets)}"
+                f"got {', '.join(map(str, counts))}"
             )
+
+    @property
+    def _versions(self) -> tuple[tuple[Supernet[A], ...], ...]:
+        return (*self.earlier, self.supernets)
 
     @property
     def weights(self) -> int:
         """Bytes of all weights, those that supernets have in common once."""
-        modules: list[nn.Module] = list(self.supernets)  # type: ignore[arg-type]
+        modules: list[nn.Module] = [one for version in self._versions for one in version]  # type: ignore[misc]
         parameters = {id(p): p for module in modules for p in module.parameters()}
         return sum(p.nbytes for p in parameters.values())
 
@@ -100,8 +115,11 @@ class Family(Generic[A]):
         norm: Statistics = "recalibrated" if calibration else "batch"
         for leaf, places in self._by_leaf(archs):
             chosen = [archs[place] for place in places]
-            found = evaluate(
-                self.supernets[leaf], chosen, batches, norm=norm, calibration=calibration
+            found = averaged(
+                [
+                    evaluate(version[leaf], chosen, batches, norm=norm, calibration=calibration)
+                    for version in self._versions
+                ]
             )
             accuracy[places], loss[places] = found.accuracy.numpy(), found.loss.numpy()
         return accuracy, loss
@@ -110,13 +128,14 @@ class Family(Generic[A]):
         self, archs: Sequence[A], batches: Batches, proxies: Sequence[Proxy]
     ) -> dict[str, Values]:
         """Each proxy's values on the supernets that serve the architectures, [n] each."""
-        values = {proxy.name: np.empty(len(archs)) for proxy in proxies}
+        values = {proxy.name: np.zeros(len(archs)) for proxy in proxies}
         for leaf, places in self._by_leaf(archs):
             chosen = [archs[place] for place in places]
-            found = score_many(self.supernets[leaf], chosen, batches, proxies, at_once=1)
-            for place, scores in zip(places, found, strict=True):
-                for name, score in scores.items():
-                    values[name][place] = score.value
+            for version in self._versions:
+                found = score_many(version[leaf], chosen, batches, proxies, at_once=1)
+                for place, scores in zip(places, found, strict=True):
+                    for name, score in scores.items():
+                        values[name][place] += score.value / len(self._versions)
         return values
 
     def _by_leaf(self, archs: Sequence[A]) -> list[tuple[int, list[int]]]:
@@ -140,10 +159,12 @@ class Family(Generic[A]):
             raise InputError(f"{folder}: {error.strerror or error}") from None
         for leaf, supernet in enumerate(self.supernets):
             module: nn.Module = supernet  # type: ignore[assignment]
-            state = TrainingState(0, dict(module.state_dict()), {})
+            earlier: list[Any] = [version[leaf] for version in self.earlier]
+            kept = [dict(one.state_dict()) for one in earlier if one is not module]
+            state = TrainingState(0, dict(module.state_dict()), {}, kept=kept)
             groups = [one.describe() for one in getattr(supernet, "groups", ())]
-            kept = {**settings, "groups": groups} if groups else settings
-            save_checkpoint(leaf_file(folder, leaf), state, kept)
+            complete = {**settings, "groups": groups} if groups else settings
+            save_checkpoint(leaf_file(folder, leaf), state, complete)
         save_plan(folder / PLAN, self.plan, {**settings, "standing": list(self.standing)})
 
 
@@ -191,14 +212,23 @@ def family_weights(folder: str | Path, space: SearchSpace[Any]) -> SharedWeights
     """
     family, settings = _load(Path(folder), space)
     plan = json.dumps(plan_document(family.plan), sort_keys=True)
-    modules: list[nn.Module] = list(family.supernets)  # type: ignore[arg-type]
-    identity = {
+    identity: dict[str, Any] = {
         "family": settings,
         "plan": hashlib.blake2b(plan.encode(), digest_size=16).hexdigest(),
-        "weights": [digest(dict(module.state_dict())) for module in modules],
+        "weights": _digests(family.supernets),
     }
-    supernet: Any = RoutedSupernet(family.supernets, family.plan.leaves)
-    return SharedWeights(supernet, identity, standing=family.standing)
+    if family.earlier:
+        identity["kept"] = [_digests(version) for version in family.earlier]
+    routed: list[Any] = [
+        RoutedSupernet(supernets, family.plan.leaves)
+        for supernets in (*family.earlier, family.supernets)
+    ]
+    *earlier, supernet = routed
+    return SharedWeights(supernet, identity, standing=family.standing, earlier=tuple(earlier))
+
+
+def _digests(supernets: Sequence[Any]) -> list[str]:
+    return [digest(dict(module.state_dict())) for module in supernets]
 
 
 def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str, Any]]:
@@ -209,15 +239,16 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
     made_for = study.get("space") if isinstance(study, dict) else None
     described = json.loads(json.dumps(space.describe()))
     if made_for is not None and made_for != described:
-        raise InputError(f"family {folder}: made for {made_for}, got {described}")
-    if not leaf_file(folder, 0).is_file():
         raise InputError(
-            f"family {folder}: has a plan but no weights, {leaf_file(folder, 0).name} and so on; "
-            "sigeo warmup --recipe leaves both"
+            f"family {folder}: made for other networks ({difference(made_for, described)})"
+        )
+    if not leaf_file(folder, 0).is_file():
+        raise NoWeights(
+            f"family {folder}: has a plan but no weights, {leaf_file(folder, 0).name} and so on"
         )
     narrow = narrowed(space, width if isinstance(width, (int, float)) else 1.0)
     of_leaves = {name: value for name, value in settings.items() if name != "standing"}
-    supernets = []
+    grown = []
     for leaf in range(len(plan.leaves)):
         state, kept = load_checkpoint(leaf_file(folder, leaf))
         if "phase" in kept:
@@ -233,6 +264,8 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
         if "groups" in kept and isinstance(supernet, ElasticSupernet):
             supernet = supernet.divided([Groups.read(one) for one in kept["groups"]])
         load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]
-        supernets.append(supernet)
+        grown.append(versions(supernet, state.kept))
+    most = max(map(len, grown))
+    *earlier, supernets = zip(*((one[:1] * (most - len(one)) + one) for one in grown), strict=True)
     order = tuple(standing) if isinstance(standing, list) else ()
-    return Family(plan, tuple(supernets), order), settings
+    return Family(plan, supernets, order, earlier=tuple(earlier)), settings

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from sigeo.fewshot.plan import Plan, whole_space
 from sigeo.spaces import Supernet
+from sigeo.supernet import versions
+from sigeo.supernet.checkpoint import Weights
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
@@ -17,12 +19,17 @@ if TYPE_CHECKING:
 
 def grow(
     work: Development,
-) -> tuple[Plan[Any], tuple[Supernet[Any], ...], tuple[dict[str, Any], ...]]:
+) -> tuple[
+    Plan[Any],
+    tuple[Supernet[Any], ...],
+    tuple[dict[str, Any], ...],
+    tuple[tuple[Supernet[Any], ...], ...],
+]:
     """Carry a gradual recipe out.
 
     Returns:
-        The plan of the whole space, the supernet at the end, and of each training its steps and
-        what it had in the place of the study's settings.
+        The plan of the whole space, the supernet at the end, of each training its steps and what
+        it had in the place of the study's settings, and the supernet at the ends of earlier passes.
     """
     how = work.recipe.gradual
     assert how is not None
@@ -30,6 +37,7 @@ def grow(
     supernet = work.study.supernet(work.seed, width=work.recipe.width)
     lengths, seen = (*work.recipe.before, work.recipe.after), 0
     trainings = []
+    kept: list[Weights] = []
     for number, length in enumerate(lengths):
         supernet = how.grow(supernet, number)
         last = number == len(lengths) - 1
@@ -41,6 +49,17 @@ def grow(
         own = how.settings(number, steps)
         own["lr"] *= work.study.lr
         trainings.append({"steps": steps, **own})
-        seen += work.train(supernet, plan.root.region, images, phase, 0.0, 1.0, seen, **own)
+        seen += work.train(
+            supernet,
+            plan.root.region,
+            images,
+            phase,
+            0.0,
+            1.0,
+            seen,
+            kept=kept if last else None,
+            **own,
+        )
     how.finish(supernet)
-    return plan, (supernet,), tuple(trainings)
+    earlier = tuple((one,) for one in versions(supernet, kept)[:-1])
+    return plan, (supernet,), tuple(trainings), earlier

@@ -31,18 +31,22 @@ from sigeo.supernet import (
     Uniform,
     evaluate,
     train_supernet,
+    versions,
 )
+from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.distillation import MutualDistillation, Teacher
 from sigeo.supernet.samplers.base import draw_connected, generator
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
 
-Result = tuple[Plan[Any], tuple[Supernet[Any], ...], tuple[int, ...]]
+Supernets = tuple[Supernet[Any], ...]
+Joined = tuple[Plan[Any], Supernets, tuple[int, ...]]
+Result = tuple[Plan[Any], Supernets, tuple[int, ...], tuple[Supernets, ...]]
 
 
 def narrow(work: Development) -> Result:
-    """The plan, a supernet a leaf, and how far each leaf came.
+    """The plan, a supernet a leaf, how far each leaf came, and see `Family.earlier`.
 
     A part that was not kept is a leaf that serves its architectures as it was trained by then.
     """
@@ -65,13 +69,20 @@ def narrow(work: Development) -> Result:
         kept = _best(work, how, parts, children, level)  # type: ignore[arg-type]
         levels.append((node, kept, children))
         region, supernet = parts[kept], children[kept]  # type: ignore[assignment]
+    weights: list[Weights] = []
     if work.recipe.after > 0:
         begin = work.share(len(how.levels) - 1)[1] if work.recipe.before else 0.0
-        work.train(supernet, region, work.study.budget - work.spent, "leaf", begin, 1.0, seen)
-    return _joined(levels)
+        images = work.study.budget - work.spent
+        work.train(supernet, region, images, "leaf", begin, 1.0, seen, kept=weights)
+    plan, supernets, standing = _joined(levels)
+    earlier = [
+        tuple(version if one is supernet else one for one in supernets)
+        for version in versions(supernet, weights)[:-1]
+    ]
+    return plan, supernets, standing, tuple(earlier)
 
 
-def _joined(levels: Sequence[tuple[Node[Any], int, list[Supernet[Any]]]]) -> Result:
+def _joined(levels: Sequence[tuple[Node[Any], int, list[Supernet[Any]]]]) -> Joined:
     """The levels as one tree: each in the place of the part that was kept before it."""
     root: Node[Any] | None = None
     supernets: list[Supernet[Any]] = []

@@ -226,6 +226,13 @@ class Recipe:
             raise InputError(
                 f"{where}lengths of training must be at least 0, and one above, got {lengths}"
             )
+        how = self.splitting
+        metric = None if how is None or not how.compares else how.metric
+        if metric is not None and metric.initial_weights and any(self.before):
+            raise InputError(
+                f"{where}{metric.name} needs weights as drawn, so no training before a cut, "
+                f"got lengths {self.before}"
+            )
         if not 0 < self.width <= 1:
             raise InputError(f"{where}width must be above 0 and at most 1, got {self.width}")
         size, count = self.metric_batches

@@ -140,6 +140,11 @@ def split(
     if train is not None and supernet is None:
         raise InputError("split: training needs a supernet, got none")
     root = Product.whole(space) if region is None else region
+    levels, choices = how.branching.cuts, len(root.open())
+    if levels > choices and not how.again:
+        raise InputError(
+            f"split: cuts on each of {levels} levels need as many choices, {choices} can be split"
+        )
     own = how.describe() | {"seed": seed}
     kept = json.loads(strict_dumps({**(settings or {}), "splitting": own}))
     decided = None if checkpoint is None else _decided(checkpoint, root, kept)

@@ -65,6 +65,11 @@ class Study:
         return Training(0, **self.settings).batch_size
 
     @property
+    def keep(self) -> int:
+        """Checkpoints of the trainings at the end over which evaluations are averaged."""
+        return Training(0, **self.settings).keep
+
+    @property
     def lr(self) -> float:
         """The first step size."""
         return Training(0, **self.settings).lr

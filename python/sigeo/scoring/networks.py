@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from sigeo.capture import Batches, preserved
 from sigeo.data import ImageData
 from sigeo.errors import InputError
-from sigeo.proxies import Proxy
+from sigeo.proxies import Proxy, Score
+from sigeo.scoring.averages import mean_records
 from sigeo.scoring.many import (
     MEASURED,
     Routes,
@@ -28,16 +29,23 @@ from sigeo.scoring.many import (
     stackable,
 )
 from sigeo.scoring.score import check_needs, score
-from sigeo.scoring.shared_weights import SharedWeights, load_shared_weights, make_supernet
+from sigeo.scoring.shared_weights import (
+    SharedWeights,
+    load_shared_weights,
+    make_supernet,
+    part_of,
+)
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
 from sigeo.supernet import (
     Budget,
     Source,
     WarmUp,
+    versions,
     warm_up_alone,
     warm_up_supernet,
 )
+from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.settings import Progress
 
 Init = Literal["scratch", "candidate", "supernet"]
@@ -140,8 +148,11 @@ class Networks:
             if self._loaded is None
             else self._loaded.supernet
         )
+        # Scores are means over these; the last one is the supernet as it is.
+        self._versions = (*(() if self._loaded is None else self._loaded.earlier), self._supernet)
         self._module: nn.Module = self._supernet  # type: ignore[assignment]
-        self._module.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for version in self._versions:
+            version.to(self.device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
         self._warm_up(folder, progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
@@ -151,6 +162,11 @@ class Networks:
     def supernet(self) -> Supernet[Any]:
         """The weights of all networks, warmed up if the protocol shares warmed ones."""
         return self._supernet
+
+    @property
+    def checkpoints(self) -> int:
+        """Over how many checkpoints of the shared weights scores are averaged; 1 for no average."""
+        return len(self._versions)
 
     @property
     def batches(self) -> Batches:
@@ -195,6 +211,7 @@ class Networks:
     def _warm_up(self, folder: Path | None, progress: Progress | None) -> None:
         protocol = self.protocol
         if protocol.init == "supernet" and protocol.warmup is not None:
+            kept: list[Weights] = []
             self.budget = warm_up_supernet(
                 self._supernet,
                 self.space,
@@ -203,7 +220,9 @@ class Networks:
                 settings=self.weights_settings(),
                 checkpoint=None if folder is None else self.checkpoint_path(folder),
                 progress=progress,
+                kept=kept,
             )
+            self._versions = versions(self._supernet, kept)
 
     def _batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.data.batch(places)
@@ -229,7 +248,7 @@ class Networks:
         Raises:
             InputError: No sub-supernet serves it.
         """
-        return self._supernet if self._loaded is None else self._loaded.part(arch)
+        return part_of(self._supernet, arch)
 
     def standing(self, arch: Any) -> int | None:
         """An architecture with a larger number ranks above all with a smaller.
@@ -268,21 +287,17 @@ class Networks:
 
     def score_many(self, archs: Sequence[Any], proxies: Sequence[Proxy]) -> list[dict[str, Record]]:
         """Score networks of one `part` in one pass, by proxies that are not of whole networks."""
-        began = time.perf_counter()
-        supernet = self.part(archs[0])
-        found = score_many(supernet, archs, self._batches, proxies, at_once=len(archs))
-        seconds = (time.perf_counter() - began) / len(archs)
-        return [
-            {
-                name: Record(s.value if s.finite else None, s.terms, s.notes, seconds)
-                for name, s in scores.items()
-            }
-            for scores in found
-        ]
+        found = []
+        for version in self._versions:
+            began = time.perf_counter()
+            part = part_of(version, archs[0])
+            scored = score_many(part, archs, self._batches, proxies, at_once=len(archs))
+            seconds = (time.perf_counter() - began) / len(archs)
+            found.append([_records(scores, seconds) for scores in scored])
+        return [mean_records(records) for records in zip(*found, strict=True)]
 
     def score(self, arch: Any, proxies: Sequence[Proxy]) -> dict[str, Record]:
         """Score one network by proxies of one kind: all of the whole network, or none."""
-        began = time.perf_counter()
         whole = any(proxy.whole_network for proxy in proxies)
         costs = {"params": "parameters", "flops": "flops"}
         counted = {
@@ -293,14 +308,14 @@ class Networks:
         measured = [proxy for proxy in proxies if proxy.name not in costs]
         if not measured:
             return counted
-        module = self._supernet.subnet(arch, whole=whole)
-        with self._warmed(module):
-            scores = score(module, self._batches, measured)
-        seconds = time.perf_counter() - began
-        return counted | {
-            name: Record(s.value if s.finite else None, s.terms, s.notes, seconds)
-            for name, s in scores.items()
-        }
+        found = []
+        for version in self._versions:
+            began = time.perf_counter()
+            module = version.subnet(arch, whole=whole)
+            with self._warmed(module):
+                scores = score(module, self._batches, measured)
+            found.append(_records(scores, time.perf_counter() - began))
+        return counted | mean_records(found)
 
     @contextmanager
     def _warmed(self, module: nn.Module) -> Iterator[None]:
@@ -314,6 +329,13 @@ class Networks:
             for parameter in module.parameters():
                 parameter.grad = None
             yield
+
+
+def _records(scores: Mapping[str, Score], seconds: float) -> dict[str, Record]:
+    return {
+        name: Record(score.value if score.finite else None, score.terms, score.notes, seconds)
+        for name, score in scores.items()
+    }
 
 
 def available_bytes(device: torch.device) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ from torch import nn
 
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
-from sigeo.supernet import RoutedSupernet, digest, load_checkpoint, load_weights
+from sigeo.supernet import RoutedSupernet, digest, load_checkpoint, load_weights, versions
+from sigeo.supernet.checkpoint import difference
 
 
 class SystemWeights(InputError):
@@ -29,22 +31,15 @@ class SharedWeights:
         options: What the space's supernet was made with beside its seed.
         standing: Of several supernets, one a part: architectures of a part with a larger number
             rank above all of one with a smaller. Empty where parts are equal.
+        earlier: The same at the ends of earlier passes of its training, over all of which scores
+            are averaged.
     """
 
     supernet: Supernet[Any]
     identity: Mapping[str, Any]
     options: Mapping[str, Any] = field(default_factory=dict)
     standing: tuple[int, ...] = ()
-
-    def part(self, arch: Any) -> Supernet[Any]:
-        """The supernet that serves an architecture.
-
-        Raises:
-            InputError: None does.
-        """
-        if isinstance(self.supernet, RoutedSupernet):
-            return self.supernet.part(arch)
-        return self.supernet
+    earlier: tuple[Supernet[Any], ...] = ()
 
     def standing_of(self, arch: Any) -> int | None:
         """The number of its part in ``standing``; None where parts are equal."""
@@ -79,11 +74,10 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
         raise InputError(
             f"checkpoint {path}: weights of another training, expected those of a warm-up"
         )
-    if settings["space"] != space.describe():
-        raise InputError(
-            f"checkpoint {path}: made for {settings['space']}, this ranking is for "
-            f"{space.describe()}"
-        )
+    described = json.loads(json.dumps(space.describe()))
+    if settings["space"] != described:
+        differs = difference(settings["space"], described)
+        raise InputError(f"checkpoint {path}: made for other networks ({differs})")
     steps = settings["warmup"]["steps"]
     if state.step < steps:
         raise InputError(
@@ -99,7 +93,19 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
         "data": settings["data"],
         "weights": digest(state.weights),
     }
-    return SharedWeights(supernet, identity, options)
+    if state.kept:
+        identity["kept"] = [digest(weights) for weights in state.kept]
+    earlier = versions(supernet, state.kept)[:-1]
+    return SharedWeights(supernet, identity, options, earlier=earlier)
+
+
+def part_of(supernet: Supernet[Any], arch: Any) -> Supernet[Any]:
+    """The supernet that serves an architecture: of several behind one call, its own.
+
+    Raises:
+        InputError: None does.
+    """
+    return supernet.part(arch) if isinstance(supernet, RoutedSupernet) else supernet
 
 
 def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]) -> Supernet[Any]:

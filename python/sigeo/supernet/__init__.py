@@ -6,6 +6,7 @@ from sigeo.supernet.checkpoint import (
     load_checkpoint,
     load_weights,
     save_checkpoint,
+    versions,
 )
 from sigeo.supernet.contrastive import CrossPathContrast, info_nce
 from sigeo.supernet.distillation import (
@@ -15,7 +16,7 @@ from sigeo.supernet.distillation import (
     divergence,
     mutual_distillation,
 )
-from sigeo.supernet.evaluation import Evaluation, evaluate
+from sigeo.supernet.evaluation import Evaluation, averaged, evaluate
 from sigeo.supernet.heads import classify, project
 from sigeo.supernet.loop import Budget, train_supernet
 from sigeo.supernet.many import (
@@ -80,6 +81,7 @@ __all__ = [
     "WarmUp",
     "add_gradients",
     "add_joint_gradients",
+    "averaged",
     "classify",
     "confidence",
     "digest",
@@ -99,6 +101,7 @@ __all__ = [
     "train_supernet",
     "uniform_path",
     "used_parameters",
+    "versions",
     "warm_up_alone",
     "warm_up_supernet",
 ]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +21,10 @@ from sigeo.errors import InputError
 
 _FORMAT = "sigeo-supernet-1"
 _NOTHING = object()
+M = TypeVar("M")
+
+Weights = dict[str, Tensor]
+"""The state of a module."""
 _SHOWN = 60  # characters of a setting in a message
 
 
@@ -32,13 +38,15 @@ class TrainingState:
         momentum: The optimiser's buffers by parameter name.
         memory: What a training objective keeps between steps, such as a teacher's weights.
         progress: What the sampler keeps, and the images processed, as JSON can hold it.
+        kept: The module's states at the ends of earlier passes, oldest first.
     """
 
     step: int
-    weights: dict[str, Tensor]
+    weights: Weights
     momentum: dict[str, Tensor]
     memory: dict[str, Tensor] = field(default_factory=dict)
     progress: dict[str, Any] = field(default_factory=dict)
+    kept: Sequence[Weights] = ()
 
 
 def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
@@ -52,17 +60,20 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
     tensors = {f"weights/{name}": t for name, t in state.weights.items()}
     tensors |= {f"momentum/{name}": t for name, t in state.momentum.items()}
     tensors |= {f"memory/{name}": t for name, t in state.memory.items()}
+    for place, weights in enumerate(state.kept):
+        tensors |= {f"kept/{place}/{name}": t for name, t in weights.items()}
     metadata = {
         "format": _FORMAT,
         "step": str(state.step),
         "settings": json.dumps(settings, sort_keys=True),
         "progress": json.dumps(state.progress),
     }
-    content = save(_unshared(tensors), metadata)
+    header, values = _ordered(save(_unshared(tensors), metadata))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
-            file.write(content)
+            file.write(header)
+            file.write(values)
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
@@ -70,6 +81,17 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
             partial.unlink()
         raise InputError(f"checkpoint {path}: {error.strerror}") from None
+
+
+def _ordered(content: bytes) -> tuple[bytes, memoryview]:
+    """A safetensors file as its header, keys in order, and its values.
+
+    The library writes metadata in another order each time; equal checkpoints are to be equal files.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    text = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # values begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text, memoryview(content)[end:]
 
 
 def _unshared(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,12 +128,14 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
+    places = {int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}
     state = TrainingState(
         step=int(metadata["step"]),
         weights=part("weights/"),
         momentum=part("momentum/"),
         memory=part("memory/"),
         progress=json.loads(metadata.get("progress", "{}")),  # older files have none
+        kept=[part(f"kept/{place}/") for place in sorted(places)],
     )
     return state, json.loads(metadata["settings"])
 
@@ -127,6 +151,18 @@ def load_weights(module: nn.Module, state: TrainingState, path: Path) -> None:
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"checkpoint {path}: does not fit the networks ({first})") from None
+
+
+def versions(module: M, kept: Sequence[Weights]) -> tuple[M, ...]:
+    """A module at the ends of a training's passes: copies with weights kept before, and itself."""
+    found = []
+    for weights in kept:
+        earlier: Any = copy.deepcopy(module)
+        earlier.load_state_dict(weights)
+        for parameter in earlier.parameters():
+            parameter.grad = None
+        found.append(earlier)
+    return (*found, module)
 
 
 def difference(found: Any, given: Any) -> str:

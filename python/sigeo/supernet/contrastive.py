@@ -13,10 +13,8 @@ from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
 from sigeo.supernet.distillation import positive
-from sigeo.supernet.objectives import Objective
-from sigeo.supernet.pinas import two_paths
+from sigeo.supernet.pinas import TwoPaths
 from sigeo.supernet.settings import Augment, Batch
-from sigeo.supernet.teacher import MeanTeacher
 
 
 def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, *, temperature: float = 0.2) -> Tensor:
@@ -37,7 +35,7 @@ def info_nce(queries: Tensor, keys: Tensor, queue: Tensor, *, temperature: float
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-class CrossPathContrast(Objective):
+class CrossPathContrast(TwoPaths):
     """Two disjoint paths that each find the other's view of an image among those of others.
 
     Of an image there are four views, x_q0, x_k0, x_q1, x_k1. With q_i the student's path i on x_qi
@@ -75,16 +73,16 @@ class CrossPathContrast(Objective):
         """
         if queue < 1 or size < 1:
             raise InputError(f"{self.name}: queue and size must be at least 1, got {queue}, {size}")
-        self.views, self.seed, self.decay = views, seed, decay
+        super().__init__(views, decay)
+        self.seed = seed
         self.temperature = positive(temperature, f"{self.name}: temperature")
         self._shape = queue, size
         self._fill(torch.device("cpu"))
-        self._teacher: MeanTeacher | None = None
 
     def start(self, supernet: Supernet[Any]) -> None:
         """The teacher begins as the student, the queue as drawn."""
+        super().start(supernet)
         module: nn.Module = supernet  # type: ignore[assignment]
-        self._teacher = MeanTeacher(supernet, decay=self.decay)
         self._fill(device_of(module))
 
     def _fill(self, device: torch.device) -> None:
@@ -92,21 +90,6 @@ class CrossPathContrast(Objective):
         drawn = torch.randn(self._shape, generator=generator)
         self.queue = F.normalize(drawn, dim=1).to(device)
         self._oldest = 0
-
-    @property
-    def teacher(self) -> MeanTeacher:
-        """The mean teacher.
-
-        Raises:
-            InputError: Training has not begun.
-        """
-        if self._teacher is None:
-            raise InputError(f"{self.name}: has no teacher before `start`")
-        return self._teacher
-
-    def forwards(self, paths: int) -> int:
-        """Both paths of the teacher."""
-        return paths
 
     def __call__(
         self, supernet: Supernet[Any], paths: Sequence[Any], batch: Batch, step: int
@@ -117,17 +100,14 @@ class CrossPathContrast(Objective):
             InputError: Another number of paths, a batch longer than the queue, or outputs that are
                 no embeddings of the size.
         """
-        two_paths(paths, self.name)
         inputs = batch[0]
         if len(inputs) > len(self.queue):
             raise InputError(
                 f"{self.name}: the queue must hold a batch, {len(inputs)}, got {len(self.queue)}"
             )
         views = [self.views(inputs, step, view) for view in range(4)]  # q0, k0, q1, k1
-        keys = []
-        for view, path in zip(views[1::2], paths, strict=True):
-            self.teacher.update(path)
-            keys.append(F.normalize(self._checked(self.teacher(view, path)).float(), dim=1))
+        taught = self.taught(paths, views[1::2])
+        keys = [F.normalize(self._checked(outputs).float(), dim=1) for outputs in taught]
         total = torch.zeros((), device=inputs.device)
         for view, path, key in zip(views[::2], paths, reversed(keys), strict=True):
             query = F.normalize(self._checked(supernet(view, path)).float(), dim=1)
@@ -152,13 +132,11 @@ class CrossPathContrast(Objective):
 
     def memory(self) -> dict[str, Tensor]:
         """The teacher, the queue and the place of its oldest key."""
-        teacher = {f"teacher/{name}": value for name, value in self.teacher.memory().items()}
-        return {**teacher, "queue": self.queue, "oldest": torch.tensor(self._oldest)}
+        return {**super().memory(), "queue": self.queue, "oldest": torch.tensor(self._oldest)}
 
     def resume(self, memory: dict[str, Tensor]) -> None:
         """Go on where `memory` was taken."""
-        weights = {n: value for n, value in memory.items() if n.startswith("teacher/")}
-        self.teacher.resume({n.removeprefix("teacher/"): value for n, value in weights.items()})
+        super().resume(memory)
         self.queue = memory["queue"].to(self.queue.device)
         self._oldest = int(memory["oldest"])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sigeo.capture import LossFunction, batch_loss
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
-from sigeo.supernet.many import shares_passes
+from sigeo.supernet.many import shared_pass
 from sigeo.supernet.settings import Batch
 
 Statistics = Literal["batch", "tracked", "recalibrated"]
@@ -69,17 +69,31 @@ def evaluate(
     module: nn.Module = supernet  # type: ignore[assignment]
     judge = _Judge(supernet, batches, loss_fn)
     with torch.no_grad(), _evaluating(module, norm) as norms:
-        if norm == "batch" and at_once > 1 and shares_passes(supernet):
-            for first in range(0, len(archs), at_once):
-                judge.together(archs[first : first + at_once])
-        else:
-            for arch in archs:
+        for first in range(0, len(archs), at_once):
+            group = archs[first : first + at_once]
+            stack = shared_pass(supernet, group) if norm == "batch" and at_once > 1 else None
+            if stack is not None:
+                judge.take(stack)
+                continue
+            for arch in group:
                 if norm == "recalibrated":
                     _recalibrate(supernet, arch, norms, calibration)
                 judge.one(arch)
     extra = sum(len(inputs) for inputs, _ in calibration)
     images = len(archs) * (judge.images + extra)
     return Evaluation(judge.accuracy(), judge.mean_loss(), images)
+
+
+def averaged(found: Sequence[Evaluation]) -> Evaluation:
+    """The mean of evaluations of the same subnets, of a training's last checkpoints say.
+
+    K. Yu, R. Ranftl, M. Salzmann, TPAMI 2021: of three consecutive ones.
+    """
+    return Evaluation(
+        torch.stack([one.accuracy for one in found]).mean(0),
+        torch.stack([one.loss for one in found]).mean(0),
+        sum(one.images for one in found),
+    )
 
 
 def _check(
@@ -106,12 +120,9 @@ class _Judge:
         self._loss: list[Tensor] = []
 
     def one(self, arch: Any) -> None:
-        self._take(lambda inputs: self.supernet(inputs, arch)[None])
+        self.take(lambda inputs: self.supernet(inputs, arch)[None])
 
-    def together(self, archs: Sequence[Any]) -> None:
-        self._take(self.supernet.stack(archs))
-
-    def _take(self, outputs_of: Callable[[Tensor], Tensor]) -> None:
+    def take(self, outputs_of: Callable[[Tensor], Tensor]) -> None:
         rights, losses = [], []
         for inputs, labels in self.batches:
             outputs = outputs_of(inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
-from sigeo.supernet.checkpoint import difference, load_checkpoint, load_weights, save_checkpoint
+from sigeo.supernet.checkpoint import (
+    Weights,
+    difference,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from sigeo.supernet.objectives import CrossEntropy, LossHook, Objective
 from sigeo.supernet.randomness import drawing
 from sigeo.supernet.samplers import Sampler
@@ -47,6 +53,7 @@ def train_supernet(
     settings: Mapping[str, Any],
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    kept: list[Weights] | None = None,
 ) -> Budget:
     """Train shared weights in place.
 
@@ -62,13 +69,16 @@ def train_supernet(
         checkpoint: A safetensors file, written every few seconds and at the end, never half. If
             there is one of the same settings, the training goes on from it.
         progress: Called after each step with (steps taken, steps in all).
+        kept: Gets the weights at the ends of the earlier passes that ``config.keep`` asks for,
+            oldest first, on the CPU; of a training that its sampler ends early maybe fewer.
 
     Returns:
         What it has cost, with the steps before an interruption.
 
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
-            settings are not what JSON can hold.
+        InputError: The checkpoint is damaged, of other settings, or cannot be written; the
+            settings are not what JSON can hold; or the weights of more passes are to be kept than
+            there are.
     """
     objective = CrossEntropy() if objective is None else objective
     parts: dict[str, Any] = {"training": config, "sampler": sampler, "objective": objective}
@@ -85,6 +95,7 @@ def train_supernet(
         settings=complete,
         checkpoint=checkpoint,
         progress=progress,
+        kept=kept,
     )
 
 
@@ -111,12 +122,19 @@ def run(
     settings: dict[str, Any],
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    kept: list[Weights] | None = None,
 ) -> Budget:
     """As `train_supernet`, with all settings given.
 
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written.
+        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
+            weights of more passes are to be kept than there are.
     """
+    if config.keep > max(1, config.passes):
+        raise InputError(
+            f"{config.what}: keep must be at most {config.passes}, its passes over "
+            f"{config.images} images, got {config.keep}"
+        )
     training = _Run(supernet, config, source, sampler, objective)
     if checkpoint is not None and checkpoint.exists():
         training.resume(checkpoint, settings)
@@ -129,6 +147,8 @@ def run(
         if checkpoint is not None and (due or training.done):
             training.save(checkpoint, settings)
             saved = time.monotonic()
+    if kept is not None:
+        kept.extend(training.kept)
     return training.budget
 
 
@@ -151,6 +171,7 @@ class _Run:
             objective.start(supernet)
         self.trainer = Trainer(self.module, self._backward, config)
         self.budget = Budget()
+        self.kept: list[Weights] = []
 
     @property
     def done(self) -> bool:
@@ -163,6 +184,9 @@ class _Run:
         if hasattr(self.supernet, "start_step"):
             self.supernet.start_step(step, self.config.steps, self.source.seed)
         self.trainer.take(self.source.take(self.config, step))
+        if self.config.keeps(self.trainer.step):
+            state = self.module.state_dict()
+            self.kept.append({n: t.detach().to("cpu", copy=True) for n, t in state.items()})
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         with drawing(f"{self.source.seed}/{step}", device_of(self.module)):
@@ -184,7 +208,7 @@ class _Run:
         if isinstance(self.objective, Objective):
             state.memory.update(self.objective.memory())
         state.progress.update(sampler=self.sampler.state(), budget=asdict(self.budget))
-        save_checkpoint(path, state, settings)
+        save_checkpoint(path, replace(state, kept=self.kept), settings)
 
     def resume(self, path: Path, settings: dict[str, Any]) -> None:
         """Go on from a checkpoint.
@@ -200,6 +224,7 @@ class _Run:
             )
         load_weights(self.module, state, path)
         self.trainer.resume(state)
+        self.kept = list(state.kept)
         self.sampler.resume(state.progress.get("sampler", {}))
         if isinstance(self.objective, Objective):
             self.objective.resume(state.memory)

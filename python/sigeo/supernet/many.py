@@ -136,7 +136,7 @@ def add_joint_gradients(
     """
     if len(archs) == 0:
         raise InputError("archs: expected at least one path, got none")
-    stack = supernet.stack(archs) if shares_passes(supernet) else None
+    stack = shared_pass(supernet, archs)
     if stack is None:
         losses = losses_fn(torch.stack([supernet(inputs, arch) for arch in archs]))
     else:
@@ -165,6 +165,18 @@ def shares_passes(supernet: Supernet[Any]) -> bool:
         and (part.track_running_stats or not part.training)
         for part in module.modules()
     )
+
+
+def shared_pass(supernet: Supernet[Any], archs: Sequence[Any]) -> Stack | None:
+    """A stack that computes what the paths compute one by one, in the mode that is on.
+
+    None where there is none: see `shares_passes`, and where one of these networks draws random
+    numbers, be it that the largest, by which an elastic supernet is called noisy, does not.
+    """
+    if not shares_passes(supernet):
+        return None
+    stack: Stack = supernet.stack(archs)
+    return stack if stack.random is None else None
 
 
 def _collect(supernet: Supernet[Any], stack: Stack) -> None:

@@ -16,7 +16,63 @@ from sigeo.supernet.settings import Augment, Batch
 from sigeo.supernet.teacher import MeanTeacher
 
 
-class CrossPath(Objective):
+class TwoPaths(Objective):
+    """What the objectives of two disjoint paths share: a mean teacher that follows on each path."""
+
+    def __init__(self, views: Augment, decay: float):
+        """Set it up.
+
+        Args:
+            views: Makes views of the images.
+            decay: Of the mean teacher.
+        """
+        self.views, self.decay = views, decay
+        self._teacher: MeanTeacher | None = None
+
+    def start(self, supernet: Supernet[Any]) -> None:
+        """The teacher begins as the student."""
+        self._teacher = MeanTeacher(supernet, decay=self.decay)
+
+    @property
+    def teacher(self) -> MeanTeacher:
+        """The mean teacher.
+
+        Raises:
+            InputError: Training has not begun.
+        """
+        if self._teacher is None:
+            raise InputError(f"{self.name}: has no teacher before `start`")
+        return self._teacher
+
+    def forwards(self, paths: int) -> int:
+        """Both paths of the teacher."""
+        return paths
+
+    def taught(self, paths: Sequence[Any], views: Sequence[Tensor]) -> list[Tensor]:
+        """The teacher's output of each path on its view, its weights on the path moved first.
+
+        Raises:
+            InputError: Another number of paths than two.
+        """
+        if len(paths) != 2:
+            raise InputError(f"{self.name}: expected two paths a step, got {len(paths)}")
+        outputs = []
+        for path, view in zip(paths, views, strict=True):
+            self.teacher.update(path)
+            outputs.append(self.teacher(view, path))
+        return outputs
+
+    def memory(self) -> dict[str, Tensor]:
+        """The teacher."""
+        return {f"teacher/{name}": value for name, value in self.teacher.memory().items()}
+
+    def resume(self, memory: dict[str, Tensor]) -> None:
+        """Go on where `memory` was taken."""
+        weights = {n: value for n, value in memory.items() if n.startswith("teacher/")}
+        self.teacher.resume({n.removeprefix("teacher/"): value for n, value in weights.items()})
+
+
+class CrossPath(TwoPaths):
     """Two disjoint paths on two views of the batch, each taught by the other's mean teacher.
 
     ``CE(s0) + CE(s1) + KL(t1 || s0) + KL(t0 || s1)``, where ``s_i`` is the student's path i on view
@@ -46,29 +102,10 @@ class CrossPath(Objective):
         Raises:
             InputError: A temperature that is not positive.
         """
-        self.views, self.decay, self.label_smoothing = views, decay, label_smoothing
+        super().__init__(views, decay)
+        self.label_smoothing = label_smoothing
         self.temperature = positive(temperature, "cross_path: temperature")
         self._loss = smoothed_cross_entropy(label_smoothing)
-        self._teacher: MeanTeacher | None = None
-
-    def start(self, supernet: Supernet[Any]) -> None:
-        """The teacher begins as the student."""
-        self._teacher = MeanTeacher(supernet, decay=self.decay)
-
-    @property
-    def teacher(self) -> MeanTeacher:
-        """The mean teacher.
-
-        Raises:
-            InputError: Training has not begun.
-        """
-        if self._teacher is None:
-            raise InputError(f"{self.name}: has no teacher before `start`")
-        return self._teacher
-
-    def forwards(self, paths: int) -> int:
-        """Both paths of the teacher."""
-        return paths
 
     def __call__(
         self, supernet: Supernet[Any], paths: Sequence[Any], batch: Batch, step: int
@@ -78,13 +115,9 @@ class CrossPath(Objective):
         Raises:
             InputError: Another number of paths.
         """
-        two_paths(paths, self.name)
         inputs, labels = batch
         views = [self.views(inputs, step, view) for view in range(2)]
-        taught = []
-        for view, path in zip(views, paths, strict=True):
-            self.teacher.update(path)
-            taught.append(self.teacher(view, path))
+        taught = self.taught(paths, views)
         total = torch.zeros((), device=inputs.device)
         for view, path, teacher in zip(views, paths, reversed(taught), strict=True):
             logits = supernet(view, path)
@@ -93,14 +126,6 @@ class CrossPath(Objective):
             loss.backward()
             total = total + loss.detach()
         return total
-
-    def memory(self) -> dict[str, Tensor]:
-        """The teacher."""
-        return {f"teacher/{name}": value for name, value in self.teacher.memory().items()}
-
-    def resume(self, memory: dict[str, Tensor]) -> None:
-        """Go on where `memory` was taken."""
-        self.teacher.resume({n.removeprefix("teacher/"): value for n, value in memory.items()})
 
     def describe(self) -> dict[str, Any]:
         """Name and settings."""
@@ -111,13 +136,3 @@ class CrossPath(Objective):
             "temperature": self.temperature,
             "label_smoothing": self.label_smoothing,
         }
-
-
-def two_paths(paths: Sequence[Any], name: str) -> None:
-    """Check the number of paths.
-
-    Raises:
-        InputError: It is not two.
-    """
-    if len(paths) != 2:
-        raise InputError(f"{name}: expected two paths a step, got {len(paths)}")

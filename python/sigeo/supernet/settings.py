@@ -42,6 +42,8 @@ class Training:
             that fit the first counts.
         autocast: Type of the operations that torch's autocast runs in lower precision; None for
             full precision.
+        keep: Last passes at whose ends the weights are kept, to average evaluations over; the
+            training's end counts as that of its last pass, whole or not.
     """
 
     images: int
@@ -61,6 +63,7 @@ class Training:
     decay_norms: bool = True
     scales: tuple[tuple[str, float], ...] = ()
     autocast: Literal["bfloat16"] | None = None
+    keep: int = 1
 
     what: ClassVar[str] = "training"
     # Left out of `describe` where they are as ever, so that older checkpoints' settings stay equal.
@@ -72,6 +75,7 @@ class Training:
         "decay_norms",
         "scales",
         "autocast",
+        "keep",
     )
 
     def __post_init__(self) -> None:
@@ -80,7 +84,7 @@ class Training:
         Raises:
             InputError: One is out of its range.
         """
-        least = {"images": 0, "epochs": 1, "batch_size": 2, "rise": 0, "limit": 0}
+        least = {"images": 0, "epochs": 1, "batch_size": 2, "rise": 0, "limit": 0, "keep": 1}
         for name, low in least.items():
             value = getattr(self, name)
             if value is None and name == "limit":
@@ -189,6 +193,16 @@ class Training:
         """Steps of the whole training."""
         steps = self.epochs * self.steps_per_epoch
         return steps if self.limit is None else min(steps, self.limit)
+
+    @property
+    def passes(self) -> int:
+        """Passes that its steps begin, whole or not."""
+        return -(-self.steps // max(1, self.steps_per_epoch))
+
+    def keeps(self, taken: int) -> bool:
+        """Whether the weights after so many steps are kept, beside those at the end."""
+        whole, rest = divmod(taken, max(1, self.steps_per_epoch))
+        return rest == 0 and 0 < self.passes - whole < self.keep
 
     def lr_at(self, step: int) -> float:
         """The step size of a step."""

@@ -16,6 +16,7 @@ from sigeo.capture.state import device_of
 from sigeo.data import Augmentation
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
+from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.distillation import InPlaceDistillation
 from sigeo.supernet.loop import Budget, run
 from sigeo.supernet.objectives import CrossEntropy, Objective, smoothed_cross_entropy
@@ -33,7 +34,7 @@ _UNIFORM = ("uniform", "operations")
 class WarmUp(Training):
     """A training of paths by a sampler's name, or of one network.
 
-    All but the settings of `Training` are of shared weights only.
+    All but the settings of `Training`, and of those ``keep``, are of shared weights only.
 
     Attributes:
         paths: Architectures that a step trains on its batch, in one pass; of uniform samplers.
@@ -159,6 +160,7 @@ def warm_up_supernet(
     settings: dict[str, Any],
     checkpoint: Path | None = None,
     progress: Progress | None = None,
+    kept: list[Weights] | None = None,
 ) -> Budget:
     """Train shared weights in place, one or more architectures a step.
 
@@ -173,6 +175,7 @@ def warm_up_supernet(
         checkpoint: A safetensors file, written every few seconds and at the end, never half. If
             there is one of the same settings, the warm-up goes on from it.
         progress: Called after each step with (steps taken, steps in all).
+        kept: As of `train_supernet`.
 
     Returns:
         What it has cost, with the steps before an interruption.
@@ -201,6 +204,7 @@ def warm_up_supernet(
         settings=settings,
         checkpoint=checkpoint,
         progress=progress,
+        kept=kept,
     )
 
 

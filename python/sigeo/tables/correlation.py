@@ -124,14 +124,20 @@ def spearman_difference(
 ) -> Estimate:
     """Spearman of the first scores minus that of the second, by a paired bootstrap.
 
-    Both are resampled together, so that what the architectures have in common cancels.
+    Both are resampled together, so that what the architectures have in common cancels. In a
+    resample where the scores of one do not vary, its correlation counts as 0 and the other's as it
+    is, as they do in their own intervals: were the difference 0 there, the interval would be drawn
+    towards 0; left out, it would lean to resamples that the scores tell apart.
     """
+    draws = _draws(len(truth), resamples, seed)
 
-    def difference(pair: Values, truth: Values) -> float:
-        return spearman(pair[0], truth) - spearman(pair[1], truth)
+    def resampled(scores: Values) -> tuple[float, Values]:
+        ranked = np.where(np.isfinite(scores), scores, -np.inf)
+        found = np.array([spearman(ranked[draw], truth[draw]) for draw in draws])
+        return spearman(ranked, truth), np.nan_to_num(found)
 
-    pair = np.stack([np.where(np.isfinite(s), s, -np.inf) for s in (first, second)])
-    return _estimate(difference, pair, truth, _draws(len(truth), resamples, seed), confidence)
+    (value, found), (less, found_less) = resampled(first), resampled(second)
+    return _interval(value - less, found - found_less, confidence)
 
 
 def repeated_kendall(
@@ -181,7 +187,7 @@ def _estimate(
     draws: NDArray[np.int64],
     confidence: float,
 ) -> Estimate:
-    resampled = np.array([statistic(scores[..., draw], truth[draw]) for draw in draws])
+    resampled = np.array([statistic(scores[draw], truth[draw]) for draw in draws])
     return _interval(statistic(scores, truth), resampled, confidence)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 from collections import Counter
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pyarrow import csv, parquet
 from sigeo.errors import InputError
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
+_LISTED = 5  # columns that a message names all of
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +57,17 @@ class Table:
             if schedules:
                 return schedules[max(schedules)]
         raise InputError(
-            f"{self.path}: expected a column for metric {metric!r}, "
-            f"found {', '.join(self.values) or 'no numeric column'}"
+            f"{self.path}: expected a column for metric {metric!r}, found {self._near(metric)}"
         )
+
+    def _near(self, metric: str) -> str:
+        """The columns that there are; of many those of a similar name."""
+        if len(self.values) <= _LISTED:
+            return ", ".join(self.values) or "no numeric column"
+        wanted = metric.replace(".", "_")
+        near = difflib.get_close_matches(wanted, self.values, n=3, cutoff=0.5)
+        count = f"{len(self.values)} numeric columns"
+        return f"{count}, {', '.join(near)} among them" if near else f"{count}, none of such a name"
 
     def lookup(self, metric: str) -> dict[str, float]:
         """Architecture string to value, without empty cells; names as in `column`."""

@@ -61,6 +61,20 @@ def test_systems_that_the_budget_does_not_pay_for_are_left_out_or_refused_at_onc
     assert "gm-nas" not in taken and "left out: gm-nas: needs a budget of at least " in err
 
 
+def test_averages_over_checkpoints_are_another_study(capsys):
+    few = ["--budget", "200", "--held-out", "1400", "--batch-size", "16", "--seeds", "1"]
+    given = ["compare", *SIZES, *few, *write_table(4), "--archs", "4", "--out", "c", "--json"]
+    given += ["--recipes", "one-shot", "--bootstrap", "5"]
+    code, out, err = run(*given, "--keep", "3", capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["study"]["training"]["keep"] == 3
+    assert "mean over 3 checkpoints a pass apart" in Path("c/comparison.html").read_text()
+    code, _, err = run(*given, capsys=capsys)
+    assert code == 2 and "study.training.keep: there 3, here nothing" in err
+    code, _, err = run(*given, "--keep", "99", capsys=capsys)
+    assert code == 2 and "one-shot: keep must be at most 5, the passes over the images" in err
+
+
 def test_list_names_every_recipe_and_its_options(capsys):
     from sigeo.fewshot import recipes
 

@@ -194,10 +194,18 @@ def _nothing():
     [
         (save_family, ["--init", "family:f", "--warmup", "0.1"], "--warmup: cannot be given with"),
         (save_family, ["--init", "family:f", "--norm", "tracked"], "--norm: is of shared weights"),
-        (save_family, ["--init", "family:f", "--channels", "3"], "family f: made for"),
+        (
+            save_family,
+            ["--init", "family:f", "--channels", "3"],
+            "family f: made for other networks (channels: there 2, here 3)",
+        ),
         (save_family, ["--init", "family:f/plan.json"], "expected the folder of plan.json, got a"),
         (_nothing, ["--init", "family:f"], "plan: found no file f/plan.json"),
-        (_plan_alone, ["--init", "family:f"], "family f: has a plan but no weights"),
+        (
+            _plan_alone,
+            ["--init", "family:f"],
+            "no weights, leaf-0.safetensors and so on; warmup --re",
+        ),
         (_leaf_missing, ["--init", "family:f"], "found no file f/leaf-2.safetensors"),
         (_nothing, ["--init", "family:"], "--init: must be scratch, candidate, supernet"),
         (

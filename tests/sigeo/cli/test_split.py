@@ -163,7 +163,7 @@ REFUSED = {
     ),
     "choice": (["--choice", "colour"], "choice must be one of in_turn"),
     "order": (["--order", "1,2"], "--order: has no effect without --choice in_turn"),
-    "factors": (["--factors", "1"], "branching: expected 1 leaf or more and factors from 2"),
+    "factors": (["--factors", "1"], "leaves and factors from 2, got 4 and [1]"),
     "warmed": (
         ["--metric", "synflow", "--warmup", "0.5"],
         "synflow needs weights as drawn, got warmed-up ones",
@@ -172,7 +172,10 @@ REFUSED = {
         ["--metric", "lid", "--batch-size", "16"],
         "expected 2 neighbours or more and more samples than neighbours",
     ),
-    "leaves": (["--metric", "random", "--leaves", "128"], "has no choice left"),
+    "leaves": (
+        ["--leaves", "128"],
+        "split: cuts on each of 7 levels need as many choices, 6 can be split",
+    ),
     "too-many": (["--metric", "random", "--leaves", "6", "--factors", "6"], "has no choice left"),
     "images": (["--batches", "99"], "data: 99 batches of 64 need"),
 }

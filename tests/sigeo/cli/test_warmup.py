@@ -188,3 +188,34 @@ def test_the_one_shot_to_few_shot_scheme_on_an_elastic_space(capsys):
     assert code == 2 and err.endswith("--schedule: a recipe decides that itself\n")
     code, _, err = run(*given[:-1], "--warmup-steps", "2", "--out", "h", capsys=capsys)
     assert code == 2 and "needs 384 processed images or more, got 32 of 2 steps" in err
+
+
+def test_rankings_average_over_the_checkpoints_that_are_kept(capsys):
+    warm = ["warmup", *SMALL[:4], "--warmup", "0.025", "--epochs", "3", "--warmup-batch", "16"]
+    code, out, err = run(*warm, "--keep", "4", capsys=capsys)
+    assert code == 2 and "keep must be at most 3, its passes over 36 images, got 4" in err
+    code, out, err = run(*warm, "--keep", "2", "--json", "--out", "w", capsys=capsys)
+    assert code == 0, err
+    path = strict(out)["checkpoint"]
+    assert strict(out)["settings"]["warmup"]["keep"] == 2
+    given = ["rank", *SMALL, "--archs", "2", "--json", "--proxy", "zico", "--init"]
+    code, out, err = run(*given, f"supernet:{path}", capsys=capsys)
+    assert code == 0 and "scores are means over 2 checkpoints of the weights" in err
+    assert len(strict(out)["settings"]["checkpoint"]["kept"]) == 1
+    for verb in (["rank", "--warmup", "1", "--init", "candidate"], ["rank"]):
+        code, _, err = run(*verb, "--keep", "2", capsys=capsys)
+        assert code == 2 and err.count("--keep: ") == 1 and err.count("\n") == 1
+
+
+def test_a_recipe_keeps_the_checkpoints_of_its_last_trainings(capsys):
+    warm = ["warmup", *SMALL[:4], "--held-out", "1400", "--warmup-batch", "16"]
+    given = [*warm, "--recipe", "one-shot", "--out", "f", "--warmup-steps"]
+    code, _, err = run(*given, "5", "--keep", "3", capsys=capsys)
+    assert code == 2 and "one-shot: keep must be at most 2, the passes" in err
+    code, _, err = run(*given, "9", "--keep", "3", capsys=capsys)
+    assert code == 0, err
+    space = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=2, cells=1)
+    assert len(load_family("f", space).earlier) == 2
+    rank = ["rank", *SMALL, "--archs", "2", "--proxy", "zico", "--init", "family:f"]
+    code, _, err = run(*rank, "--out", "r", capsys=capsys)
+    assert code == 0 and "scores are means over 3 checkpoints of the weights" in err

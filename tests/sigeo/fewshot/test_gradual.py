@@ -18,7 +18,7 @@ from sigeo.fewshot.recipe import Ground
 from sigeo.fewshot.recipes.gradual import scales
 from sigeo.fewshot.study import Study
 from sigeo.spaces.elastic.parts import part
-from sigeo.supernet import Trainer, load_checkpoint
+from sigeo.supernet import Trainer, evaluate, load_checkpoint
 from sigeo.supernet.randomness import drawing
 from tests.sigeo.fewshot.ground import DATA
 
@@ -223,6 +223,26 @@ def test_what_is_kept_is_read_again(tmp_path):
     archs = [SPACE.largest, SPACE.smallest, SPACE.at(77)]
     found = [one.evaluated(archs, study().validation())[1] for one in (family, read)]
     assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_the_last_training_keeps_checkpoints_without_its_noise(tmp_path):
+    settings = {"batch_size": 8, "lr": 0.1, "schedule": "constant", "keep": 2}
+    ground = study(held_out=104, settings=settings)  # a pass is two steps
+    family = develop(made(), ground, 0, folder=tmp_path)
+    kept = {path.stem: len(load_checkpoint(path)[0].kept) for path in tmp_path.glob("stage-*")}
+    assert kept == {"stage-0": 0, "stage-1": 0, "stage-2": 1}
+    ((earlier,),) = family.earlier
+    assert not earlier.noisy and earlier.groups == family.supernets[0].groups
+    expected = load_checkpoint(tmp_path / "stage-2.safetensors")[0].kept[0]
+    found = earlier.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    loss = [
+        evaluate(one, [SPACE.largest], ground.validation()).loss
+        for one in (earlier, *family.supernets)
+    ]
+    assert float(loss[0]) != float(loss[1])
+    mean = family.evaluated([SPACE.largest], ground.validation())[1]
+    assert mean == pytest.approx(float(sum(loss)) / 2)
 
 
 def test_a_stage_of_fewer_widths_has_a_copy_of_each(tmp_path):

@@ -233,5 +233,7 @@ def test_branching_trees():
             Branching(levels)
     with pytest.raises(InputError, match="branching"):
         Branching.of_leaves(4, [1])
+    with pytest.raises(InputError, match="expected 1 to 1,000,000 leaves"):
+        Branching.of_leaves(10**14)
     with pytest.raises(InputError, match="none for node 2"):
         tree.factor(1, 2)

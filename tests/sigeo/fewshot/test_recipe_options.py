@@ -10,6 +10,7 @@ import pytest
 
 from sigeo import InputError, spaces
 from sigeo.fewshot import Branching, Splitting, metrics, recipes
+from sigeo.fewshot import partition as partitions
 from sigeo.fewshot.choice import AnyChoice
 from sigeo.fewshot.develop import Development, check, develop, least_budget
 from sigeo.fewshot.metrics import Subject
@@ -54,6 +55,11 @@ def made(name, **options):
         ("random-split", {"smallest": -1}, "smallest must be a whole number of at least 1, got -1"),
         ("gm-nas", {"after": -1}, "lengths of training must be at least 0, and one above"),
         ("metric-driven", {"batches": 0}, "got 0 of 8"),
+        ("metric-driven", {"leaves": 126}, r"at most 125, .* in order \[0, 1, 2\], got 126"),
+        ("metric-driven", {"leaves": 10**14}, "leaves must be at most 125, "),
+        ("metric-driven", {"leaves": 7, "order": [4]}, "leaves must be at most 5, "),
+        ("metric-driven", {"metric": "synflow", "before": 1}, "synflow needs weights as drawn"),
+        ("nas-lid", {"partition": "halves"}, "partition must be one of exact, mixture, spectral"),
         ("nas-lid", {"k": 8}, "batch must be more than k = 8 neighbours, got 8"),
         ("nas-lid", {"k": 1}, "k must be a whole number of at least 2, got 1"),
         ("few-shot", {"before": json.loads("1e400")}, "before must be like 600.0, got inf"),
@@ -161,3 +167,45 @@ def test_rounds_of_scored_paths_are_paid_for_as_wholes():
         assert paths.evaluated(9, 5) * 8 == paths.evaluated(9, 24) * 5
     family = develop(made("greedy", kept=3), study(190), 0)
     assert (family.cost.trained, family.cost.evaluated) == (8 * 16, 5 * 4 * 8)
+
+
+ELASTIC = spaces.get("resnet", spaces.InputShape(1, 8, 2), channels=4, depths=(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "options", "message"),
+    [
+        ("gm-nas", ELASTIC, {"batch": 8}, "supernet of resnet does not say which weights"),
+        (
+            "metric-driven",
+            ELASTIC,
+            {"batch": 8, "leaves": 4},
+            "options of resnet use parts of one weight",
+        ),
+        ("nas-lid", ELASTIC, SMALL["nas-lid"], "expected a network with blocks"),
+        ("few-shot", SPACE, {"choice": 9}, "choice: 9, in turn on level 0, cannot be split"),
+        ("few-shot", ELASTIC, {"choice": 99}, "choice: 99, in turn on level 0"),
+    ],
+)
+def test_what_no_budget_helps_is_named_before_the_budget(name, space, options, message):
+    ground = replace(study(16), space=space)
+    with pytest.raises(InputError, match=message):
+        check(recipes.get(name, space, **options), ground)
+    with pytest.raises(InputError, match=message):
+        develop(recipes.get(name, space, **options), ground, 0)
+
+
+def test_proxies_of_weights_as_drawn_measure_before_any_training():
+    made("metric-driven", metric="synflow", leaves=2)
+    made("metric-driven", metric="grad_norm", before=1, leaves=2)
+
+
+@pytest.mark.parametrize("partition", ["exact", "mixture", "spectral", "stoer_wagner"])
+def test_nas_lid_groups_options_by_each_published_partition(partition):
+    small = {**SMALL["nas-lid"], "before": [2], "partition": partition}
+    recipe = recipes.get("nas-lid", SPACE, **small)
+    assert recipe.splitting.partitioner == partitions.get(
+        partition, **({"smallest": 2} if partition == "exact" else {})
+    )
+    family = develop(recipe, study(600), 0)
+    assert len(family.plan.leaves) == 2 and sum(family.plan.sizes) == SPACE.size

@@ -331,7 +331,7 @@ def test_a_part_of_the_space_can_be_split():
 def test_a_choice_is_split_once_unless_again_is_allowed():
     part = Product(SPACE, ((0, 1, 2, 3, 4), (1,), (1,), (1,), (1,), (3,)))
     once = Splitting(None, Branching((2, 2)), Random(2), AnyChoice())
-    with pytest.raises(InputError, match="node 0 of level 1 has no choice left"):
+    with pytest.raises(InputError, match="each of 2 levels need as many choices, 1 can be split"):
         split(SPACE, once, region=part)
     twice = Splitting(None, Branching((2, 2)), Random(2), AnyChoice(), again=True)
     assert sorted(split(SPACE, twice, region=part).plan.sizes) == [1, 1, 1, 2]

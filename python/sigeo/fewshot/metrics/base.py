@@ -163,6 +163,17 @@ class Metric(Protocol):
         ...
 
 
+def check(metric: Metric, subject: Subject[Any]) -> None:
+    """Whether the networks serve a metric that can say so by a ``check`` of its own.
+
+    Raises:
+        InputError: They do not.
+    """
+    own = getattr(metric, "check", None)
+    if own is not None:
+        own(subject)
+
+
 def rows(matrix: Tensor) -> list[list[float]]:
     """A matrix as `Relation.of` takes it."""
     values: list[list[float]] = matrix.double().tolist()

@@ -104,14 +104,20 @@ class GradientMatching:
         """A pass an option and repetition."""
         return Budget(trained=subject.images(self.repeats))
 
+    def check(self, subject: Subject[Any]) -> None:
+        """See `sigeo.fewshot.metrics.base.check`.
+
+        Raises:
+            InputError: The supernet does not name its weights, or options use parts of one.
+        """
+        self._left_out(subject)
+        self._whole(subject, subject.networks().stack(subject.paths(0)))
+
     def _gradients(self, subject: Subject[Any], repetition: int) -> Iterator[list[Tensor | None]]:
         """One list a weight: its gradient from each option, None for zeros.
 
         Yields:
             The weights that count, in the supernet's order.
-
-        Raises:
-            InputError: Options use parts of one weight.
         """
         supernet = subject.networks()
         left_out = self._left_out(subject)
@@ -124,16 +130,27 @@ class GradientMatching:
                 losses = [batch_loss(self.loss_fn, output, labels) for output in outputs]
                 value = torch.stack(losses).sum()
             value.backward()
+        for name, weight in self._whole(subject, stack).items():
+            chosen = self.selection == "all" or name in stack.layers
+            if chosen and name not in left_out and weight.grad is not None:
+                by_option = dict(zip(stack.members[name], weight.grad.unbind(0), strict=True))
+                yield [by_option.get(option) for option in range(len(subject.options))]
+
+    def _whole(self, subject: Subject[Any], stack: Stack) -> dict[str, nn.Parameter]:
+        """The weights of a stack.
+
+        Raises:
+            InputError: Options use parts of one weight.
+        """
+        weights: dict[str, nn.Parameter] = {}
         for name, weight in stack.weights.items():
             if not isinstance(weight, nn.Parameter):
                 raise InputError(
                     f"{self.name}: options of {subject.space.name} use parts of one weight, whose "
                     "gradients lie in other places; expected a space of whole weights"
                 )
-            chosen = self.selection == "all" or name in stack.layers
-            if chosen and name not in left_out and weight.grad is not None:
-                by_option = dict(zip(stack.members[name], weight.grad.unbind(0), strict=True))
-                yield [by_option.get(option) for option in range(len(subject.options))]
+            weights[name] = weight
+        return weights
 
     def _left_out(self, subject: Subject[Any]) -> frozenset[str]:
         """Names of the weights that do not count.

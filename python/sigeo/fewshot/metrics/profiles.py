@@ -100,6 +100,14 @@ class LID:
         """A forward pass an option and repetition."""
         return Budget(evaluated=subject.images(self.repeats))
 
+    def check(self, subject: Subject[Any]) -> None:
+        """See `sigeo.fewshot.metrics.base.check`.
+
+        Raises:
+            InputError: Networks without the blocks that are looked at.
+        """
+        self.blocks(subject.networks().subnet(subject.paths(0)[0]))
+
     def profile(self, network: nn.Module, inputs: Any) -> Tensor:
         """Dimensions of the outputs of the blocks, float64 [blocks], batch norm in batch mode.
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sigeo.errors import InputError
 from sigeo.fewshot.known import Known
-from sigeo.fewshot.metrics.base import Metric, Subject
+from sigeo.fewshot.metrics.base import Metric, Subject, check
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
@@ -120,6 +120,11 @@ class WeightedSum:
                 for j in range(count):
                     total[i][j] -= weight * values[i][j]
         return Relation.of(total, "distance")
+
+    def check(self, subject: Subject[Any]) -> None:
+        """See `sigeo.fewshot.metrics.base.check`."""
+        for _, metric in self.parts:
+            check(metric, subject)
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """Of all parts together."""

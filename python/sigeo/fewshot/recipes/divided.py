@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from typing import Any, Literal
 
 from sigeo.errors import InputError
 from sigeo.fewshot import metrics
+from sigeo.fewshot import partition as partitions
 from sigeo.fewshot.branching import Branching
 from sigeo.fewshot.choice import AnyChoice, BestGroups, InTurn
 from sigeo.fewshot.copies import CumulativeCopies, cumulative_parts
@@ -21,6 +23,7 @@ from sigeo.spaces.nasbench201 import INCOMING, nonlinear_depth
 from sigeo.supernet import RoutedSupernet
 
 Lengths = Sequence[float]
+_OF_NAS_LID = ("exact", "mixture", "spectral", "stoer_wagner")
 
 
 @recipe("few-shot", "Zhao et al., ICML 2021, section 3")
@@ -187,7 +190,17 @@ def metric_driven(
         batches: How many (proxies of several batches need more than one).
         before: Length of the training of each supernet before a cut; 0 for none.
         after: Of the leaves.
+
+    Raises:
+        InputError: More leaves than the options of the edges have combinations.
     """
+    counts = [len(choice.options) for choice in space.choices]
+    most = math.prod(counts[place] for place in order if 0 <= place < len(counts))
+    if leaves > most:
+        raise InputError(
+            f"leaves must be at most {most}, the combinations of the options of the choices in "
+            f"order {list(order)}, got {leaves}"
+        )
     branching = Branching.of_leaves(leaves, factors)
     levels = len(branching.levels)
     splitting = Splitting(
@@ -208,6 +221,7 @@ def nas_lid(
     repeats: int = 50,
     k: int = 20,
     compare: str = "correlation",
+    partition: str = "exact",
     criterion: str = "separation",
     before: Lengths = (20.0, 20.0, 20.0, 20.0),
     after: float = 10.0,
@@ -220,6 +234,8 @@ def nas_lid(
         repeats: Batches and paths that features are compared on.
         k: Neighbours of the estimate.
         compare: "correlation" of profiles, or "cosine" as published.
+        partition: "exact", the cut with the most similarity within two sides, of 2 options at
+            least; or another one of the published code: "mixture", "spectral" or "stoer_wagner".
         criterion: Of the choice of an edge; ``most_alike`` is the published code's.
         before: Length of training before each cut.
         after: Of the leaves.
@@ -230,10 +246,13 @@ def nas_lid(
     """
     if batch <= k:
         raise InputError(f"batch must be more than k = {k} neighbours, got {batch}")
+    if partition not in _OF_NAS_LID:
+        raise InputError(f"partition must be one of {', '.join(_OF_NAS_LID)}, got {partition!r}")
+    sized = {"smallest": 2} if partition == "exact" else {}
     splitting = Splitting(
         metrics.LID(repeats, k, compare),  # type: ignore[arg-type]
         Branching((2,) * len(before)),
-        Exact(2),
+        partitions.get(partition, **sized),
         BestGroups(criterion),
     )
     return Recipe("", "", after, tuple(before), splitting, metric_batches=(batch, repeats))

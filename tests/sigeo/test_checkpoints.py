@@ -1,0 +1,190 @@
+"""Weights at the ends of a training's last passes, and evaluations averaged over them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sigeo import InputError, proxies, score
+from sigeo.data import ImageData, Split
+from sigeo.scoring.averages import mean_record
+from sigeo.scoring.networks import Networks, Protocol
+from sigeo.scoring.shared_weights import load_shared_weights
+from sigeo.store import Record
+from sigeo.supernet import (
+    Training,
+    TrainingState,
+    Uniform,
+    WarmUp,
+    averaged,
+    evaluate,
+    load_checkpoint,
+    save_checkpoint,
+    train_supernet,
+    versions,
+)
+from tests.sigeo.training import (
+    IMAGES,
+    LABELS,
+    SPACE,
+    Stopped,
+    assert_same,
+    batches,
+    source,
+    trained,
+    training,
+)
+
+ARCHS = [SPACE.at(index) for index in (9558, 1462, 6111)]
+
+
+def kept_by(config, *, path=None, stop=None):
+    """A training's supernet and the weights that it keeps."""
+    supernet, kept = SPACE.supernet(seed=3), []
+
+    def progress(step, steps):
+        if step == stop:
+            raise Stopped
+
+    train_supernet(
+        supernet,
+        config,
+        source(),
+        Uniform(SPACE, seed=3),
+        settings={},
+        checkpoint=path,
+        progress=progress,
+        kept=kept,
+    )
+    return supernet, kept
+
+
+def test_weights_are_those_of_shorter_trainings():
+    supernet, kept = kept_by(training(epochs=4, keep=3))
+    assert len(kept) == 2
+    for epochs, version in zip((2, 3, 4), versions(supernet, kept), strict=True):
+        assert_same(version, trained(Uniform(SPACE, seed=3), config=training(epochs=epochs))[0])
+        assert version is supernet or all(p.grad is None for p in version.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "ends"),
+    [
+        ({"epochs": 4, "keep": 2}, [9]),
+        ({"epochs": 4, "keep": 4}, [3, 6, 9]),
+        ({"epochs": 4, "keep": 3, "limit": 11}, [6, 9]),
+        ({"epochs": 4, "keep": 3, "limit": 9}, [3, 6]),
+        ({"epochs": 4, "keep": 1}, []),
+    ],
+)
+def test_the_end_of_a_training_is_that_of_its_last_pass(changes, ends):
+    config = training(**changes)
+    assert config.steps_per_epoch == 3
+    assert [step for step in range(config.steps + 1) if config.keeps(step)] == ends
+
+
+def test_a_killed_training_keeps_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("sigeo.supernet.loop._SECONDS_BETWEEN_SAVES", -1.0)
+    config = training(epochs=3, keep=3)
+    supernet, kept = kept_by(config)
+    for stop in (5, 8):  # between the ends of passes
+        path = tmp_path / f"{stop}.safetensors"
+        with pytest.raises(Stopped):
+            kept_by(config, path=path, stop=stop)
+        for _ in range(2):  # the second time it is at its end
+            resumed, again = kept_by(config, path=path)
+            assert_same(resumed, supernet)
+            assert len(again) == len(kept) == 2
+            for mine, theirs in zip(again, kept, strict=True):
+                assert mine.keys() == theirs.keys()
+                assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_more_passes_than_there_are_are_refused():
+    with pytest.raises(
+        InputError, match="keep must be at most 2, its passes over 40 images, got 3"
+    ):
+        kept_by(training(epochs=2, keep=3))
+    with pytest.raises(InputError, match="keep must be a whole number of at least 1, got 0"):
+        training(keep=0)
+
+
+def test_settings_of_one_checkpoint_are_as_ever():
+    assert "keep" not in training().describe() and training(keep=2).describe()["keep"] == 2
+
+
+def test_evaluations_are_averaged():
+    supernet, kept = kept_by(training(epochs=3, keep=3))
+    found = [evaluate(version, ARCHS, batches()) for version in versions(supernet, kept)]
+    mean = averaged(found)
+    torch.testing.assert_close(mean.loss, sum(one.loss for one in found) / 3)
+    torch.testing.assert_close(mean.accuracy, sum(one.accuracy for one in found) / 3)
+    assert mean.images == 3 * 3 * 16
+    assert (found[0].loss != found[2].loss).all()
+
+
+def data():
+    pixels = ((IMAGES - IMAGES.min()) * 40).to(torch.uint8)
+    return ImageData("noise", Split(pixels, LABELS), Split(pixels[:8], LABELS[:8]), classes=4)
+
+
+def protocol(**changes):
+    warmup = WarmUp(40, 3, batch_size=16, lr=0.1, keep=3)
+    given = {"init": "supernet", "warmup": warmup, "batches": 2, "batch_size": 8, **changes}
+    return Protocol((proxies.get("zico"), proxies.get("sigeo"), proxies.get("params")), **given)
+
+
+def test_scores_are_means_over_the_checkpoints(tmp_path):
+    networks = Networks(SPACE, data(), protocol(), folder=tmp_path)
+    path = networks.checkpoint_path(tmp_path)
+    assert networks.checkpoints == 3
+    assert len(load_checkpoint(path)[0].kept) == 2
+    shared = load_shared_weights(path, SPACE, 0)
+    assert len(shared.identity["kept"]) == 2
+    loaded = Networks(SPACE, data(), protocol(warmup=None), shared=shared)
+    for arch in ARCHS:
+        alone = [
+            score(version.subnet(arch), networks.batches, ["zico", "sigeo"])
+            for version in (*shared.earlier, shared.supernet)
+        ]
+        for ground in (networks, loaded):
+            found = ground.score(arch, ground.protocol.proxies)
+            for name in ("zico", "sigeo"):
+                expected = sum(scores[name].value for scores in alone) / 3
+                assert found[name].value == pytest.approx(expected, rel=1e-5)
+            terms = [scores["sigeo"].terms["fr"] for scores in alone]
+            assert found["sigeo"].terms["fr"] == pytest.approx(sum(terms) / 3, rel=1e-5)
+            assert found["params"].value == SPACE.cost(arch).parameters
+    many = loaded.score_many(ARCHS, [proxies.get("grad_norm")])
+    one_by_one = [loaded.score(arch, [proxies.get("grad_norm")]) for arch in ARCHS]
+    for together, alone in zip(many, one_by_one, strict=True):
+        assert together["grad_norm"].value == pytest.approx(alone["grad_norm"].value, rel=1e-3)
+
+
+def test_a_mean_of_what_is_not_finite_is_not():
+    records = [
+        Record(1.0, {"a": 2.0, "b": None}, ("x",), 0.5),
+        Record(None, {"a": 4.0}, ("x", "y")),
+    ]
+    assert mean_record(records) == Record(None, {"a": 3.0, "b": None}, ("x", "y"), 0.5)
+
+
+def test_candidates_keep_nothing():
+    assert Training(40).keep == 1 and WarmUp.published(40).keep == 1
+
+
+def test_equal_checkpoints_are_equal_files(tmp_path):
+    supernet = SPACE.supernet(seed=0)
+    weights = dict(supernet.state_dict())
+    state = TrainingState(3, weights, {"a": torch.ones(3)}, kept=[weights], progress={"b": 1})
+    paths = [tmp_path / str(number) for number in range(8)]
+    for path in paths:
+        save_checkpoint(path, state, {"c": "\u00e9", "d": 2})
+    first = paths[0].read_bytes()
+    assert all(path.read_bytes() == first for path in paths[1:])
+    assert (int.from_bytes(first[:8], "little") + 8) % 8 == 0
+    back, settings = load_checkpoint(paths[0])
+    assert settings == {"c": "\u00e9", "d": 2} and back.step == 3 and back.progress == {"b": 1}
+    for found in (back.weights, back.kept[0]):
+        assert found.keys() == weights.keys()
+        assert all(torch.equal(found[name], weights[name]) for name in weights)
