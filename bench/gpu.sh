@@ -178,8 +178,8 @@ PY
 
   local workers=''
   export workers
-  step 'every op once' 90 test_files 12 'cuda and (opcheck or op_equals)' "${tests[@]}"
-  step 'tests' 150 test_files 12 'cuda' "${tests[@]}"
+  step 'every op once' 90 test_files 12 'cuda and (opcheck or equals_reference)' "${tests[@]}"
+  step 'tests' 150 test_files 12 'cuda or two_devices' "${tests[@]}"
   if "$PYTHON" -c 'import xdist' 2> /dev/null; then workers=5; fi
   step 'tests of Triton kernels' 150 test_files 3 'triton or candidate_computes' "${triton_tests[@]}"
 

@@ -45,7 +45,7 @@ using std::min;
 
 namespace emulation {
 
-// The most blocks of a grid. Fewer than the work has items, and kernels that loop over items must.
+// The most blocks of a grid: below the number of items, kernels that may loop over items do.
 inline int most_blocks = INT32_MAX;
 
 inline std::vector<std::function<void()>> launched;
@@ -86,17 +86,6 @@ inline void expect_whole_warp(uint32_t mask) {
   if (mask != 0xffffffffu) fail("an exchange of some lanes alone");
 }
 
-template <class T>
-T from_lane(const char* what, uint32_t mask, T value, int lane) {
-  static_assert(sizeof(T) <= sizeof(uint64_t));
-  expect_whole_warp(mask);
-  uint64_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(T));
-  const auto& of_lane = block.exchange_in_warp(what, bits);
-  if (lane >= 0 && lane < kWarp) std::memcpy(&value, &of_lane[lane], sizeof(T));
-  return value;
-}
-
 }  // namespace emulation
 
 template <class... Parameters, class... Arguments>
@@ -128,8 +117,14 @@ inline uint32_t __ballot_sync(uint32_t mask, int predicate) {
 
 template <class T>
 T __shfl_down_sync(uint32_t mask, T value, uint32_t offset) {
-  const uint32_t lane = threadIdx.x % emulation::kWarp;
-  return emulation::from_lane("__shfl_down_sync", mask, value, static_cast<int>(lane + offset));
+  static_assert(sizeof(T) <= sizeof(uint64_t));
+  emulation::expect_whole_warp(mask);
+  uint64_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(T));
+  const auto& of_lane = emulation::block.exchange_in_warp("__shfl_down_sync", bits);
+  const uint32_t lane = threadIdx.x % emulation::kWarp + offset;
+  if (lane < emulation::kWarp) std::memcpy(&value, &of_lane[lane], sizeof(T));
+  return value;
 }
 
 inline int __popc(uint32_t bits) { return std::popcount(bits); }
