@@ -33,12 +33,14 @@ import torch
 import sigeo_ext
 from sigeo_ext import moments
 
-# Served by their references on a GPU: Gram matrices, elastic slices, and cells subnet by subnet,
-# which go operation by operation there.
-plain = ("gram_", "gather_slice_", "gather_cell")
+# Served by their references on a GPU: Gram matrices, convolutions on slices, whose time is the
+# library's, statistics over subnets, and cells subnet by subnet, which go operation by operation
+# there.
+plain = ("gram_", "gather_slice_convolution", "gather_grouped_moments", "gather_cell")
+triton = ("sample_moments", "gather_slice_", "gather_grouped_linear")
 for op, row in sigeo_ext.implementations().items():
-    kernels = "triton" if op.startswith("sample_moments") else "cuda"
-    assert row["cuda"] == ("reference" if op.startswith(plain) else kernels), (op, row)
+    expected = "reference" if op.startswith(plain) else "triton" if op.startswith(triton) else "cuda"
+    assert row["cuda"] == expected, (op, row)
 a = torch.randn(1000, device="cuda")
 assert torch.allclose(moments.dot([a], [a]), a.double().square().sum())
 maps = pathlib.Path("/proc/self/maps").read_text()
@@ -58,6 +60,8 @@ if command -v compute-sanitizer > /dev/null; then
     -k 'cuda and (equals or folded or absent)'
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
     tests/sigeo_ext/test_sample_moments_triton.py -k 'convolution_equals_reference or embedding or rows or asked'
+  compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
+    tests/sigeo_ext/test_slices_triton.py -k 'equals_the_reference or larger or does_not_have or across'
 else
   echo 'compute-sanitizer is not here: left out'
 fi
@@ -66,6 +70,7 @@ step 'timings'
 "$python" bench/run.py --only moments
 "$python" bench/run.py --only saliency
 "$python" bench/run.py --only sample_moments
+"$python" bench/run.py --only elastic
 "$python" bench/run.py --only many
 for rows in bench/results/*.jsonl; do
   if [ "$rows" -nt setup.py ] && [ ! "$rows" -ef "$out/$(basename "$rows")" ]; then cp "$rows" "$out"; fi

@@ -113,6 +113,7 @@ BENCHMARKS = (
         (
             "tests/sigeo_ext/test_slices.py",
             "tests/sigeo_ext/test_slices_op.py",
+            "tests/sigeo_ext/test_slices_triton.py",
             "tests/sigeo/test_elastic.py",
         ),
         bench_elastic.rows,
