@@ -292,6 +292,7 @@ def wrong(name, position, change):
         ("linear_backward", 0, lambda d: d[..., :2], "d must have the selected 4 values"),
         ("linear_accumulate", 0, lambda d: d.half(), "d must be Float [3, 4] but for its last"),
         ("embedding", 0, lambda tokens: tokens.float(), "tokens must be int64 or int32"),
+        ("embedding", 1, lambda table: table.long(), "weight must be float32, float64, bfloat16"),
         ("embedding", 0, lambda tokens: tokens.to("meta"), "tensors must be on the weight's"),
         ("embedding_backward", 0, lambda d: d[:1], "d must be Float [2, 4], got Float [1, 4]"),
         ("embedding_accumulate", 0, lambda d: d.half(), "d must be Float [2, 4], got Half"),

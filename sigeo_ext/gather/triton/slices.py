@@ -125,8 +125,7 @@ def embedding(
 ) -> Tensor:
     """Rows of the selected columns; NaN for a token that the table does not have."""
     op = "gather_slice_embedding"
-    reference.check_embedding(op, tokens, weight, column_index)
-    _check_device(op, weight, tokens, column_index)
+    _check_embedding(op, tokens, weight, column_index)
     width = length(columns, column_index)
     y = weight.new_empty(*tokens.shape, width)
     if y.numel():
@@ -185,6 +184,14 @@ def _check_device(op: str, weight: Tensor, *tensors: Tensor | None) -> None:
         if tensor is not None and tensor.device != weight.device:
             expected = f"tensors must be on the weight's device {weight.device}"
             _check.require(False, op, f"{expected}, got one on {tensor.device}")
+
+
+def _check_embedding(op: str, tokens: Tensor, weight: Tensor, columns: Tensor | None) -> None:
+    reference.check_embedding(op, tokens, weight, columns)
+    expected = "weight must be float32, float64, bfloat16 or float16"
+    got = _check.dtype_of(weight)
+    _check.require(_check.is_floating(weight), op, f"{expected}, got {got}")
+    _check_device(op, weight, tokens, columns)
 
 
 def _check_gradient(
@@ -287,13 +294,13 @@ def _scatter(
     *,
     add: bool,
 ) -> None:
-    """Gradients of tokens, written or added ``into`` their rows, in an order of their own."""
-    reference.check_embedding(op, tokens, into, column_index)
+    """Gradients of tokens, written or added ``into`` their rows; a row's in the tokens' order."""
+    _check_embedding(op, tokens, into, column_index)
     check_width(op, "d", d, -1, into.shape[1], False, columns, column_index)
     fits = d.shape[:-1] == tokens.shape and d.dtype == into.dtype
     expected = f"d must be {_check.dtype_of(into)} {[*tokens.shape, d.shape[-1]]}"
     _check.require(fits, op, f"{expected}, got {_check.dtype_of(d)} {list(d.shape)}")
-    _check_device(op, into, d, tokens, column_index)
+    _check_device(op, into, d)
     if not d.numel():
         return
     d = rows_of(d)
