@@ -75,7 +75,7 @@ class Compiled:
 
 def calls() -> list[tuple[str, Callable[[], Any]]]:
     """Calls of the ops that together need every kernel in every shipped configuration."""
-    return [*matrix_products(), *pairs(), *others(), *grouped()]
+    return [*matrix_products(), *pairs(), *others(), *grouped(), *slices(), *embeddings()]
 
 
 def convolution(
@@ -159,6 +159,56 @@ def grouped() -> list[tuple[str, Callable[[], Any]]]:
         found.append((f"grouped linear, backward {dtype}", call))
         call = partial(triton.linear_accumulate, d, x, weight, *windows)
         found.append((f"grouped linear, in place {dtype}", call))
+    return found
+
+
+def slices() -> list[tuple[str, Callable[[], Any]]]:
+    """Linear layers on lists and windows, forward and backward, with rows for one run and more."""
+    from sigeo_ext.gather.triton import slices
+    from sigeo_ext.sample_moments import precision
+
+    def with_precision(choice: str, call: Callable[..., Any], *given: Any) -> None:
+        precision.set_matmul_precision(choice)
+        call(*given)
+
+    found: list[tuple[str, Callable[[], Any]]] = []
+    index = torch.arange(128)
+    halves = torch.bfloat16, torch.float16
+    choices = [(torch.float32, choice) for choice in PRECISIONS] + [(t, "ieee") for t in halves]
+    for (dtype, choice), masked, (rows, columns) in itertools.product(
+        choices, (False, True), ((index, index), (index, None), (None, index))
+    ):
+        if choice != "ieee" and columns is None:
+            continue
+        selection = ([64, 128], [0, 128], rows, columns, masked)
+        weight = torch.zeros(256, 256, dtype=dtype)
+        x = torch.zeros(4096, 256 if masked else 128, dtype=dtype)
+        name = f"slices linear {dtype} {choice}{', masked' * masked}"
+        of = partial(with_precision, choice)
+        for bias in (None, weight[0]):
+            call = partial(of, slices.linear, x, weight, bias, *selection, False)
+            found.append((name, call))
+        call = partial(of, slices.linear_backward, x, x, weight, *selection, [True] * 3)
+        found.append((f"{name}, backward", call))
+        call = partial(of, slices.linear_accumulate, x[:80], x[:80], weight, *selection)
+        found.append((f"{name}, in place", call))
+    return found
+
+
+def embeddings() -> list[tuple[str, Callable[[], Any]]]:
+    """Tables cut to columns, narrow and wide."""
+    from sigeo_ext.gather.triton import slices
+
+    found: list[tuple[str, Callable[[], Any]]] = []
+    for dtype, width in itertools.product((*FLOATS, torch.bfloat16, torch.float16), (24, 640)):
+        tokens = torch.arange(256, dtype=torch.int32 if width == 24 else torch.int64)
+        table, d = torch.zeros(256, 640, dtype=dtype), torch.zeros(256, width, dtype=dtype)
+        for columns in (([0, width], None), ([0, 0], torch.arange(width))):
+            given = (tokens, table, *columns, -1)
+            name = f"slices embedding {dtype} {width}"
+            found.append((name, partial(slices.embedding, *given, False)))
+            found.append((f"{name}, backward", partial(slices.embedding_backward, d, *given)))
+            found.append((f"{name}, in place", partial(slices.embedding_accumulate, d, *given)))
     return found
 
 

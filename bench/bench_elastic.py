@@ -1,10 +1,11 @@
 """Layers on slices of super-weights against plain torch, which slices or masks.
 
 A forward and a backward pass of one layer, gradients of the input and of the super-weights made
-anew, one thread. ``speedup`` is of the better of the two plain routes, found in a few rounds first:
-slice then layer, and full layer then mask. Only the better one is then timed in turn with ours,
-because a full layer leaves the caches as no slice finds them. In the rows of mode ``accumulate``
-the super-weights have gradients already, to which the pass adds, as several subnets a step do.
+anew, on one thread or, where there is one, on the GPU. ``speedup`` is of the better of the two
+plain routes, found in a few rounds first: slice then layer, and full layer then mask. Only the
+better one is then timed in turn with ours, because a full layer leaves the caches as no slice finds
+them. In the rows of mode ``accumulate`` the super-weights have gradients already, to which the pass
+adds, as several subnets a step do.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -49,10 +51,10 @@ KINDS = ("prefix", "chunk", "list")
 Programs = dict[str, Callable[[], Tensor]]
 
 
-def selection(kind: str, size: int, count: int) -> int | slice | Tensor:
+def selection(kind: str, size: int, count: int, device: str = "cpu") -> int | slice | Tensor:
     """So many places of a kind."""
     if kind == "list":
-        return torch.randperm(size)[:count].sort().values
+        return torch.randperm(size)[:count].sort().values.to(device)
     return count if kind == "prefix" else slice(size - count, size)
 
 
@@ -61,9 +63,9 @@ def window(chosen: int | slice | Tensor) -> slice | Tensor:
     return slice(chosen) if isinstance(chosen, int) else chosen
 
 
-def hide(size: int, chosen: int | slice | Tensor) -> Tensor:
+def hide(size: int, chosen: int | slice | Tensor, device: str) -> Tensor:
     """One where a place is selected."""
-    mask = torch.zeros(size)
+    mask = torch.zeros(size, device=device)
     mask[window(chosen)] = 1
     return mask
 
@@ -78,6 +80,8 @@ def measured(
     rounds: int,
 ) -> list[dict[str, Any]]:
     """Rows of one case, in both modes."""
+    device = weights[0].device.type
+    clock = time.perf_counter if device == "cuda" else time.process_time
     gradients = {name: torch.randn_like(run().detach()) for name, run in programs.items()}
 
     def passes(name: str, fresh: bool) -> Callable[[], None]:
@@ -97,7 +101,7 @@ def measured(
         ours = "sigeo_ext" if fresh else "sigeo_ext, in place"
         with harness.thread_count(1):
             plain = {name: passes(name, fresh) for name in PLAIN}
-            times: dict[str, harness.Times] = harness.in_turn(plain, rounds=5)
+            times: dict[str, harness.Times] = harness.in_turn(plain, rounds=5, clock=clock)
             best = min(PLAIN, key=lambda name: times[name].median)
             once = times[best].median
             names = [
@@ -107,7 +111,8 @@ def measured(
             ]
             timed: dict[str, Callable[[], object]] = {n: passes(n, fresh) for n in names}
             # Short passes are repeated more often.
-            times |= harness.in_turn(timed, rounds=min(max(rounds, int(rounds * 0.01 / once)), 101))
+            often = min(max(rounds, int(rounds * 0.01 / once)), 101)
+            times |= harness.in_turn(timed, rounds=often, clock=clock)
             for name, taken in times.items():
                 baseline = times[best] if name in names else None
                 entry = harness.row(
@@ -118,21 +123,26 @@ def measured(
                     speedup=harness.ratio(baseline, taken) if baseline else None,
                     shape=shape,
                     mode=mode,
+                    device=device,
+                    clock="wall" if device == "cuda" else "cpu",
                     selection=kind,
                 )
                 found.append(entry)
     return found
 
 
-def linear_rows(case: tuple[int, ...], kind: str, rounds: int = 15) -> list[dict[str, Any]]:
+def linear_rows(
+    case: tuple[int, ...], kind: str, rounds: int = 15, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """A linear layer with a bias."""
     batch, outputs, inputs, o, i = case
     torch.manual_seed(0)
-    weight, bias = torch.randn(outputs, inputs).requires_grad_(), torch.randn(outputs)
-    bias.requires_grad_()
-    x, full = torch.randn(batch, i).requires_grad_(), torch.randn(batch, inputs).requires_grad_()
-    rows, columns = selection(kind, outputs, o), selection(kind, inputs, i)
-    mask = hide(outputs, rows)
+    weight, bias, x, full = (
+        torch.randn(size, device=device).requires_grad_()
+        for size in ((outputs, inputs), (outputs,), (batch, i), (batch, inputs))
+    )
+    rows, columns = selection(kind, outputs, o, device), selection(kind, inputs, i, device)
+    mask = hide(outputs, rows, device)
     ours = functools.partial(slices.linear, x, weight, bias, outputs=rows, inputs=columns)
     programs: Programs = {
         "slice": lambda: F.linear(x, weight[window(rows)][:, window(columns)], bias[window(rows)]),
@@ -149,17 +159,23 @@ def linear_rows(case: tuple[int, ...], kind: str, rounds: int = 15) -> list[dict
     return measured("gather_slice_linear", kind, shape, leaves, programs, weights, rounds)
 
 
-def convolution_rows(case: tuple[int, ...], kind: str, rounds: int = 11) -> list[dict[str, Any]]:
+def convolution_rows(
+    case: tuple[int, ...], kind: str, rounds: int = 11, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """A convolution in channels_last, its kernel cropped."""
     batch, channels, c, size, kernel, cut, depthwise = case
     torch.manual_seed(0)
-    last = {"memory_format": torch.channels_last}
     groups, width = (channels, 1) if depthwise else (1, channels)
-    weight = torch.randn(channels, width, kernel, kernel).to(**last).requires_grad_()
-    x = torch.randn(batch, c, size, size).to(**last).requires_grad_()
-    full = torch.randn(batch, channels, size, size).to(**last).requires_grad_()
-    chosen = selection(kind, channels, c)
-    mask = hide(channels, chosen)[:, None, None]
+    weight, x, full = (
+        torch.randn(sizes, device=device).to(memory_format=torch.channels_last).requires_grad_()
+        for sizes in (
+            (channels, width, kernel, kernel),
+            (batch, c, size, size),
+            (batch, channels, size, size),
+        )
+    )
+    chosen = selection(kind, channels, c, device)
+    mask = hide(channels, chosen, device)[:, None, None]
     begin = (kernel - cut) // 2
     crop = slice(begin, begin + cut)
 
@@ -190,14 +206,16 @@ def convolution_rows(case: tuple[int, ...], kind: str, rounds: int = 11) -> list
     return measured("gather_slice_convolution", kind, shape, leaves, programs, [weight], rounds)
 
 
-def embedding_rows(case: tuple[int, ...], kind: str, rounds: int = 15) -> list[dict[str, Any]]:
+def embedding_rows(
+    case: tuple[int, ...], kind: str, rounds: int = 15, device: str = "cpu"
+) -> list[dict[str, Any]]:
     """A table cut to some of its columns."""
     count, size, columns, c = case
     torch.manual_seed(0)
-    weight = torch.randn(size, columns).requires_grad_()
-    tokens = torch.randint(size, (count,))
-    chosen = selection(kind, columns, c)
-    mask = hide(columns, chosen)
+    weight = torch.randn(size, columns, device=device).requires_grad_()
+    tokens = torch.randint(size, (count,), device=device)
+    chosen = selection(kind, columns, c, device)
+    mask = hide(columns, chosen, device)
     ours = functools.partial(slices.embedding, tokens, weight, columns=chosen)
     programs: Programs = {
         "slice": lambda: F.embedding(tokens, weight[:, window(chosen)]),
@@ -255,8 +273,27 @@ def memory_rows() -> list[dict[str, Any]]:
 
 
 def rows() -> list[dict[str, Any]]:
-    """Everything."""
-    found = memory_rows()
+    """Everything: of the GPU where there is one, whose name the rows then go by."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = memory_rows() if device == "cpu" else []
+    return found + [row for part in parts(device) for row in part]
+
+
+def gpu_rows() -> Iterator[list[dict[str, Any]]]:
+    """All layers on a GPU.
+
+    Yields:
+        Rows of one layer and one kind of selection.
+    """
+    yield from parts("cuda")
+
+
+def parts(device: str) -> Iterator[list[dict[str, Any]]]:
+    """The same.
+
+    Yields:
+        Rows of one layer and one kind of selection.
+    """
     for kind in KINDS:
         for function, cases in (
             (linear_rows, LINEAR),
@@ -264,8 +301,7 @@ def rows() -> list[dict[str, Any]]:
             (embedding_rows, EMBEDDING),
         ):
             for case in cases:
-                found += function(case, kind)
-    return found
+                yield function(case, kind, device=device)
 
 
 if __name__ == "__main__":

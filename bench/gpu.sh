@@ -45,6 +45,7 @@ tests=(
 triton_tests=(
   tests/sigeo_ext/test_sample_moments_triton.py
   tests/sigeo_ext/test_grouped_triton.py
+  tests/sigeo_ext/test_slices_triton.py
   tests/sigeo_ext/test_tune_sample_moments.py
 )
 # Under compute-sanitizer: the CUDA kernels, then the Triton kernels.
@@ -62,6 +63,7 @@ timings=(
   space:240
   moments:40
   saliency:40
+  elastic:60
 )
 
 summary=()
@@ -150,15 +152,17 @@ import torch
 import sigeo_ext
 from sigeo_ext import moments
 
-# Served by their references on a GPU; `gather_cell`, because cells go operation by operation there.
+# Served by their references on a GPU; `gather_cell`, because cells go operation by operation there,
+# and convolutions on slices, because their time is the library's.
 plain = (
     "gram_",
-    "gather_slice_",
+    "gather_slice_convolution",
     "gather_cell",
     "gather_grouped_moments",
 )
 triton = (
     "sample_moments_",
+    "gather_slice_",
     "gather_grouped_linear",
 )
 wrong = []
@@ -196,6 +200,9 @@ PY
     step 'memory accesses: Triton' 120 compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q \
       -p no:cacheprovider "${triton_tests[0]}" \
       -k 'convolution_equals_reference or embedding or rows or asked'
+    step 'memory accesses: slices' 60 compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q \
+      -p no:cacheprovider tests/sigeo_ext/test_slices_triton.py \
+      -k 'equals_the_reference or larger or does_not_have or across'
   else
     summary+=('memory accesses               left out, compute-sanitizer is not here')
   fi

@@ -120,10 +120,12 @@ BENCHMARKS = (
         (
             "tests/sigeo_ext/test_slices.py",
             "tests/sigeo_ext/test_slices_op.py",
+            "tests/sigeo_ext/test_slices_triton.py",
             "tests/sigeo/test_elastic.py",
         ),
         bench_elastic.rows,
         lambda: bench_elastic.linear_rows(bench_elastic.LINEAR[0], "list", rounds=1),
+        bench_elastic.gpu_rows,
     ),
     Benchmark(
         "grouped",

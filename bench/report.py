@@ -300,8 +300,9 @@ def elastic() -> str:
         ]
         heads = ["layer", "selection", "mode", "route", "cases", "speed-up: median [least, most]"]
         parts.append(table(heads, lines))
-        parts.append("Memory that a pass adds at its peak, linear, 256 MiB of super-weights:\n")
-        parts.append(table(["route", "selection", "MiB"], memory))
+        if memory:
+            parts.append("Memory that a pass adds at its peak, linear, 256 MiB of super-weights:\n")
+            parts.append(table(["route", "selection", "MiB"], memory))
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 

@@ -10,8 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sigeo_ext import _check
+
+# Lists that were looked at, in which state and for how many places: a layer comes with the same
+# list in every pass, and to look at one on a GPU is to wait for the GPU.
+_checked = WeakTensorKeyDictionary()
 
 Selection = int | slice | Tensor | None
 Window = tuple[list[int], Tensor | None]
@@ -41,12 +46,20 @@ def check_index(op: str, name: str, index: Tensor | None, size: int) -> None:
     """Require a list of different places below ``size``."""
     if index is None:
         return
+    seen = None if index.is_inference() else (index._version, index.shape, size)
+    if seen is not None and _checked.get(index) == seen:
+        return
     got = f"got {_check.dtype_of(index)} {list(index.shape)}"
     _check.require(
         index.dim() == 1 and index.dtype == torch.int64, op, f"{name} must be int64 [n], {got}"
     )
-    if not index.numel():
-        return
+    if index.numel():
+        _check_places(op, name, index, size)
+    if seen is not None:
+        _checked[index] = seen
+
+
+def _check_places(op: str, name: str, index: Tensor, size: int) -> None:
     # One transfer for all three numbers where the index is on another device.
     ordered = index.sort().values
     low, high, repeats = torch.stack(

@@ -191,7 +191,8 @@ def embedding(
         ``[*tokens.shape, selected columns]``.
 
     Raises:
-        RuntimeError: A selection that the table does not have, or a token that it does not have.
+        RuntimeError: A selection that the table does not have, or, on a CPU, a token that it does
+            not have; Triton's kernels give NaN for it, and no gradient.
     """
     name = "slices.embedding"
     _check_dims(name, weight, 2, "weight must be [rows, columns]")

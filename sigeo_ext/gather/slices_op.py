@@ -14,6 +14,7 @@ from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.selection import length
 
 _SELECTION = "SymInt[] outputs, SymInt[] inputs, Tensor? output_index, Tensor? input_index"
+_TRITON = "sigeo_ext.gather.triton.slices"
 _GEOMETRY = "SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 
 
@@ -120,6 +121,7 @@ gather_slice_linear = define(
     setup_context=_linear_context,
     backward=_linear_backward,
     flops=lambda x, weight, bias, *given, **_: _linear_flops(x, *given[:4]),
+    triton=f"{_TRITON}:linear",
 )
 gather_slice_linear_backward = define(
     f"gather_slice_linear_backward(Tensor d, Tensor x, Tensor weight, {_SELECTION}, bool masked, "
@@ -127,6 +129,7 @@ gather_slice_linear_backward = define(
     reference.linear_backward,
     fake=_linear_backward_fake,
     flops=lambda d, x, weight, *given, **_: _linear_flops(x, *given[:4]) * sum(given[-1][:2]),
+    triton=f"{_TRITON}:linear_backward",
 )
 gather_slice_linear_accumulate = define(
     f"gather_slice_linear_accumulate(Tensor d, Tensor x, Tensor(a!) into, {_SELECTION}, "
@@ -134,6 +137,7 @@ gather_slice_linear_accumulate = define(
     reference.linear_accumulate,
     fake=lambda *_: None,
     flops=lambda d, x, into, *given, **_: _linear_flops(x, *given[:4]),
+    triton=f"{_TRITON}:linear_accumulate",
 )
 
 
@@ -246,16 +250,19 @@ gather_slice_embedding = define(
     ),
     setup_context=_embedding_context,
     backward=_embedding_backward,
+    triton=f"{_TRITON}:embedding",
 )
 gather_slice_embedding_backward = define(
     f"gather_slice_embedding_backward(Tensor d, Tensor tokens, Tensor weight, {_COLUMNS}) "
     "-> Tensor",
     reference.embedding_backward,
     fake=lambda d, tokens, weight, *_: torch.empty_like(weight),
+    triton=f"{_TRITON}:embedding_backward",
 )
 gather_slice_embedding_accumulate = define(
     f"gather_slice_embedding_accumulate(Tensor d, Tensor tokens, Tensor(a!) into, {_COLUMNS}) "
     "-> ()",
     reference.embedding_accumulate,
     fake=lambda *_: None,
+    triton=f"{_TRITON}:embedding_accumulate",
 )

@@ -32,7 +32,8 @@ from sigeo_ext.gather.selection import (
 aten = torch.ops.aten
 
 
-def _check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: Any) -> None:
+def check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: Any) -> None:
+    """Require a weight, a selection of it and an input that fit together."""
     _, inputs, output_index, input_index = selection
     if weight.dim() != 2:
         got = f"got {list(weight.shape)}"
@@ -69,7 +70,7 @@ def linear(
 ) -> Tensor:
     """The layer on the selected part of the weight."""
     op = "gather_slice_linear"
-    _check_linear(op, x, weight, masked, outputs, inputs, output_index, input_index)
+    check_linear(op, x, weight, masked, outputs, inputs, output_index, input_index)
     check_bias(op, bias, weight)
     part = select(select(weight, 0, outputs, output_index), 1, inputs, input_index)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
@@ -93,7 +94,7 @@ def linear_backward(
     """Gradients of the input, the super-weight and its bias, as far as needed."""
     op = "gather_slice_linear_backward"
     selection = (outputs, inputs, output_index, input_index)
-    _check_linear(op, x, weight, masked, *selection)
+    check_linear(op, x, weight, masked, *selection)
     check_width(op, "d", d, -1, weight.shape[0], masked, outputs, output_index)
     if masked:
         d, x = select(d, -1, outputs, output_index), select(x, -1, inputs, input_index)
@@ -104,7 +105,11 @@ def linear_backward(
         into_x = torch.mm(rows, part).view(*d.shape[:-1], part.shape[1])
         if masked:
             into_x = place(into_x, weight.shape[1], -1, inputs, input_index)
-    if need[1]:
+    if need[1] and output_index is None and input_index is None:
+        into_weight = torch.zeros_like(weight)
+        block = into_weight.narrow(0, *outputs).narrow(1, *inputs)
+        torch.mm(rows.t(), rows_of(x), out=block)
+    elif need[1]:
         part = torch.mm(rows.t(), rows_of(x))
         into_weight = place_block(part, weight, *selection)
     if need[2]:
@@ -125,7 +130,7 @@ def linear_accumulate(
     """Add the weight's gradient to ``into``, the gradient of the whole super-weight."""
     op = "gather_slice_linear_accumulate"
     selection = (outputs, inputs, output_index, input_index)
-    _check_linear(op, x, into, masked, *selection)
+    check_linear(op, x, into, masked, *selection)
     check_width(op, "d", d, -1, into.shape[0], masked, outputs, output_index)
     if masked:
         d, x = select(d, -1, outputs, output_index), select(x, -1, inputs, input_index)
@@ -317,7 +322,8 @@ def convolution_accumulate(
     add_block(gradient, into, *_block_of(into, *selection, groups))
 
 
-def _check_embedding(op: str, tokens: Tensor, weight: Tensor, columns: Tensor | None) -> None:
+def check_embedding(op: str, tokens: Tensor, weight: Tensor, columns: Tensor | None) -> None:
+    """Require tokens, a table and a list of its columns."""
     whole = tokens.dtype in (torch.int64, torch.int32)
     _check.require(whole, op, f"tokens must be int64 or int32, got {_check.dtype_of(tokens)}")
     _check.require(
@@ -335,7 +341,7 @@ def embedding(
     accumulate: bool,
 ) -> Tensor:
     """Rows of the selected columns."""
-    _check_embedding("gather_slice_embedding", tokens, weight, column_index)
+    check_embedding("gather_slice_embedding", tokens, weight, column_index)
     skipped = padding if padding >= 0 else None
     if column_index is None and tokens.numel() >= len(weight):
         return F.embedding(tokens, select(weight, 1, columns, None), skipped)
@@ -353,7 +359,7 @@ def embedding_backward(
 ) -> Tensor:
     """The gradient of the super-weight; none for the row ``padding`` (-1: no such row)."""
     op = "gather_slice_embedding_backward"
-    _check_embedding(op, tokens, weight, column_index)
+    check_embedding(op, tokens, weight, column_index)
     check_width(op, "d", d, -1, weight.shape[1], False, columns, column_index)
     part = aten.embedding_dense_backward(d, tokens, len(weight), padding, False)
     return place(part, weight.shape[1], 1, columns, column_index)
@@ -369,7 +375,7 @@ def embedding_accumulate(
 ) -> None:
     """Add the gradient to ``into``, the gradient of the whole super-weight."""
     op = "gather_slice_embedding_accumulate"
-    _check_embedding(op, tokens, into, column_index)
+    check_embedding(op, tokens, into, column_index)
     check_width(op, "d", d, -1, into.shape[1], False, columns, column_index)
     part = aten.embedding_dense_backward(d, tokens, len(into), padding, False)
     if column_index is None:

@@ -8,9 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigeo_ext.gather import slices, slices_op
+from sigeo_ext.gather import slices_reference as reference
+from sigeo_ext.gather.selection import check_index
 from sigeo_ext.testing import assert_close, poison_empty, threads
 from tests.slices import (
     MODES,
@@ -293,6 +296,18 @@ def test_flops_of_the_selected_part_are_counted(masked, device):
     assert counts["sigeo_ext.gather_slice_convolution_backward"] == 2 * forward
 
 
+class Running(TorchDispatchMode):
+    """Notes the operations that are run."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.seen.append(function)
+        return function(*args, **(kwargs or {}))
+
+
 class Watching(torch.overrides.TorchFunctionMode):
     """Notes the functions that are called."""
 
@@ -302,6 +317,34 @@ class Watching(torch.overrides.TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         self.seen.add(function)
         return function(*args, **(kwargs or {}))
+
+
+def test_a_list_is_looked_at_again_only_when_it_has_changed(device):
+    index = torch.tensor([2, 0], device=device)
+    with Running() as first:
+        check_index("op", "outputs", index, 3)
+    assert first.seen
+    with Running() as again:
+        check_index("op", "outputs", index, 3)
+    assert not again.seen
+    with pytest.raises(RuntimeError, match="outputs must be from 0 to 1, got 2"):
+        check_index("op", "outputs", index, 2)
+    index[1] = 2
+    with pytest.raises(RuntimeError, match="outputs must be without repeats, got 1 repeats"):
+        check_index("op", "outputs", index, 3)
+
+
+@MODES
+def test_the_reference_writes_the_gradient_of_windows_where_it_belongs(masked, device):
+    leaves, _, _ = linear_case("chunk", "prefix", masked, torch.float64, device)
+    x, weight, _ = (leaf.detach() for leaf in leaves)
+    d = randn(*x.shape[:-1], 7 if masked else 5, device=device)
+    with Running() as running:
+        reference.linear_backward(
+            d, x, weight, [2, 5], [0, 3], None, None, masked, [False, True, False]
+        )
+    assert torch.ops.aten.mm.out in running.seen
+    assert torch.ops.aten.copy_.default not in running.seen
 
 
 @OUTPUTS

@@ -14,13 +14,13 @@ from sigeo_ext.gather.grouped_reference import Windows, window
 from sigeo_ext.gather.slices_reference import check_bias, rows_of
 from sigeo_ext.gather.triton.grouped_kernels import COLUMNS, rows_kernel, weight_kernel
 
-_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Rows, or outputs, and columns, or inputs.
-_TILE = (64, 64)
+TILE = (64, 64)
 # What is summed over at once.
-_INNER = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
+INNER = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
 # So that no kernel spills registers on any of the architectures.
-_OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {
     "PRECISION": "ieee",
     "num_warps": 8,
     "num_stages": 3,
@@ -38,7 +38,7 @@ def linear(
     accumulate: bool,
 ) -> list[Tensor]:
     """Each subnet's layer on its part of the weight."""
-    if weight.dtype not in _TYPES:
+    if weight.dtype not in TYPES:
         return reference.linear(x, weight, bias, outputs, inputs, accumulate)
     op = "gather_grouped_linear"
     reference.check_subnets(op, x, weight, outputs, inputs)
@@ -60,7 +60,7 @@ def linear_backward(
     need: Sequence[bool],
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Gradients of the inputs, the super-weight and its bias, as far as needed."""
-    if weight.dtype not in _TYPES:
+    if weight.dtype not in TYPES:
         return reference.linear_backward(d, x, weight, outputs, inputs, need)
     op = "gather_grouped_linear_backward"
     reference.check_subnets(op, x, weight, outputs, inputs)
@@ -80,7 +80,7 @@ def linear_accumulate(
     d: Sequence[Tensor], x: Sequence[Tensor], into: Tensor, outputs: Windows, inputs: Windows
 ) -> None:
     """Add the weight's gradient to ``into``, the gradient of the whole super-weight."""
-    if into.dtype not in _TYPES:
+    if into.dtype not in TYPES:
         return reference.linear_accumulate(d, x, into, outputs, inputs)
     op = "gather_grouped_linear_accumulate"
     reference.check_subnets(op, x, into, outputs, inputs)
@@ -127,7 +127,7 @@ def _rows(
     read = [rows_of(rows) for rows in read]
     widths = (inputs if backward else outputs)[1::2]
     counts = [
-        -(-len(rows) // _TILE[0]) * -(-width // _TILE[1])
+        -(-len(rows) // TILE[0]) * -(-width // TILE[1])
         for rows, width in zip(read, widths, strict=True)
     ]
     if not sum(counts):
@@ -139,9 +139,9 @@ def _rows(
     with torch.cuda.device_of(weight):
         rows_kernel[(len(tiles),)](
             table, tiles.to(weight.device), weight, bias, *strides,
-            DTYPE=_TYPES[weight.dtype], BACKWARD=backward, BIAS=bias is not None,
-            BLOCK_ROWS=_TILE[0], BLOCK_COLUMNS=_TILE[1], BLOCK_INNER=_INNER[weight.dtype],
-            **_OPTIONS,
+            DTYPE=TYPES[weight.dtype], BACKWARD=backward, BIAS=bias is not None,
+            BLOCK_ROWS=TILE[0], BLOCK_COLUMNS=TILE[1], BLOCK_INNER=INNER[weight.dtype],
+            **OPTIONS,
         )  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def _add(
     add: bool,
 ) -> None:
     """The weight's gradient, written or added ``into`` a tensor of its shape."""
-    tiles = -(-into.shape[0] // _TILE[0]) * -(-into.shape[1] // _TILE[1])
+    tiles = -(-into.shape[0] // TILE[0]) * -(-into.shape[1] // TILE[1])
     if not tiles or not d:
         return
     rows = [rows_of(t).contiguous() for t in x]
@@ -164,7 +164,7 @@ def _add(
     with torch.cuda.device_of(into):
         weight_kernel[(tiles,)](
             table, into, len(x), *into.shape, *into.stride(),
-            DTYPE=_TYPES[into.dtype], ADD=add,
-            BLOCK_OUTPUTS=_TILE[0], BLOCK_INPUTS=_TILE[1], BLOCK_ROWS=_INNER[into.dtype],
-            **_OPTIONS,
+            DTYPE=TYPES[into.dtype], ADD=add,
+            BLOCK_OUTPUTS=TILE[0], BLOCK_INPUTS=TILE[1], BLOCK_ROWS=INNER[into.dtype],
+            **OPTIONS,
         )  # fmt: skip
