@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <stdexcept>
 #include <string>
 
@@ -24,6 +25,27 @@ inline void check_launch(const char* kernel) {
 constexpr int kThreads = 256;
 constexpr int kVector = 4;       // consecutive values of one thread: 16 bytes of float32
 constexpr int64_t kSpan = 4096;  // values of one block: four vectors a thread
+
+// Launches `kernel` for items of work, one a block of threads and more where there are more than a
+// grid may have: kernels take item blockIdx.x, then every gridDim.x-th one after it.
+template <class... Parameters, class... Arguments>
+void launch(const char* name, void (*kernel)(Parameters...), int64_t items, const Queue& queue,
+            const Arguments&... arguments) {
+  if (items == 0) return;
+  const auto grid =
+      static_cast<uint32_t>(std::min<int64_t>(items, std::numeric_limits<int32_t>::max()));
+  const auto stream = static_cast<cudaStream_t>(queue.stream);
+  kernel<<<grid, kThreads, 0, stream>>>(arguments...);
+  check_launch(name);
+}
+
+template <class T>
+T* workspace(int64_t count, const Queue& queue) {
+  static_assert(alignof(T) <= alignof(double));
+  const int64_t bytes = std::max<int64_t>(1, count) * static_cast<int64_t>(sizeof(T));
+  const auto doubles = (bytes + int64_t{sizeof(double)} - 1) / int64_t{sizeof(double)};
+  return reinterpret_cast<T*>(queue.workspace(doubles));
+}
 
 // Layers of a list that go into one launch. The arguments of a kernel may fill 32 kB; most lists
 // are short, and small arguments launch faster.
