@@ -33,12 +33,13 @@ import torch
 import sigeo_ext
 from sigeo_ext import moments
 
-# Served by their references on a GPU: Gram matrices, elastic slices, and cells subnet by subnet,
-# which go operation by operation there.
-plain = ("gram_", "gather_slice_", "gather_cell")
+# Served by their references on a GPU: Gram matrices of embeddings, elastic slices, statistics within
+# subnets, and cells subnet by subnet, which go operation by operation there.
+plain = ("gram_embedding", "gather_slice_", "gather_cell", "gather_grouped_moments")
+triton = ("sample_moments_", "gather_grouped_linear", "gram_convolution")
 for op, row in sigeo_ext.implementations().items():
-    kernels = "triton" if op.startswith("sample_moments") else "cuda"
-    assert row["cuda"] == ("reference" if op.startswith(plain) else kernels), (op, row)
+    expected = "reference" if op.startswith(plain) else "triton" if op.startswith(triton) else "cuda"
+    assert row["cuda"] == expected, (op, row)
 a = torch.randn(1000, device="cuda")
 assert torch.allclose(moments.dot([a], [a]), a.double().square().sum())
 maps = pathlib.Path("/proc/self/maps").read_text()
@@ -55,7 +56,7 @@ if command -v compute-sanitizer > /dev/null; then
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -m 'not slow' -p no:cacheprovider \
     tests/sigeo_ext/test_moments.py tests/sigeo_ext/test_saliency.py \
     tests/sigeo_ext/test_gather.py tests/sigeo_ext/test_gather_op.py \
-    -k 'cuda and (equals or folded or absent)'
+    tests/sigeo_ext/test_gram.py -k 'cuda and (equal or folded or absent or hamming)'
   compute-sanitizer --error-exitcode 1 "$python" -m pytest -q -p no:cacheprovider \
     tests/sigeo_ext/test_sample_moments_triton.py -k 'convolution_equals_reference or embedding or rows or asked'
 else
@@ -67,6 +68,7 @@ step 'timings'
 "$python" bench/run.py --only saliency
 "$python" bench/run.py --only sample_moments
 "$python" bench/run.py --only many
+"$python" bench/run.py --only gram
 for rows in bench/results/*.jsonl; do
   if [ "$rows" -nt setup.py ] && [ ! "$rows" -ef "$out/$(basename "$rows")" ]; then cp "$rows" "$out"; fi
 done

@@ -96,7 +96,11 @@ BENCHMARKS = (
     Benchmark(
         "gram",
         "bench_gram",
-        ("tests/sigeo_ext/test_gram.py", "tests/sigeo/test_ntk.py"),
+        (
+            "tests/sigeo_ext/test_gram.py",
+            "tests/sigeo_ext/test_gram_triton.py",
+            "tests/sigeo/test_ntk.py",
+        ),
         bench_gram.rows,
         lambda: bench_gram.ntk_rows("CTR 10,000 rows", rounds=1),
     ),

@@ -48,7 +48,7 @@ def test_triton_serves_cuda_tensors_where_there_is_no_compiled_kernel():
         pytest.skip("triton is not installed")
     table = json.loads(run(TABLE, "auto").stdout)
     served = {op for op, row in table.items() if row["cuda"] == "triton"}
-    families = ("sample_moments", "gather_grouped_linear")
+    families = ("sample_moments", "gather_grouped_linear", "gram_convolution")
     assert served == {op for op in table if op.startswith(families)}
 
 
