@@ -75,7 +75,15 @@ class Compiled:
 
 def calls() -> list[tuple[str, Callable[[], Any]]]:
     """Calls of the ops that together need every kernel in every shipped configuration."""
-    return [*matrix_products(), *pairs(), *others(), *grouped(), *slices(), *embeddings()]
+    return [
+        *matrix_products(),
+        *pairs(),
+        *others(),
+        *grouped(),
+        *slices(),
+        *embeddings(),
+        *gram(),
+    ]
 
 
 def convolution(
@@ -209,6 +217,25 @@ def embeddings() -> list[tuple[str, Callable[[], Any]]]:
             found.append((name, partial(slices.embedding, *given, False)))
             found.append((f"{name}, backward", partial(slices.embedding_backward, d, *given)))
             found.append((f"{name}, in place", partial(slices.embedding_accumulate, d, *given)))
+    return found
+
+
+def gram() -> list[tuple[str, Callable[[], Any]]]:
+    """Units' gradients alone, for the products of all pairs of them."""
+    from sigeo_ext.gram import triton
+
+    found: list[tuple[str, Callable[[], Any]]] = []
+    for kernel, groups, dtype in (
+        ([1], 1, torch.float32),
+        ([3, 3], 1, torch.float32),
+        ([3, 3], 128, torch.float32),
+        ([3, 3], 1, torch.float64),
+    ):
+        sizes = [4, *([4] * len(kernel)), 128]
+        x, d = torch.zeros(sizes, dtype=dtype), torch.zeros(sizes, dtype=dtype)
+        one, padding = [1] * len(kernel), [k // 2 for k in kernel]
+        call = partial(triton.convolution, x, d, kernel, one, padding, one, groups, 1)
+        found.append((f"gram {kernel} {groups} groups {dtype}", call))
     return found
 
 

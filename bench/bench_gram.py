@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from bench import harness, models
 from bench.bench_samples import LARGEST, cell, clicks, images
 from bench.bench_statistics import MIDDLING
+from bench.harness import Times
 from sigeo.capture import ntk
 from sigeo_ext import gram
 
@@ -93,12 +95,32 @@ def ntk_rows(name: str, rounds: int = 5) -> list[dict[str, Any]]:
         return found
 
 
-def route_rows(rounds: int = 7) -> list[dict[str, Any]]:
+def clock_of(device: str) -> dict[str, Any]:
+    """What a row says of the device, and of the clock that times it."""
+    if device == "cpu":
+        return {"device": "cpu", "clock": "cpu"}
+    return {"device": torch.cuda.get_device_name(), "clock": "wall"}
+
+
+def timed(
+    programs: Mapping[str, Callable[[], object]], rounds: int, device: str
+) -> dict[str, Times]:
+    """The programs in turn, by the device's clock."""
+    clock = time.process_time if device == "cpu" else time.perf_counter
+    warmup = 1 if device == "cpu" else 3
+    return harness.in_turn(programs, rounds=rounds, warmup=warmup, clock=clock)
+
+
+def route_rows(rounds: int = 7, device: str = "cpu") -> list[dict[str, Any]]:
     """Both routes of single layers, beside what the rule takes."""
     found = []
     for inputs, outputs, size, kernel in LAYERS:
-        x = torch.randn(BATCH, inputs, size, size).contiguous(memory_format=torch.channels_last)
-        d = torch.randn(BATCH, outputs, size, size).contiguous(memory_format=torch.channels_last)
+        x, d = (
+            torch.randn(BATCH, channels, size, size, device=device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for channels in (inputs, outputs)
+        )
         taps = kernel**2 if size > 1 else 1
         rule = gram.route(BATCH, size**2, inputs * taps, outputs)
         layer = functools.partial(gram.convolution, x, d, (kernel, kernel), padding=kernel // 2)
@@ -108,25 +130,32 @@ def route_rows(rounds: int = 7) -> list[dict[str, Any]]:
             if route == "direct" or size < 32
         }
         with harness.thread_count(1):
-            times = harness.in_turn(routes, rounds=rounds)
+            times = timed(routes, rounds, device)
             for route in routes:
                 shape = f"{inputs} to {outputs}, {kernel}x{kernel}, {size} px, batch {BATCH}"
-                entry = harness.row("gram_convolution", route, times[route], shape=shape, rule=rule)
+                entry = harness.row(
+                    "gram_convolution",
+                    route,
+                    times[route],
+                    shape=shape,
+                    rule=rule,
+                    **clock_of(device),
+                )
                 found.append(entry)
     return found
 
 
-def list_rows(rounds: int = 9) -> list[dict[str, Any]]:
+def list_rows(rounds: int = 9, device: str = "cpu") -> list[dict[str, Any]]:
     """Eight gradients of ResNet-18, and the codes of 128 samples, against plain torch."""
     shapes = [p.shape for p in models.resnet18().parameters()]
-    vectors = [[torch.randn(shape) for shape in shapes] for _ in range(8)]
+    vectors = [[torch.randn(shape, device=device) for shape in shapes] for _ in range(8)]
     values = sum(t.numel() for t in vectors[0])
 
     def flattened() -> Tensor:
         flat = torch.stack([torch.cat([t.flatten() for t in v]) for v in vectors])
         return flat @ flat.t()
 
-    signs = torch.randn(128, 1 << 18)
+    signs = torch.randn(128, 1 << 18, device=device)
     codes = gram.pack_signs(signs)
     ones = (signs > 0).float()
 
@@ -152,7 +181,7 @@ def list_rows(rounds: int = 9) -> list[dict[str, Any]]:
     found = []
     with harness.thread_count(1):
         for op, shape, ours, torchs, size in pairs:
-            times = harness.in_turn({"sigeo_ext": ours, "torch": torchs}, rounds=rounds)
+            times = timed({"sigeo_ext": ours, "torch": torchs}, rounds, device)
             for name in times:
                 entry = harness.row(
                     op,
@@ -162,6 +191,7 @@ def list_rows(rounds: int = 9) -> list[dict[str, Any]]:
                     speedup=harness.ratio(times["torch"], times[name]),
                     shape=shape,
                     bytes_moved=size if name == "sigeo_ext" else None,
+                    **clock_of(device),
                 )
                 found.append(entry)
     return found
@@ -169,4 +199,17 @@ def list_rows(rounds: int = 9) -> list[dict[str, Any]]:
 
 def rows() -> list[dict[str, Any]]:
     """Everything."""
-    return [row for name in WORKLOADS for row in ntk_rows(name)] + route_rows() + list_rows()
+    found = [row for name in WORKLOADS for row in ntk_rows(name)] + route_rows() + list_rows()
+    if torch.cuda.is_available():
+        found += [row for part in gpu_rows() for row in part]
+    return found
+
+
+def gpu_rows() -> Iterator[list[dict[str, Any]]]:
+    """Lists, codes and single layers on a GPU.
+
+    Yields:
+        Rows of one kind.
+    """
+    yield list_rows(device="cuda")
+    yield route_rows(device="cuda")

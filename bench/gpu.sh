@@ -46,6 +46,7 @@ triton_tests=(
   tests/sigeo_ext/test_sample_moments_triton.py
   tests/sigeo_ext/test_grouped_triton.py
   tests/sigeo_ext/test_slices_triton.py
+  tests/sigeo_ext/test_gram_triton.py
   tests/sigeo_ext/test_tune_sample_moments.py
 )
 # Under compute-sanitizer: the CUDA kernels, then the Triton kernels.
@@ -54,6 +55,7 @@ checked=(
   tests/sigeo_ext/test_saliency.py
   tests/sigeo_ext/test_gather.py
   tests/sigeo_ext/test_gather_op.py
+  tests/sigeo_ext/test_gram.py
 )
 # Benchmarks with a part for the GPU, the most awaited first, each with the most seconds it may take.
 timings=(
@@ -64,6 +66,7 @@ timings=(
   moments:40
   saliency:40
   elastic:60
+  gram:60
 )
 
 summary=()
@@ -155,7 +158,7 @@ from sigeo_ext import moments
 # Served by their references on a GPU; `gather_cell`, because cells go operation by operation there,
 # and convolutions on slices, because their time is the library's.
 plain = (
-    "gram_",
+    "gram_embedding",
     "gather_slice_convolution",
     "gather_cell",
     "gather_grouped_moments",
@@ -164,6 +167,7 @@ triton = (
     "sample_moments_",
     "gather_slice_",
     "gather_grouped_linear",
+    "gram_convolution",
 )
 wrong = []
 for op, row in sigeo_ext.implementations().items():
@@ -196,7 +200,7 @@ PY
 
   if command -v compute-sanitizer > /dev/null; then
     step 'memory accesses: CUDA' 120 compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q \
-      -p no:cacheprovider -m 'not slow' "${checked[@]}" -k 'cuda and (equals or folded or absent)'
+      -p no:cacheprovider -m 'not slow' "${checked[@]}" -k 'cuda and (equal or folded or absent or hamming)'
     step 'memory accesses: Triton' 120 compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q \
       -p no:cacheprovider "${triton_tests[0]}" \
       -k 'convolution_equals_reference or embedding or rows or asked'

@@ -102,9 +102,14 @@ BENCHMARKS = (
     Benchmark(
         "gram",
         "bench_gram",
-        ("tests/sigeo_ext/test_gram.py", "tests/sigeo/test_ntk.py"),
+        (
+            "tests/sigeo_ext/test_gram.py",
+            "tests/sigeo_ext/test_gram_triton.py",
+            "tests/sigeo/test_ntk.py",
+        ),
         bench_gram.rows,
         lambda: bench_gram.ntk_rows("CTR 10,000 rows", rounds=1),
+        bench_gram.gpu_rows,
     ),
     Benchmark(
         "sample_moments",

@@ -11,6 +11,7 @@
 
 #include "common/array.h"
 #include "common/parallel.h"
+#include "common/queue.h"
 #include "sample_moments/sample_moments.h"
 
 namespace sigeo_ext::gram {
@@ -40,5 +41,11 @@ void of_embedding(const sample_moments::Entries& entries,
 // Bits that differ between codes i and j; codes [count, bytes], out [count, count].
 void hamming(const uint8_t* codes, int64_t count, int64_t bytes, int64_t* out,
              const Parallel& parallel);
+
+// The same on a GPU: what arrays, codes and `out` point to is in the memory of one device, work is
+// put on the queue's stream.
+void of_lists(Pair pair, std::span<const Array> vectors, int64_t count, double* out,
+              const Queue& queue);
+void hamming(const uint8_t* codes, int64_t count, int64_t bytes, int64_t* out, const Queue& queue);
 
 }  // namespace sigeo_ext::gram

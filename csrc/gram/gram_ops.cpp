@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include "common/device.h"
 #include "common/tensor.h"
 #include "sample_moments/arguments.h"
 
@@ -19,6 +20,7 @@ Tensor square(const Tensor& like, int64_t count) {
 
 double* data(Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 
+template <class Device>
 Tensor gram_lists(OptionalTensors rows, int64_t count, bool difference) {
   const char* op = "gram_lists";
   STD_TORCH_CHECK(count > 0, op, ": count must be at least 1, got ", count);
@@ -29,7 +31,8 @@ Tensor gram_lists(OptionalTensors rows, int64_t count, bool difference) {
   const auto arrays = lists.rows("rows", rows);
   Tensor out = lists.new_float64({count, count});
   const auto pair = difference ? gram::Pair::kSquaredDifference : gram::Pair::kProduct;
-  gram::of_lists(pair, arrays, count, data(out), torch_parallel_each);
+  Device device(lists);
+  gram::of_lists(pair, arrays, count, data(out), device.place_each());
   return out;
 }
 
@@ -66,6 +69,7 @@ Tensor gram_embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients
   return out;
 }
 
+template <class Device>
 Tensor gram_hamming(Tensor codes) {
   const char* op = "gram_hamming";
   STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, op,
@@ -74,17 +78,26 @@ Tensor gram_hamming(Tensor codes) {
   const Tensor dense = torch::stable::contiguous(codes);
   Tensor out =
       torch::stable::new_empty(codes, Sizes{codes.size(0), codes.size(0)}, ScalarType::Long);
+  Device device(dense);
   gram::hamming(static_cast<const uint8_t*>(dense.data_ptr()), codes.size(0), codes.size(1),
-                static_cast<int64_t*>(out.data_ptr()), torch_parallel_each);
+                static_cast<int64_t*>(out.data_ptr()), device.place_each());
   return out;
+}
+
+template <class Device>
+void register_ops(torch::stable::detail::StableLibrary& m) {
+  m.impl("gram_lists", TORCH_BOX(&gram_lists<Device>));
+  m.impl("gram_hamming", TORCH_BOX(&gram_hamming<Device>));
 }
 
 }  // namespace
 }  // namespace sigeo_ext
 
 STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CPU, m) {
-  m.impl("gram_lists", TORCH_BOX(&sigeo_ext::gram_lists));
+  sigeo_ext::register_ops<sigeo_ext::Cpu>(m);
   m.impl("gram_convolution", TORCH_BOX(&sigeo_ext::gram_convolution));
   m.impl("gram_embedding", TORCH_BOX(&sigeo_ext::gram_embedding));
-  m.impl("gram_hamming", TORCH_BOX(&sigeo_ext::gram_hamming));
 }
+#if defined(SIGEO_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(sigeo_ext, CUDA, m) { sigeo_ext::register_ops<sigeo_ext::Cuda>(m); }
+#endif

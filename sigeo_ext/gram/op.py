@@ -55,6 +55,7 @@ gram_convolution: Callable[..., Tensor] = define(
         x, x.shape[0] // unit
     ),
     flops=_convolution_flops,
+    triton="sigeo_ext.gram.triton:convolution",
 )
 
 gram_embedding: Callable[..., Tensor] = define(

@@ -5,6 +5,7 @@ Everything is computed in float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -45,6 +46,23 @@ def lists(rows: Sequence[Tensor | None], count: int, difference: bool) -> Tensor
     return out
 
 
+def check_units(
+    x: Tensor,
+    d: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    unit: int,
+) -> None:
+    """Require a convolution's input and output gradient, of whole units."""
+    op = "gram_convolution"
+    check_convolution(op, x, d, kernel, stride, padding, dilation, groups)
+    divides = f"unit must divide the {x.shape[0]} samples, got {unit}"
+    _check.require(unit > 0 and x.shape[0] % unit == 0, op, divides)
+
+
 def convolution(
     x: Tensor,
     d: Tensor,
@@ -56,13 +74,9 @@ def convolution(
     unit: int,
 ) -> Tensor:
     """<g_u, g_v> of a convolution's weight, [units, units]."""
-    op = "gram_convolution"
-    check_convolution(op, x, d, kernel, stride, padding, dilation, groups)
-    samples = x.shape[0]
-    divides = f"unit must divide the {samples} samples, got {unit}"
-    _check.require(unit > 0 and samples % unit == 0, op, divides)
-    units = samples // unit
-    weight = max(1, d.shape[-1] * (x.shape[-1] // groups) * kernel[0])
+    check_units(x, d, kernel, stride, padding, dilation, groups, unit)
+    units = x.shape[0] // unit
+    weight = max(1, d.shape[-1] * (x.shape[-1] // groups) * math.prod(kernel))
     at_once = max(1, _AT_ONCE // weight)
     out = x.new_zeros(units, units, dtype=torch.float64)
     starts = range(0, units, at_once)
@@ -95,12 +109,16 @@ def embedding(
     units = check_entries("gram_embedding", rows, units, gradients, count, entries)
     kept = rows != skipped
     touched, place = rows[kept].unique(return_inverse=True)
+    units, values = units[kept], gradients[kept].double()
+    width = gradients.shape[1]
     out = gradients.new_zeros(count, count, dtype=torch.float64)
-    for row in range(len(touched)):
-        here = place == row
-        g = gradients.new_zeros(count, gradients.shape[1], dtype=torch.float64)
-        g.index_add_(0, units[kept][here], gradients[kept][here].double())
-        out += g @ g.t()
+    at_once = max(1, _AT_ONCE // max(1, count * width))
+    for begin in range(0, len(touched), at_once):
+        here = (place >= begin) & (place < begin + at_once)
+        dense = values.new_zeros(count, min(at_once, len(touched) - begin), width)
+        dense.index_put_((units[here], place[here] - begin), values[here], accumulate=True)
+        flat = dense.flatten(1)
+        out += flat @ flat.t()
     return out
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigeo_ext import gram
 from sigeo_ext.gram import op, reference
@@ -176,6 +177,44 @@ def test_lists_take_holes_and_strided_tensors():
     flat[0, :1200], flat[1, :1200] = a.double().flatten(), b.double().flatten()
     flat[1:, 1200:] = 1
     assert_close(got, flat @ flat.t(), tolerance=1e-6)
+
+
+@FLOATS
+def test_the_reference_of_embeddings_works_in_blocks_of_rows(dtype, monkeypatch):
+    row, unit = torch.randint(0, 11, (40,)), torch.randint(0, 5, (40,))
+    arguments = (row, unit, torch.randn(40, 6, dtype=dtype), 5, 1, 3)
+    whole = reference.embedding(*arguments)
+    assert_close(whole, op.gram_embedding(*arguments), tolerance=TOLERANCE[dtype])
+    monkeypatch.setattr(reference, "_AT_ONCE", 90)  # three rows of the table
+    assert_close(reference.embedding(*arguments), whole, tolerance=1e-12)
+
+
+class Products(TorchDispatchMode):
+    """Notes the dtypes that matrix products and convolutions are given."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "bmm", "addmm", "convolution_backward"):
+            self.dtypes += [a.dtype for a in args if isinstance(a, torch.Tensor)]
+        return func(*args, **(kwargs or {}))
+
+
+def test_references_multiply_in_float64_which_tf32_does_not_touch():
+    x, d = torch.randn(4, 3, 5, 5), torch.randn(4, 6, 5, 5)
+    geometry = ([3, 3], [1, 1], [1, 1], [1, 1], 1, 1)
+    with Products() as seen:
+        gram.convolution(x, d, (3, 3), padding=1, route="gram")
+        gram.linear(x.flatten(1), d.flatten(1), route="gram")
+        gram.rows(x)
+        reference.convolution(x.movedim(1, -1), d.movedim(1, -1), *geometry)
+        reference.lists([x, x + 1], 2, False)
+        reference.embedding(torch.arange(4), None, d.flatten(1), 4, 1, -1)
+        reference.hamming(gram.pack_signs(x))
+    assert len(seen.dtypes) > 14
+    assert set(seen.dtypes) == {torch.float64}
 
 
 def test_cosines():
