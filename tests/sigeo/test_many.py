@@ -151,7 +151,7 @@ def test_what_a_stack_cannot_measure_goes_one_by_one():
     assert not supports(Request(rows=True))
     assert not supports(Request(steps=ClippedAdagrad()))
     assert stackable(proxies.get("sigeo")) and stackable(proxies.get("grad_norm"))
-    assert not any(map(stackable, map(proxies.get, ("params", "sigeo_paper", "fisher_trace"))))
+    assert not any(map(stackable, map(proxies.get, ("params", "sigeo_paper", "gradsign"))))
 
 
 def test_scores_equal_each_subnet_alone_by_every_route_and_on_every_device(device, route):

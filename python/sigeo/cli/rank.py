@@ -86,6 +86,8 @@ def run(args: argparse.Namespace) -> int:
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:
         console.say(_many_line(at_once, routes))
+    elif protocol.at_once not in ("auto", 1) and not networks.stacked(protocol.proxies):
+        console.say(f"--many: on {space.name} these proxies need networks one by one")
     parted = len({row.standing for row in rows}) > 1
     if parted:
         console.say("parts of the space that the system prefers come first, whatever their scores")

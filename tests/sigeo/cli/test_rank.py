@@ -268,6 +268,12 @@ def test_candidates_are_scored_one_by_one(capsys):
     assert code == 2 and "--many: networks that are warmed up alone are scored one by one" in err
 
 
+def test_many_that_a_space_does_not_serve_is_said(capsys):
+    given = ("--space", "mlp", "--data", "digits", "--archs", "2", "--batch-size", "4")
+    code, _, err = run("rank", *given, "--proxy", "zico_sample", "--many", "2", capsys=capsys)
+    assert code == 0 and "--many: on mlp these proxies need networks one by one" in err
+
+
 def test_many_without_a_proxy_that_can_be_measured_so_is_refused(capsys):
     given = (*SMALL, "--proxy", "params,synflow", "--many", "4")
     code, _, err = run("rank", *given, capsys=capsys)
