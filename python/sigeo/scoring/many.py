@@ -277,21 +277,43 @@ def fitting(
     loss_fn: LossFunction,
     max_bytes: int,
 ) -> int:
-    """How many of some subnets fit into ``max_bytes`` in one pass, one at least."""
-    largest = max((supernet.subnet(arch) for arch in archs), key=_parameters)
+    """How many of some subnets fit into ``max_bytes`` in one pass, one at least.
+
+    Counted are tensors: of each subnet, the largest first, its statistics, gradients and weights
+    that move, and twice what a pass keeps for the backward one, for what that makes on its way.
+    Where subnets run one after another, what a pass keeps is there once in all, and beside it at
+    most as much of outputs that later subnets take over.
+    """
+    subnets = ((sum(p.nbytes for p in supernet.subnet(arch).parameters()), arch) for arch in archs)
+    sizes = sorted(subnets, key=lambda pair: pair[0], reverse=True)
+    kept = kept_bytes(supernet.subnet(sizes[0][1]), data, loss_fn)
+    apart = supernet.stack(archs[:1]).apart
+    total = 2 * kept if apart else 0
+    copies = _copies(proxies)
+    needs = [copies * size + (0 if apart else 2 * kept) for size, _ in sizes]
+    for count, need in enumerate(needs):
+        total += need
+        if total > max_bytes:
+            return max(1, count)
+    return len(needs) + (max_bytes - total) // needs[0]
+
+
+def _copies(proxies: Sequence[Proxy]) -> int:
+    """Tensors of the weights' size that a subnet has in a pass.
+
+    Three sums over the batches, the gradients of the last one and weights that move; or as many
+    sums as are wanted over the samples.
+    """
+    of_samples = [p.measurement.want for p in proxies if isinstance(p.measurement, OnSamples)]
     moving = any(
         isinstance(proxy.measurement, OnStatistics) and proxy.measurement.request.steps is not None
         for proxy in proxies
     )
-    return max(1, max_bytes // bytes_at_once(largest, data, loss_fn, moving=moving))
+    return max(4 + moving, len(frozenset().union(*of_samples)))
 
 
-def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, moving: bool) -> int:
-    """Memory that one subnet takes in a pass, measured on a forward pass of its own.
-
-    What the pass keeps for the backward one, twice for what that makes on its way; the gradients of
-    up to four batches, and a copy of the weights if they move.
-    """
+def kept_bytes(network: nn.Module, data: Batches, loss_fn: LossFunction) -> int:
+    """Bytes that a pass over the first batch keeps for the backward one, beside the weights."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -313,9 +335,4 @@ def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, m
         batch_loss(loss_fn, call(network, inputs), labels)
     for parameter in parameters:
         kept.pop(parameter.untyped_storage().data_ptr(), None)
-    copies = 4 + moving
-    return 2 * sum(kept.values()) + copies * sum(p.nbytes for p in parameters)
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    return sum(kept.values())
