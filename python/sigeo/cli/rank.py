@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.cli.report import write_report
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks
-    from sigeo.scoring.rank import rank
+    from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
     from sigeo.tables import read_table
 
@@ -73,7 +73,8 @@ def run(args: argparse.Namespace) -> int:
     shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
     folder = options.run_folder(args)
-    if protocol.warmup is not None:
+    each_alone = protocol.init == "candidate"
+    if protocol.warmup is not None and not each_alone:
         console.say(_warmup_line(protocol))
     choices: list[tuple[int, Routes | None]] = []
     with console.progress("warming up") as report:
@@ -82,6 +83,10 @@ def run(args: argparse.Namespace) -> int:
         RunStore(folder / "run.sqlite", networks.settings()) as store,
         console.progress("scoring") as report,
     ):
+        if not unscored(networks, archs, store):
+            console.say(f"all scores were there already, in {folder / 'run.sqlite'}")
+        elif each_alone:
+            console.say(_warmup_line(protocol))
         rows = rank(networks, archs, store, progress=report, chosen=lambda *c: choices.append(c))
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:

@@ -91,6 +91,17 @@ def rank(
     return sort_rows(rows, proxies[0].name)
 
 
+def unscored(networks: Networks, archs: Sequence[Any], store: RunStore) -> int:
+    """How many of some architectures lack a score in the store."""
+    proxies = networks.protocol.proxies
+    whole = [proxy for proxy in proxies if proxy.whole_network]
+    shared = [proxy for proxy in proxies if not proxy.whole_network]
+    return sum(
+        bool(_missing(arch, whole, store) or _missing(networks.key(arch), shared, store))
+        for arch in archs
+    )
+
+
 def sort_rows(rows: Iterable[Row], proxy: str) -> list[Row]:
     """Preferred parts first; in each best first, what is not finite last, then by architecture."""
 

@@ -104,8 +104,17 @@ def test_the_same_command_again_scores_nothing_and_gives_the_same(ranking, capsy
         "--proxy",
         "sigeo,zico,params",
     ]
-    code, out, _ = run("rank", *again, capsys=capsys)
+    code, out, err = run("rank", *again, capsys=capsys)
     assert code == 0 and strict(out)["rows"] == document["rows"]
+    assert "all scores were there already" in err
+
+
+def test_a_warm_up_of_each_network_is_said_only_where_there_is_one(capsys):
+    given = (*SMALL, "--archs", "2", "--proxy", "zico", "--init", "candidate", "--out", "r")
+    given += ("--warmup-steps", "1")
+    first, again = (run("rank", *given, capsys=capsys)[2] for _ in range(2))
+    assert "warm-up of each network alone" in first and "already" not in first
+    assert "warm-up of each network alone" not in again and "all scores were there" in again
 
 
 def test_rank_prints_a_table_for_people(capsys):
