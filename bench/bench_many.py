@@ -219,6 +219,9 @@ def rows() -> list[dict[str, Any]]:
     result = [scoring_rows(w, ["zico"]) for w in FULL]
     result += [scoring_rows(w, ["sigeo"], rounds=3) for w in FULL]
     result += [scoring_rows(w, [name], rounds=3) for w in ELASTIC for name in ("zico", "sigeo")]
+    result += [
+        scoring_rows(w, ["zico_sample"], rounds=3) for w in (replace(FULL[0], at_once=4), FULL[2])
+    ]
     for workload in FULL:
         result += training_rows(workload)
     if torch.cuda.is_available():

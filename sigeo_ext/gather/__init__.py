@@ -31,12 +31,14 @@ from sigeo_ext.gather.layers import Convolution
 __all__ = [
     "IDENTITY",
     "POOL",
+    "Combined",
     "Edge",
     "Norm",
     "Term",
     "batch_norm",
     "cell",
     "combine",
+    "combined",
     "convolution",
     "dispatch",
     "grouped",
@@ -154,12 +156,37 @@ def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
         RuntimeError: Terms that do not fit together, or blocks that are not there (but see above
             for CUDA).
     """
+    return combined(terms, blocks, eps=eps).sum
+
+
+class Combined(NamedTuple):
+    """What `combined` gives."""
+
+    sum: Tensor
+    """[blocks, positions, channels]."""
+    mean: list[Tensor]
+    """Of each normed term's blocks, [n, channels]; not differentiable."""
+    rstd: list[Tensor]
+    """1 / sqrt(variance + eps), likewise."""
+
+
+def combined(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Combined:
+    """As `combine`, with the statistics that the terms were normalised by.
+
+    Args:
+        terms: As of `combine`.
+        blocks: As of `combine`.
+        eps: As of `combine`.
+
+    Raises:
+        RuntimeError: As `combine`.
+    """
     if blocks < 0:
         raise RuntimeError(f"gather.combine: blocks must be at least 0, got {blocks}")
     normed = [term for term in terms if term.norm is not None]
     plain = [term for term in terms if term.norm is None]
     norms = [term.norm for term in normed if term.norm is not None]
-    y: Tensor = op.gather_combine(
+    results = op.gather_combine(
         [term.x for term in normed],
         [norm.weight for norm in norms],
         [norm.bias for norm in norms],
@@ -167,8 +194,8 @@ def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
         [term.target for term in (*normed, *plain)],
         blocks,
         eps,
-    )[0]
-    return y
+    )
+    return Combined(*results)
 
 
 def convolution(

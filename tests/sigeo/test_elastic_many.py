@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,10 +11,13 @@ import torch.nn.functional as F
 from sigeo import InputError, proxies, score, score_many
 from sigeo.capture import Batches, Request
 from sigeo.capture.steps import SGD
+from sigeo.scoring.many import fitting, kept_bytes
 from sigeo.spaces.elastic.stack import Stack
 from sigeo.supernet import add_gradients, many_gradient_statistics
+from sigeo.supernet.many import backward
 from sigeo_ext.testing import assert_close
 from tests.sigeo.elastic_spaces import NAMES, archs_of, batches, space, supernet
+from tests.sigeo.test_many import weights_of
 
 EACH = pytest.mark.parametrize("name", NAMES)
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -158,6 +163,49 @@ def test_an_output_that_is_taken_over_is_not_computed_again(name):
         return sum(e.count for e in profile.key_averages() if e.key in kinds)
 
     assert layers(four) == layers(alone) > 0
+
+
+def peak_bytes(run):
+    """The most bytes of tensors that a function has at a time."""
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
+        run()
+    events = profile.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(itertools.accumulate(change for _, change in changes))
+
+
+@pytest.mark.parametrize("proxy", ["zico", "sigeo"])
+@EACH
+def test_memory_is_that_of_one_subnet_and_statistics_of_all(name, proxy):
+    chosen = space(name)
+    net, archs = supernet(chosen), list(dict.fromkeys(archs_of(chosen, 6)))
+    given = Batches(batches(size=128), net, torch.device("cpu"))
+
+    def fits(max_bytes):
+        return fitting(net, archs, given, [proxies.get(proxy)], F.cross_entropy, max_bytes)
+
+    one = next(2**n for n in range(40) if fits(2**n) > 1) // 2  # two do not fit
+    room = one + 4 * max(map(weights_of, map(net.subnet, archs)))
+    for max_bytes in (2 * room, 3 * room):
+        count = fits(max_bytes)
+        peak = peak_bytes(lambda: score_many(net, archs, given, [proxy], max_bytes=max_bytes))  # noqa: B023
+        assert count > 2 and peak <= max_bytes
+
+
+@EACH
+def test_outputs_that_wait_for_a_later_subnet_are_no_more_than_one_has(name):
+    chosen = space(name)
+    net, drawn = supernet(chosen), list(dict.fromkeys(archs_of(chosen, 8)))
+    images, labels = batches(count=1, size=128)[0]
+    kept, weights = 0, 0
+    for arch in drawn:
+        subnet = net.subnet(arch)
+        data = Batches([(images, labels)], subnet, torch.device("cpu"))
+        kept = max(kept, kept_bytes(subnet, data, F.cross_entropy))
+        weights += weights_of(subnet)
+    stack = net.stack([*drawn, *drawn])  # each waits until all others have run
+    peak = peak_bytes(lambda: backward(stack, images, labels, F.cross_entropy))
+    assert peak <= 2 * kept + 2 * weights + images.nbytes
 
 
 @EACH

@@ -83,6 +83,26 @@ def test_options_that_show_in_no_shape_are_told_apart(name):
     assert one == again != other
 
 
+class Twice(nn.Module):
+    """A layer that is applied twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        return self.layer(torch.tanh(self.layer(x)))
+
+
+def test_a_layer_that_a_subnet_applies_twice_is_not_its_own_first_call():
+    chosen = Own(lambda option: Twice())
+    net, archs = chosen.supernet(seed=0), [chosen.smallest] * 3
+    images = batches(count=1)[0][0]
+    expected = net.subnet(archs[0])(images)
+    for found in net.stack(archs)(images):
+        assert_close(found, expected, tolerance=1e-6)
+
+
 def test_what_is_equal_is_still_computed_once():
     chosen = SPACES["kind"]
     images = batches(count=1)[0][0]

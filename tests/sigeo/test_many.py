@@ -12,7 +12,7 @@ from sigeo import InputError, data, proxies, score, score_many, spaces
 from sigeo.capture import Batches, Request
 from sigeo.capture.steps import SGD, ClippedAdagrad
 from sigeo.proxies import OnGradient, Proxy
-from sigeo.scoring.many import bytes_at_once, stackable
+from sigeo.scoring.many import fitting, kept_bytes, stackable
 from sigeo.spaces import InputShape
 from sigeo.spaces.nasbench201.stack import Stack
 from sigeo.supernet import add_gradients, many_gradient_statistics, supports
@@ -151,7 +151,7 @@ def test_what_a_stack_cannot_measure_goes_one_by_one():
     assert not supports(Request(rows=True))
     assert not supports(Request(steps=ClippedAdagrad()))
     assert stackable(proxies.get("sigeo")) and stackable(proxies.get("grad_norm"))
-    assert not any(map(stackable, map(proxies.get, ("params", "sigeo_paper", "fisher_trace"))))
+    assert not any(map(stackable, map(proxies.get, ("params", "sigeo_paper", "gradsign"))))
 
 
 def test_scores_equal_each_subnet_alone_by_every_route_and_on_every_device(device, route):
@@ -182,16 +182,17 @@ def test_a_subnet_that_is_not_finite_leaves_the_others_alone():
     assert len({s["zico"].finite for s in scores}) == 2
 
 
+def weights_of(network):
+    return sum(parameter.nbytes for parameter in network.parameters())
+
+
 def test_memory_bounds_the_number_at_once(monkeypatch):
     from sigeo.scoring import many
 
     net, archs, given = supernet(), cells(), Batches(batches(), supernet(), torch.device("cpu"))
-    each = bytes_at_once(
-        net.subnet(max(archs, key=lambda a: SPACE.cost(a).parameters)),
-        given,
-        F.cross_entropy,
-        moving=False,
-    )
+    subnets = sorted(map(net.subnet, archs), key=weights_of, reverse=True)
+    kept = kept_bytes(subnets[0], given, F.cross_entropy)
+    three = sum(2 * kept + 4 * weights_of(subnet) for subnet in subnets[:3])
     sizes = []
     original = many.many_gradient_statistics
 
@@ -200,10 +201,15 @@ def test_memory_bounds_the_number_at_once(monkeypatch):
         return original(supernet, archs, *rest, **named)
 
     monkeypatch.setattr(many, "many_gradient_statistics", counted)
-    bounded = score_many(net, archs, given, ["zico"], max_bytes=3 * each)
+    bounded = score_many(net, archs, given, ["zico"], max_bytes=three)
     assert sizes == [3, 3, 2]
+    score_many(net, archs, given, ["zico"], max_bytes=three - 1)
+    assert sizes[3:] == [2] * 4
     score_many(net, archs, given, ["zico"], max_bytes=1)
-    assert sizes[3:] == [1] * len(archs)
+    assert sizes[7:] == [1] * len(archs)
+    samples = [proxies.get("zico"), proxies.get("diag_fisher")]
+    assert fitting(net, archs, given, samples, F.cross_entropy, three) == 3
+    assert fitting(net, archs, given, samples[:1], F.cross_entropy, 100 * three) > 100
     assert [s["zico"].value for s in bounded] == [
         pytest.approx(s["zico"].value, rel=1e-4) for s in score_many(net, archs, given, ["zico"])
     ]
@@ -290,9 +296,9 @@ def test_a_supernet_that_is_all_frozen():
 def test_memory_is_measured_also_without_gradients_switched_on():
     net, given = supernet(), Batches(batches(), supernet(), torch.device("cpu"))
     network = net.subnet(cells()[0])
-    expected = bytes_at_once(network, given, F.cross_entropy, moving=False)
+    expected = kept_bytes(network, given, F.cross_entropy)
     with torch.no_grad():
-        assert bytes_at_once(network, given, F.cross_entropy, moving=False) == expected
+        assert kept_bytes(network, given, F.cross_entropy) == expected > 0
 
 
 def test_inputs_of_another_form_are_refused():

@@ -308,7 +308,7 @@ def test_warm_up_alone_is_deterministic():
 
 def test_many_at_once_gives_the_same_scores_and_keeps_every_group(tmp_path, monkeypatch):
     archs = [*cells(10), *same_function(1)]
-    names = "sigeo,zico,snip,fisher_trace,params"
+    names = "sigeo,zico,snip,fisher_trace,gradsign,params"
     alone = scores_of(ranked(archs, tmp_path, names=names))
     (tmp_path / "b").mkdir()
     groups = []
@@ -316,7 +316,7 @@ def test_many_at_once_gives_the_same_scores_and_keeps_every_group(tmp_path, monk
 
     def counted(self, archs, chosen):
         groups.append(len(archs))
-        assert {proxy.name for proxy in chosen} == {"sigeo", "zico", "snip"}
+        assert {proxy.name for proxy in chosen} == {"sigeo", "zico", "snip", "fisher_trace"}
         if len(groups) == 3:
             raise KeyboardInterrupt
         return original(self, archs, chosen)
@@ -338,7 +338,8 @@ def test_many_are_measured_where_there_are_enough(tmp_path, monkeypatch, togethe
 
     measured = []
 
-    def routes(supernet, archs, batches):
+    def routes(supernet, archs, batches, proxies):
+        assert [proxy.name for proxy in proxies] == ["sigeo", "zico"]
         measured.append(len(archs))
         return module.Routes(together, 2.0)
 
@@ -354,8 +355,9 @@ def test_many_are_measured_where_there_are_enough(tmp_path, monkeypatch, togethe
     assert one_by_one.choose_at_once(cells(64)) == (1, None)
 
 
-def test_measured_routes_leave_the_weights_alone():
-    made = Networks(space(), DIGITS, protocol(at_once="auto"))
+@pytest.mark.parametrize("names", ["zico", "zico_sample", "zico,fisher_trace"])
+def test_measured_routes_leave_the_weights_alone(names):
+    made = Networks(space(), DIGITS, protocol(names, at_once="auto"))
     before = {name: value.clone() for name, value in made._module.state_dict().items()}
     routes = made.choose_at_once(cells(64))[1]
     assert routes.together > 0 and routes.apart > 0

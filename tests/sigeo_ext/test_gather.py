@@ -87,6 +87,17 @@ def test_combine_equals_batch_norm_and_sums(shape, dtype, device):
         assert_close(a, b, tolerance=20 * TOLERANCE[dtype])
 
 
+def test_combined_gives_the_statistics_of_the_normed_terms(device):
+    terms = some_terms((4, 3), torch.float64, device)
+    y, means, rstds = gather.combined(terms, 6)
+    assert torch.equal(y, gather.combine(terms, 6))
+    normed = [term.x for term in terms if term.norm is not None]
+    for x, mean, rstd in zip(normed, means, rstds, strict=True):
+        assert not mean.requires_grad and not rstd.requires_grad
+        assert_close(mean, x.mean(1), tolerance=1e-12)
+        assert_close(rstd, (x.var(1, correction=0) + 1e-5).rsqrt(), tolerance=1e-12)
+
+
 def test_combine_of_a_large_mean_keeps_the_variance(device):
     x = (1e4 + randn(2, 4096, 3, device=device)).float()
     norm = Norm(torch.ones(2, 3, device=device), torch.zeros(2, 3, device=device))

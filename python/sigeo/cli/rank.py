@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.cli.report import write_report
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks
-    from sigeo.scoring.rank import rank
+    from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
     from sigeo.tables import read_table
 
@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
     shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
     folder = options.run_folder(args)
-    if protocol.warmup is not None:
+    each_alone = protocol.init == "candidate"
+    if protocol.warmup is not None and not each_alone:
         console.say(_warmup_line(protocol))
     choices: list[tuple[int, Routes | None]] = []
     with console.progress("warming up") as report:
@@ -83,10 +84,16 @@ def run(args: argparse.Namespace) -> int:
         RunStore(folder / "run.sqlite", networks.settings()) as store,
         console.progress("scoring") as report,
     ):
+        if not unscored(networks, archs, store):
+            console.say(f"all scores were there already, in {folder / 'run.sqlite'}")
+        elif each_alone:
+            console.say(_warmup_line(protocol))
         rows = rank(networks, archs, store, progress=report, chosen=lambda *c: choices.append(c))
     at_once, routes = choices[0]
     if routes is not None or at_once > 1:
         console.say(_many_line(at_once, routes))
+    elif protocol.at_once not in ("auto", 1) and not networks.stacked(protocol.proxies):
+        console.say(f"--many: on {space.name} these proxies need networks one by one")
     if networks.checkpoints > 1:
         console.say(f"scores are means over {networks.checkpoints} checkpoints of the weights")
     parted = len({row.standing for row in rows}) > 1

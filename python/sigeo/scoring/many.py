@@ -19,11 +19,17 @@ from sigeo.capture import (
     preserved,
 )
 from sigeo.errors import InputError
-from sigeo.proxies import OnGradient, OnStatistics, Outcome, Proxy, Score
+from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import check_needs, resolve, score, unreached
 from sigeo.spaces import Supernet
-from sigeo.supernet import many_gradient_statistics, supports
+from sigeo.supernet import (
+    many_gradient_statistics,
+    many_sample_statistics,
+    shares_samples,
+    supports,
+)
 from sigeo.supernet.many import backward
+from sigeo.supernet.samples import OF_SUBNETS
 
 AT_ONCE = {"cpu": 16, "cuda": 64}
 """Subnets in one pass by device, where nothing else bounds them."""
@@ -48,22 +54,32 @@ def measure_routes(
     supernet: Supernet[Any],
     archs: Sequence[Any],
     data: Batches,
+    proxies: Sequence[Proxy],
     loss_fn: LossFunction = nn.functional.cross_entropy,
     *,
     rounds: int = 2,
 ) -> Routes:
     """Time some subnets on the first batch in one pass and one by one, in turn; the faster round.
 
-    Nothing else is done with what is computed.
+    A plain pass if a proxy is of gradients of batches, and one that measures single samples if a
+    proxy is of those. Nothing else is done with what is computed.
     """
     inputs, labels = data[0]
+    samples = [proxy for proxy in proxies if isinstance(proxy.measurement, OnSamples)]
+    plain = len(samples) < len(proxies)
 
     def together() -> None:
-        backward(supernet.stack(archs), inputs, labels, loss_fn)
+        if plain:
+            backward(supernet.stack(archs), inputs, labels, loss_fn)
+        if samples:
+            _score_samples(supernet, archs, data, samples, loss_fn)
 
     def apart() -> None:
         for subnet in subnets:
-            batch_loss(loss_fn, call(subnet, inputs), labels).backward()
+            if plain:
+                batch_loss(loss_fn, call(subnet, inputs), labels).backward()
+            if samples:
+                score(subnet, data, samples, loss_fn=loss_fn)
 
     def seconds(run: Callable[[], None]) -> float:
         with preserved(module, parameters=False):
@@ -83,13 +99,21 @@ def measure_routes(
     return Routes(min(t for t, _ in times), min(t for _, t in times))
 
 
-def stackable(proxy: Proxy) -> bool:
-    """Whether a proxy can be measured on many subnets in one pass; else they go one by one."""
+def stackable(proxy: Proxy, supernet: Supernet[Any] | None = None) -> bool:
+    """Whether a proxy can be measured on many subnets in one pass; else they go one by one.
+
+    Args:
+        proxy: The proxy.
+        supernet: Of the subnets; None to ask whether there is any on which it can.
+    """
     if proxy.whole_network:
         return False
     measurement = proxy.measurement
     if isinstance(measurement, OnStatistics):
         return supports(measurement.request)
+    if isinstance(measurement, OnSamples):
+        can = measurement.batch_norm == "contribution" and measurement.want <= OF_SUBNETS
+        return can and (supernet is None or shares_samples(supernet))
     return isinstance(measurement, OnGradient)
 
 
@@ -109,7 +133,8 @@ def score_many(
     The scores are those of `sigeo.score` on ``supernet.subnet(arch)`` alone; for proxies of the
     whole network (`Proxy.whole_network`: ``params``, ``flops``, ``l2_norm`` and such), on
     ``supernet.subnet(arch, whole=True)``. Proxies that are measured on gradients of batches share
-    the passes, the others are measured one subnet after another. The supernet stays as it is.
+    the passes, and those of single samples where stacks show their layers (NAS-Bench-201); the
+    others are measured one subnet after another. The supernet stays as it is.
 
     Args:
         supernet: Shared weights, such as ``space.supernet()``.
@@ -143,7 +168,7 @@ def score_many(
     if not isinstance(data[0][0], Tensor):
         raise InputError(f"batches: inputs must be one tensor, got {type(data[0][0]).__name__}")
     distinct = list(dict.fromkeys(archs))
-    stacked = [proxy for proxy in wanted if stackable(proxy)]
+    stacked = [proxy for proxy in wanted if stackable(proxy, supernet)]
     found: dict[Any, dict[str, Score]] = {arch: {} for arch in distinct}
     if stacked and distinct:
         size = at_once or at_once_of(data.device)
@@ -172,6 +197,24 @@ def _score_stack(
     loss_fn: LossFunction,
 ) -> list[dict[str, Score]]:
     """The scores of as many subnets as one pass takes."""
+    samples = [proxy for proxy in proxies if isinstance(proxy.measurement, OnSamples)]
+    others = [proxy for proxy in proxies if proxy not in samples]
+    found: list[dict[str, Score]] = [{} for _ in archs]
+    for part, run in ((others, _score_batches), (samples, _score_samples)):
+        if part:
+            for scores, new in zip(found, run(supernet, archs, data, part, loss_fn), strict=True):
+                scores |= new
+    return found
+
+
+def _score_batches(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    data: Batches,
+    proxies: Sequence[Proxy],
+    loss_fn: LossFunction,
+) -> list[dict[str, Score]]:
+    """By proxies of gradients of batches."""
     on_gradient = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnGradient)}
     on_statistics = {
         p.name: p.measurement for p in proxies if isinstance(p.measurement, OnStatistics)
@@ -202,6 +245,30 @@ def _score_stack(
     return [{p.name: p.score(outcome[p.name]) for p in proxies} for outcome in outcomes]
 
 
+def _score_samples(
+    supernet: Supernet[Any],
+    archs: Sequence[Any],
+    data: Batches,
+    proxies: Sequence[Proxy],
+    loss_fn: LossFunction,
+) -> list[dict[str, Score]]:
+    """By proxies of single samples."""
+    if len(archs) == 1:  # faster by itself
+        return [score(supernet.subnet(archs[0]), data, proxies, loss_fn=loss_fn)]
+    measurements = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnSamples)}
+    want = frozenset().union(*(m.want for m in measurements.values()))
+    results = many_sample_statistics(supernet, archs, data, loss_fn, want=want)
+    found = []
+    for arch, (statistics, loss, reached) in zip(archs, results, strict=True):
+        subnet = supernet.subnet(arch)
+        outcomes = {
+            name: m.function(subnet, statistics, loss) if reached else unreached()
+            for name, m in measurements.items()
+        }
+        found.append({p.name: p.score(outcomes[p.name]) for p in proxies})
+    return found
+
+
 def fitting(
     supernet: Supernet[Any],
     archs: Sequence[Any],
@@ -210,21 +277,43 @@ def fitting(
     loss_fn: LossFunction,
     max_bytes: int,
 ) -> int:
-    """How many of some subnets fit into ``max_bytes`` in one pass, one at least."""
-    largest = max((supernet.subnet(arch) for arch in archs), key=_parameters)
+    """How many of some subnets fit into ``max_bytes`` in one pass, one at least.
+
+    Counted are tensors: of each subnet, the largest first, its statistics, gradients and weights
+    that move, and twice what a pass keeps for the backward one, for what that makes on its way.
+    Where subnets run one after another, what a pass keeps is there once in all, and beside it at
+    most as much of outputs that later subnets take over.
+    """
+    subnets = ((sum(p.nbytes for p in supernet.subnet(arch).parameters()), arch) for arch in archs)
+    sizes = sorted(subnets, key=lambda pair: pair[0], reverse=True)
+    kept = kept_bytes(supernet.subnet(sizes[0][1]), data, loss_fn)
+    apart = supernet.stack(archs[:1]).apart
+    total = 2 * kept if apart else 0
+    copies = _copies(proxies)
+    needs = [copies * size + (0 if apart else 2 * kept) for size, _ in sizes]
+    for count, need in enumerate(needs):
+        total += need
+        if total > max_bytes:
+            return max(1, count)
+    return len(needs) + (max_bytes - total) // needs[0]
+
+
+def _copies(proxies: Sequence[Proxy]) -> int:
+    """Tensors of the weights' size that a subnet has in a pass.
+
+    Three sums over the batches, the gradients of the last one and weights that move; or as many
+    sums as are wanted over the samples.
+    """
+    of_samples = [p.measurement.want for p in proxies if isinstance(p.measurement, OnSamples)]
     moving = any(
         isinstance(proxy.measurement, OnStatistics) and proxy.measurement.request.steps is not None
         for proxy in proxies
     )
-    return max(1, max_bytes // bytes_at_once(largest, data, loss_fn, moving=moving))
+    return max(4 + moving, len(frozenset().union(*of_samples)))
 
 
-def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, moving: bool) -> int:
-    """Memory that one subnet takes in a pass, measured on a forward pass of its own.
-
-    What the pass keeps for the backward one, twice for what that makes on its way; the gradients of
-    up to four batches, and a copy of the weights if they move.
-    """
+def kept_bytes(network: nn.Module, data: Batches, loss_fn: LossFunction) -> int:
+    """Bytes that a pass over the first batch keeps for the backward one, beside the weights."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -246,9 +335,4 @@ def bytes_at_once(network: nn.Module, data: Batches, loss_fn: LossFunction, *, m
         batch_loss(loss_fn, call(network, inputs), labels)
     for parameter in parameters:
         kept.pop(parameter.untyped_storage().data_ptr(), None)
-    copies = 4 + moving
-    return 2 * sum(kept.values()) + copies * sum(p.nbytes for p in parameters)
-
-
-def _parameters(network: nn.Module) -> int:
-    return sum(p.numel() for p in network.parameters())
+    return sum(kept.values())

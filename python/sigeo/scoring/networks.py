@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -257,6 +257,10 @@ class Networks:
         """
         return None if self._loaded is None else self._loaded.standing_of(arch)
 
+    def stacked(self, proxies: Iterable[Proxy]) -> list[Proxy]:
+        """Those that can be measured on many of these networks in one pass."""
+        return [proxy for proxy in proxies if stackable(proxy, self._supernet)]
+
     def choose_at_once(self, archs: Sequence[Any]) -> tuple[int, Routes | None]:
         """How many of these networks go in one pass, and the measurement that it rests on.
 
@@ -264,7 +268,7 @@ class Networks:
         is usual for the device: one by one on a CPU.
         """
         wanted = self.protocol.at_once
-        stacked = [proxy for proxy in self.protocol.proxies if stackable(proxy)]
+        stacked = self.stacked(self.protocol.proxies)
         if self.protocol.init == "candidate" or not archs or not stacked or wanted == 1:
             return 1, None
         few = len(archs) < 8 * MEASURED
@@ -282,7 +286,7 @@ class Networks:
         parts = [self.part(arch) for arch in first]
         usual = max(parts, key=parts.count)
         alike = [arch for arch, part in zip(first, parts, strict=True) if part is usual]
-        routes = measure_routes(usual, alike[: min(size, MEASURED)], self._batches)
+        routes = measure_routes(usual, alike[: min(size, MEASURED)], self._batches, stacked)
         return (size if routes.together < routes.apart else 1), routes
 
     def score_many(self, archs: Sequence[Any], proxies: Sequence[Proxy]) -> list[dict[str, Record]]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sigeo.proxies import Proxy
-from sigeo.scoring.many import Routes, stackable
+from sigeo.scoring.many import Routes
 from sigeo.scoring.networks import Networks
 from sigeo.store import Record, RunStore
 
@@ -71,7 +71,7 @@ def rank(
     whole = [proxy for proxy in proxies if proxy.whole_network]
     shared = [proxy for proxy in proxies if not proxy.whole_network]
     keys = [networks.key(arch) for arch in archs]
-    stacked = [proxy for proxy in shared if stackable(proxy)]
+    stacked = networks.stacked(shared)
     missing = [key for key in dict.fromkeys(keys) if _missing(key, stacked, store)]
     place_of = {key: place for place, key in enumerate(missing)}
     at_once, routes = networks.choose_at_once(missing)
@@ -89,6 +89,17 @@ def rank(
         if progress is not None:
             progress(done, len(archs))
     return sort_rows(rows, proxies[0].name)
+
+
+def unscored(networks: Networks, archs: Sequence[Any], store: RunStore) -> int:
+    """How many of some architectures lack a score in the store."""
+    proxies = networks.protocol.proxies
+    whole = [proxy for proxy in proxies if proxy.whole_network]
+    shared = [proxy for proxy in proxies if not proxy.whole_network]
+    return sum(
+        bool(_missing(arch, whole, store) or _missing(networks.key(arch), shared, store))
+        for arch in archs
+    )
 
 
 def sort_rows(rows: Iterable[Row], proxy: str) -> list[Row]:

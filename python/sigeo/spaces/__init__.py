@@ -7,7 +7,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sigeo.errors import InputError
-from sigeo.spaces.base import Choice, Cost, InputShape, SearchSpace, Stack, Supernet, distinct
+from sigeo.spaces.base import (
+    Choice,
+    Cost,
+    InputShape,
+    SearchSpace,
+    Stack,
+    Supernet,
+    Watch,
+    distinct,
+)
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace, ElasticSupernet, Groups
 from sigeo.spaces.mlp import MLP
@@ -36,6 +45,7 @@ __all__ = [
     "Stack",
     "Supernet",
     "Transformer",
+    "Watch",
     "described",
     "distinct",
     "get",

@@ -66,6 +66,36 @@ def leaves(rows: Rows) -> list[nn.Parameter]:
     return [rows] if isinstance(rows, nn.Parameter) else list(rows)
 
 
+class Watch(Protocol):
+    """Sees the layers of a stack as they run, each with the blocks of the subnets that use it.
+
+    What it is given belongs to the pass: it may ask outputs for gradients, and changes nothing.
+    """
+
+    def convolution(self, name: str, x: Tensor, y: Tensor, *, stride: int, padding: int) -> None:
+        """One without bias, of the weight ``name``: x [n, B, H, W, I] to y [n, B, H', W', O]."""
+        ...
+
+    def norm(
+        self, name: str, x: Tensor, y: Tensor, subnets: Tensor, mean: Tensor, rstd: Tensor
+    ) -> None:
+        """A batch norm whose result is a summand of y.
+
+        Args:
+            name: Of its module; the weights are ``name.weight`` and ``name.bias``.
+            x: [n, B, H, W, C].
+            y: The sum [K, B H W, C].
+            subnets: Whose blocks of y those of x are added to, int64 [n].
+            mean: By which x was normalised, [n, C].
+            rstd: 1 / deviation, likewise.
+        """
+        ...
+
+    def linear(self, name: str, x: Tensor, y: Tensor) -> None:
+        """A linear layer with bias, of the module ``name``: x [K, B, I] to y [K, B, O]."""
+        ...
+
+
 class Stack(Protocol):
     """Several subnets of a supernet as one function of a batch.
 
@@ -103,7 +133,11 @@ class Stack(Protocol):
 
 
 class Supernet(Protocol[A_in]):
-    """Weights that all architectures of a space share; an ``nn.Module`` as well."""
+    """Weights that all architectures of a space share; an ``nn.Module`` as well.
+
+    One whose stacks show their layers says so by ``watchable = True``: they then have an attribute
+    ``watch`` that takes a `Watch`, None at first.
+    """
 
     def __call__(self, x: Tensor, arch: A_in) -> Tensor:
         """Run one architecture on a batch."""

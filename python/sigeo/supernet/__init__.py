@@ -43,6 +43,7 @@ from sigeo.supernet.samplers import (
     draw_connected,
     uniform_path,
 )
+from sigeo.supernet.samples import many_sample_statistics, shares_samples
 from sigeo.supernet.settings import Augment, Source, Training
 from sigeo.supernet.shift import FeatureShift, ParameterShift, feature_shift
 from sigeo.supernet.teacher import MeanTeacher, used_parameters
@@ -93,10 +94,12 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "many_gradient_statistics",
+    "many_sample_statistics",
     "mutual_distillation",
     "project",
     "save_checkpoint",
     "shares_passes",
+    "shares_samples",
     "supports",
     "train_supernet",
     "uniform_path",

@@ -104,8 +104,17 @@ def test_the_same_command_again_scores_nothing_and_gives_the_same(ranking, capsy
         "--proxy",
         "sigeo,zico,params",
     ]
-    code, out, _ = run("rank", *again, capsys=capsys)
+    code, out, err = run("rank", *again, capsys=capsys)
     assert code == 0 and strict(out)["rows"] == document["rows"]
+    assert "all scores were there already" in err
+
+
+def test_a_warm_up_of_each_network_is_said_only_where_there_is_one(capsys):
+    given = (*SMALL, "--archs", "2", "--proxy", "zico", "--init", "candidate", "--out", "r")
+    given += ("--warmup-steps", "1")
+    first, again = (run("rank", *given, capsys=capsys)[2] for _ in range(2))
+    assert "warm-up of each network alone" in first and "already" not in first
+    assert "warm-up of each network alone" not in again and "all scores were there" in again
 
 
 def test_rank_prints_a_table_for_people(capsys):
@@ -266,6 +275,12 @@ def test_candidates_are_scored_one_by_one(capsys):
     given = ("--init", "candidate", "--warmup", "0.1", "--many", "4")
     code, _, err = run("rank", *SMALL, *given, capsys=capsys)
     assert code == 2 and "--many: networks that are warmed up alone are scored one by one" in err
+
+
+def test_many_that_a_space_does_not_serve_is_said(capsys):
+    given = ("--space", "mlp", "--data", "digits", "--archs", "2", "--batch-size", "4")
+    code, _, err = run("rank", *given, "--proxy", "zico_sample", "--many", "2", capsys=capsys)
+    assert code == 0 and "--many: on mlp these proxies need networks one by one" in err
 
 
 def test_many_without_a_proxy_that_can_be_measured_so_is_refused(capsys):

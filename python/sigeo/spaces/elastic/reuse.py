@@ -1,7 +1,8 @@
 """Layers that several subnets apply with equal weights to equal inputs, computed once.
 
 Only forward: the output that the first of them has computed stands in for the call of the others,
-and backward each call does with its own input and weight what it would have done.
+and backward each call does with its own input and weight what it would have done. Of outputs that
+wait for a later subnet, no more is kept than one subnet has; what is not kept is computed again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from sigeo.spaces.elastic.parts import places
 
 Key = tuple[int, str]
+"""The number of a piece, and the name of a layer in it."""
+Call = tuple[Key, int]
+"""A layer and which of its calls, from 1: a network may apply it more than once."""
 
 
 class Reuse:
@@ -31,8 +35,8 @@ class Reuse:
         """
         numbers = prefixes(networks, pieces)
         self._uses = Counter(number for ways in numbers for number in ways)
-        self._left: Counter[Key] = Counter()
-        self._known: dict[Key, Tensor] = {}
+        self._known: dict[Call, Tensor] = {}
+        self.begin()
         for network, ways in zip(networks, numbers, strict=True):
             for (name, piece), number in zip(network.named_children(), ways, strict=True):
                 if self._uses[number] > 1:
@@ -47,19 +51,44 @@ class Reuse:
     def begin(self) -> None:
         """Forget what an earlier pass has left."""
         self._known.clear()
-        self._left.clear()
+        self._left: dict[Call, int] = {}
+        self._held = self._most = 0
+        self.next_subnet()
 
-    def keep(self, key: Key, output: Tensor) -> None:
-        """Remember an output for the other subnets that need it."""
-        self._known[key] = output.detach()
-        self._left[key] = self._uses[key[0]] - 1
+    def next_subnet(self) -> None:
+        """Called before each subnet runs."""
+        self._calls: Counter[Key] = Counter()
+        self._own = 0
 
-    def take(self, key: Key) -> Tensor | None:
-        """What another subnet has computed, if one has; forgotten when the last has taken it."""
-        if key not in self._known:
+    def call(self, key: Key) -> Call:
+        """Count one more call of a layer by the subnet that runs."""
+        self._calls[key] += 1
+        call = (key, self._calls[key])
+        self._left[call] = self._left.get(call, self._uses[key[0]]) - 1
+        return call
+
+    def keep(self, call: Call, output: Tensor) -> None:
+        """Remember an output for the other subnets that need it, if there is room."""
+        self._note(output)
+        if self._left[call] and self._held + output.nbytes <= self._most:
+            self._known[call] = output.detach()
+            self._held += output.nbytes
+
+    def take(self, call: Call) -> Tensor | None:
+        """What another subnet has computed, if it is known; forgotten when no other needs it."""
+        output = self._known.get(call)
+        if output is None:
             return None
-        self._left[key] -= 1
-        return self._known[key] if self._left[key] else self._known.pop(key)
+        self._note(output)
+        if not self._left[call]:
+            del self._known[call]
+            self._held -= output.nbytes
+        return output
+
+    def _note(self, output: Tensor) -> None:
+        """Bytes of this subnet's outputs, and of the subnet with the most."""
+        self._own += output.nbytes
+        self._most = max(self._most, self._own)
 
 
 def prefixes(
@@ -126,10 +155,11 @@ class _Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the layer makes of x."""
         layer = self.layer
-        output = self._reuse.take(self._key)
+        call = self._reuse.call(self._key)
+        output = self._reuse.take(call)
         if output is None:
             y: Tensor = layer(x)
-            self._reuse.keep(self._key, y)
+            self._reuse.keep(call, y)
             return y
         if isinstance(layer, nn.Linear):
             return _linear(x, layer.weight, layer.bias, output)

@@ -93,6 +93,8 @@ class Stack:
         if self._reuse is not None:
             self._reuse.begin()
         for subnet, network in enumerate(self._networks):
+            if self._reuse is not None:
+                self._reuse.next_subnet()
             if self.random is None:
                 y = network(x)
             else:

@@ -8,12 +8,13 @@ up what comes back; on a CPU a cell goes subnet by subnet in one call, which kee
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sigeo.spaces.base import Watch
 from sigeo.spaces.nasbench201.cell import CONVOLUTIONS, EDGES, OUTPUT, POOL, SKIP, Cell, expect_cell
 from sigeo.spaces.nasbench201.network import ConvNorm, Reduction, average_pool, plan_of
 from sigeo_ext import gather
@@ -23,8 +24,17 @@ if TYPE_CHECKING:
     from sigeo.spaces.nasbench201.supernet import NASBench201Supernet
 
 Groups = dict[int, dict[int, tuple[int, ...]]]
-Part = tuple[Tensor, Term]
-"""What an operation contributes: [n, B, H, W, C], and the same as a term of the sum."""
+
+
+class Part(NamedTuple):
+    """What an operation contributes to a node."""
+
+    blocks: Tensor
+    """[n, B, H, W, C]."""
+    subnets: Tensor
+    """Whose they are, int64 [n]."""
+    norm: str | None = None
+    """The norm behind it, if there is one."""
 
 
 class Stack:
@@ -32,6 +42,7 @@ class Stack:
 
     apart = False
     random = None
+    watch: Watch | None = None
 
     def __init__(self, supernet: NASBench201Supernet, archs: Sequence[Cell], *, own: bool):
         """Gather the weights that any of them uses.
@@ -141,12 +152,14 @@ class Stack:
                 x = self._reduction(name, block, x)
             else:
                 x = self._cell(f"{name}.slots", block, x)
-        norm = self._norm("head.norm")
-        x = self._sum([(x, Term(x.flatten(1, -2), self._everyone, norm))]).relu()
+        x = self._sum([Part(x, self._everyone, "head.norm")]).relu()
         pooled = x.mean((2, 3))
-        return gather.linear(
+        y = gather.linear(
             pooled, self.weights["head.linear.weight"], self.weights["head.linear.bias"]
         )
+        if self.watch is not None:
+            self.watch.linear("head.linear", pooled, y)
+        return y
 
     def each(self, images: Tensor) -> Iterator[Tensor]:
         """The logits [B, classes] of one subnet after another.
@@ -168,21 +181,28 @@ class Stack:
 
     def _normed(self, name: str, x: Tensor, subnets: Tensor, module: ConvNorm) -> Part:
         """A convolution of blocks [n, B, H, W, C], and the term that it is with its norm."""
-        y = self._convolve(f"{name}.conv", x, module.conv)
-        return y, Term(y.flatten(1, -2), subnets, self._norm(f"{name}.norm"))
+        return Part(self._convolve(f"{name}.conv", x, module.conv), subnets, f"{name}.norm")
 
     def _convolve(self, name: str, x: Tensor, module: nn.Conv2d) -> Tensor:
-        return gather.convolution(
-            x,
-            self.weights[f"{name}.weight"],
-            stride=module.stride[0],
-            padding=int(module.padding[0]),
-        )
+        weight, padding = f"{name}.weight", int(module.padding[0])
+        stride = module.stride[0]
+        y = gather.convolution(x, self.weights[weight], stride=stride, padding=padding)
+        if self.watch is not None:
+            self.watch.convolution(weight, x, y, stride=stride, padding=padding)
+        return y
 
     def _sum(self, parts: Sequence[Part]) -> Tensor:
         """The sum at a node [K, B, H, W, C]."""
-        y = gather.combine([term for _, term in parts], len(self.archs))
-        blocks: Tensor = y.unflatten(1, parts[0][0].shape[1:-1])
+        terms = [
+            Term(x.flatten(1, -2), subnets, None if norm is None else self._norm(norm))
+            for x, subnets, norm in parts
+        ]
+        y, means, rstds = gather.combined(terms, len(self.archs))
+        if self.watch is not None:
+            normed = [(x, subnets, norm) for x, subnets, norm in parts if norm is not None]
+            for (x, subnets, norm), mean, rstd in zip(normed, means, rstds, strict=True):
+                self.watch.norm(norm, x, y, subnets, mean, rstd)
+        blocks: Tensor = y.unflatten(1, parts[0].blocks.shape[1:-1])
         return blocks
 
     def _reduction(self, name: str, block: Reduction, x: Tensor) -> Tensor:
@@ -190,10 +210,10 @@ class Stack:
         second = self._normed(f"{name}.second", first.relu(), self._everyone, block.second)
         pooled = F.avg_pool2d(_images(x), 2, 2, ceil_mode=True)
         short = self._convolve(f"{name}.shortcut", _blocks(pooled, len(x)), block.shortcut)
-        return self._sum([second, (short, Term(short.flatten(1, -2), self._everyone))])
+        return self._sum([second, Part(short, self._everyone)])
 
     def _cell(self, name: str, block: nn.Module, x: Tensor) -> Tensor:
-        if not x.is_cpu:
+        if not x.is_cpu or self.watch is not None:
             return self._cell_by_operation(name, block, x)
         slots = [f"{name}.{edge}_{operation}" for edge, operation in self._slots]
         return gather.cell(
@@ -239,7 +259,7 @@ class Stack:
             x = blocks.unflatten(1, value.shape[1:-1])
             if operation == POOL:
                 x = _blocks(average_pool(_images(x)), len(x))
-            yield edge, (x, Term(x.flatten(1, -2), self._index[edge, operation]))
+            yield edge, Part(x, self._index[edge, operation])
 
 
 class _Values:

@@ -50,6 +50,8 @@ class NASBench201Supernet(nn.Module):
     it always uses the batch's, as the paths that share a block have statistics of their own.
     """
 
+    watchable = True
+
     def __init__(
         self,
         skeleton: Skeleton,
