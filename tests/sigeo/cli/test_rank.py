@@ -220,15 +220,18 @@ def test_only_what_the_first_proxy_lacks_ranks_last(capsys, monkeypatch):
     monkeypatch.setattr(Networks, "score", scored)
     other = EXAMPLE.replace("skip_connect~0", "nor_conv_1x1~0")
     Path("a.txt").write_text(f"{EXAMPLE}\n{other}")
-    given = ["rank", *SMALL, "--archs-file", "a.txt", "--out", "r", "--proxy"]
+    given = ["rank", *SMALL, "--archs-file", "a.txt", "--proxy"]
     for first, second, last, elsewhere in (("sigeo", "zico", 1, 2), ("zico", "sigeo", 2, 1)):
-        code, _, err = run(*given, f"{first},{second}", capsys=capsys)
+        code, _, err = run(*given, f"{first},{second}", "--out", first, capsys=capsys)
         notes = [
             f"architectures without a finite {first} score, which rank last: {last}",
             f"architectures with another score that is not finite: {elsewhere}",
         ]
         assert code == 0 and err.splitlines()[:2] == notes
-        assert f"Best first by {first}; {'; '.join(notes)}." in Path("r/report.html").read_text()
+        assert (
+            f"Best first by {first}; {'; '.join(notes)}."
+            in Path(f"{first}/report.html").read_text()
+        )
 
 
 def test_proxies_of_single_samples(capsys):
