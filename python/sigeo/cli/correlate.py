@@ -96,6 +96,12 @@ def run(args: argparse.Namespace) -> int:
             "parts of the space that the system prefers count first, whatever their scores; "
             "not for params and flops"
         )
+    different = _different([archs[i] for i in known], given_scores.head)
+    if different is not None and different < len(known):
+        console.say(
+            f"{different:,} different networks among the {len(known):,} architectures; each counts "
+            "as often as it occurs"
+        )
     top = args.top or -(-len(known) // 10)
     results, qualities = {}, {}
     for proxy, column in scores.items():
@@ -110,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
     column_name = table.column(args.metric)
     if args.json:
         document = _document(
-            args, column_name, len(archs), standing is not None, results, qualities
+            args, column_name, (len(archs), different), standing is not None, results, qualities
         )
         print(json.dumps(document, allow_nan=False))
     else:
@@ -243,6 +249,16 @@ def _baselines(
     return {name: made[name] for name in missing}
 
 
+def _different(archs: list[str], head: dict[str, Any]) -> int | None:
+    """How many different networks architectures are; None of a space that is not known."""
+    settings = head.get("settings")
+    try:
+        space = _space(settings.get("space") if isinstance(settings, dict) else None)
+        return len({space.representative(space.parse(arch)) for arch in archs})
+    except InputError:
+        return None
+
+
 def _space(sizes: Any) -> SearchSpace[Any]:
     """The space of a description; nasbench201 as published where there is none."""
     from sigeo import spaces
@@ -255,7 +271,7 @@ def _space(sizes: Any) -> SearchSpace[Any]:
 def _document(
     args: argparse.Namespace,
     column: str,
-    count: int,
+    counts: tuple[int, int | None],
     standing: bool,
     results: dict[str, Correlation],
     qualities: dict[str, Quality],
@@ -275,7 +291,8 @@ def _document(
         "table": args.table,
         "metric": args.metric,
         "column": column,
-        "architectures": count,
+        "architectures": counts[0],
+        "different": counts[1],
         "standing": standing,
         "confidence": 0.95,
         "resamples": args.bootstrap,

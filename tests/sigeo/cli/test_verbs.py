@@ -1,11 +1,7 @@
-"""The other verbs: correlate, tables, score, doctor."""
+"""The other verbs: train, tables, score, doctor."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import math
-import random
 import shutil
 import subprocess
 import sys
@@ -14,81 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sigeo import spaces
-from sigeo.cli import console
-from tests.conftest import shared_file
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("s.json", b"\xff\xfe", "s.json: expected text in UTF-8, invalid start byte at 0"),
-        ("s.json", b"{", "s.json: expected the JSON of sigeo rank (JSONDecodeError"),
-        ("s.json", b'{"rows": []}', "s.json: expected the JSON of sigeo rank (IndexError"),
-        (
-            "s.json",
-            b'{"rows": [{"arch": "a", "scores": {"zico": "high"}}]}',
-            "s.json: scores of a: zico must be a number or null, got 'high'",
-        ),
-        (
-            "s.json",
-            b'{"rows": [{"arch": "a", "scores": {"zico": 1}}, {"arch": "b", "scores": {}}]}',
-            "s.json: expected the JSON of sigeo rank (KeyError 'zico')",
-        ),
-        ("s.csv", b"arch_str,x,x\na,1,2\n", "s.csv: expected each column once, found x more"),
-    ],
-)
-def test_scores_that_are_damaged(name, content, message, capsys):
-    Path(name).write_bytes(content)
-    Path("t.csv").write_text("arch_str,acc\na,1\n")
-    given = ["correlate", "--scores", name, "--table", "t.csv", "--metric", "acc"]
-    code, out, err = run(*given, capsys=capsys)
-    assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
-
-
-def test_correlate_in_every_format(ranking, capsys):
-    folder, document = ranking
-    rows = document["rows"]
-    Path("t.csv").write_text(
-        "arch_str,acc\n" + "".join(f"{r['arch']},{i}\n" for i, r in enumerate(rows))
-    )
-    Path("s.json").write_text(json.dumps(document))
-    Path("s.csv").write_text(
-        "arch_str,zico,sigeo\n"
-        + "".join(f"{r['arch']},{r['scores']['zico']},{r['scores']['sigeo']}\n" for r in rows)
-    )
-    results = []
-    for scores in (folder, folder / "scores.parquet", "s.json", "s.csv"):
-        given = ["correlate", "--scores", str(scores), "--table", "t.csv", "--metric", "acc"]
-        code, out, _ = run(*given, "--json", capsys=capsys)
-        results.append(strict(out)["proxies"])
-        assert code == 0 and set(results[-1]) == {"sigeo", "zico", "params", "flops"}
-        assert results[-1]["sigeo"] == results[0]["sigeo"]
-        assert results[-1]["sigeo"]["spearman"]["value"] == pytest.approx(-1)
-    top = {"threshold": "2", "top": "2", "draws": "3"}
-    options = [part for name, value in top.items() for part in (f"--{name}", value)]
-    code, out, _ = run(*given, *options, "--json", capsys=capsys)
-    found, worst = strict(out)["proxies"]["sigeo"], 1 - 1 / len(rows)
-    assert code == 0 and found["pick"] == {
-        "value": 0,
-        "regret": len(rows) - 1,
-        "percentile": pytest.approx(100 / len(rows)),
-    }
-    assert found["random_surpasses"] == pytest.approx(1 - (1 - worst) ** 3)
-    assert found["sparse_kendall"] < 0 and (found["top"], found["top_hits"]) == (2, 0)
-    code, out, _ = run(*given, capsys=capsys)
-    assert code == 0 and "Kendall" in out and "percentile" in out
-
-
-def test_correlate_with_the_published_table(ranking, capsys):
-    folder, _ = ranking
-    table = str(shared_file("data/nasbench201.csv.gz"))
-    given = ["correlate", "--scores", str(folder / "scores.parquet"), "--table", table]
-    code, out, _ = run(*given, "--metric", "cifar10.test", "--json", capsys=capsys)
-    document = strict(out)
-    assert code == 0 and document["column"] == "cifar10_test_200"
-    assert set(document["proxies"]) == {"sigeo", "zico", "params", "flops"}
 
 
 def test_train_makes_a_table(capsys):
@@ -122,19 +44,6 @@ def test_train_says_why_tau_between_runs_is_undefined():
     assert _ceiling(apart) == "Kendall's tau 1.000"
 
 
-def test_undefined_correlations_come_last(capsys):
-    from sigeo.cli.correlate import _show
-    from sigeo.tables.correlation import Correlation, Estimate
-
-    def found(value):
-        return Correlation(Estimate(value, value, value), Estimate(value, value, value), 5, 0)
-
-    values = {"a": 0.2, "b": math.nan, "c": -0.9, "d": math.nan, "e": 0.5}
-    _show("acc", 5, 5, {name: found(value) for name, value in values.items()})
-    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines() if line[0] in "│┃"]
-    assert shown == ["proxy", "c", "e", "a", "b", "d"]
-
-
 def test_tables(capsys):
     Path("t.csv").write_text("arch_str,acc\na,1\nb,\nc,3\n")
     code, out, _ = run("tables", "t.csv", "--convert", "t.parquet", "--json", capsys=capsys)
@@ -149,79 +58,6 @@ def test_tables(capsys):
     Path("t.csv").write_text("arch_str,acc\na,1\nb,inf\n")
     code, out, _ = run("tables", "t.csv", "--json", capsys=capsys)
     assert code == 0 and strict(out)["columns"]["acc"]["max"] == 1.0
-
-
-@pytest.mark.parametrize("suffix", ["parquet", "json", "csv"])
-def test_costs_beside_the_scores_of_an_elastic_space(suffix, capsys):
-    given = ["rank", "--space", "mlp", "--size", "widths=8,24,64", "--size", "depths=1,3"]
-    given += [*SMALL[4:], "--archs", "8", "--proxy", "grad_norm", "--out", "r", "--json"]
-    code, text, err = run(*given, capsys=capsys)
-    assert code == 0, err
-    archs = [row["arch"] for row in strict(text)["rows"]]
-    space = spaces.get("mlp", spaces.InputShape(1, 8, 10), widths=(8, 24, 64), depths=(1, 3))
-    flops = [space.cost(space.parse(arch)).flops for arch in archs]
-    rows = [f'"{arch}",{number}\n' for arch, number in zip(archs, flops, strict=True)]
-    Path("t.csv").write_text("arch_str,acc\n" + "".join(rows))
-    Path("r.json").write_text(text)
-    scores = {"parquet": "r", "json": "r.json", "csv": "t.csv"}[suffix]
-    given = ["correlate", "--scores", scores, "--table", "t.csv", "--metric", "acc", "--json"]
-    code, out, err = run(*given, "--bootstrap", "10", capsys=capsys)
-    found = strict(out)["proxies"]
-    assert code == 0
-    if suffix == "csv":  # a table of scores does not say which sizes it is of
-        assert set(found) == {"acc"} and "params and flops: not known" in err
-    else:
-        assert set(found) == {"grad_norm", "params", "flops"} and err == ""
-        assert found["flops"]["spearman"]["value"] == pytest.approx(1)
-
-
-@pytest.fixture
-def scores_of_mlps(monkeypatch):
-    """A ranking's JSON of three MLPs that a table has and a string that is none."""
-    space = spaces.get("mlp", spaces.InputShape(1, 8, 10), widths=(8, 24, 64), depths=(1, 3))
-    archs = [str(arch) for arch in spaces.distinct(space, 3, random.Random(0))]
-    rows = [f'"{arch}",{i}\n' for i, arch in enumerate(archs)]
-    Path("t.csv").write_text("arch_str,acc\n" + "".join(rows))
-    reported = []
-
-    @contextlib.contextmanager
-    def progress(what):
-        yield lambda *counts: reported.append(counts)
-
-    monkeypatch.setattr(console, "progress", progress)
-    document = {
-        "settings": {"space": space.describe()},
-        "rows": [{"arch": arch, "scores": {"zico": i}} for i, arch in enumerate([*archs, "none"])],
-    }
-    return document, reported
-
-
-def correlated(document, capsys):
-    Path("s.json").write_text(json.dumps(document))
-    given = ["correlate", "--scores", "s.json", "--table", "t.csv", "--metric", "acc", "--json"]
-    code, out, err = run(*given, "--bootstrap", "10", capsys=capsys)
-    assert code == 0, err
-    return set(strict(out)["proxies"]), err
-
-
-def test_costs_are_counted_for_what_the_table_has_and_say_how_far(scores_of_mlps, capsys):
-    document, reported = scores_of_mlps
-    assert correlated(document, capsys) == ({"zico", "params", "flops"}, "")
-    assert reported == [(1, 3), (2, 3), (3, 3)]
-
-
-def test_costs_that_are_not_known_say_why(scores_of_mlps, capsys):
-    document, _ = scores_of_mlps
-    with open("t.csv", "a", encoding="utf-8") as table:
-        table.write("none,7\n")
-    names, err = correlated(document, capsys)
-    assert names == {"zico"} and err.count("\n") == 1
-    assert "params and flops: not known, the scores are of mlp: " in err and "none" in err
-    document["settings"]["space"]["name"] = "maze"
-    names, err = correlated(document, capsys)
-    assert names == {"zico"} and err.count("\n") == 1
-    assert "params and flops: not known, the scores are of no space known here (" in err
-    assert "'maze'" in err
 
 
 def test_score_one_architecture_and_any_module(capsys):
@@ -379,14 +215,3 @@ def test_help_of_every_verb(capsys):
     ):
         code, out, _ = run(verb, "--help", capsys=capsys)
         assert code == 0 and out.startswith(f"usage: sigeo {verb}")
-
-
-def test_scores_of_the_wrong_kind(capsys):
-    np.savez("x.npz", a=np.zeros(1))
-    Path("x.json").write_text("[]")
-    Path("t.csv").write_text("arch_str,acc\nx,1\n")
-    for scores in ("x.json", "t.csv"):
-        code, _, err = run(
-            "correlate", "--scores", scores, "--table", "t.csv", "--metric", "acc", capsys=capsys
-        )
-        assert code == 2 and err.count("\n") == 1
