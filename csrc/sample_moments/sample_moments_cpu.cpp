@@ -46,11 +46,12 @@ class Work {
         rows_(panels_.rows()),
         units_(c_.samples / job.unit),
         pieces_(panels_.pieces()),
-        together_(slabs() * panels_.slab_values() * static_cast<int64_t>(sizeof(T)) <= kSlabBytes) {
+        together_(slabs() > 0 &&
+                  slabs() * panels_.slab_values() * static_cast<int64_t>(sizeof(T)) <= kSlabBytes) {
   }
 
   void measure(const Parallel& parallel) {
-    if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, 0.0);
+    if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
     parallel(pieces_, [&](int64_t from, int64_t to) {
       if (together_) return run(from, to);
       for (int64_t piece = from; piece < to; ++piece) run(piece, piece + 1);
@@ -104,18 +105,18 @@ class Work {
   }
 
   // A piece and what it accumulates: a slab [rows, width] for each statistic, and two more with
-  // kM2; for norms, squares [units, lanes].
+  // kM2; for norms, the squares [units, width] of a block of units.
   struct Piece {
+    int64_t index;
     Place place;
     Tile<T> tile;
     std::vector<T> slabs, squares;
   };
 
-  Piece new_piece(int64_t piece) const {
-    const Place place = panels_.place_of(piece);
-    Piece made{place, panels_.tile_of(place), {}, {}};
+  Piece new_piece(int64_t index) const {
+    const Place place = panels_.place_of(index);
+    Piece made{index, place, panels_.tile_of(place), {}, {}};
     made.slabs.resize(slabs() * rows_ * made.tile.width);
-    if (job_.sq_norm != nullptr) made.squares.resize(units_ * tiles_.lanes);
     return made;
   }
 
@@ -137,25 +138,30 @@ class Work {
         if (segment + 1 < job_.segments) std::fill(part.slabs.begin(), part.slabs.end(), T{0});
       }
     }
-    for (int64_t piece = from; piece < to && job_.sq_norm != nullptr; ++piece) {
-      for (int64_t unit = 0; unit < units_; ++unit) {
-        const T* lanes = parts[piece - from].squares.data() + unit * tiles_.lanes;
-        norms_[piece * units_ + unit] = std::accumulate(lanes, lanes + tiles_.lanes, 0.0);
-      }
-    }
   }
 
   // Units [unit, unit + count) of a piece, in the segment that begins at unit `first`.
-  void run_block(Piece& part, int64_t first, int64_t unit, int64_t count) const {
+  void run_block(Piece& part, int64_t first, int64_t unit, int64_t count) {
+    const bool norms = job_.sq_norm != nullptr;
     Tile<T> tile = part.tile;
     tile.d = panels_.gradient_at(part.place, unit, count);
     tile.before = unit - first;
-    T* squares = part.squares.empty() ? nullptr : part.squares.data() + unit * tiles_.lanes;
+    if (norms) part.squares.assign(count * tile.width, T{0});
     for (int64_t row = 0; row < rows_;) {
       panels_.input_at(tile, part.place, row, 0, unit, count);
       point_at_slabs(tile, part, row);
-      row += run_rows(tile, row, rows_, squares, count);
+      row += run_rows(tile, row, rows_, norms ? part.squares.data() : nullptr, count);
     }
+    for (int64_t u = 0; u < count && norms; ++u) {
+      const T* squares = part.squares.data() + u * tile.width;
+      norms_[part.index * units_ + unit + u] =
+          static_cast<T>(std::accumulate(squares, squares + columns_of(part), 0.0));
+    }
+  }
+
+  // Those that are there: the last panel may be filled up.
+  int64_t columns_of(const Piece& part) const {
+    return std::min(part.tile.width, panels_.columns() - part.place.begin);
   }
 
   int64_t slabs() const {
@@ -195,7 +201,7 @@ class Work {
       tile.x = x + from * tile.unit * tile.x_sample;
       tile.d = d + from * tile.unit * tile.d_sample;
       tile.units = to - from;
-      tile.sq_norm = squares == nullptr ? nullptr : squares + from * tiles_.lanes;
+      tile.sq_norm = squares == nullptr ? nullptr : squares + from * tile.width;
       tile.each = gradients == nullptr ? nullptr : gradients + from * tile.each_unit;
       tile.before = before + from;
       tiles_.find(panels_.pairing(), at_once, rows, vectors)(tile);
@@ -211,7 +217,7 @@ class Work {
   void write(const Piece& part, int64_t segment) const {
     const int64_t width = part.tile.width, size = rows_ * width, taps = panels_.taps();
     const auto [tap, group, begin] = part.place;
-    const int64_t columns = std::min(width, panels_.columns() - begin);
+    const int64_t columns = columns_of(part);
     const int64_t first = segment * c_.out_channels + group * panels_.columns() + begin;
     const T* slab = part.slabs.data();
     for (int s = 0; s < kStatistics; ++s) {
@@ -252,8 +258,8 @@ class Work {
   const Tiles<T>& tiles_;
   const Panels<T> panels_;
   const int64_t rows_, units_, pieces_;
-  const bool together_;        // whether all pieces' slabs stay in the cache
-  std::vector<double> norms_;  // [pieces, units]
+  const bool together_;   // whether all pieces' slabs stay in the cache
+  std::vector<T> norms_;  // [pieces, units]
 };
 
 }  // namespace

@@ -30,7 +30,7 @@ struct Tile {
   T* origin;             // the segment's first unit, [rows, width]; with kM2
   T* deviation;          // mean deviation from it, of the units so far; with kM2
   int64_t width;         // output channels of the slab
-  T* sq_norm;            // [units, lanes], or null; this tile's share is added, lane by lane
+  T* sq_norm;            // [units, width], or null; this tile's share is added, column by column
   T* each;               // every unit's gradient, [units, rows, width], or null
   int64_t each_unit;     // from one unit to the next
 };
@@ -180,13 +180,14 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
   if (a.sq_norm) {
 #pragma GCC unroll 64
     for (int u = 0; u < kUnits; ++u) {
-      V squares{};
 #pragma GCC unroll 64
-      for (int r = 0; r < kRows; ++r)
+      for (int v = 0; v < kVectors; ++v) {
+        T* at = a.sq_norm + (unit + u) * a.width + v * kLanes;
+        V squares = load<T, kLanes>(at);
 #pragma GCC unroll 64
-        for (int v = 0; v < kVectors; ++v) squares += block.g[u][r][v] * block.g[u][r][v];
-      T* at = a.sq_norm + (unit + u) * kLanes;
-      store<T, kLanes>(at, load<T, kLanes>(at) + squares);
+        for (int r = 0; r < kRows; ++r) squares += block.g[u][r][v] * block.g[u][r][v];
+        store<T, kLanes>(at, squares);
+      }
     }
   }
 }

@@ -59,19 +59,22 @@ constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)), Level::kA
                           &Level::template scale<T>, by_units<Level, Pairing::kAll, T>(),
                           by_units<Level, Pairing::kEach, T>()};
 
+int most_bytes = 64;
+
 }  // namespace
 
 template <class T>
 const Tiles<T>& tiles() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
-  static const Tiles<T>& chosen = __builtin_cpu_supports("x86-64-v4")   ? kTiles<V4, T>
-                                  : __builtin_cpu_supports("x86-64-v3") ? kTiles<V3, T>
-                                                                        : kTiles<Base, T>;
-  return chosen;
-#else
-  return kTiles<Base, T>;
+  static const bool has_v4 = __builtin_cpu_supports("x86-64-v4");
+  static const bool has_v3 = __builtin_cpu_supports("x86-64-v3");
+  if (has_v4 && most_bytes >= V4::kBytes) return kTiles<V4, T>;
+  if (has_v3 && most_bytes >= V3::kBytes) return kTiles<V3, T>;
 #endif
+  return kTiles<Base, T>;
 }
+
+void use_vectors_of(int bytes) { most_bytes = bytes; }
 
 template const Tiles<float>& tiles();
 template const Tiles<double>& tiles();

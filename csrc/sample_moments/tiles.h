@@ -43,4 +43,7 @@ inline constexpr int kMostUnits = 4;
 template <class T>
 const Tiles<T>& tiles();
 
+// Lets `tiles` take vectors of at most so many bytes: 64, as it does, 32 or 16. For tests.
+void use_vectors_of(int most_bytes);
+
 }  // namespace sigeo_ext::sample_moments

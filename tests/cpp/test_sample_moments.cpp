@@ -1,72 +1,151 @@
-// The sample_moments core without torch: one convolution against its definition.
+// The sample_moments core without torch: convolutions against their definition, in tiles of every
+// level of vector unit that the processor has.
 #include "sample_moments/sample_moments.h"
 
 #include <cmath>
+#include <random>
 #include <vector>
 
 #include "check.h"
+#include "sample_moments/tiles.h"
 
 using namespace sigeo_ext;
 namespace sm = sigeo_ext::sample_moments;
 
 namespace {
 
-double value(int64_t i) { return std::sin(0.7 * static_cast<double>(i) + 0.3); }
+// Fewer samples a unit, units and positions than tiles and panels have, and more.
+struct Case {
+  sm::Convolution shape;
+  int64_t unit, segments;
+};
 
-// Two images of 4 x 5 with 3 channels, a 3 x 2 kernel of stride 2 and padding 1 to 18 channels.
-const sm::Convolution kShape{2,         3,         18,        1,         {1, 4, 5},
-                             {1, 2, 3}, {1, 3, 2}, {1, 2, 2}, {0, 1, 1}, {1, 1, 1}};
-
-double gradient(const std::vector<double>& x, const std::vector<double>& d, int64_t sample,
-                int64_t o, int64_t ky, int64_t kx, int64_t i) {
-  double sum = 0;
-  for (int64_t y = 0; y < 2; ++y) {
-    for (int64_t c = 0; c < 3; ++c) {
-      const int64_t row = 2 * y - 1 + ky, column = 2 * c - 1 + kx;
-      if (row < 0 || row >= 4 || column < 0 || column >= 5) continue;
-      sum += d[((sample * 2 + y) * 3 + c) * 18 + o] * x[((sample * 4 + row) * 5 + column) * 3 + i];
-    }
+class Draw {
+ public:
+  int64_t from(int64_t low, int64_t high) {
+    return std::uniform_int_distribution<int64_t>(low, high)(generator_);
   }
-  return sum;
-}
+  double normal() { return std::normal_distribution<>()(generator_); }
 
-void test_convolution_equals_its_definition() {
-  std::vector<double> x(2 * 4 * 5 * 3), d(2 * 2 * 3 * 18);
-  for (size_t i = 0; i < x.size(); ++i) x[i] = value(static_cast<int64_t>(i));
-  for (size_t i = 0; i < d.size(); ++i) d[i] = value(static_cast<int64_t>(i) + 1000);
-  const size_t size = 18 * 3 * 2 * 3;
-  std::vector<std::vector<double>> results(sm::kStatistics, std::vector<double>(size, NAN));
-  std::vector<double> norm(2, NAN), expected_norm(2, 0.0);
-  sm::Job<double> job{};
-  job.x = x.data();
-  job.d = d.data();
-  for (int s = 0; s < sm::kStatistics; ++s) job.statistics[s] = results[s].data();
-  job.sq_norm = norm.data();
-  job.unit = job.segments = 1;
-  sm::convolution(kShape, job, serial);
-  for (int64_t o = 0; o < 18; ++o) {
-    for (int64_t ky = 0; ky < 3; ++ky) {
-      for (int64_t kx = 0; kx < 2; ++kx) {
-        for (int64_t i = 0; i < 3; ++i) {
-          const size_t at = static_cast<size_t>(((o * 3 + ky) * 2 + kx) * 3 + i);
-          const double a = gradient(x, d, 0, o, ky, kx, i), b = gradient(x, d, 1, o, ky, kx, i);
-          CHECK(near(results[sm::kSum][at], a + b, 1e-12));
-          CHECK(near(results[sm::kAbsSum][at], std::fabs(a) + std::fabs(b), 1e-12));
-          CHECK(near(results[sm::kSqSum][at], a * a + b * b, 1e-12));
-          CHECK(near(results[sm::kM2][at], (a - b) * (a - b) / 2, 1e-12));
-          expected_norm[0] += a * a;
-          expected_norm[1] += b * b;
+  Case next() {
+    sm::Convolution c{0, 0, 0, 1, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
+    const int64_t unit = from(0, 2) == 0 ? from(2, 3) : 1, segments = from(1, 2);
+    c.samples = unit * segments * from(1, 7);
+    const int64_t kind = from(0, 3);
+    if (kind == 0) {  // where x and d may change places
+      c.in_channels = from(1, 150);
+      c.out_channels = from(1, 150);
+    } else if (kind == 1) {  // depthwise
+      c.groups = c.in_channels = c.out_channels = from(2, 70);
+    } else {
+      c.groups = kind == 2 ? 1 : from(2, 3);
+      c.in_channels = c.groups * from(1, 40);
+      c.out_channels = c.groups * from(1, 40);
+    }
+    for (int a = 1; a < 3; ++a) {
+      if (kind != 0) {
+        c.kernel[a] = from(1, 3);
+        c.padding[a] = from(0, 2);
+        c.dilation[a] = from(1, 2);
+      }
+      c.stride[a] = from(0, 3) == 0 ? 2 : 1;
+      const int64_t reach = c.dilation[a] * (c.kernel[a] - 1) + 1;
+      c.in_size[a] = std::max(from(1, 8), reach - 2 * c.padding[a]);
+      c.out_size[a] = (c.in_size[a] + 2 * c.padding[a] - reach) / c.stride[a] + 1;
+    }
+    return {c, unit, segments};
+  }
+
+ private:
+  std::mt19937 generator_{3};
+};
+
+int64_t places(const std::array<int64_t, 3>& size) { return size[0] * size[1] * size[2]; }
+
+// Adds sample b's gradient [out, taps, in / groups].
+template <class T>
+void add_gradient(const sm::Convolution& c, const std::vector<T>& x, const std::vector<T>& d,
+                  int64_t b, std::vector<double>& g) {
+  const int64_t in = c.in_channels / c.groups, out = c.out_channels / c.groups;
+  size_t at = 0;
+  for (int64_t o = 0; o < c.out_channels; ++o) {
+    for (int64_t ky = 0; ky < c.kernel[1]; ++ky) {
+      for (int64_t kx = 0; kx < c.kernel[2]; ++kx) {
+        for (int64_t i = 0; i < in; ++i, ++at) {
+          for (int64_t t = 0; t < places(c.out_size); ++t) {
+            const int64_t y = t / c.out_size[2] * c.stride[1] - c.padding[1] + ky * c.dilation[1];
+            const int64_t z = t % c.out_size[2] * c.stride[2] - c.padding[2] + kx * c.dilation[2];
+            if (y < 0 || y >= c.in_size[1] || z < 0 || z >= c.in_size[2]) continue;
+            const int64_t from = (b * c.in_size[1] + y) * c.in_size[2] + z;
+            g[at] += static_cast<double>(d[(b * places(c.out_size) + t) * c.out_channels + o]) *
+                     x[from * c.in_channels + o / out * in + i];
+          }
         }
       }
     }
   }
-  CHECK(near(norm[0], expected_norm[0], 1e-10));
-  CHECK(near(norm[1], expected_norm[1], 1e-10));
+}
+
+template <class T>
+void equals_its_definition(const Case& given, Draw& draw, double tolerance) {
+  const sm::Convolution& c = given.shape;
+  std::vector<T> x(c.samples * places(c.in_size) * c.in_channels);
+  std::vector<T> d(c.samples * places(c.out_size) * c.out_channels);
+  for (T& value : x) value = static_cast<T>(draw.normal());
+  for (T& value : d) value = static_cast<T>(draw.normal());
+  const int64_t size = c.out_channels * places(c.kernel) * (c.in_channels / c.groups);
+  const int64_t units = c.samples / given.unit, of_segment = units / given.segments;
+  std::vector<std::vector<T>> results(sm::kStatistics, std::vector<T>(given.segments * size, NAN));
+  std::vector<double> norms(units, NAN);
+  sm::Job<T> job{};
+  job.x = x.data();
+  job.d = d.data();
+  for (int s = 0; s < sm::kStatistics; ++s) job.statistics[s] = results[s].data();
+  job.sq_norm = norms.data();
+  job.unit = given.unit;
+  job.segments = given.segments;
+  sm::convolution(c, job, serial);
+  for (int64_t segment = 0; segment < given.segments; ++segment) {
+    std::vector<std::vector<double>> g;
+    for (int64_t unit = segment * of_segment; unit < (segment + 1) * of_segment; ++unit) {
+      std::vector<double>& of_unit = g.emplace_back(size, 0.0);
+      for (int64_t b = 0; b < given.unit; ++b)
+        add_gradient(c, x, d, unit * given.unit + b, of_unit);
+      double norm = 0;
+      for (const double value : of_unit) norm += value * value;
+      CHECK(near(norms[unit], norm, tolerance));
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      double sum = 0, abs_sum = 0, sq_sum = 0, m2 = 0;
+      for (const auto& of_unit : g) {
+        sum += of_unit[i], abs_sum += std::fabs(of_unit[i]), sq_sum += of_unit[i] * of_unit[i];
+      }
+      const double mean = sum / static_cast<double>(of_segment);
+      for (const auto& of_unit : g) m2 += (of_unit[i] - mean) * (of_unit[i] - mean);
+      const int64_t at = segment * size + i;
+      CHECK(std::fabs(results[sm::kSum][at] - sum) <= tolerance * (1 + abs_sum));
+      CHECK(near(results[sm::kAbsSum][at], abs_sum, tolerance));
+      CHECK(near(results[sm::kSqSum][at], sq_sum, tolerance));
+      CHECK(std::fabs(results[sm::kM2][at] - m2) <= tolerance * (1 + sq_sum));
+    }
+  }
+}
+
+void convolutions_equal_their_definition() {
+  Draw draw;
+  for (int index = 0; index < 60; ++index) {
+    const Case next = draw.next();
+    equals_its_definition<double>(next, draw, 1e-11);
+    equals_its_definition<float>(next, draw, 1e-4);
+  }
 }
 
 }  // namespace
 
 int main() {
-  test_convolution_equals_its_definition();
+  for (const int bytes : {64, 32, 16}) {
+    sm::use_vectors_of(bytes);
+    convolutions_equal_their_definition();
+  }
   return failures;
 }

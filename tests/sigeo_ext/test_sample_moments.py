@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -81,6 +83,17 @@ def test_units_and_segments(unit, segments, dtype):
     assert_statistics(got, by_loop(gradients, unit, segments), tolerance_of(dtype))
 
 
+@pytest.mark.parametrize(("unit", "segments"), [(1, None), (2, None), (1, 4), (2, 3)])
+@pytest.mark.parametrize("channels", [(70, 9), (9, 70)], ids=str)
+@FLOATS
+def test_units_and_segments_of_wide_linear_layers(channels, unit, segments, dtype):
+    inputs, outputs = channels
+    x, d = torch.randn(12, 5, inputs).to(dtype), torch.randn(12, 5, outputs).to(dtype)
+    gradients = weight_gradients(x, d, torch.randn(outputs, inputs), F.linear)
+    got = sm.linear(x, d, unit=unit, segments=segments, want=EVERYTHING)
+    assert_statistics(got, by_loop(gradients, unit, segments), tolerance_of(dtype))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_narrow_inputs_give_wide_statistics(dtype):
     x, d = torch.randn(5, 4, 6, 6).to(dtype), torch.randn(5, 8, 6, 6).to(dtype)
@@ -111,12 +124,12 @@ def test_a_subset_of_statistics_has_the_bits_of_all():
 
 
 @needs_kernels
-@pytest.mark.parametrize("channels", [16, 96])
-def test_same_bits_for_any_number_of_threads(channels):
-    x, d = torch.randn(9, channels, 6, 6), torch.randn(9, channels, 6, 6)
+@pytest.mark.parametrize(("channels", "kernel"), [((16, 16), 3), ((96, 96), 3), ((70, 40), 1)])
+def test_same_bits_for_any_number_of_threads(channels, kernel):
+    x, d = (torch.randn(9, c, 6, 6) for c in channels)
 
     def run():
-        return sm.convolution(x, d, (3, 3), padding=1, want=EVERYTHING)
+        return sm.convolution(x, d, (kernel, kernel), padding=kernel // 2, want=EVERYTHING)
 
     with threads(1):
         first = run()
@@ -141,6 +154,16 @@ def test_what_is_not_finite_reaches_the_statistics():
     for name, value in got._asdict().items():
         assert value.isnan().any(), name
     assert got.sq_norm.isnan().tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("outputs", [5, 10, 19])
+@pytest.mark.parametrize("where", ["x", "d"])
+def test_infinity_stays_infinity_in_norms(where, outputs):
+    x, d = torch.ones(4, 3, 10), torch.ones(4, 3, outputs)
+    (x if where == "x" else d)[1, 2, 0] = torch.inf
+    got = sm.linear(x, d, want=EVERYTHING)
+    assert got.sq_norm.tolist() == [90.0 * outputs, math.inf, *[90.0 * outputs] * 2]
+    assert not got.abs_sum.isnan().any() and got.abs_sum.isinf().any()
 
 
 def test_no_samples_give_zeros():
