@@ -111,11 +111,21 @@ build() {
 }
 
 # test_files SIDE_BY_SIDE WHICH FILE...: pytest -k WHICH, each file in a process of its own, since
-# after a bad access on the GPU every later call of that process fails.
+# after a bad access on the GPU every later call of that process fails. Fails if no file has such a
+# test.
 test_files() {
-  local side_by_side=$1 which=$2
+  local side_by_side=$1 which=$2 code=0
   shift 2
-  printf '%s\n' "$@" | xargs -P "$side_by_side" -I{} bash -c 'test_file "$@"' test_file "$which" {}
+  ran=$(mktemp)
+  export ran
+  printf '%s\n' "$@" | xargs -P "$side_by_side" -I{} bash -c 'test_file "$@"' test_file "$which" {} ||
+    code=$?
+  if [ ! -s "$ran" ]; then
+    echo "no test has the name: $which"
+    code=1
+  fi
+  rm -f "$ran"
+  return "$code"
 }
 
 # Stops before its step is, and so takes its own processes along.
@@ -124,7 +134,11 @@ test_file() {
   log=$(timeout -k 2 $((deadline - EPOCHSECONDS - 4)) "$PYTHON" -m pytest -q -p no:cacheprovider \
     ${workers:+-n "$workers"} -m 'not slow' -k "$1" "$2" 2>&1) || code=$?
   case $code in
-    0 | 5) echo "$2: $(tail -n 1 <<< "$log")" ;; # 5: no such test in the file
+    0)
+      echo "$2: $(tail -n 1 <<< "$log")"
+      echo "$2" >> "$ran"
+      ;;
+    5) ;; # no such test in the file
     *)
       printf '%s: exit code %s\n%s\n' "$2" "$code" "$(tail -n 60 <<< "$log")"
       return 1
@@ -186,7 +200,7 @@ PY
 
   local workers=''
   export workers
-  step 'every op once' 90 test_files 12 'cuda and (opcheck or equals_reference)' "${tests[@]}"
+  step 'every op once' 90 test_files 12 'cuda and (opcheck or equal)' "${tests[@]}"
   step 'tests' 150 test_files 12 'cuda or two_devices' "${tests[@]}"
   if "$PYTHON" -c 'import xdist' 2> /dev/null; then workers=5; fi
   step 'tests of Triton kernels' 150 test_files 3 'triton or candidate_computes' "${triton_tests[@]}"

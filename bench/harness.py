@@ -189,20 +189,35 @@ def row(
     }
 
 
-def write(rows: list[dict[str, Any]], *, replace: str) -> Path:
-    """Put rows into the machine's file in the place of earlier ones of benchmark ``replace``."""
+def write(rows: list[dict[str, Any]], *, replace: str, whole: bool = True) -> Path:
+    """Put rows into the machine's file in the place of earlier ones of benchmark ``replace``.
+
+    Args:
+        rows: New ones.
+        replace: The benchmark's name.
+        whole: Whether they are all that it has; if not, only rows of the same kind give way.
+    """
     path = RESULTS / f"{machine()}.jsonl"
     RESULTS.mkdir(exist_ok=True)
-    kept = []
-    if path.exists():
-        kept = [
-            line for line in path.read_text().splitlines() if json.loads(line)["bench"] != replace
-        ]
+    kinds = {_kind(entry) for entry in rows}
+
+    def gives_way(entry: dict[str, Any]) -> bool:
+        return entry["bench"] == replace and (whole or _kind(entry) in kinds)
+
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = [line for line in lines if not gives_way(json.loads(line))]
     new = [json.dumps({"bench": replace, **entry}) for entry in rows]
-    whole = path.with_suffix(".new")  # so that being stopped here loses no earlier rows
-    whole.write_text("\n".join([*kept, *new]) + "\n")
-    whole.replace(path)
+    written = path.with_suffix(".new")  # being stopped here loses no earlier rows
+    written.write_text("\n".join([*kept, *new]) + "\n")
+    written.replace(path)
     return path
+
+
+def _kind(entry: dict[str, Any]) -> tuple[Any, ...]:
+    """What two measurements of the same thing have in common."""
+    words = sorted((k, v) for k, v in entry["config"].items() if isinstance(v, str))
+    keys = ("op", "impl", "mode", "device", "dtype", "shape", "threads")
+    return (*(entry[key] for key in keys), *words)
 
 
 def show(rows: list[dict[str, Any]]) -> None:

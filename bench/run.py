@@ -75,11 +75,9 @@ def on_gpu(chosen: list[registry.Benchmark]) -> int:
         return 2
     for benchmark in chosen:
         assert benchmark.gpu is not None
-        rows: list[dict[str, Any]] = []
         for part in benchmark.gpu():
             harness.show(part)
-            rows += part
-            path = harness.write(rows, replace=benchmark.name)
+            path = harness.write(part, replace=benchmark.name, whole=False)
         print(path)
     return 0
 

@@ -19,8 +19,9 @@ constexpr int kThreads = 256;
 constexpr int kVector = 4;       // consecutive values of one thread: 16 bytes of float32
 constexpr int64_t kSpan = 4096;  // values of one block: four vectors a thread
 
-// Launches `kernel` for items of work, one a block of threads and more where there are more than a
-// grid may have: kernels take item blockIdx.x, then every gridDim.x-th one after it.
+// Launches `kernel` for items of work, one a block of threads. A grid has at most 2^31 - 1 of them:
+// kernels that may get more items take item blockIdx.x, then every gridDim.x-th one after it; those
+// over tables get no more, whose numbers of blocks are ints.
 template <class... Parameters, class... Arguments>
 void launch(const char* name, void (*kernel)(Parameters...), int64_t items, const Queue& queue,
             const Arguments&... arguments) {

@@ -168,7 +168,7 @@ def rows_summary(
 
 
 def dot(a: TensorList, b: TensorList) -> Tensor:
-    """Inner product of each pair of tensors, float64 [layers]. Differentiable.
+    """Inner product of each pair of tensors, float64 [layers]. Differentiable backwards.
 
     ``dot(g, g)`` is the sum of squares, its root the norm; ``dot(g, theta)`` is the "plain" proxy
     of each layer.
@@ -181,7 +181,7 @@ def dot(a: TensorList, b: TensorList) -> Tensor:
 
 
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
-    """Inner product of each row of a with that of b, float64 [rows]. Differentiable.
+    """Inner product of each row of a with that of b, float64 [rows]. Differentiable backwards.
 
     With a layer's input and the input's gradient, the inner product of its weight with the gradient
     of each sample, for a layer that is linear in its weight.

@@ -138,22 +138,35 @@ def _row_dots_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _row_dots_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _row_dots_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     a, b = ctx.saved_tensors
     rows = grad.view(-1, *[1] * (a.dim() - 1))
-    return (rows * b.double()).to(a.dtype), (rows * a.double()).to(b.dtype)
+    need_a, need_b = ctx.needs_input_grad
+    return (
+        (rows * b.double()).to(a.dtype) if need_a else None,
+        (rows * a.double()).to(b.dtype) if need_b else None,
+    )
 
 
 def _row_dots_vmap(info: Any, in_dims: Any, a: Tensor, b: Tensor) -> tuple[Tensor, int]:
     stacked = [batched([t], d, info.batch_size)[0] for t, d in zip((a, b), in_dims, strict=True)]
     flat = [t.flatten(0, 1) for t in stacked if t is not None]
-    return moments_row_dots(*flat).view(info.batch_size, -1), 0
+    rows = 0 if stacked[0] is None else stacked[0].shape[1]
+    return moments_row_dots(*flat).view(info.batch_size, rows), 0
+
+
+def _row_dots_fake(a: Tensor, b: Tensor) -> Tensor:
+    if a.shape != b.shape:
+        raise RuntimeError(
+            f"moments_row_dots: b must have the shape of a, {list(a.shape)}, got {list(b.shape)}"
+        )
+    return a.new_empty(a.shape[0], dtype=torch.float64)
 
 
 moments_row_dots = define(
     "moments_row_dots(Tensor a, Tensor b) -> Tensor",
     reference.row_dots,
-    fake=lambda a, b: a.new_empty(a.shape[0], dtype=torch.float64),
+    fake=_row_dots_fake,
     setup_context=_row_dots_context,
     backward=_row_dots_backward,
     vmap=_row_dots_vmap,

@@ -99,7 +99,7 @@ void check_rows(const std::vector<double>& found, const std::vector<Row>& expect
   }
 }
 
-// Of `count` units one after another, the second of the first layer with values absent.
+// Of `count` units one after another; the second unit's gradient of the fourth layer is absent.
 void summaries_of_rows_equal_the_definition(int64_t count, int64_t ddof) {
   std::vector<std::vector<Values>> units;
   std::vector<Array> rows;

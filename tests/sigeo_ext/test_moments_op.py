@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sigeo_ext import implementations, moments
@@ -127,6 +128,21 @@ def test_row_dots_under_vmap_equals_a_loop(dims, device):
     for index, row in enumerate(batched):
         parts = [t if d is None else t.select(d, index) for t, d in zip(whole, dims, strict=True)]
         assert_close(row, moments.row_dots(*parts), tolerance=1e-12)
+    nothing = torch.empty(0, 3, 4, device=device)
+    assert torch.vmap(moments.row_dots)(nothing, nothing).shape == (0, 3)
+
+
+def test_row_dots_gives_only_the_gradient_that_is_needed(device):
+    a, b = tensors([(3, 4)] * 2, device=device)
+    a.requires_grad_()
+    moments.row_dots(a, b).sum().backward()
+    assert_close(a.grad, b)
+    assert b.grad is None
+
+
+def test_row_dots_of_other_shapes_are_refused_before_they_are_run():
+    with FakeTensorMode(), pytest.raises(RuntimeError, match="b must have the shape of a"):
+        moments.row_dots(torch.empty(3, 4), torch.empty(5, 4))
 
 
 def test_summaries_do_not_follow_weights(device):

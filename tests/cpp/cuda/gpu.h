@@ -65,13 +65,7 @@ class Values {
   sigeo_ext::Array array() { return {memory_.data() + offset_ * width(), dtype_, numel_}; }
 
  private:
-  int64_t width() const {
-    switch (dtype_) {
-      case sigeo_ext::DType::kFloat64: return 8;
-      case sigeo_ext::DType::kFloat32: return 4;
-      default: return 2;
-    }
-  }
+  int64_t width() const { return sigeo_ext::size_of(dtype_); }
   template <class T>
   void put(int64_t i, T value) {
     std::memcpy(memory_.data() + (offset_ + i) * sizeof(T), &value, sizeof(T));
