@@ -12,7 +12,6 @@ from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.shared_weights import load_shared_weights
 from sigeo.store import Record
 from sigeo.supernet import (
-    Training,
     TrainingState,
     Uniform,
     WarmUp,
@@ -196,7 +195,10 @@ def test_a_mean_of_what_is_not_finite_is_not():
 
 
 def test_candidates_keep_nothing():
-    assert Training(40).keep == 1 and WarmUp.published(40).keep == 1
+    with pytest.raises(InputError, match="keep must be 1 for networks warmed up alone, got 3"):
+        Networks(SPACE, data(), protocol(init="candidate"))
+    alone = WarmUp(40, 3, batch_size=16, lr=0.1)
+    assert Networks(SPACE, data(), protocol(init="candidate", warmup=alone)).checkpoints == 1
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path):
