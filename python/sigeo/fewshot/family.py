@@ -180,7 +180,7 @@ def aligned(leaves: Sequence[Sequence[T]]) -> tuple[tuple[T, ...], ...]:
     older ones of all.
     """
     most = max(map(len, leaves))
-    filled = ([*one[:1] * (most - len(one)), *one] for one in leaves)
+    filled = ([one[0]] * (most - len(one)) + list(one) for one in leaves)
     return tuple(zip(*filled, strict=True))
 
 
