@@ -12,7 +12,6 @@ from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.shared_weights import load_shared_weights
 from sigeo.store import Record
 from sigeo.supernet import (
-    Training,
     TrainingState,
     Uniform,
     WarmUp,
@@ -38,7 +37,25 @@ from tests.sigeo.training import (
 ARCHS = [SPACE.at(index) for index in (9558, 1462, 6111)]
 
 
-def kept_by(config, *, path=None, stop=None):
+class Ending(Uniform):
+    """Uniform paths of a training that ends early."""
+
+    taken = 0
+
+    def __init__(self, end):
+        super().__init__(SPACE, seed=3)
+        self.end = end
+
+    @property
+    def done(self):
+        return self.taken >= self.end
+
+    def paths(self, step):
+        self.taken = step + 1
+        return super().paths(step)
+
+
+def kept_by(config, *, path=None, stop=None, end=1000):
     """A training's supernet and the weights that it keeps."""
     supernet, kept = SPACE.supernet(seed=3), []
 
@@ -50,7 +67,7 @@ def kept_by(config, *, path=None, stop=None):
         supernet,
         config,
         source(),
-        Uniform(SPACE, seed=3),
+        Ending(end),
         settings={},
         checkpoint=path,
         progress=progress,
@@ -68,19 +85,27 @@ def test_weights_are_those_of_shorter_trainings():
 
 
 @pytest.mark.parametrize(
-    ("changes", "ends"),
+    ("changes", "end", "ends"),
     [
-        ({"epochs": 4, "keep": 2}, [9]),
-        ({"epochs": 4, "keep": 4}, [3, 6, 9]),
-        ({"epochs": 4, "keep": 3, "limit": 11}, [6, 9]),
-        ({"epochs": 4, "keep": 3, "limit": 9}, [3, 6]),
-        ({"epochs": 4, "keep": 1}, []),
+        ({"keep": 2}, 12, [9]),
+        ({"keep": 4}, 12, [3, 6, 9]),
+        ({"keep": 3, "limit": 11}, 11, [6, 9]),
+        ({"keep": 3, "limit": 9}, 9, [3, 6]),
+        ({"keep": 1}, 12, []),
+        ({"keep": 3}, 9, [3, 6]),
+        ({"keep": 3}, 7, [3, 6]),
+        ({"keep": 3}, 6, [3]),
+        ({"keep": 3}, 2, []),
     ],
 )
-def test_the_end_of_a_training_is_that_of_its_last_pass(changes, ends):
-    config = training(**changes)
+def test_the_end_of_a_training_is_that_of_its_last_pass(changes, end, ends):
+    """Also where the sampler ends it."""
+    config = training(epochs=4, **changes)
     assert config.steps_per_epoch == 3
-    assert [step for step in range(config.steps + 1) if config.keeps(step)] == ends
+    supernet, kept = kept_by(config, end=end)
+    assert len(kept) == len(ends)
+    for steps, version in zip([*ends, end], versions(supernet, kept), strict=True):
+        assert_same(version, kept_by(training(epochs=4, limit=steps))[0])
 
 
 def test_a_killed_training_keeps_the_same(tmp_path, monkeypatch):
@@ -170,7 +195,10 @@ def test_a_mean_of_what_is_not_finite_is_not():
 
 
 def test_candidates_keep_nothing():
-    assert Training(40).keep == 1 and WarmUp.published(40).keep == 1
+    with pytest.raises(InputError, match="keep must be 1 for networks warmed up alone, got 3"):
+        Networks(SPACE, data(), protocol(init="candidate"))
+    alone = WarmUp(40, 3, batch_size=16, lr=0.1)
+    assert Networks(SPACE, data(), protocol(init="candidate", warmup=alone)).checkpoints == 1
 
 
 def test_equal_checkpoints_are_equal_files(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import gc
 import json
 
 import pytest
@@ -20,7 +21,7 @@ from sigeo.supernet import (
     Uniform,
     uniform_path,
 )
-from sigeo.supernet.samplers.base import describe_region
+from sigeo.supernet.samplers.base import _described, describe_region
 from tests.sigeo.training import SPACE, assert_resumes
 
 PART = Product(SPACE, ((1, 2), (3,), (0, 4), (0, 1), (0, 3), (0,)))
@@ -168,8 +169,19 @@ class Own:
     def __contains__(self, arch):
         return arch.operations[0] == self.operation
 
+    @property
+    def part(self):
+        return Product.whole(SPACE).limited(0, (self.operation,))
+
+    @property
+    def size(self):
+        return self.part.size
+
+    def __iter__(self):
+        return iter(self.part)
+
     def sample(self, rng):
-        return Product.whole(SPACE).limited(0, (self.operation,)).sample(rng)
+        return self.part.sample(rng)
 
     def __str__(self):
         return "own"
@@ -184,7 +196,50 @@ def test_regions_of_ones_own_are_told_apart_by_what_they_hold():
     assert json.dumps(describe_region(Plain(1))) and " at 0x" not in str(describe_region(Plain(1)))
 
 
-def test_rare_kinds_are_told_apart():
+class Without:
+    """All architectures but one."""
+
+    def __init__(self, missing):
+        self.missing, self.listed = missing, 0
+
+    size = SPACE.size - 1
+
+    def __iter__(self):
+        self.listed += 1
+        return (arch for arch in map(SPACE.at, range(SPACE.size)) if arch != self.missing)
+
+    def sample(self, rng):
+        return next(arch for arch in iter(lambda: SPACE.sample(rng), None) if arch != self.missing)
+
+
+def test_regions_that_differ_in_one_architecture_are_told_apart(monkeypatch):
+    a, b = SPACE.at(9558), SPACE.at(1462)
+    assert describe_region(Without(a)) == describe_region(Without(a)) != describe_region(Without(b))
+
+    def described(missing):
+        return describe_region(Kind(SPACE, lambda arch: arch != missing, frozenset({True})))
+
+    assert described(a) == described(a) != described(b)
+    monkeypatch.setattr("sigeo.supernet.samplers.base._LISTED", 1000)
+    larger = Without(a)
+    larger.size = SPACE.size - 2
+    assert describe_region(Without(a)) == describe_region(Without(a)) != describe_region(larger)
+
+
+def test_a_region_is_gone_through_once_while_it_lives():
+    region = Without(SPACE.at(0))
+    for seed in range(3):
+        Uniform(SPACE, seed=seed, region=region).describe()
+    assert region.listed == 1
+    known = len(_described)
+    del region
+    gc.collect()
+    assert len(_described) < known
+
+
+def test_rare_kinds_are_told_apart(monkeypatch):
+    monkeypatch.setattr("sigeo.supernet.samplers.base._LISTED", 1000)
+
     def described(operation, tries):
         def function(cell):
             return set(cell.operations) == {operation}

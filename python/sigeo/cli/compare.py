@@ -206,6 +206,7 @@ def _facts(
 ) -> list[tuple[str, str]]:
     sizes = study.space.describe()
     training = study.describe()["training"]
+    mean = f", mean over up to {study.keep} checkpoints a pass apart" if study.keep > 1 else ""
     facts = [
         ("networks", ", ".join(f"{k} {v}" for k, v in sizes.items() if k != "name")),
         ("budget", f"{study.budget:,} images processed by each system and seed"),
@@ -217,8 +218,7 @@ def _facts(
         ),
         (
             "evaluated on",
-            f"{study.held_out} training images held out, batch statistics"
-            + (f", mean over {study.keep} checkpoints a pass apart" if study.keep > 1 else ""),
+            f"{study.held_out} training images held out, batch statistics{mean}",
         ),
         ("judged by", f"{table.column(args.metric)} of {table.path.name}"),
     ]

@@ -64,14 +64,16 @@ def _check_passes(work: Development) -> None:
         InputError: They have not.
     """
     recipe, study = work.recipe, work.study
-    passes = 0
-    if recipe.after > 0:
-        steps = work.steps_of(work.unit * recipe.after, "the last training")
-        passes = study.training(steps).passes
+    if recipe.after == 0:
+        raise InputError(
+            f"{recipe.name}: has no training at the end, so keep must be 1, got {study.keep}"
+        )
+    steps = work.steps_of(work.unit * recipe.after, "the last training")
+    passes = study.training(steps).passes
     if passes < study.keep:
         raise InputError(
-            f"{recipe.name}: keep must be at most {max(1, passes)}, the passes over the images of "
-            f"a training at the end, got {study.keep}"
+            f"{recipe.name}: keep must be at most {passes}, the passes over the images of a "
+            f"training at the end, got {study.keep}"
         )
 
 

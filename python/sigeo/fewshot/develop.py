@@ -14,7 +14,7 @@ from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot import checks, overhead
 from sigeo.fewshot.clock import Clock
-from sigeo.fewshot.family import Family
+from sigeo.fewshot.family import Family, aligned
 from sigeo.fewshot.gradual import grow
 from sigeo.fewshot.hierarchy import narrow
 from sigeo.fewshot.plan import Plan, split_by_kind, whole_space
@@ -377,10 +377,10 @@ class Development:
             return tuple(tuple(one.parts) for one in versions(routed, kept)[:-1])  # type: ignore[arg-type]
         place = self._place(len(self.recipe.before))
         images = (self.study.budget - self.spent) / len(supernets)
-        earlier = []
+        leaves = []
         for leaf, (region, supernet) in enumerate(zip(plan.leaves, supernets, strict=True)):
             # Not the name of `leaf_file`: a family may be saved in the same folder.
             kept = []
             self.train(supernet, region, images, f"final-{leaf}", *place, kept=kept)
-            earlier.append(versions(supernet, kept)[:-1])
-        return tuple(zip(*earlier, strict=True))
+            leaves.append(versions(supernet, kept))
+        return aligned(leaves)[:-1]

@@ -20,7 +20,7 @@ from sigeo.fewshot.plan_file import load_plan, plan_document, save_plan
 from sigeo.fewshot.study import narrowed
 from sigeo.proxies import Proxy
 from sigeo.scoring.many import score_many
-from sigeo.scoring.shared_weights import SharedWeights
+from sigeo.scoring.shared_weights import SharedWeights, distinct
 from sigeo.spaces import ElasticSupernet, Groups, SearchSpace, Supernet
 from sigeo.supernet import (
     Budget,
@@ -39,6 +39,7 @@ from sigeo.supernet.settings import Batch
 from sigeo.tables import parts_first
 
 A = TypeVar("A")
+T = TypeVar("T")
 Values = NDArray[np.float64]
 
 
@@ -59,8 +60,8 @@ class Family(Generic[A]):
         seconds: Time that they took.
         trainings: Steps and settings of each, where they are not the study's; not read from files.
         earlier: The supernets at the ends of earlier passes of their last training, oldest first,
-            one a leaf each; one that had no such training is there itself. Values of architectures
-            are averaged over these and ``supernets``.
+            one a leaf each, see `aligned`. Values of architectures are averaged over these and
+            ``supernets``, each once.
     """
 
     plan: Plan[A]
@@ -88,6 +89,9 @@ class Family(Generic[A]):
     @property
     def _versions(self) -> tuple[tuple[Supernet[A], ...], ...]:
         return (*self.earlier, self.supernets)
+
+    def _of_leaf(self, leaf: int) -> list[Supernet[A]]:
+        return distinct([version[leaf] for version in self._versions])
 
     @property
     def weights(self) -> int:
@@ -117,8 +121,8 @@ class Family(Generic[A]):
             chosen = [archs[place] for place in places]
             found = averaged(
                 [
-                    evaluate(version[leaf], chosen, batches, norm=norm, calibration=calibration)
-                    for version in self._versions
+                    evaluate(one, chosen, batches, norm=norm, calibration=calibration)
+                    for one in self._of_leaf(leaf)
                 ]
             )
             accuracy[places], loss[places] = found.accuracy.numpy(), found.loss.numpy()
@@ -131,11 +135,12 @@ class Family(Generic[A]):
         values = {proxy.name: np.zeros(len(archs)) for proxy in proxies}
         for leaf, places in self._by_leaf(archs):
             chosen = [archs[place] for place in places]
-            for version in self._versions:
-                found = score_many(version[leaf], chosen, batches, proxies, at_once=1)
+            supernets = self._of_leaf(leaf)
+            for supernet in supernets:
+                found = score_many(supernet, chosen, batches, proxies, at_once=1)
                 for place, scores in zip(places, found, strict=True):
                     for name, score in scores.items():
-                        values[name][place] += score.value / len(self._versions)
+                        values[name][place] += score.value / len(supernets)
         return values
 
     def _by_leaf(self, archs: Sequence[A]) -> list[tuple[int, list[int]]]:
@@ -159,13 +164,24 @@ class Family(Generic[A]):
             raise InputError(f"{folder}: {error.strerror or error}") from None
         for leaf, supernet in enumerate(self.supernets):
             module: nn.Module = supernet  # type: ignore[assignment]
-            earlier: list[Any] = [version[leaf] for version in self.earlier]
-            kept = [dict(one.state_dict()) for one in earlier if one is not module]
+            earlier: list[Any] = self._of_leaf(leaf)[:-1]
+            kept = [dict(one.state_dict()) for one in earlier]
             state = TrainingState(0, dict(module.state_dict()), {}, kept=kept)
             groups = [one.describe() for one in getattr(supernet, "groups", ())]
             complete = {**settings, "groups": groups} if groups else settings
             save_checkpoint(leaf_file(folder, leaf), state, complete)
         save_plan(folder / PLAN, self.plan, {**settings, "standing": list(self.standing)})
+
+
+def aligned(leaves: Sequence[Sequence[T]]) -> tuple[tuple[T, ...], ...]:
+    """Versions of each leaf, oldest first, as versions of all leaves.
+
+    A training may end after fewer passes than others: its leaf's oldest version then stands in the
+    older ones of all.
+    """
+    most = max(map(len, leaves))
+    filled = ([one[0]] * (most - len(one)) + list(one) for one in leaves)
+    return tuple(zip(*filled, strict=True))
 
 
 def ranked(
@@ -265,7 +281,6 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
             supernet = supernet.divided([Groups.read(one) for one in kept["groups"]])
         load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]
         grown.append(versions(supernet, state.kept))
-    most = max(map(len, grown))
-    *earlier, supernets = zip(*((one[:1] * (most - len(one)) + one) for one in grown), strict=True)
+    *earlier, supernets = aligned(grown)
     order = tuple(standing) if isinstance(standing, list) else ()
     return Family(plan, supernets, order, earlier=tuple(earlier)), settings

@@ -129,6 +129,9 @@ def _facts(
         )
         facts.append(("warm-up", text))
     batches, size = settings["batches"], settings["batch_size"]
+    checkpoints = head.get("checkpoints", 1)  # older rankings do not say
+    if checkpoints > 1:
+        facts.append(("scores", f"means over {checkpoints} checkpoints of the weights"))
     facts += [
         ("scored on", f"{batches} batches of {size} training images, seed {settings['seed']}"),
         (

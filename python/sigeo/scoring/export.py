@@ -43,6 +43,7 @@ def as_json(networks: Networks, rows: Sequence[Row]) -> dict[str, Any]:
         "space": networks.space.name,
         "data": networks.data.name,
         "settings": networks.settings(),
+        "checkpoints": networks.checkpoints,
         "rows": [
             {
                 "arch": row.arch,

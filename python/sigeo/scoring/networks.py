@@ -31,6 +31,7 @@ from sigeo.scoring.many import (
 from sigeo.scoring.score import check_needs, score
 from sigeo.scoring.shared_weights import (
     SharedWeights,
+    distinct,
     load_shared_weights,
     make_supernet,
     part_of,
@@ -123,7 +124,8 @@ class Networks:
             progress: Called with (steps taken, steps in all) during that warm-up.
 
         Raises:
-            InputError: Too few images, no such device, or a checkpoint that does not fit.
+            InputError: Too few images, no such device, a checkpoint that does not fit, or weights
+                of several passes to be kept of networks warmed up alone.
         """
         self.space, self.data, self.protocol = space, data, protocol
         self.device = parse_device(protocol.device)
@@ -136,6 +138,9 @@ class Networks:
         check_needs(
             protocol.proxies, batches=protocol.batches, labelled=True, warmed=protocol.warmed
         )
+        keep = 1 if protocol.warmup is None else protocol.warmup.keep
+        if protocol.init == "candidate" and keep > 1:
+            raise InputError(f"warm-up: keep must be 1 for networks warmed up alone, got {keep}")
         order = data.order(protocol.seed)
         self.budget = Budget()
         self._source = Source(order, self._batch, protocol.seed)
@@ -165,7 +170,10 @@ class Networks:
 
     @property
     def checkpoints(self) -> int:
-        """Over how many checkpoints of the shared weights scores are averaged; 1 for no average."""
+        """Over how many checkpoints of the shared weights scores are averaged; 1 for no average.
+
+        Parts of a system that has fewer of them are averaged over theirs.
+        """
         return len(self._versions)
 
     @property
@@ -250,6 +258,10 @@ class Networks:
         """
         return part_of(self._supernet, arch)
 
+    def _parts(self, arch: Any) -> list[Supernet[Any]]:
+        """What `part` was at each of the checkpoints; one that was not trained then counts once."""
+        return distinct([part_of(version, arch) for version in self._versions])
+
     def standing(self, arch: Any) -> int | None:
         """An architecture with a larger number ranks above all with a smaller.
 
@@ -292,9 +304,8 @@ class Networks:
     def score_many(self, archs: Sequence[Any], proxies: Sequence[Proxy]) -> list[dict[str, Record]]:
         """Score networks of one `part` in one pass, by proxies that are not of whole networks."""
         found = []
-        for version in self._versions:
+        for part in self._parts(archs[0]):
             began = time.perf_counter()
-            part = part_of(version, archs[0])
             scored = score_many(part, archs, self._batches, proxies, at_once=len(archs))
             seconds = (time.perf_counter() - began) / len(archs)
             found.append([_records(scores, seconds) for scores in scored])
@@ -313,9 +324,9 @@ class Networks:
         if not measured:
             return counted
         found = []
-        for version in self._versions:
+        for part in self._parts(arch):
             began = time.perf_counter()
-            module = version.subnet(arch, whole=whole)
+            module = part.subnet(arch, whole=whole)
             with self._warmed(module):
                 scores = score(module, self._batches, measured)
             found.append(_records(scores, time.perf_counter() - began))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -15,6 +15,8 @@ from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet import RoutedSupernet, digest, load_checkpoint, load_weights, versions
 from sigeo.supernet.checkpoint import difference
+
+S = TypeVar("S")
 
 
 class SystemWeights(InputError):
@@ -106,6 +108,11 @@ def part_of(supernet: Supernet[Any], arch: Any) -> Supernet[Any]:
         InputError: None does.
     """
     return supernet.part(arch) if isinstance(supernet, RoutedSupernet) else supernet
+
+
+def distinct(supernets: Sequence[S]) -> list[S]:
+    """Each once, in their order; of versions of which one stands for several, say."""
+    return list({id(supernet): supernet for supernet in supernets}.values())
 
 
 def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]) -> Supernet[Any]:

@@ -17,7 +17,7 @@ A = TypeVar("A", bound=Hashable)
 
 
 class Region(Protocol[A]):
-    """A set of architectures of one space.
+    """A set of architectures of one space, which stays the same.
 
     Attributes:
         size: Number of architectures.

@@ -70,7 +70,8 @@ def train_supernet(
             there is one of the same settings, the training goes on from it.
         progress: Called after each step with (steps taken, steps in all).
         kept: Gets the weights at the ends of the earlier passes that ``config.keep`` asks for,
-            oldest first, on the CPU; of a training that its sampler ends early maybe fewer.
+            oldest first, on the CPU; fewer where the sampler ends the training in an earlier pass
+            than the ``config.keep``-th.
 
     Returns:
         What it has cost, with the steps before an interruption.
@@ -181,12 +182,20 @@ class _Run:
     def take(self) -> None:
         """One step."""
         step = self.trainer.step
+        if self.config.keep > 1 and step > 0 and step % self.config.steps_per_epoch == 0:
+            self._keep()
         if hasattr(self.supernet, "start_step"):
             self.supernet.start_step(step, self.config.steps, self.source.seed)
         self.trainer.take(self.source.take(self.config, step))
-        if self.config.keeps(self.trainer.step):
-            state = self.module.state_dict()
-            self.kept.append({n: t.detach().to("cpu", copy=True) for n, t in state.items()})
+
+    def _keep(self) -> None:
+        """Keep the weights at the end of a pass, now that there is a step after it.
+
+        A sampler may end the training after any step, so every pass may be one of the last.
+        """
+        state = self.module.state_dict()
+        self.kept.append({n: t.detach().to("cpu", copy=True) for n, t in state.items()})
+        del self.kept[: -(self.config.keep - 1)]
 
     def _backward(self, batch: Batch, step: int) -> Tensor:
         with drawing(f"{self.source.seed}/{step}", device_of(self.module)):

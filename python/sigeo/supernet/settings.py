@@ -199,11 +199,6 @@ class Training:
         """Passes that its steps begin, whole or not."""
         return -(-self.steps // max(1, self.steps_per_epoch))
 
-    def keeps(self, taken: int) -> bool:
-        """Whether the weights after so many steps are kept, beside those at the end."""
-        whole, rest = divmod(taken, max(1, self.steps_per_epoch))
-        return rest == 0 and 0 < self.passes - whole < self.keep
-
     def lr_at(self, step: int) -> float:
         """The step size of a step."""
         if step < self.rise:

@@ -199,8 +199,10 @@ def test_rankings_average_over_the_checkpoints_that_are_kept(capsys):
     path = strict(out)["checkpoint"]
     assert strict(out)["settings"]["warmup"]["keep"] == 2
     given = ["rank", *SMALL, "--archs", "2", "--json", "--proxy", "zico", "--init"]
-    code, out, err = run(*given, f"supernet:{path}", capsys=capsys)
+    code, out, err = run(*given, f"supernet:{path}", "--out", "r", capsys=capsys)
     assert code == 0 and "scores are means over 2 checkpoints of the weights" in err
+    assert strict(out)["checkpoints"] == 2
+    assert "means over 2 checkpoints of the weights" in Path("r/report.html").read_text()
     assert len(strict(out)["settings"]["checkpoint"]["kept"]) == 1
     for verb in (["rank", "--warmup", "1", "--init", "candidate"], ["rank"]):
         code, _, err = run(*verb, "--keep", "2", capsys=capsys)

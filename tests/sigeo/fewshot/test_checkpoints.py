@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from sigeo import InputError, proxies, spaces
+from sigeo import InputError, proxies, score, spaces
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import check, develop
-from sigeo.fewshot.family import Family, load_family
-from sigeo.supernet import evaluate, load_checkpoint
-from tests.sigeo.fewshot.ground import SMALL, SPACE, study
+from sigeo.fewshot.family import Family, family_weights, leaf_file, load_family
+from sigeo.scoring.networks import Networks, Protocol
+from sigeo.supernet import evaluate, load_checkpoint, train_supernet
+from tests.sigeo.fewshot.ground import DATA, SMALL, SPACE, study
 
 ARCHS = spaces.distinct(SPACE, 4, random.Random(0))
 
@@ -67,6 +68,41 @@ def test_values_are_means_over_the_checkpoints(name, options, budget, trained, t
             assert all(torch.equal(kept[key], expected[key]) for key in expected)
 
 
+def test_leaves_of_fewer_checkpoints_are_averaged_over_theirs(tmp_path, monkeypatch):
+    def train(*args, settings, kept=None, **options):
+        cost = train_supernet(*args, settings=settings, kept=kept, **options)
+        if settings["phase"] == "final-1":  # as where its sampler ends it in the second pass
+            del kept[0]
+        return cost
+
+    monkeypatch.setattr("sigeo.fewshot.develop.train_supernet", train)
+    ground = keeping(440)
+    family = develop(made("few-shot", before=1, after=1), ground, 0)
+    first, second, last = (version[1] for version in (*family.earlier, family.supernets))
+    assert first is second is not last
+    arch = next(iter(family.plan.leaves[1]))
+    expected = np.mean(
+        [float(evaluate(one, [arch], ground.validation()).loss) for one in (second, last)]
+    )
+    family.save(tmp_path, {"width": 1.0})
+    assert len(load_checkpoint(leaf_file(tmp_path, 1))[0].kept) == 1
+    for found in (family, load_family(tmp_path, SPACE)):
+        loss = found.evaluated([arch], ground.validation())[1]
+        assert loss[0] == pytest.approx(expected, rel=1e-5)
+
+    batches, zico = ground.metric_batches(0, 8, 2), proxies.get("zico")
+    alone = [score(one.subnet(arch), batches, ["zico"])["zico"].value for one in (second, last)]
+    assert family.scored([arch], batches, [zico])["zico"][0] == pytest.approx(np.mean(alone))
+    protocol = Protocol((zico,), init="supernet", batches=2, batch_size=8)
+    networks = Networks(SPACE, DATA, protocol, shared=family_weights(tmp_path, SPACE))
+    alone = [
+        score(one.subnet(arch), networks.batches, ["zico"])["zico"].value for one in (second, last)
+    ]
+    assert networks.score(arch, [zico])["zico"].value == pytest.approx(np.mean(alone), rel=1e-5)
+    (many,) = networks.score_many([arch], [zico])
+    assert many["zico"].value == pytest.approx(np.mean(alone), rel=1e-3)
+
+
 def test_only_the_trainings_at_the_end_keep_weights(tmp_path):
     develop(made("few-shot", before=1, after=1), keeping(440), 0, folder=tmp_path)
     kept = {p.stem: len(load_checkpoint(p)[0].kept) for p in tmp_path.glob("*.safetensors")}
@@ -89,7 +125,7 @@ def test_scores_are_means_over_the_checkpoints():
 def test_trainings_of_too_few_passes_are_refused_before_they_begin():
     with pytest.raises(InputError, match="few-shot: keep must be at most 2, the passes over the"):
         check(made("few-shot", before=1, after=1), keeping(240))
-    with pytest.raises(InputError, match="gm-nas: keep must be at most 1"):
+    with pytest.raises(InputError, match="gm-nas: has no training at the end, so keep must be 1"):
         check(made("gm-nas", after=0), keeping(4000))
 
 

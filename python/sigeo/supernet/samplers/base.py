@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Hashable, Sequence
+import weakref
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from sigeo.errors import InputError
@@ -20,10 +21,15 @@ A_out = TypeVar("A_out", bound=Hashable, covariant=True)
 TRIES = 100_000
 """Draws after which a sampler gives up."""
 
-# Architectures by which functions without a name of their own are told apart: so many drawn
-# anywhere, and for rare kinds so many of the region. Regions of one's own: by the first of these.
+# Regions of one's own, and kinds by functions without a name of their own, are told apart by all
+# their architectures, where no more than so many are to be gone through.
+_LISTED = 100_000
+# Beyond that by so many drawn: functions anywhere, and for rare kinds so many of the region.
 _PROBES = 1024
 _INSIDE = 8
+
+# Of regions that are alive, by their id.
+_described: dict[int, tuple[weakref.ref[Any], dict[str, Any]]] = {}
 
 
 class Sampler(Protocol[A_out]):
@@ -106,20 +112,47 @@ def product_of(space: SearchSpace[A], region: Region[A] | None, sampler: str) ->
 
 
 def describe_region(region: Region[Any] | None) -> dict[str, Any]:
-    """What tells a region from another, as JSON can hold it; nothing for a whole space."""
+    """What tells a region from another, as JSON can hold it; nothing for a whole space.
+
+    A region of one's own of more than 100,000 architectures is told from another one of its class
+    by its size and 1,024 draws, a kind in a larger space, of a lambda or inner function, by as
+    many draws: those that differ in few architectures may look the same.
+    """
     if region is None:
         return {}
     if isinstance(region, Product):
         return {"region": [list(options) for options in region.allowed]}
-    if isinstance(region, Kind):
-        part = {} if region.within is None else {"within": describe_region(region.within)["region"]}
-        return {"region": {_function(region): sorted(map(str, region.kinds)), **part}}
-    # A region of one's own may print as another one does, or as itself in this process alone.
-    rng = random.Random(0)
-    drawn = "/".join(str(region.sample(rng)) for _ in range(_PROBES))
+    known = _described.get(id(region))
+    if known is not None and known[0]() is region:
+        return known[1]
+    found = {"region": _kind(region) if isinstance(region, Kind) else _own(region)}
+    try:
+        number = id(region)
+        reference = weakref.ref(region, lambda _: _described.pop(number, None))
+        _described[number] = reference, found
+    except TypeError:  # of a class with slots
+        pass
+    return found
+
+
+def _kind(region: Kind[Any]) -> dict[str, Any]:
+    part = {} if region.within is None else {"within": describe_region(region.within)["region"]}
+    return {_function(region): sorted(map(str, region.kinds)), **part}
+
+
+def _own(region: Region[Any]) -> str:
+    """It may print as another one does, or as itself in this process alone."""
+    if region.size <= _LISTED:
+        held = sorted(map(str, region))
+    else:
+        rng = random.Random(0)
+        held = [str(region.sample(rng)) for _ in range(_PROBES)]
     kind = type(region)
-    digest = hashlib.blake2b(drawn.encode(), digest_size=8).hexdigest()
-    return {"region": f"{kind.__module__}.{kind.__qualname__} {digest}"}
+    return f"{kind.__module__}.{kind.__qualname__} {_digest([str(region.size), *held])}"
+
+
+def _digest(texts: Iterable[str]) -> str:
+    return hashlib.blake2b("/".join(texts).encode(), digest_size=8).hexdigest()
 
 
 def _function(region: Kind[Any]) -> str:
@@ -128,17 +161,19 @@ def _function(region: Kind[Any]) -> str:
     if name.isidentifier():  # not of a lambda, or of a function inside another one
         return str(name)
     name = name or type(region.function).__qualname__
+    whole = region.space if region.within is None else region.within
+    if whole.size <= _LISTED:
+        return f"{name} {_digest(sorted(map(str, region)))}"
     rng = random.Random(0)
     found: list[str] = []
     inside: list[str] = []
     for draw in range(max(_PROBES, region.tries)):
         if draw >= _PROBES and len(inside) >= _INSIDE:
             break
-        arch = (region.space if region.within is None else region.within).sample(rng)
+        arch = whole.sample(rng)
         value = region.function(arch)
         if draw < _PROBES:
             found.append(str(value))
         if value in region.kinds and len(inside) < _INSIDE:
             inside.append(str(arch))
-    text = "/".join([*found, *inside])
-    return f"{name} {hashlib.blake2b(text.encode(), digest_size=8).hexdigest()}"
+    return f"{name} {_digest([*found, *inside])}"
