@@ -221,6 +221,8 @@ def test_published_sizes():
         ("transformer", {"patch": 3}, "patch must divide the images' 8 pixels, got 3"),
         ("transformer", {"pool": "max"}, "transformer: pool must be class or mean, got 'max'"),
         ("transformer", {"dropout": 1}, "dropout must be from 0 to below 1, got 1"),
+        ("resnet", {"ratios": (0.5, "a")}, "resnet: ratios must be numbers, got 'a'"),
+        ("mlp", {"widths": "abc"}, "mlp: widths must be a whole number of at least 1, got 'abc'"),
         ("mlp", {"widths": (8, 4)}, "mlp: widths must be ascending and above 0, got [8, 4]"),
         ("nasbench201", {"cells": "a"}, "nasbench201: cells must be a whole number, got 'a'"),
     ],

@@ -22,8 +22,8 @@ def check_whole(space: str, name: str, value: object, low: int = 1) -> int:
 
 
 def listed(value: N | Sequence[N]) -> tuple[N, ...]:
-    """One number or several, as a tuple."""
-    return (value,) if isinstance(value, (int, float)) else tuple(value)
+    """One number or several, as a tuple; a word is one value, which the checks then refuse."""
+    return (value,) if isinstance(value, (int, float, str)) else tuple(value)
 
 
 def check_each(space: str, name: str, values: Sequence[object], low: int = 1) -> tuple[int, ...]:
@@ -54,7 +54,9 @@ def check_ascending(space: str, name: str, values: Sequence[N]) -> tuple[N, ...]
     Raises:
         InputError: They are not.
     """
-    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) and v > 0 for v in values)
-    if not values or not numbers or sorted(set(values)) != list(values):
+    for value in values:
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise InputError(f"{space}: {name} must be numbers, got {value!r}")
+    if not values or min(values) <= 0 or sorted(set(values)) != list(values):
         raise InputError(f"{space}: {name} must be ascending and above 0, got {list(values)}")
     return tuple(values)

@@ -175,7 +175,12 @@ ELASTIC = spaces.get("resnet", spaces.InputShape(1, 8, 2), channels=4, depths=(1
 @pytest.mark.parametrize(
     ("name", "space", "options", "message"),
     [
-        ("gm-nas", ELASTIC, {"batch": 8}, "supernet of resnet does not say which weights"),
+        (
+            "gm-nas",
+            ELASTIC,
+            {"batch": 8},
+            "gradient_matching: does not serve resnet, .*; a proxy such as zico does",
+        ),
         (
             "metric-driven",
             ELASTIC,

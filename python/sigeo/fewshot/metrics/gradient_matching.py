@@ -163,8 +163,8 @@ class GradientMatching:
             return frozenset()
         if not isinstance(supernet, NamedWeights):
             raise InputError(
-                f"{self.name}: the supernet of {subject.space.name} does not say which weights "
-                "belong to a choice"
+                f"{self.name}: does not serve {subject.space.name}, whose supernet does not say "
+                "which weights belong to a choice; a proxy such as zico does"
             )
         own = frozenset() if self.own else supernet.choice_weights(subject.place)
         ends = frozenset() if self.ends else supernet.end_weights()
