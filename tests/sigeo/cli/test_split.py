@@ -177,6 +177,10 @@ REFUSED = {
         "need 7 or more choices with at least 2 options, got 6",
     ),
     "leaves-warmup": (["--leaves", "128", "--warmup-steps", "3"], "need 7 or more choices"),
+    "lid-warmup": (
+        ["--metric", "lid", "--batch-size", "16", "--warmup-steps", "3"],
+        "lid: expected 2 neighbours or more and more samples than neighbours, got 16 samples",
+    ),
     "metric-warmup": (
         ["--space", "mlp", "--metric", "gradient_matching", "--warmup-steps", "3"],
         "supernet of mlp does not say which weights",

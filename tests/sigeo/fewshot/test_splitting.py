@@ -341,15 +341,11 @@ def test_a_choice_is_split_once_unless_again_is_allowed():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        (
-            (2, (2, 1)),
-            "2 or more choices with at least 2 options, got 1",
-        ),  # one node is not cut twice
+        # One node of level 1 is not cut.
+        ((2, (2, 1)), "2 or more choices with at least 2 options, got 1"),
         ((2, (1, 1), 2), "2 or more choices"),
-        (
-            (EVERY, (1, 2), 2),
-            "2 or more choices",
-        ),  # it is not known which node is cut on level 1
+        # It is not known which node of level 1 is cut.
+        ((EVERY, (1, 2), 2), "2 or more choices"),
         ((4,), "1 or more choices with at least 4 options, got 0"),
     ],
 )
@@ -366,7 +362,7 @@ def test_nothing_is_trained_where_a_cut_has_no_choice(levels, message):
 
 def test_a_choice_that_no_later_cut_needs_may_be_the_only_wide_one():
     part = Product(SPACE, ((0, 1, 2), (0, 1), (1,), (1,), (1,), (3,)))
-    how = Splitting(None, Branching(((2), (3, 3))), Random(), InTurn((1, 0)))
+    how = Splitting(None, Branching((2, 3)), Random(), InTurn((1, 0)))
     assert len(split(SPACE, how, region=part).plan.sizes) == 6
     with pytest.raises(InputError, match=r"choice: 1, in turn on level 1, .* left are \[\]"):
         split(SPACE, replace(how, choice=InTurn((0, 1))), region=part)

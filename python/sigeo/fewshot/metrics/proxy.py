@@ -83,9 +83,10 @@ class ProxyDifference:
         """See `sigeo.fewshot.metrics.base.check`.
 
         Raises:
-            InputError: Too few batches, or the proxy needs labels and there are none.
+            InputError: No networks, too few batches, or the proxy needs labels and there are none.
         """
         if self.proxy.name not in _COUNTED:
+            subject.networks()
             data = subject.data()
             check_needs([self.proxy], batches=len(data), labelled=data.labelled)
 
