@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +131,7 @@ def _networks(
     from sigeo import proxies
     from sigeo.fewshot.metrics import ProxyDifference
     from sigeo.scoring.networks import Networks, Protocol
+    from sigeo.spaces import Product
 
     warmup = options.warm_up(args, len(data.train), "supernet")
     init: Init = "scratch" if warmup is None else "supernet"
@@ -144,6 +146,10 @@ def _networks(
         seed=args.seed,
         device=args.device,
     )
+    if warmup is not None:  # what weights as drawn do not serve is refused before the warm-up
+        drawn = Networks(space, data, replace(protocol, init="scratch", warmup=None))
+        how.check(Product.whole(space), drawn.supernet, drawn.batches)
+        del drawn
     with console.progress("warming up") as report:
         return Networks(space, data, protocol, folder=folder, progress=report)
 

@@ -98,8 +98,9 @@ def _carry_out(args: argparse.Namespace) -> int:
         InputError: An option that recipes decide themselves, no budget, or one that is too small.
     """
     from sigeo.fewshot import recipes
+    from sigeo.fewshot.checks import check_space
     from sigeo.fewshot.comparison import Entrant
-    from sigeo.fewshot.develop import check, check_space, develop, least_budget
+    from sigeo.fewshot.develop import Development
     from sigeo.fewshot.family import PLAN, leaf_file
     from sigeo.fewshot.study import Study
     from sigeo.scoring import export
@@ -128,18 +129,19 @@ def _carry_out(args: argparse.Namespace) -> int:
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
     if args.schedule is not None and recipe.gradual is not None:
         raise InputError("--schedule: a recipe decides that itself")
-    check_space(recipe, study)
-    least = least_budget(recipe, study)
-    if budget < least:
-        raise InputError(
-            f"--recipe: {entrant.label} needs {least:,} processed images or more, got {budget:,} "
-            f"of {config.steps} steps; --warmup-steps {-(-least // config.batch_size)} would do"
-        )
-    check(recipe, study)
     folder = options.run_folder(args)
-    work = folder / options.file_name(entrant.label) / str(args.seed)
+    own = folder / options.file_name(entrant.label) / str(args.seed)
     with console.progress(entrant.label) as report:
-        family = develop(recipe, study, args.seed, folder=work, progress=report)
+        work = Development(recipe, study, args.seed, own, report)
+        check_space(work)  # options first: no budget pays for one that does not fit
+        least = work.least
+        if budget < least:
+            raise InputError(
+                f"--recipe: {entrant.label} needs {least:,} processed images or more, got "
+                f"{budget:,} of {config.steps} steps; "
+                f"--warmup-steps {-(-least // config.batch_size)} would do"
+            )
+        family = work.run()
     made = {
         "study": study.describe(),
         "recipe": entrant.recipe,

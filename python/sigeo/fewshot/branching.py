@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby, islice
 
 from sigeo.errors import InputError
 
@@ -11,6 +12,11 @@ EVERY = 0
 """The factor that stands for as many parts as there are options left."""
 
 _MOST = 1_000_000
+
+
+def options_needed(factor: int) -> int:
+    """Options that a choice must have for a cut by a factor; 0 for 1, which does not cut."""
+    return 0 if factor == 1 else max(2, factor)
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,28 @@ class Branching:
         """One part an option, on every level (Zhao et al., ICML 2021)."""
         return cls((EVERY,) * levels)
 
-    @property
-    def cuts(self) -> int:
-        """How many levels cut all of their nodes."""
-        return sum(
-            1 not in ((level,) if isinstance(level, int) else level) for level in self.levels
-        )
+    def paths(self) -> list[tuple[int, ...]]:
+        """The factors from the root to the nodes of the last level, each sequence once.
+
+        Below `EVERY` it is not known how many nodes there are. All of them then count with the
+        factor of their level that needs the fewest options.
+        """
+        runs: list[tuple[tuple[int, ...], int]] = [((), 1)]  # nodes next to each other
+        for level in self.levels:
+            factors = iter(() if isinstance(level, int) else level)
+            known = all(nodes != EVERY for _, nodes in runs)
+            following = []
+            for path, nodes in runs:
+                if isinstance(level, int):
+                    found = [(level, nodes)]
+                elif not known:
+                    found = [(min(level, key=options_needed), EVERY)]
+                else:
+                    same = groupby(islice(factors, nodes))
+                    found = [(factor, len(list(equal))) for factor, equal in same]
+                following += [((*path, factor), count * factor) for factor, count in found]
+            runs = following
+        return list(dict.fromkeys(path for path, _ in runs))
 
     def factor(self, level: int, node: int) -> int:
         """The factor of a node, counted from 0 along its level.

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING, Any
 
 from sigeo.errors import InputError
 from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.metrics.base import check as check_metric
+from sigeo.fewshot.plan import split_by_kind
 from sigeo.fewshot.recipe import Ground
-from sigeo.fewshot.splitting import Splitting
 from sigeo.spaces import Product
 
 if TYPE_CHECKING:
@@ -46,15 +45,18 @@ def check_space(work: Development) -> None:
     region: Product[Any] = Product.whole(space)
     recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))
     recipe.objective(study, 0).start(supernet)
-    how, metric = recipe.splitting, None
-    if how is not None:
-        _check_choices(work, how)
-        metric = how.metric if how.compares else None
+    if recipe.splitting is not None:
+        try:
+            recipe.splitting.check(region, supernet, work.batches)
+        except InputError as error:
+            raise InputError(f"{recipe.name}: {error}") from None
     elif recipe.hierarchy is not None:
-        metric = recipe.hierarchy.metric
-    if metric is not None and region.open():
         subject = Subject(region, region.open()[0], 0, supernet, work.batches)
-        check_metric(metric, subject)
+        check_metric(recipe.hierarchy.metric, subject)
+    elif recipe.kinds is not None:
+        plan = split_by_kind(space, *recipe.kinds)
+        if recipe.joint is not None:
+            recipe.joint(supernet, plan.leaves)
 
 
 def _check_passes(work: Development) -> None:
@@ -75,19 +77,3 @@ def _check_passes(work: Development) -> None:
             f"{recipe.name}: keep must be at most {passes}, the passes over the images of a "
             f"training at the end, got {study.keep}"
         )
-
-
-def _check_choices(work: Development, how: Splitting) -> None:
-    """Whether there is a choice to split on every level.
-
-    Raises:
-        InputError: There is none.
-    """
-    levels = len(how.branching.levels)
-    left = list(range(len(work.study.space.choices)))
-    for level in range(levels):
-        if not left:
-            raise InputError(f"{work.recipe.name}: {levels} levels need as many choices")
-        place = how.choice.places(left, level, random.Random(0))[0]
-        if not how.again:
-            left.remove(place)

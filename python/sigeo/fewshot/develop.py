@@ -66,20 +66,9 @@ def check(recipe: Recipe, study: Study) -> None:
     Raises:
         InputError: The study's budget does not pay for it, or an option does not fit the space.
     """
-    check_space(recipe, study)
-    checks.check_budget(Development(recipe, study, 0, None, None))
-
-
-def check_space(recipe: Recipe, study: Study) -> None:
-    """The part of `check` that does not depend on the budget.
-
-    Raises:
-        InputError: An option does not fit the space, or the space the recipe.
-    """
     work = Development(recipe, study, 0, None, None)
     checks.check_space(work)
-    if recipe.kinds is not None:
-        work.divided()
+    checks.check_budget(work)
 
 
 def least_budget(recipe: Recipe, study: Study) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -18,10 +18,11 @@ from torch import nn
 
 from sigeo.capture import Batches
 from sigeo.errors import InputError
-from sigeo.fewshot.branching import EVERY, Branching
-from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule
+from sigeo.fewshot.branching import EVERY, Branching, options_needed
+from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule, InTurn
 from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import Metric, Subject
+from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.partition import Exact, Partitioner, Relation
 from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
@@ -73,6 +74,51 @@ class Splitting:
     def compares(self) -> bool:
         """Whether the metric decides anything."""
         return self.partitioner.compares or self.choice.compares
+
+    def check(
+        self, region: Product[A], supernet: Supernet[A] | None, batches: Batches | None
+    ) -> None:
+        """Check what is known before anything is trained.
+
+        Args:
+            region: What is to be split.
+            supernet: Its weights, trained or as drawn; None for metrics without networks.
+            batches: What the metric measures on; None for metrics without data.
+
+        Raises:
+            InputError: The choices have not the options that the cuts need, or the metric is not
+                served by the weights or the batches.
+        """
+        for path in self.branching.paths():
+            self._check_path(region, path)
+        first = next(_cuts(self.branching.paths()[0]), None)
+        if first is None or self.metric is None or not self.compares:
+            return
+        level, needed = first
+        place = self.choice.places(_fitting(region, needed), level, random.Random(0))[0]
+        check_metric(self.metric, Subject(region, place, 0, supernet, batches))
+
+    def _check_path(self, region: Product[Any], path: Sequence[int]) -> None:
+        """Whether there are choices for all cuts from the root to a leaf.
+
+        A rule that looks at the weights may still take the one choice that a later cut needs.
+
+        Raises:
+            InputError: There are none.
+        """
+        cuts = list(_cuts(path))
+        used: set[int] = set()
+        for level, needed in cuts:
+            fitting = _fitting(region, needed)
+            wanted = 1 if self.again else sum(other >= needed for _, other in cuts)
+            if wanted > len(fitting):
+                raise InputError(
+                    f"split: cuts one below another need {wanted} or more choices with at least "
+                    f"{needed} options, got {len(fitting)}"
+                )
+            if isinstance(self.choice, InTurn):
+                left = [place for place in fitting if self.again or place not in used]
+                used.update(self.choice.places(left, level, random.Random(0)))
 
     def describe(self) -> dict[str, Any]:
         """All parts with their settings, as JSON can hold them."""
@@ -131,8 +177,8 @@ def split(
         progress: Called after each node with (nodes done, nodes known of).
 
     Raises:
-        InputError: No choice is left to split, weights do not serve the metric, or the checkpoint
-            is damaged or of other settings.
+        InputError: No choice is left to split, weights or batches do not serve the metric, or the
+            checkpoint is damaged or of other settings.
     """
     trained = warmed or train is not None
     if how.compares and how.metric is not None and how.metric.initial_weights and trained:
@@ -140,11 +186,7 @@ def split(
     if train is not None and supernet is None:
         raise InputError("split: training needs a supernet, got none")
     root = Product.whole(space) if region is None else region
-    levels, choices = how.branching.cuts, len(root.open())
-    if levels > choices and not how.again:
-        raise InputError(
-            f"split: cuts on each of {levels} levels need as many choices, {choices} can be split"
-        )
+    how.check(root, supernet, batches)
     own = how.describe() | {"seed": seed}
     kept = json.loads(strict_dumps({**(settings or {}), "splitting": own}))
     decided = None if checkpoint is None else _decided(checkpoint, root, kept)
@@ -158,6 +200,22 @@ def split(
     leaves = run.grow(start, keep, progress)
     weights = tuple(leaf.supernet for leaf in leaves if leaf.supernet is not None)
     return Divided(Plan(start.node(decided=False)), weights)
+
+
+def _cuts(path: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The cuts of a path of factors.
+
+    Yields:
+        The level of each, and the options that its choice must have.
+    """
+    for level, factor in enumerate(path):
+        if needed := options_needed(factor):
+            yield level, needed
+
+
+def _fitting(region: Product[Any], needed: int) -> list[int]:
+    """The places of the choices with so many options left, ascending."""
+    return [place for place in region.open() if len(region.allowed[place]) >= needed]
 
 
 def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
@@ -285,12 +343,9 @@ class _Run(Generic[A]):
             InputError: No choice has options enough.
         """
         how, region = self.how, branch.region
-        least = max(2, factor)
-        left = [
-            place
-            for place in region.open()
-            if len(region.allowed[place]) >= least and (how.again or place not in branch.used)
-        ]
+        least = options_needed(factor)
+        fitting = _fitting(region, least)
+        left = [place for place in fitting if how.again or place not in branch.used]
         if not left:
             raise InputError(
                 f"split: node {number} of level {level} has no choice left with {least} options "

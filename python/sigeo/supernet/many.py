@@ -152,7 +152,9 @@ def shares_passes(supernet: Supernet[Any]) -> bool:
     """Whether a stack computes what the paths compute one by one, in the mode that is on.
 
     Not where norms keep running statistics or use them, where the supernet says that it draws
-    random numbers (``noisy``), under autocast, and where a supernet has no stacks.
+    random numbers (``noisy``), under autocast, and where a supernet has no stacks. Elastic
+    supernets with dropout say so in any mode, as their stacks run in train mode alone: the paths
+    then go one by one in eval mode, too, where nothing is drawn.
     """
     module: nn.Module = supernet  # type: ignore[assignment]
     if not hasattr(supernet, "stack") or getattr(supernet, "noisy", False):

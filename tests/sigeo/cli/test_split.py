@@ -174,9 +174,21 @@ REFUSED = {
     ),
     "leaves": (
         ["--leaves", "128"],
-        "split: cuts on each of 7 levels need as many choices, 6 can be split",
+        "need 7 or more choices with at least 2 options, got 6",
     ),
-    "too-many": (["--metric", "random", "--leaves", "6", "--factors", "6"], "has no choice left"),
+    "leaves-warmup": (["--leaves", "128", "--warmup-steps", "3"], "need 7 or more choices"),
+    "lid-warmup": (
+        ["--metric", "lid", "--batch-size", "16", "--warmup-steps", "3"],
+        "lid: expected 2 neighbours or more and more samples than neighbours, got 16 samples",
+    ),
+    "metric-warmup": (
+        ["--space", "mlp", "--metric", "gradient_matching", "--warmup-steps", "3"],
+        "supernet of mlp does not say which weights",
+    ),
+    "too-many": (
+        ["--metric", "random", "--leaves", "6", "--factors", "6"],
+        "at least 6 options, got 0",
+    ),
     "images": (["--batches", "99"], "data: 99 batches of 64 need"),
 }
 
@@ -184,9 +196,10 @@ REFUSED = {
 @pytest.mark.parametrize("given", REFUSED.values(), ids=REFUSED)
 def test_bad_input_is_one_line(given, capsys):
     arguments, message = given
-    sizes = ["--channels", "2", "--cells", "1"]
-    code, out, err = run("split", *sizes, *arguments, capsys=capsys)
+    sizes = [] if "--space" in arguments else ["--channels", "2", "--cells", "1"]
+    code, out, err = run("split", *sizes, *arguments, "--out", "s", capsys=capsys)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+    assert not list(Path("s").glob("*"))  # nothing was trained
 
 
 @pytest.mark.slow

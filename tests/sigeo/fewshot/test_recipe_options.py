@@ -55,9 +55,12 @@ def made(name, **options):
         ("random-split", {"smallest": -1}, "smallest must be a whole number of at least 1, got -1"),
         ("gm-nas", {"after": -1}, "lengths of training must be at least 0, and one above"),
         ("metric-driven", {"batches": 0}, "got 0 of 8"),
-        ("metric-driven", {"leaves": 126}, r"at most 125, .* in order \[0, 1, 2\], got 126"),
-        ("metric-driven", {"leaves": 10**14}, "leaves must be at most 125, "),
-        ("metric-driven", {"leaves": 7, "order": [4]}, "leaves must be at most 5, "),
+        ("metric-driven", {"leaves": 9}, r"at most 8 with .* in order \[0, 1, 2\], got 9"),
+        ("metric-driven", {"leaves": 126, "factors": [5]}, "leaves must be at most 125 with"),
+        ("metric-driven", {"leaves": 11, "factors": [2, 8], "order": [0, 1]}, "at most 10 with"),
+        ("metric-driven", {"leaves": 8, "factors": [8], "order": [0]}, "at most 5 with"),
+        ("metric-driven", {"leaves": 10**14}, "expected 1 to 1,000,000 leaves"),
+        ("metric-driven", {"leaves": 7, "order": [4]}, "leaves must be at most 2 with"),
         ("metric-driven", {"metric": "synflow", "before": 1}, "synflow needs weights as drawn"),
         ("nas-lid", {"partition": "halves"}, "partition must be one of exact, mixture, spectral"),
         ("nas-lid", {"k": 8}, "batch must be more than k = 8 neighbours, got 8"),
@@ -85,6 +88,20 @@ def test_other_errors_of_a_recipe_are_bad_input_as_well(monkeypatch):
         recipes.get("x", SPACE, parts=0)
 
 
+@pytest.mark.parametrize(("factors", "order"), [([2], [0, 1]), ([2, 8], [0, 1]), ([7], [3, 1])])
+def test_as_many_leaves_as_a_recipe_takes_can_be_cut(factors, order):
+    taken = []
+    for leaves in range(1, 20):
+        try:
+            options = {"factors": factors, "order": order, "metric": "random"}
+            recipe = made("metric-driven", leaves=leaves, **options)
+        except InputError:
+            continue
+        recipe.splitting.check(Product.whole(SPACE), None, None)
+        taken.append(leaves)
+    assert taken == list(range(1, {2: 4, 8: 10, 7: 5}[factors[-1]] + 1))
+
+
 def test_lengths_may_be_fractions_and_whole_numbers_alike():
     fraction = made("few-shot", before=1.5, after=0.5)
     assert fraction.before == (1.5,) and fraction.after == 0.5
@@ -104,9 +121,12 @@ def test_lengths_may_be_fractions_and_whole_numbers_alike():
     ("name", "options", "message"),
     [
         ("few-shot", {"choice": 6}, "choice: 6, in turn on level 0, cannot be split"),
-        ("metric-driven", {"leaves": 16}, "the order has 3 choices, level 3 needs one more"),
         ("metric-driven", {"order": [0, 1, 0]}, "choice: 0, in turn on level 2, cannot be split"),
-        ("random-split", {"before": [1] * 7, "after": 1}, "7 levels need as many choices"),
+        (
+            "random-split",
+            {"before": [1] * 7, "after": 1},
+            "random-split: split: .* 7 or more .* got 6",
+        ),
         ("one-shot", {"over": "x"}, "over must be architectures or operations"),
         ("greedy", {"epsilon": 2}, "epsilon must be from 0 to 1, got 2"),
         ("pi-nas", {"decay": 2.0}, "decay must be from 0 to 1"),
@@ -184,12 +204,26 @@ ELASTIC = spaces.get("resnet", spaces.InputShape(1, 8, 2), channels=4, depths=(1
         (
             "metric-driven",
             ELASTIC,
-            {"batch": 8, "leaves": 4},
+            {"batch": 8, "leaves": 4, "order": [1, 2]},
             "options of resnet use parts of one weight",
         ),
         ("nas-lid", ELASTIC, SMALL["nas-lid"], "expected a network with blocks"),
         ("few-shot", SPACE, {"choice": 9}, "choice: 9, in turn on level 0, cannot be split"),
         ("few-shot", ELASTIC, {"choice": 99}, "choice: 99, in turn on level 0"),
+        ("few-shot", ELASTIC, {}, r"few-shot: choice: 0, in turn .* left are \[1, 2, 4, 5\]"),
+        (
+            "random-split",
+            ELASTIC,
+            {"before": [1] * 5},
+            "5 or more choices .* at least 2 options, got 4",
+        ),
+        ("efs-nas", SPACE, {"shared": ["x"]}, "has no submodule 'x' to share"),
+        (
+            "metric-driven",
+            SPACE,
+            {"metric": "zico", "batches": 1, "before": 1},
+            "metric-driven: zico needs at least 2 batches, got 1",
+        ),
     ],
 )
 def test_what_no_budget_helps_is_named_before_the_budget(name, space, options, message):

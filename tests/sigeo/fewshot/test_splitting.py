@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -320,7 +321,7 @@ def test_a_part_of_the_space_can_be_split():
     part = WHOLE.limited(0, [2, 3]).limited(1, [1])
     plan = split(SPACE, Splitting(None, Branching((2, 2)), Random(), AnyChoice()), region=part).plan
     assert sum(plan.sizes) == part.size
-    with pytest.raises(InputError, match="no choice left with 5 options"):
+    with pytest.raises(InputError, match="1 or more choices with at least 5 options, got 0"):
         split(
             SPACE,
             Splitting(None, Branching((5,)), Random(), AnyChoice()),
@@ -331,10 +332,40 @@ def test_a_part_of_the_space_can_be_split():
 def test_a_choice_is_split_once_unless_again_is_allowed():
     part = Product(SPACE, ((0, 1, 2, 3, 4), (1,), (1,), (1,), (1,), (3,)))
     once = Splitting(None, Branching((2, 2)), Random(2), AnyChoice())
-    with pytest.raises(InputError, match="each of 2 levels need as many choices, 1 can be split"):
+    with pytest.raises(InputError, match="cuts one below another need 2 or more choices .* got 1"):
         split(SPACE, once, region=part)
     twice = Splitting(None, Branching((2, 2)), Random(2), AnyChoice(), again=True)
     assert sorted(split(SPACE, twice, region=part).plan.sizes) == [1, 1, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        # One node of level 1 is not cut.
+        ((2, (2, 1)), "2 or more choices with at least 2 options, got 1"),
+        ((2, (1, 1), 2), "2 or more choices"),
+        # It is not known which node of level 1 is cut.
+        ((EVERY, (1, 2), 2), "2 or more choices"),
+        ((4,), "1 or more choices with at least 4 options, got 0"),
+    ],
+)
+def test_nothing_is_trained_where_a_cut_has_no_choice(levels, message):
+    part = Product(SPACE, ((0, 1, 2), (1,), (1,), (1,), (1,), (3,)))
+    how = Splitting(None, Branching(levels), Random(), AnyChoice())
+
+    def train(*_):
+        raise AssertionError
+
+    with pytest.raises(InputError, match=message):
+        split(SPACE, how, region=part, supernet=SPACE.supernet(), train=train)
+
+
+def test_a_choice_that_no_later_cut_needs_may_be_the_only_wide_one():
+    part = Product(SPACE, ((0, 1, 2), (0, 1), (1,), (1,), (1,), (3,)))
+    how = Splitting(None, Branching((2, 3)), Random(), InTurn((1, 0)))
+    assert len(split(SPACE, how, region=part).plan.sizes) == 6
+    with pytest.raises(InputError, match=r"choice: 1, in turn on level 1, .* left are \[\]"):
+        split(SPACE, replace(how, choice=InTurn((0, 1))), region=part)
 
 
 def test_bad_input_is_one_line():

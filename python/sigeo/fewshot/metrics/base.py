@@ -139,6 +139,9 @@ class Subject(Generic[A]):
 class Metric(Protocol):
     """Compares the options of a choice.
 
+    It may also have a method ``check(subject)``, which raises InputError where weights or batches
+    do not serve it, without measuring: `check` calls it before anything is trained.
+
     Attributes:
         name: As on the command line.
         initial_weights: Whether it is defined for untrained weights only.
@@ -164,7 +167,7 @@ class Metric(Protocol):
 
 
 def check(metric: Metric, subject: Subject[Any]) -> None:
-    """Whether the networks serve a metric that can say so by a ``check`` of its own.
+    """Whether weights and batches serve a metric that can say so by a ``check`` of its own.
 
     Raises:
         InputError: They do not.

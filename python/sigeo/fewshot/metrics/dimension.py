@@ -39,6 +39,19 @@ def check_divisor(divisor: str, k: int) -> None:
         raise InputError(f"lid: k must be a whole number of at least {least}, got {k!r}")
 
 
+def check_samples(count: int, k: int) -> None:
+    """Check that so many samples have so many neighbours.
+
+    Raises:
+        InputError: Not more than k samples.
+    """
+    if count <= k or k < 2:
+        raise InputError(
+            f"lid: expected 2 neighbours or more and more samples than neighbours, "
+            f"got {count} samples and k = {k}"
+        )
+
+
 def nearest(features: Tensor, k: int) -> Tensor:
     """Distances to the k nearest other samples, ascending, float64 [B, k].
 
@@ -51,11 +64,7 @@ def nearest(features: Tensor, k: int) -> Tensor:
     Raises:
         InputError: Not more than k samples.
     """
-    if len(features) <= k or k < 2:
-        raise InputError(
-            f"lid: expected 2 neighbours or more and more samples than neighbours, "
-            f"got {len(features)} samples and k = {k}"
-        )
+    check_samples(len(features), k)
     squares = gram.sq_distance(list(features.detach().flatten(1).contiguous().unbind(0)))
     squares.fill_diagonal_(torch.inf)
     return squares.topk(k, dim=1, largest=False, sorted=True).values.sqrt()

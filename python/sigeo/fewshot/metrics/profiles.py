@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from sigeo.capture import call, preserved
 from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import Subject, off_diagonal, rows
-from sigeo.fewshot.metrics.dimension import Divisor, check_divisor, lid, two_nn
+from sigeo.fewshot.metrics.dimension import Divisor, check_divisor, check_samples, lid, two_nn
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
@@ -104,9 +104,12 @@ class LID:
         """See `sigeo.fewshot.metrics.base.check`.
 
         Raises:
-            InputError: Networks without the blocks that are looked at.
+            InputError: Networks without the blocks that are looked at, or a batch of k samples or
+                fewer.
         """
         self.blocks(subject.networks().subnet(subject.paths(0)[0]))
+        data = subject.data()
+        check_samples(min(len(data[place][1]) for place in range(len(data))), self.k)
 
     def profile(self, network: nn.Module, inputs: Any) -> Tensor:
         """Dimensions of the outputs of the blocks, float64 [blocks], batch norm in batch mode.

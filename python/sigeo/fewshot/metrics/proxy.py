@@ -16,7 +16,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import Subject
 from sigeo.fewshot.partition import Relation
 from sigeo.proxies import Proxy
-from sigeo.scoring.score import score
+from sigeo.scoring.score import check_needs, score
 from sigeo.supernet import Budget
 
 _COUNTED = {"params": "parameters", "flops": "flops"}
@@ -78,6 +78,17 @@ class ProxyDifference:
             distance = largest if found is None else found
             values[i][j] = values[j][i] = distance / reference if reference > 0 else distance
         return Relation.of(values, "distance")
+
+    def check(self, subject: Subject[Any]) -> None:
+        """See `sigeo.fewshot.metrics.base.check`.
+
+        Raises:
+            InputError: No networks, too few batches, or the proxy needs labels and there are none.
+        """
+        if self.proxy.name not in _COUNTED:
+            subject.networks()
+            data = subject.data()
+            check_needs([self.proxy], batches=len(data), labelled=data.labelled)
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """The passes of each proxy's score; one through a backward pass counts as two."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import random
+import sys
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -192,16 +192,15 @@ def metric_driven(
         after: Of the leaves.
 
     Raises:
-        InputError: More leaves than the options of the edges have combinations.
+        InputError: More leaves than cuts of these edges by these factors make.
     """
-    counts = [len(choice.options) for choice in space.choices]
-    most = math.prod(counts[place] for place in order if 0 <= place < len(counts))
+    branching = Branching.of_leaves(leaves, factors)
+    most = _most_leaves(space, factors, order)
     if leaves > most:
         raise InputError(
-            f"leaves must be at most {most}, the combinations of the options of the choices in "
-            f"order {list(order)}, got {leaves}"
+            f"leaves must be at most {most} with factors {list(factors)} and the choices in order "
+            f"{list(order)}, got {leaves}"
         )
-    branching = Branching.of_leaves(leaves, factors)
     levels = len(branching.levels)
     splitting = Splitting(
         metrics.get(metric),
@@ -212,6 +211,21 @@ def metric_driven(
     )
     lengths = (before,) * levels if before else ()
     return Recipe("", "", after, lengths, splitting, metric_batches=(batch, batches))
+
+
+def _most_leaves(space: SearchSpace[Any], factors: Sequence[int], order: Sequence[int]) -> int:
+    """Leaves of the largest tree of `Branching.of_leaves` that the choices have the options for."""
+    ascending = sorted(factors)
+    nodes = 1
+    for level, place in enumerate(order):
+        factor = ascending[min(level, len(ascending) - 1)]
+        if not 0 <= place < len(space.choices):
+            return sys.maxsize  # the choice itself is refused, whatever the number
+        options = len(space.choices[place].options)
+        if options < factor:
+            return nodes * options  # the last level's factors may be smaller
+        nodes *= factor
+    return nodes
 
 
 @recipe("nas-lid", "He et al., AAAI 2023, sections 3 and 4")

@@ -65,7 +65,7 @@ class ElasticSupernet(nn.Module):
 
     @property
     def noisy(self) -> bool:
-        """Whether a pass in train mode draws random numbers."""
+        """Whether a pass in train mode draws random numbers, whatever mode is on."""
         return self._noise is not None or draws(self)
 
     def forward(self, x: Tensor, arch: Architecture) -> Tensor:
