@@ -183,7 +183,7 @@ REFUSED = {
     ),
     "metric-warmup": (
         ["--space", "mlp", "--metric", "gradient_matching", "--warmup-steps", "3"],
-        "supernet of mlp does not say which weights",
+        "gradient_matching: does not serve mlp, whose supernet",
     ),
     "too-many": (
         ["--metric", "random", "--leaves", "6", "--factors", "6"],
