@@ -287,17 +287,20 @@ class Networks:
         if wanted == "auto" and few and self.device.type != "cuda":
             return 1, None
         size = at_once_of(self.device) if wanted == "auto" else wanted
+        of_part: dict[Supernet[Any], list[Any]] = {}
+        for arch in archs[: 8 * MEASURED]:
+            of_part.setdefault(self.part(arch), []).append(arch)
         bound = available_bytes(self.device)
         if bound is not None:
-            sample, loss_fn = archs[: 8 * MEASURED], nn.functional.cross_entropy
-            fits = fitting(self._supernet, sample, self._batches, stacked, loss_fn, bound)
-            size = min(size, fits)
+            loss_fn = nn.functional.cross_entropy
+            fits = (
+                fitting(part, some, self._batches, stacked, loss_fn, bound)
+                for part, some in of_part.items()
+            )
+            size = min(size, *fits)
         if wanted != "auto" or few or size == 1:
             return size, None
-        first = archs[: 8 * MEASURED]
-        parts = [self.part(arch) for arch in first]
-        usual = max(parts, key=parts.count)
-        alike = [arch for arch, part in zip(first, parts, strict=True) if part is usual]
+        usual, alike = max(of_part.items(), key=lambda pair: len(pair[1]))
         routes = measure_routes(usual, alike[: min(size, MEASURED)], self._batches, stacked)
         return (size if routes.together < routes.apart else 1), routes
 
