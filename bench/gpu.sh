@@ -39,6 +39,7 @@ tests=(
   tests/sigeo_ext/test_load.py
   tests/sigeo_ext/test_slices.py
   tests/sigeo_ext/test_slices_op.py
+  tests/sigeo_ext/test_slices_routes.py
   tests/sigeo/test_many.py
 )
 # These compile for seconds each, so they are spread over the cores.

@@ -104,6 +104,7 @@ BENCHMARKS = (
         "bench_gram",
         (
             "tests/sigeo_ext/test_gram.py",
+            "tests/sigeo_ext/test_gram_errors.py",
             "tests/sigeo_ext/test_gram_triton.py",
             "tests/sigeo/test_ntk.py",
         ),
@@ -125,6 +126,7 @@ BENCHMARKS = (
         (
             "tests/sigeo_ext/test_slices.py",
             "tests/sigeo_ext/test_slices_op.py",
+            "tests/sigeo_ext/test_slices_routes.py",
             "tests/sigeo_ext/test_slices_triton.py",
             "tests/sigeo/test_elastic.py",
         ),
