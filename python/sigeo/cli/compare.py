@@ -11,7 +11,7 @@ import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import compare_options, console, options
+from sigeo.cli import compare_options, console, names, options
 from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
 
@@ -36,18 +36,21 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No table, or more that are the best than are ranked.
     """
+    if args.list:
+        return _list(args)
+    if args.table is None:
+        raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+
     from sigeo import proxies
     from sigeo.fewshot import comparison
     from sigeo.report import render_comparison
     from sigeo.scoring import export
     from sigeo.tables import read_table
 
-    if args.list:
-        return _list(args)
-    if args.table is None:
-        raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+    for text in args.recipes or ():
+        comparison.Entrant.parse(text)
     table = read_table(args.table)
-    wanted = [proxies.get(name.strip()) for name in args.proxy.split(",") if name.strip()]
+    wanted = [proxies.get(name) for name in names.listed(args.proxy)]
     data, space = options.load_data_and_space(args)
     archs, truth = _ranked(args, space, table)
     top = args.top or -(-len(archs) // 10)
@@ -146,9 +149,9 @@ def _ranked(
     truth_of = table.lookup(args.metric)
     if len(truth_of) < 3:
         raise InputError(f"--table: expected at least 3 architectures, found {len(truth_of)}")
-    names = sorted(truth_of)
-    random.Random(args.seed).shuffle(names)
-    chosen = names[: args.archs]
+    known = sorted(truth_of)
+    random.Random(args.seed).shuffle(known)
+    chosen = known[: args.archs]
     try:
         archs = [space.parse(name) for name in chosen]
     except InputError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options
+from sigeo.cli import console, names, options, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--recipes",
         nargs="+",
+        type=names.recipe,
         metavar="NAME[:OPTION=VALUE,...]",
         help="those that take part, the first of which the others are compared with "
         "(default: all that the budget pays for as published)",
@@ -44,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     judged.add_argument(
         "--proxy",
+        type=names.proxies,
         default="",
+        metavar="A,B",
         help="proxies that rank the subnets as well, on the trained weights (default: none)",
     )
     judged.add_argument(
@@ -89,7 +92,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
         default=0.025,
         help="first step size, which falls along a cosine (default: %(default)s)",
     )
-    options.add_keep(group)
+    warmup_options.add_keep(group)
     group.add_argument(
         "--augment",
         action="store_true",

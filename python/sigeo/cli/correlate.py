@@ -69,14 +69,15 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: Too few of the architectures are in the table.
     """
-    import numpy as np
-
-    from sigeo.tables import correlate, parts_first, quality, read_table
-
     given = Path(args.scores)
     scores_file = given / "scores.parquet" if given.is_dir() else given
     if not scores_file.is_file():
         raise InputError(f"--scores: found no file {scores_file}")
+
+    import numpy as np
+
+    from sigeo.tables import correlate, parts_first, quality, read_table
+
     given_scores = read_any_scores(scores_file)
     archs = given_scores.archs
     table = read_table(args.table)

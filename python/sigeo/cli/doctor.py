@@ -44,7 +44,8 @@ def _said(error: Exception) -> str:
     return console.one_line(f"{type(error).__name__}: {error}")
 
 
-def _versions() -> dict[str, str | None]:
+def versions(*packages: str) -> list[str | None]:
+    """The versions of packages, None of those that are not installed; none is imported."""
     from importlib.metadata import PackageNotFoundError, version
 
     def found(name: str) -> str | None:
@@ -53,12 +54,14 @@ def _versions() -> dict[str, str | None]:
         except PackageNotFoundError:
             return None
 
-    packages = ("torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn", "triton")
-    return {
-        "sigeo": found("sigeo-ext"),
-        "python": platform.python_version(),
-        **{name: found(name) for name in packages},
-    }
+    return [found(name) for name in packages]
+
+
+def _versions() -> dict[str, str | None]:
+    names = ("torch", "numpy", "scipy", "pyarrow", "safetensors", "scikit-learn", "triton")
+    own, *others = versions("sigeo-ext", *names)
+    python = platform.python_version()
+    return {"sigeo": own, "python": python, **dict(zip(names, others, strict=True))}
 
 
 def _facts() -> dict[str, Any]:

@@ -38,6 +38,8 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> _Parser:
     parser = _Parser(prog="sigeo", description="Rank neural architectures without training them.")
+    own, torch = (version or "not installed" for version in doctor.versions("sigeo-ext", "torch"))
+    parser.add_argument("--version", action="version", version=f"sigeo {own}, torch {torch}")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     for module in _VERBS:
         name = module.__name__.rpartition(".")[2]

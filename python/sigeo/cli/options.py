@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sigeo.cli import names
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from sigeo.proxies import Proxy
     from sigeo.scoring.networks import Init
     from sigeo.spaces import SearchSpace
-    from sigeo.supernet import WarmUp
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -41,9 +41,6 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
 METRIC = "cifar10.test"
 
-SHARED = ("sampler", "balance", "objective", "label_smoothing", "augment", "autocast")
-"""Settings of a warm-up that are of shared weights alone; see `sigeo.cli.shared_weights`."""
-
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
 at_least_two = whole(2)  # batch norm needs two images
@@ -65,7 +62,7 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
 fraction = _finite(0, 1, "a number from 0 to 1")
 rate = _finite(0, math.nextafter(1, 0), "a number from 0 to below 1")
 positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
-_step_size = _finite(0, sys.float_info.max, "a number from 0")
+step_size = _finite(0, sys.float_info.max, "a number from 0")
 
 
 def _lambdas(text: str) -> tuple[float, ...]:
@@ -95,10 +92,29 @@ def _number_or_word(text: str) -> int | float | str:
     return text
 
 
+def _data(text: str) -> str:
+    if text != "digits" and not Path(text).exists():
+        expected = "'digits', a folder or an .npz file"
+        raise argparse.ArgumentTypeError(f"expected {expected}, found no {text}")
+    return text
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"(cpu|cuda)(:\d+)?", text) is None:
+        raise argparse.ArgumentTypeError(f"must be cpu, cuda or cuda:N, got {text!r}")
+    return text
+
+
 def add_space(parser: argparse.ArgumentParser) -> None:
     """The space, its sizes and the data."""
     group = parser.add_argument_group("networks and data")
-    group.add_argument("--space", default="nasbench201", help="search space (default: %(default)s)")
+    group.add_argument(
+        "--space",
+        type=names.one_of(names.SPACES),
+        default="nasbench201",
+        metavar="NAME",
+        help=f"search space: {', '.join(names.SPACES)} (default: %(default)s)",
+    )
     group.add_argument(
         "--size",
         type=_space_size,
@@ -118,6 +134,7 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--data",
+        type=_data,
         default="digits",
         help="'digits', an official CIFAR folder, or an .npz file (default: %(default)s)",
     )
@@ -133,7 +150,9 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="of weights, images and architectures, 0 to 2**63-1 (default: %(default)s)",
     )
-    group.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
+    group.add_argument(
+        "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
+    )
     group.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
 
 
@@ -142,7 +161,9 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("proxies")
     group.add_argument(
         "--proxy",
+        type=names.proxies,
         default="sigeo,zico,params,flops",
+        metavar="A,B",
         help="names, separated by commas; the first one ranks (default: %(default)s)",
     )
     group.add_argument(
@@ -154,7 +175,7 @@ def add_proxies(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--inner-lr",
-        type=_step_size,
+        type=step_size,
         metavar="LR",
         help="SiGeo's step size between the batches, 0 for no steps (default: 1)",
     )
@@ -186,84 +207,39 @@ def networks_at_once(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}") from None
 
 
-def add_warmup(parser: argparse.ArgumentParser, *, default: float) -> None:
-    """How long and how to warm up."""
-    group = parser.add_argument_group("warm-up")
-    length = group.add_mutually_exclusive_group()
-    length.add_argument(
-        "--warmup",
-        type=fraction,
-        default=default,
-        metavar="FRACTION",
-        help="share of the training images to train on first, 0 to 1 (default: %(default)s)",
-    )
-    length.add_argument(
-        "--warmup-steps",
-        type=positive,
-        metavar="N",
-        help="train this many steps first instead, on as many images as they take",
-    )
-    group.add_argument(
-        "--epochs",
-        type=positive,
-        help="passes over the share, not with --warmup-steps (default: 1)",
-    )
-    group.add_argument(
-        "--warmup-lr", type=_step_size, help="step size (default: 0.025; candidate: 1)"
-    )
-    group.add_argument(
-        "--warmup-batch", type=at_least_two, help="images a step (default: 64; candidate: 128)"
-    )
-    group.add_argument(
-        "--paths",
-        type=positive,
-        help="architectures that a step trains on its batch, of shared weights only (default: 1)",
-    )
-    group.add_argument(
-        "--schedule",
-        choices=("constant", "cosine", "linear"),
-        help="of the step size, not for candidates (default: constant)",
-    )
-
-
-def add_keep(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
-    """Checkpoints to average over."""
-    parser.add_argument(
-        "--keep",
-        type=positive,
-        metavar="N",
-        help="keep the weights at the ends of a training's last N passes over its images, and "
-        "average what networks are judged by over them (default: 1; published: 3)",
-    )
-
-
 def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:
-    """The data, and the space sized for it; the device is checked before they are loaded."""
+    """The data, and the space sized for it; device and sizes are checked before they are loaded."""
     import torch
 
     from sigeo import data, spaces
     from sigeo.scoring.networks import parse_device
 
     parse_device(args.device)
+    sizes = _sizes(args, list(spaces.sizes_of(args.space)))
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     images = data.load(args.data)
     if args.image_size is not None:
         images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
-    return images, spaces.get(args.space, shape, **_sizes(args))
+    return images, spaces.get(args.space, shape, **sizes)
 
 
-def _sizes(args: argparse.Namespace) -> dict[str, Any]:
+def _sizes(args: argparse.Namespace, known: list[str]) -> dict[str, Any]:
     """The sizes of the space that are given.
 
     Raises:
-        InputError: One is given twice.
+        InputError: One is given twice, or the space has none of that name.
     """
-    sizes = {n: getattr(args, n) for n in ("channels", "cells") if getattr(args, n) is not None}
-    for name, value in args.size:
+    own = ((name, f"--{name}", getattr(args, name)) for name in ("channels", "cells"))
+    given = [(name, option, value) for name, option, value in own if value is not None]
+    given += [(name, f"--size {name}", value) for name, value in args.size]
+    sizes: dict[str, Any] = {}
+    for name, option, value in given:
         if name in sizes:
             raise InputError(f"--size: {name} is given twice")
+        if name not in known:
+            raise InputError(f"{option}: {args.space} has no such size, it has {', '.join(known)}")
         sizes[name] = value
     return sizes
 
@@ -278,15 +254,15 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
     from sigeo.proxies.sigeo import LAMBDAS, LAMBDAS_WARMED
     from sigeo.scoring.score import resolve
 
-    names = [name.strip() for name in args.proxy.split(",") if name.strip()]
-    weighted = [name for name in names if name.startswith("sigeo")]
+    asked = names.listed(args.proxy)
+    weighted = [name for name in asked if name.startswith("sigeo")]
     stepping = [name for name in weighted if name != "sigeo_sample"]
     for option, value, takers in (
         ("--lambdas", args.lambdas, weighted),
         ("--inner-lr", args.inner_lr, stepping),
     ):
         if value is not None and not takers:
-            raise InputError(f"{option}: has no effect on {', '.join(names) or 'no proxy'}")
+            raise InputError(f"{option}: has no effect on {', '.join(asked) or 'no proxy'}")
 
     def made(name: str) -> Proxy:
         if name not in weighted:
@@ -298,7 +274,7 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
             return registry.get(name, lambdas=lambdas)
         return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
 
-    return tuple(resolve([made(name) for name in names]))
+    return tuple(resolve([made(name) for name in asked]))
 
 
 def add_table(parser: argparse.ArgumentParser, why: str) -> None:
@@ -316,54 +292,6 @@ def metric(args: argparse.Namespace) -> str:
     if args.metric is not None and args.table is None:
         raise InputError("--metric: has no effect without --table")
     return METRIC if args.metric is None else str(args.metric)
-
-
-def warms_up(args: argparse.Namespace) -> bool:
-    """Whether a warm-up is asked for."""
-    return args.warmup_steps is not None or bool(args.warmup > 0)
-
-
-def warm_up(args: argparse.Namespace, images: int, init: Init) -> WarmUp | None:
-    """The warm-up asked for; None for none.
-
-    Raises:
-        InputError: The share is less than one step, or an option has no effect.
-    """
-    from sigeo.supernet import WarmUp
-
-    given = {
-        "epochs": args.epochs,
-        "lr": args.warmup_lr,
-        "batch_size": args.warmup_batch,
-        "schedule": args.schedule,
-        "paths": args.paths,
-        "keep": args.keep,
-        **{name: getattr(args, name) for name in SHARED},
-    }
-    spelled = {"lr": "--warmup-lr", "batch_size": "--warmup-batch"}
-    given = {name: value for name, value in given.items() if value is not None}
-    if not warms_up(args):
-        for name in given:
-            option = spelled.get(name, f"--{name.replace('_', '-')}")
-            raise InputError(f"{option}: has no effect without --warmup or --warmup-steps")
-        return None
-    if init == "candidate" and "schedule" in given:
-        raise InputError("--schedule: --init candidate keeps the published constant step size")
-    for name in ("paths", "keep", *SHARED):
-        if init == "candidate" and name in given:
-            option = f"--{name.replace('_', '-')}"
-            raise InputError(f"{option}: with --init candidate each network is trained alone")
-    own = WarmUp.published_settings() if init == "candidate" else {}
-    if args.warmup_steps is not None:
-        if "epochs" in given:
-            raise InputError("--epochs: has no effect with --warmup-steps")
-        return WarmUp.of_steps(args.warmup_steps, images, **(own | given))
-    config = WarmUp(round(args.warmup * images), **(own | given))
-    if config.steps == 0:
-        raise InputError(
-            f"--warmup: {args.warmup} of {images} training images is less than one step"
-        )
-    return config
 
 
 def run_folder(args: argparse.Namespace) -> Path:

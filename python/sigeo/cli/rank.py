@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import architectures, console, options, shared_weights
+from sigeo.cli import architectures, console, options, shared_weights, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--no-dedup", action="store_true", help="score architectures that are the same network each"
     )
     options.add_proxies(parser)
-    options.add_warmup(parser, default=0.0)
-    options.add_keep(parser)
+    warmup_options.add_arguments(parser, default=0.0)
+    warmup_options.add_keep(parser)
     shared_weights.add_arguments(parser)
     parser.add_argument(
         "--init",
@@ -58,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Rank."""
+    init = _Init.parse(args)
+    metric = options.metric(args)
+    _check(args, init)
+
     from sigeo.cli.report import write_report
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks
@@ -66,10 +70,8 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.tables import read_table
 
     data, space = options.load_data_and_space(args)
-    metric = options.metric(args)
     if args.table is not None:  # a wrong name must not cost a ranking
         read_table(args.table).column(metric)
-    init = _Init.parse(args)
     protocol = _protocol(args, init, len(data.train))
     shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
@@ -128,7 +130,7 @@ class _Init:
             InputError: It is none.
         """
         if args.init is None:
-            return cls("supernet" if options.warms_up(args) else "scratch")
+            return cls("supernet" if warmup_options.warms_up(args) else "scratch")
         kind, _, path = args.init.partition(":")
         if path and kind in ("supernet", "family"):
             return cls(kind, Path(path))
@@ -171,11 +173,13 @@ class _Init:
             ) from None
 
 
-def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
-    from sigeo.scoring.many import stackable
-    from sigeo.scoring.networks import Protocol
+def _check(args: argparse.Namespace, init: _Init) -> None:
+    """Refuse options that do not go together; before anything is loaded.
 
-    warmed = options.warms_up(args)
+    Raises:
+        InputError: There are some.
+    """
+    warmed = warmup_options.warms_up(args)
     option = "--warmup" if args.warmup_steps is None else "--warmup-steps"
     if init.path is not None and warmed:
         given = f"{init.kind}:{'DIR' if init.kind == 'family' else 'PATH'}"
@@ -186,6 +190,14 @@ def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
         raise InputError("--many: networks that are warmed up alone are scored one by one")
     if init.kind == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
+    warmup_options.settings(args, init.weights)
+    shared_weights.supernet_options(args, init.weights)
+
+
+def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
+    from sigeo.scoring.many import stackable
+    from sigeo.scoring.networks import Protocol
+
     proxies = options.proxies(args, init.weights)
     if args.many not in ("auto", 1) and not any(map(stackable, proxies)):
         names = ", ".join(proxy.name for proxy in proxies)
@@ -193,7 +205,7 @@ def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
     return Protocol(
         proxies=proxies,
         init=init.weights,
-        warmup=options.warm_up(args, images, init.weights),
+        warmup=warmup_options.warm_up(args, images, init.weights),
         supernet=shared_weights.supernet_options(args, init.weights),
         batches=args.batches,
         batch_size=args.batch_size,

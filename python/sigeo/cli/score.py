@@ -28,11 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--arch", help="an architecture string of the space")
     what.add_argument(
         "--model",
+        type=_target,
         metavar="MODULE:CALLABLE",
         help="a Python callable that makes an nn.Module; the current folder is searched as well",
     )
     parser.add_argument(
         "--model-args",
+        type=_keywords,
         metavar="JSON",
         help="keyword arguments of --model's callable, as a JSON object",
     )
@@ -47,12 +49,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: An option without effect.
     """
-    from sigeo.scoring import export, score
-
     if args.arch is not None and args.model_args is not None:
         raise InputError("--model-args: has no effect with --arch")
     if args.model is not None and (args.channels or args.cells or args.size):
         raise InputError("--channels, --cells, --size: have no effect with --model")
+
+    from sigeo.scoring import export, score
+
     data, space = options.load_data_and_space(args)
     proxies = options.proxies(args, "scratch")
     batches = _batches(data, args)
@@ -62,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             arch = space.parse(args.arch)
             model: Any = space.build(arch, seed=args.seed)
         else:
-            model = _made(args.model, args.model_args or "{}", args.seed)
+            model = _made(args.model, args.model_args or {}, args.seed)
         _try(model, batches[0][0], data, args)
         scores = score(model, batches, proxies)
     if args.arch is not None:
@@ -121,7 +124,13 @@ def _try(model: Any, images: Any, data: ImageData, args: argparse.Namespace) -> 
         )
 
 
-def _made(target: str, arguments: str, seed: int) -> Any:
+def _target(text: str) -> str:
+    if ":" not in text:
+        raise argparse.ArgumentTypeError(f"expected MODULE:CALLABLE, got {text!r}")
+    return text
+
+
+def _made(target: str, keywords: dict[str, Any], seed: int) -> Any:
     """What the callable makes.
 
     Raises:
@@ -130,10 +139,7 @@ def _made(target: str, arguments: str, seed: int) -> Any:
     import torch
     from torch import nn
 
-    module_name, colon, attribute = target.partition(":")
-    if not colon:
-        raise InputError(f"--model: expected MODULE:CALLABLE, got {target!r}")
-    keywords = _keywords(arguments)
+    module_name, _, attribute = target.partition(":")
     if os.getcwd() not in sys.path:  # as `python -m` has it, and the installed script has not
         sys.path.insert(0, os.getcwd())
     torch.manual_seed(seed)
@@ -146,13 +152,13 @@ def _made(target: str, arguments: str, seed: int) -> Any:
     return model
 
 
-def _keywords(arguments: str) -> dict[str, Any]:
+def _keywords(text: str) -> dict[str, Any]:
     try:
-        keywords = json.loads(arguments)
+        keywords = json.loads(text)
     except json.JSONDecodeError as error:
-        raise InputError(f"--model-args: expected a JSON object ({error})") from None
+        raise argparse.ArgumentTypeError(f"expected a JSON object ({error})") from None
     if not isinstance(keywords, dict):
-        raise InputError(f"--model-args: expected a JSON object, got {arguments}")
+        raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
     return keywords
 
 

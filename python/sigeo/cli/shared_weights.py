@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import options
+from sigeo.cli import options, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def supernet_options(args: argparse.Namespace, init: Init) -> dict[str, Any]:
     }
     spelled = {"track": "--norm", "affine": "--no-affine", "path_dropout": "--path-dropout"}
     for name, value in given.items():
-        if value is not None and (init != "supernet" or not options.warms_up(args)):
+        if value is not None and (init != "supernet" or not warmup_options.warms_up(args)):
             option = spelled.get(name, f"--{name}")
             raise InputError(f"{option}: is of shared weights that a warm-up trains")
     usual = {"track": False, "affine": True, "path_dropout": 0.0, "dropout": 0.0}

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options, shared_weights, split_options
+from sigeo.cli import console, options, shared_weights, split_options, warmup_options
 from sigeo.cli.split_options import add_arguments
 from sigeo.errors import InputError
 
@@ -33,10 +33,11 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: More supernets than architectures.
     """
+    split_options.check(args)
+
     from sigeo.fewshot import analyse, draw_plan, plan_document, save_plan
     from sigeo.scoring import export
 
-    split_options.check(args)
     data, space = options.load_data_and_space(args)
     split_options.check_sizes(args, space)
     if args.leaves is not None and args.leaves > space.size:
@@ -133,7 +134,7 @@ def _networks(
     from sigeo.scoring.networks import Networks, Protocol
     from sigeo.spaces import Product
 
-    warmup = options.warm_up(args, len(data.train), "supernet")
+    warmup = warmup_options.warm_up(args, len(data.train), "supernet")
     init: Init = "scratch" if warmup is None else "supernet"
     by_proxy = isinstance(how.metric, ProxyDifference)
     protocol = Protocol(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import options, shared_weights
+from sigeo.cli import names, options, shared_weights, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.fewshot import Known, Splitting
     from sigeo.fewshot.metrics import Metric
+    from sigeo.scoring.networks import Init
     from sigeo.spaces import SearchSpace
 
 # Sides of 2 and more, as published with these metrics; others are published with any.
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splitting")
     group.add_argument(
         "--metric",
+        type=names.one_of((*names.METRICS, *names.PROXIES)),
+        metavar="NAME",
         help="compares options: gradient_matching, gradient_matching_logits, lid, table, random, "
         "or a proxy's name (default: gradient_matching)",
     )
@@ -47,7 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B",
         help="parts of a cut, in ascending order level by level (default: 2)",
     )
-    group.add_argument("--partition", help="how options are grouped (default: exact)")
+    group.add_argument(
+        "--partition",
+        type=names.one_of(names.PARTITIONS),
+        metavar="NAME",
+        help=f"how options are grouped: {', '.join(names.PARTITIONS)} (default: exact)",
+    )
     group.add_argument(
         "--smallest",
         type=options.positive,
@@ -56,6 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--choice",
+        type=names.one_of(names.CHOICES),
+        metavar="NAME",
         help="which choice is split: in_turn, random, or the one with the best between_mean, "
         "between_sum, within_sum, separation or most_alike (default: separation with lid, else "
         "between_mean)",
@@ -86,7 +96,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A,B/C",
         help="values of --kind that go together (default: each its own)",
     )
-    options.add_warmup(parser, default=0.0)
+    warmup_options.add_arguments(parser, default=0.0)
     parser.set_defaults(keep=None)  # a split is made with one set of weights
     shared_weights.add_arguments(parser)
     parser.add_argument("--table", metavar="FILE", help="benchmark table to look at the plan with")
@@ -115,7 +125,7 @@ def check(args: argparse.Namespace) -> None:
         for name in (*wanted, "repeats"):
             if getattr(args, name) is not None:
                 raise InputError(f"--{name}: has no effect with --kind")
-        if options.warms_up(args):
+        if warmup_options.warms_up(args):
             raise InputError("--warmup: has no effect with --kind")
     if args.metric == "table" and args.table is None:
         raise InputError("--metric table: needs --table, got none")
@@ -125,6 +135,9 @@ def check(args: argparse.Namespace) -> None:
         raise InputError("--order: has no effect without --choice in_turn")
     if args.smallest is not None and args.partition not in (None, "exact", "random"):
         raise InputError(f"--smallest: has no effect with --partition {args.partition}")
+    init: Init = "supernet" if warmup_options.warms_up(args) else "scratch"
+    warmup_options.settings(args, init)
+    shared_weights.supernet_options(args, init)
 
 
 def check_sizes(args: argparse.Namespace, space: SearchSpace[Any]) -> None:

@@ -29,12 +29,13 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: The name to write to is no parquet file's.
     """
+    if args.convert is not None and Path(args.convert).suffix != ".parquet":
+        raise InputError(f"--convert: expected a name that ends in .parquet, got {args.convert}")
+
     import numpy as np
 
     from sigeo.tables import read_table, write_parquet
 
-    if args.convert is not None and Path(args.convert).suffix != ".parquet":
-        raise InputError(f"--convert: expected a name that ends in .parquet, got {args.convert}")
     table = read_table(args.file)
     finite = {name: values[np.isfinite(values)] for name, values in table.values.items()}
     summary = {

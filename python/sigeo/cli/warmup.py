@@ -10,7 +10,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from sigeo.cli import console, options, shared_weights
+from sigeo.cli import console, names, options, shared_weights, warmup_options
 from sigeo.errors import InputError
 
 HELP = "warm a supernet up and keep it"
@@ -19,12 +19,13 @@ HELP = "warm a supernet up and keep it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     options.add_space(parser)
-    options.add_warmup(parser, default=0.1)
-    options.add_keep(parser)
+    warmup_options.add_arguments(parser, default=0.1)
+    warmup_options.add_keep(parser)
     shared_weights.add_arguments(parser)
     group = parser.add_argument_group("systems")
     group.add_argument(
         "--recipe",
+        type=names.recipe,
         metavar="NAME[:OPTION=VALUE,...]",
         help="a system of one or more supernets in the place of plain training, see sigeo compare "
         "--list; the warm-up's steps are its budget of processed images",
@@ -44,18 +45,19 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No warm-up is asked for.
     """
-    from sigeo import proxies
-    from sigeo.scoring import export
-    from sigeo.scoring.networks import Networks, Protocol
-
     if args.recipe is not None:
         return _carry_out(args)
     if args.held_out is not None:
         raise InputError("--held-out: has no effect without --recipe")
+    _check(args)
+
+    from sigeo import proxies
+    from sigeo.scoring import export
+    from sigeo.scoring.networks import Networks, Protocol
+
     data, space = options.load_data_and_space(args)
-    config = options.warm_up(args, len(data.train), "supernet")
-    if config is None:
-        raise InputError("--warmup: must be above 0, got 0")
+    config = warmup_options.warm_up(args, len(data.train), "supernet")
+    assert config is not None
     protocol = Protocol(
         proxies=(proxies.get("params"),),
         init="supernet",
@@ -91,12 +93,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace) -> None:
+    """Refuse options without effect, before anything is loaded.
+
+    Raises:
+        InputError: There is one, or no warm-up.
+    """
+    if warmup_options.settings(args, "supernet") is None:
+        raise InputError("--warmup: must be above 0, got 0")
+    shared_weights.supernet_options(args, "supernet")
+
+
 def _carry_out(args: argparse.Namespace) -> int:
     """Carry a recipe out.
 
     Raises:
         InputError: An option that recipes decide themselves, no budget, or one that is too small.
     """
+    for option in ("paths", *warmup_options.SHARED):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: a recipe decides that itself")
+    _check(args)
+    if shared_weights.supernet_options(args, "supernet"):
+        raise InputError("--norm, --no-affine and dropouts: have no effect with --recipe")
+
     from sigeo.fewshot import recipes
     from sigeo.fewshot.checks import check_space
     from sigeo.fewshot.comparison import Entrant
@@ -108,14 +128,8 @@ def _carry_out(args: argparse.Namespace) -> int:
     entrant = Entrant.parse(args.recipe)
     held_out = 200 if args.held_out is None else args.held_out
     data, space = options.load_data_and_space(args)
-    for option in ("paths", *options.SHARED):
-        if getattr(args, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')}: a recipe decides that itself")
-    if shared_weights.supernet_options(args, "supernet"):
-        raise InputError("--norm, --no-affine and dropouts: have no effect with --recipe")
-    config = options.warm_up(args, max(0, len(data.train) - held_out), "supernet")
-    if config is None:
-        raise InputError("--warmup: must be above 0, got 0")
+    config = warmup_options.warm_up(args, max(0, len(data.train) - held_out), "supernet")
+    assert config is not None
     schedule = "cosine" if args.schedule is None else args.schedule
     settings: dict[str, Any] = {
         "batch_size": config.batch_size,

@@ -25,7 +25,7 @@ BAD = {
     ),
     "metric-without": (["rank", "--metric", "x"], "--metric: has no effect without --table"),
     "metric-of-report": (["report", "r", "--metric", "x"], "--metric: has no effect without"),
-    "proxy": (["rank", "--proxy", "zen"], "proxy must be one of"),
+    "proxy": (["rank", "--proxy", "zen"], "--proxy: must be one of diag_fisher,"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
     "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
     "data": (["rank", "--data", "nowhere.npz"], "found no nowhere.npz"),
@@ -79,7 +79,7 @@ BAD = {
         "device: must be cpu, cuda or cuda:N, got 'mps'",
     ),
     "device-warmup": (
-        ["warmup", "--device", "cuda:99", "--data", "nowhere.npz"],
+        ["warmup", "--device", "cuda:99"],
         "device: cuda:99 asked for, torch finds",
     ),
     "lambdas": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -53,3 +54,9 @@ def test_doctor_says_which_implementation_there_is_not():
     result = subprocess.run(given, capture_output=True, text=True, env=environment)
     assert result.returncode == 1 and result.stderr == ""
     assert "SIGEO_EXT_IMPL must be one of" in strict(result.stdout)["problem"]
+
+
+def test_version_names_the_package_and_torch(capsys):
+    code, out, _ = run("--version", capsys=capsys)
+    assert code == 0
+    assert out == f"sigeo {version('sigeo-ext')}, torch {version('torch')}\n"

@@ -93,11 +93,19 @@ def test_numbers_beyond_int64_are_text_in_the_table(capsys):
     [
         (
             ["--space", "resnet", "--size", "cells=2"],
-            "resnet: size must be one of channels, depths",
+            "--size cells: resnet has no such size, it has channels, depths",
         ),
         (["--space", "resnet", "--size", "depths"], "must be NAME=VALUE or NAME=V,V,..."),
         (["--channels", "4", "--size", "channels=4"], "--size: channels is given twice"),
-        (["--space", "vgg"], "space must be one of mlp, mobilenet, nasbench201, resnet"),
+        (
+            ["--space", "mlp", "--channels", "4"],
+            "--channels: mlp has no such size, it has widths, de",
+        ),
+        (
+            ["--space", "mlp", "--cells", "4"],
+            "--cells: mlp has no such size, it has widths, depths,",
+        ),
+        (["--space", "vgg"], "--space: must be one of mlp, mobilenet, nasbench201, resnet"),
         (["--space", "mlp", "--size", "widths=a,b"], "mlp: widths must be a whole number"),
     ],
 )

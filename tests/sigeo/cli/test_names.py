@@ -1,0 +1,63 @@
+"""Names that options take: those that the packages know, and refused before these are imported."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from sigeo import proxies, spaces
+from sigeo.cli import names
+from sigeo.fewshot import choice, metrics, partition, recipes
+
+REFUSED = (
+    ("rank", "--proxy", "zicoo"),
+    ("score", "--arch", "x", "--proxy", "zico,zicoo"),
+    ("compare", "--proxy", "zicoo"),
+    ("compare", "--recipes", "fair", "fairr:width=1"),
+    ("compare",),  # without a table
+    ("warmup", "--recipe", "fairr"),
+    ("warmup", "--recipe", "fair", "--paths", "2"),
+    ("warmup", "--epochs", "2", "--warmup", "0"),
+    ("split", "--metric", "zicoo"),
+    ("split", "--partition", "exactly"),
+    ("split", "--choice", "between"),
+    ("split", "--groups", "1"),
+    ("train", "--space", "nasbench"),
+    ("train", "--data", "digitz"),
+    ("rank", "--device", "gpu"),
+    ("rank", "--init", "scratchy"),
+    ("rank", "--init", "candidate"),
+    ("rank", "--metric", "acc"),
+    ("rank", "--epochs", "2"),
+    ("rank", "--dropout", "0.1"),
+    ("score", "--model", "nowhere"),
+    ("score", "--model", "a:b", "--model-args", "3"),
+    ("correlate", "--scores", "none.csv", "--table", "t.csv", "--metric", "x"),
+    ("tables", "t.csv", "--convert", "out.csv"),
+)
+
+
+def test_the_names_are_those_that_the_packages_know():
+    assert list(names.SPACES) == spaces.names()
+    assert list(names.PROXIES) == proxies.names()
+    assert list(names.RECIPES) == recipes.names()
+    assert list(names.METRICS) == metrics.names()
+    assert list(names.PARTITIONS) == partition.names()
+    assert list(names.CHOICES) == choice.names()
+
+
+def test_wrong_arguments_are_refused_before_anything_heavy_is_imported():
+    code = f"""
+import sys
+from sigeo.cli import main
+for arguments in {REFUSED}:
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    heavy = {{"torch", "numpy", "pyarrow", "scipy", "sklearn"}} & sys.modules.keys()
+    assert code == 2 and not heavy, (arguments, code, heavy)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("\n") == len(REFUSED) and "VERB" not in result.stderr
