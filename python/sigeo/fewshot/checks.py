@@ -73,7 +73,17 @@ def _check_passes(work: Development) -> None:
     steps = work.steps_of(work.unit * recipe.after, "the last training")
     passes = study.training(steps).passes
     if passes < study.keep:
+        budget = _budget_of_passes(work)
         raise InputError(
             f"{recipe.name}: keep must be at most {passes}, the passes over the images of a "
-            f"training at the end, got {study.keep}"
+            f"training at the end, got {study.keep}; a budget of {budget:,} processed images, "
+            f"{-(-budget // study.batch_size):,} steps of {study.batch_size}, would do"
         )
+
+
+def _budget_of_passes(work: Development) -> int:
+    """The smallest budget whose trainings at the end begin as many passes as weights are kept."""
+    recipe, study = work.recipe, work.study
+    a_pass = study.training(len(study.data.train)).steps_per_epoch
+    images = work.processed((study.keep - 1) * a_pass + 1)
+    return max(work.least, work.budget_of(images / recipe.after))

@@ -118,7 +118,11 @@ class Development:
                 step = self.processed(1, recipe.hierarchy.forwards(level))
                 steps.append((recipe.hierarchy.children, step))
         unit = max(step / length for length, step in steps)
-        return math.ceil(self.overhead + unit * recipe.units(self.study.space) - _ROUNDING)
+        return self.budget_of(unit)
+
+    def budget_of(self, unit: float) -> int:
+        """The smallest budget that leaves so many processed images to a training of length 1."""
+        return math.ceil(self.overhead + unit * self.recipe.units(self.study.space) - _ROUNDING)
 
     def run(self) -> Family[Any]:
         """The whole of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 
 import numpy as np
 import pytest
@@ -127,6 +128,19 @@ def test_trainings_of_too_few_passes_are_refused_before_they_begin():
         check(made("few-shot", before=1, after=1), keeping(240))
     with pytest.raises(InputError, match="gm-nas: has no training at the end, so keep must be 1"):
         check(made("gm-nas", after=0), keeping(4000))
+
+
+@pytest.mark.parametrize("recipe", ["one-shot", "fair", "greedy", "few-shot", "random-split"])
+def test_the_budget_that_pays_for_the_passes_is_named(recipe):
+    with pytest.raises(InputError, match="keep must be at most") as refused:
+        check(made(recipe), keeping(1200, keep=70))
+    told = r"a budget of ([\d,]+) processed images, ([\d,]+) steps of 8, would do"
+    found = re.search(told, str(refused.value))
+    budget, steps = (int(number.replace(",", "")) for number in found.groups())
+    check(made(recipe), keeping(budget, keep=70))
+    assert steps == -(-budget // 8)
+    with pytest.raises(InputError, match="keep must be at most 69,"):
+        check(made(recipe), keeping(budget - 1, keep=70))
 
 
 def test_a_family_needs_as_many_supernets_of_every_checkpoint():
