@@ -170,21 +170,23 @@ def _outcomes(
     folder: Path,
 ) -> dict[str, list[Outcome]]:
     from sigeo.fewshot import comparison
+    from sigeo.supernet.checkpoint import OtherSettings
 
     outcomes: dict[str, list[Outcome]] = {entrant.label: [] for entrant in entrants}
     for seed in range(args.seed, args.seed + args.seeds):
         for entrant in entrants:
+            own = folder / options.file_name(entrant.label) / str(seed)
+            store = folder / "run.sqlite"
             with console.progress(f"{entrant.label}, seed {seed}") as report:
-                found = comparison.run(
-                    study,
-                    entrant,
-                    seed,
-                    archs,
-                    wanted,
-                    folder / "run.sqlite",
-                    folder / options.file_name(entrant.label) / str(seed),
-                    progress=report,
-                )
+                try:
+                    found = comparison.run(
+                        study, entrant, seed, archs, wanted, store, own, progress=report
+                    )
+                except OtherSettings as error:
+                    raise InputError(
+                        f"{error} (a folder serves one budget, data and training: give another "
+                        "--out to keep both)"
+                    ) from None
             outcomes[entrant.label].append(found)
     return outcomes
 
@@ -250,5 +252,7 @@ def _show(standings: list[Standing], ceiling: float) -> None:
     for section in sections:
         headings = [(heading, place > 0) for place, heading in enumerate(section.headings)]
         console.show_table(section.title, headings, section.rows)
+        if section.note:
+            console.say(section.note)
     if ceiling == ceiling:
         console.say(f"noise ceiling: Kendall's tau {ceiling:.3f} between the table's runs")

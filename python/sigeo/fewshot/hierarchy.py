@@ -33,7 +33,7 @@ from sigeo.supernet import (
     train_supernet,
     versions,
 )
-from sigeo.supernet.checkpoint import Weights
+from sigeo.supernet.checkpoint import OtherSettings, Weights
 from sigeo.supernet.distillation import MutualDistillation, Teacher
 from sigeo.supernet.samplers.base import draw_connected, generator
 
@@ -126,6 +126,7 @@ def _cuts(
 
     Raises:
         InputError: The file is damaged or of something else.
+        OtherSettings: It is of other settings.
     """
     for place in places:
         if len(region.allowed[place]) > 1:
@@ -139,7 +140,7 @@ def _cuts(
         except (ValueError, LookupError, TypeError):
             raise InputError(f"cuts {file}: damaged, or something else") from None
         if found != settings:
-            raise InputError(
+            raise OtherSettings(
                 f"cuts {file}: made with other settings than this; choose another folder or "
                 "remove it"
             )

@@ -28,7 +28,7 @@ from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Product, SearchSpace, Supernet
-from sigeo.supernet.checkpoint import difference
+from sigeo.supernet.checkpoint import OtherSettings, difference
 
 A = TypeVar("A")
 
@@ -222,14 +222,14 @@ def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> No
     """The cuts that were kept before a kill; None where there are none.
 
     Raises:
-        InputError: They are of other settings.
+        OtherSettings: They are of other settings.
     """
     if not checkpoint.exists():
         return None
     known, found = load_plan(checkpoint, root.space)
     if found != settings or known.root.region != root:
         differs = difference(found, settings) or "the region is another one"
-        raise InputError(
+        raise OtherSettings(
             f"plan {checkpoint}: made with other settings than this splitting ({differs}); "
             "choose another folder or remove it"
         )

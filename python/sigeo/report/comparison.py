@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import jinja2
@@ -55,7 +55,26 @@ def main_table(standings: Sequence[Standing]) -> Section:
         ]
         for standing in main
     ]
-    return Section("Ranked by accuracy on the images held out", headings, rows)
+    note = " ".join(_undefined(main))
+    return Section("Ranked by accuracy on the images held out", headings, rows, note)
+
+
+def _undefined(main: Sequence[Standing]) -> Iterator[str]:
+    """Why columns of the main table are undefined, if any are.
+
+    Yields:
+        A sentence a column.
+    """
+    if math.isnan(main[0].spread):
+        yield "Between seeds: takes two seeds or more."
+    top = main[0].quality[0].top
+    if top == 1:
+        yield "Kendall, best 1: one architecture has no order; a larger --top, or more --archs, do."
+    elif any(math.isnan(standing.mean(lambda q: q.top_kendall)) for standing in main):
+        yield (
+            f"Kendall, best {top}: undefined where the {top} best all measure the same, or are all "
+            "ranked the same with one of the seeds."
+        )
 
 
 def ranked_table(standings: Sequence[Standing]) -> Section:
@@ -85,8 +104,11 @@ def cost_table(standings: Sequence[Standing]) -> Section:
         for standing in standings
         if standing.by == ACCURACY
     ]
-    headings = ["system", "images processed", "seconds", "weights, MiB", "architectures a supernet"]
-    return Section("Cost, and how the space was divided", headings, rows)
+    headings = [
+        "system", "images processed", "wall time, s", "weights, MiB", "architectures a supernet",
+    ]  # fmt: skip
+    note = "Images and wall time are of training and dividing, not of ranking the architectures."
+    return Section("Cost, and how the space was divided", headings, rows, note)
 
 
 def render_comparison(
@@ -134,4 +156,4 @@ def _estimate(estimate: Estimate) -> tuple[str, str]:
 
 
 def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.3f}"
+    return "undefined" if math.isnan(value) else f"{value:.3f}"

@@ -28,6 +28,10 @@ Weights = dict[str, Tensor]
 _SHOWN = 60  # characters of a setting in a message
 
 
+class OtherSettings(InputError):
+    """What a folder holds was made with other settings."""
+
+
 @dataclass(frozen=True)
 class TrainingState:
     """Where a training stands.

@@ -15,6 +15,7 @@ from sigeo.capture.state import device_of
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
 from sigeo.supernet.checkpoint import (
+    OtherSettings,
     Weights,
     difference,
     load_checkpoint,
@@ -223,11 +224,12 @@ class _Run:
         """Go on from a checkpoint.
 
         Raises:
-            InputError: It is damaged, of other settings, or of another network.
+            InputError: It is damaged, or of another network.
+            OtherSettings: It is of other settings.
         """
         state, found = load_checkpoint(path)
         if found != settings:
-            raise InputError(
+            raise OtherSettings(
                 f"checkpoint {path}: made with other settings than this {self.config.what} "
                 f"({difference(found, settings)}); choose another folder or remove it"
             )

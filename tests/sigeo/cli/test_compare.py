@@ -47,7 +47,9 @@ def test_compare_two_systems(capsys):
     assert "efs-nas" in page and "<svg" in page and "noise ceiling" in page
     code, out, err = run(*given, capsys=capsys)  # everything is there
     assert code == 0 and "Ranked by other measures" in out and "noise ceiling" in err
-    assert "Kendall, best 1" in page
+    for text in ("Kendall, best 1: one architecture has no order", "of training and dividing, not"):
+        assert text in page and text in err
+    assert "undefined" in page and "wall time, s" in out and "Between seeds" not in err
 
 
 def test_systems_that_the_budget_does_not_pay_for_are_left_out_or_refused_at_once(capsys):
@@ -71,6 +73,7 @@ def test_averages_over_checkpoints_are_another_study(capsys):
     assert "mean over up to 3 checkpoints a pass apart" in Path("c/comparison.html").read_text()
     code, _, err = run(*given, capsys=capsys)
     assert code == 2 and "study.training.keep: there 3, here nothing" in err
+    assert "a folder serves one budget, data and training: give another --out" in err
     code, _, err = run(*given, "--keep", "99", capsys=capsys)
     assert code == 2 and "one-shot: keep must be at most 5, the passes over the images" in err
 

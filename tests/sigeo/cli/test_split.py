@@ -149,7 +149,7 @@ REFUSED = {
         "groups of nonlinear_depth must hold each of [0, 1, 2, 3] once",
     ),
     "numbers": (["--factors", "two"], "must be whole numbers separated by commas, got 'two'"),
-    "metric": (["--metric", "colour"], "metric must be one of gradient_matching"),
+    "metric": (["--metric", "colour"], "--metric: must be one of gradient_matching"),
     "table": (["--metric", "table"], "--metric table: needs --table, got none"),
     "repeats": (["--metric", "random", "--repeats", "2"], "--repeats: has no effect with"),
     "partition": (["--partition", "colour"], "partition: must be one of exact"),
@@ -161,7 +161,7 @@ REFUSED = {
         ["--partition", "spectral", "--smallest", "2"],
         "--smallest: has no effect with --partition spectral",
     ),
-    "choice": (["--choice", "colour"], "choice must be one of in_turn"),
+    "choice": (["--choice", "colour"], "--choice: must be one of in_turn"),
     "order": (["--order", "1,2"], "--order: has no effect without --choice in_turn"),
     "factors": (["--factors", "1"], "leaves and factors from 2, got 4 and [1]"),
     "warmed": (
