@@ -46,14 +46,19 @@ def _parser() -> _Parser:
         text = (module.__doc__ or "").partition("\n\n")[0].replace("\n", " ")
         verb = verbs.add_parser(name, help=module.HELP, description=text)
         module.add_arguments(verb)
-        verb.set_defaults(execute=module.run, complain=verb.error)
+        verb.set_defaults(execute=module.run, parser=verb, verbs=verbs.choices)
     return parser
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parsed, unknown = _parser().parse_known_args(arguments)
     if unknown:  # argparse's own complaint does not name the verb
-        parsed.complain(f"unrecognized arguments: {' '.join(unknown)}")
+        option = unknown[0].partition("=")[0]
+        known = [
+            name for name, verb in parsed.verbs.items() if f"[{option} " in verb.format_usage()
+        ]
+        of = f"; {option} is an option of {', '.join(known)}" if known else ""
+        parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}{of}")
     return parsed
 
 

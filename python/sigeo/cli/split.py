@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import console, options, shared_weights, split_options, warmup_options
 from sigeo.cli.split_options import add_arguments
-from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.fewshot import Analysis, Known, Plan, Splitting
@@ -40,16 +39,12 @@ def run(args: argparse.Namespace) -> int:
 
     data, space = options.load_data_and_space(args)
     split_options.check_sizes(args, space)
-    if args.leaves is not None and args.leaves > space.size:
-        raise InputError(
-            f"--leaves: the space has {space.size} architectures, got {args.leaves} supernets"
-        )
     known, column = _known(args, space)
     if args.kind is not None:
         plan, settings = _by_kind(args, space)
         save_plan(options.run_folder(args) / "plan.json", plan, settings)
     else:
-        how = split_options.splitting(args, known)
+        how = split_options.splitting(args, space, known)
         plan, settings = _by_metric(args, space, data, how)
     seen = None
     if known is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from bisect import bisect_left
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import names, options, shared_weights, warmup_options
@@ -154,9 +156,15 @@ def check_sizes(args: argparse.Namespace, space: SearchSpace[Any]) -> None:
         )
 
 
-def splitting(args: argparse.Namespace, known: Known | None) -> Splitting:
-    """The rules asked for; ``known`` is the table, if there is one."""
-    from sigeo.fewshot import Branching, Splitting, choice, partition
+def splitting(args: argparse.Namespace, space: SearchSpace[Any], known: Known | None) -> Splitting:
+    """The rules asked for; ``known`` is the table, if there is one.
+
+    Raises:
+        InputError: More supernets than the choices of the space can be cut into, or rules that do
+            not go together.
+    """
+    from sigeo.fewshot import Branching, Splitting, choice, metrics, partition
+    from sigeo.spaces import Product
 
     name = args.metric or "gradient_matching"
     rule = args.choice or ("separation" if name == "lid" else "between_mean")
@@ -164,13 +172,34 @@ def splitting(args: argparse.Namespace, known: Known | None) -> Splitting:
     smallest = args.smallest or (2 if name in _AT_LEAST_TWO else 1)
     sized = {"smallest": smallest} if cut in ("exact", "random") else {}
     ordered = {"order": args.order} if args.order is not None else {}
+    metric = _metric(name, 8 if args.repeats is None else args.repeats, known)
+    partitioner, chosen = partition.get(cut, **sized), choice.get(rule, **ordered)
+    factors = args.factors or (2,)
+
+    def of(leaves: int) -> Splitting:
+        return Splitting(metric, Branching.of_leaves(leaves, factors), partitioner, chosen)
+
+    def problem(leaves: int) -> str:
+        # By a metric without weights, as those that are there are checked when there are any.
+        how = replace(of(leaves), metric=metrics.get("random"))
+        try:
+            how.check(Product.whole(space), None, None)
+        except InputError as error:
+            return str(error)
+        return ""
+
     leaves = 4 if args.leaves is None else args.leaves
-    return Splitting(
-        _metric(name, 8 if args.repeats is None else args.repeats, known),
-        Branching.of_leaves(leaves, args.factors or (2,)),
-        partition.get(cut, **sized),
-        choice.get(rule, **ordered),
-    )
+    if leaves > space.size:
+        wrong = f"the space has {space.size:,} architectures"
+    else:
+        wrong = problem(leaves)
+    if wrong:
+        tried = range(1, min(leaves, space.size) + 1)
+        most = bisect_left(tried, True, key=lambda leaves: problem(leaves) != "")
+        if most == 1:  # no cut at all is possible, so the number is not what is wrong
+            raise InputError(wrong)
+        raise InputError(f"--leaves: must be at most {most}, got {leaves} ({wrong})")
+    return of(leaves)
 
 
 def _metric(name: str, repeats: int, known: Known | None) -> Metric:

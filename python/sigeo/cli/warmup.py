@@ -118,7 +118,7 @@ def _carry_out(args: argparse.Namespace) -> int:
         raise InputError("--norm, --no-affine and dropouts: have no effect with --recipe")
 
     from sigeo.fewshot import recipes
-    from sigeo.fewshot.checks import check_space
+    from sigeo.fewshot.checks import check_space, fewer
     from sigeo.fewshot.comparison import Entrant
     from sigeo.fewshot.develop import Development
     from sigeo.fewshot.family import PLAN, leaf_file
@@ -153,7 +153,7 @@ def _carry_out(args: argparse.Namespace) -> int:
             raise InputError(
                 f"--recipe: {entrant.label} needs {least:,} processed images or more, got "
                 f"{budget:,} of {config.steps} steps; "
-                f"--warmup-steps {-(-least // config.batch_size)} would do"
+                f"--warmup-steps {-(-least // config.batch_size)} would do{fewer(recipe)}"
             )
         family = work.run()
     made = {

@@ -8,7 +8,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.plan import split_by_kind
-from sigeo.fewshot.recipe import Ground
+from sigeo.fewshot.recipe import Ground, Recipe
 from sigeo.spaces import Product
 
 if TYPE_CHECKING:
@@ -23,15 +23,21 @@ def check_budget(work: Development) -> None:
     """
     recipe, study = work.recipe, work.study
     if study.budget < work.least:
-        compared = (
-            f", of which comparing options takes {work.overhead:,.0f}" if work.overhead else ""
-        )
+        compared = ""
+        if work.overhead:
+            compared = f", of which comparing options takes {work.overhead:,.0f}{fewer(recipe)}"
         raise InputError(
             f"{recipe.name}: needs a budget of at least {work.least:,} processed images"
             f"{compared}, got {study.budget:,}"
         )
     if study.keep > 1:
         _check_passes(work)
+
+
+def fewer(recipe: Recipe) -> str:
+    """How a recipe that compares options by repeated passes can be made to take less."""
+    repeats = recipe.options.get("repeats")
+    return "" if repeats is None else f" (with less than repeats={repeats} less)"
 
 
 def check_space(work: Development) -> None:

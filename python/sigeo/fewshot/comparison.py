@@ -52,19 +52,23 @@ class Entrant:
         """Read ``name:option=value,option=value``; values are JSON, or else text.
 
         Raises:
-            InputError: It is no such text, or no recipe of that name.
+            InputError: It is no such text, or there is no such recipe or option.
         """
         name, _, rest = text.partition(":")
-        recipes.entry(name)
+        known = recipes.entry(name)
         options = {}
         for part in _parts(rest):
             option, equals, value = part.partition("=")
             if not equals or not option:
-                raise InputError(f"recipe {name}: expected option=value, got {part!r}")
+                have = ", ".join(f"{option}=" for option in known.options) or "none"
+                raise InputError(
+                    f"recipe {name}: expected option=value, got {part!r}; options are {have}"
+                )
             try:
                 options[option] = json.loads(value)
             except ValueError:
                 options[option] = value
+        known.checked(options)
         return cls(name, options)
 
 

@@ -70,7 +70,13 @@ def kind_function(space: SearchSpace[Any], name: str) -> KindFunction:
     """
     if (space.name, name) not in _FUNCTIONS:
         known = sorted(kind for of, kind in _FUNCTIONS if of == space.name)
-        raise InputError(f"kind: must be one of {', '.join(known) or 'none'}, got {name!r}")
+        if not known:
+            others = ", ".join(sorted({of for of, _ in _FUNCTIONS}))
+            raise InputError(
+                f"{space.name} has no kinds of architectures to divide it by, but {others} has, "
+                f"got kind {name!r}"
+            )
+        raise InputError(f"kind: must be one of {', '.join(known)}, got {name!r}")
     return _FUNCTIONS[space.name, name]
 
 

@@ -97,6 +97,10 @@ BAD = {
     ),
     "schedule": (["rank", "--schedule", "steps"], "--schedule: invalid choice: 'steps'"),
     "unknown": (["rank", "--archs", "3", "--none"], "sigeo rank: unrecognized arguments: --none"),
+    "of-another-verb": (
+        ["warmup", "--init", "candidate"],
+        "sigeo warmup: unrecognized arguments: --init candidate; --init is an option of rank\n",
+    ),
     "zero": (["rank", "--archs", "0"], "--archs: must be a whole number from 1, got '0'"),
     "whole": (["rank", "--archs", "1.5"], "--archs: must be a whole number from 1, got '1.5'"),
     "one-image": (

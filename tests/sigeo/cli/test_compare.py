@@ -56,6 +56,7 @@ def test_systems_that_the_budget_does_not_pay_for_are_left_out_or_refused_at_onc
     given = ["compare", *SIZES, *TRAINING, *write_table(), "--archs", "4", "--out", "c"]
     code, _, err = run(*given, "--recipes", "one-shot", "gm-nas", capsys=capsys)
     assert code == 2 and "gm-nas: needs a budget of at least " in err and "comparing options" in err
+    assert "(with less than repeats=100 less)" in err
     assert not Path("c/one-shot").exists()
     code, out, err = run(*given, "--seeds", "1", "--bootstrap", "5", "--json", capsys=capsys)
     taken = {system["system"] for system in strict(out)["systems"]}
@@ -110,6 +111,8 @@ def test_list_names_every_recipe_and_its_options(capsys):
             ["--table", "t.csv", "--metric", "acc", "--recipes", 'one-shot:paths="x"'],
             "recipe one-shot: paths must be like 1, got 'x'",
         ),
+        (["--table", "none.csv", "--recipes", "gm-nas:4"], "got '4'; options are repeats=, crit"),
+        (["--table", "none.csv", "--recipes", "fair:repeats=4"], "fair: has no option repeats"),
         (
             ["--table", "t.csv", "--metric", "acc", "--archs", "10", "--top", "11"],
             "--top: must be at most the 10 architectures ranked, got 11",

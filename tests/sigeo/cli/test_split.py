@@ -163,6 +163,10 @@ REFUSED = {
     ),
     "choice": (["--choice", "colour"], "--choice: must be one of in_turn"),
     "order": (["--order", "1,2"], "--order: has no effect without --choice in_turn"),
+    "no-such-choice": (
+        ["--choice", "in_turn", "--order", "9"],
+        "sigeo split: choice: 9, in turn on level 0, cannot be ",
+    ),
     "factors": (["--factors", "1"], "leaves and factors from 2, got 4 and [1]"),
     "warmed": (
         ["--metric", "synflow", "--warmup", "0.5"],
@@ -173,10 +177,15 @@ REFUSED = {
         "expected 2 neighbours or more and more samples than neighbours",
     ),
     "leaves": (
-        ["--leaves", "128"],
-        "need 7 or more choices with at least 2 options, got 6",
+        ["--leaves", "65"],
+        "--leaves: must be at most 64, got 65 (split: cuts one below another need 7 or more",
     ),
-    "leaves-warmup": (["--leaves", "128", "--warmup-steps", "3"], "need 7 or more choices"),
+    "leaves-warmup": (["--leaves", "128", "--warmup-steps", "3"], "--leaves: must be at most 64,"),
+    "leaves-factors": (
+        ["--leaves", "999999999", "--factors", "3,5"],
+        "at most 9375, got 999999999 (the",
+    ),
+    "leaves-space": (["--space", "mlp", "--leaves", "9999", "--metric", "random"], "at most 32,"),
     "lid-warmup": (
         ["--metric", "lid", "--batch-size", "16", "--warmup-steps", "3"],
         "lid: expected 2 neighbours or more and more samples than neighbours, got 16 samples",
@@ -187,7 +196,7 @@ REFUSED = {
     ),
     "too-many": (
         ["--metric", "random", "--leaves", "6", "--factors", "6"],
-        "at least 6 options, got 0",
+        "--leaves: must be at most 5, got 6 (split: cuts one below another need 1 or more choices",
     ),
     "images": (["--batches", "99"], "data: 99 batches of 64 need"),
 }

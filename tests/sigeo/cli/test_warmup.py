@@ -144,7 +144,7 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--recipe", "x"], "recipe: must be one of"),
+        (["--recipe", "x"], "--recipe: must be one of"),
         (["--recipe", "fair", "--sampler", "fair"], "--sampler: a recipe decides that itself"),
         (["--recipe", "fair", "--dropout", "0.1"], "have no effect with --recipe"),
         (["--held-out", "10"], "--held-out: has no effect without --recipe"),
@@ -153,7 +153,11 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
             ["--recipe", "few-shot"],
             "needs 448 processed images or more, got 320 of 5 steps",
         ),
-        (["--recipe", "gm-nas"], "--warmup-steps 8013 would do"),
+        (
+            ["--recipe", "gm-nas"],
+            "--warmup-steps 8013 would do (with less than repeats=100 less)",
+        ),
+        (["--recipe", "gm-nas:4"], "expected option=value, got '4'; options are repeats=, criter"),
         (["--recipe", "one-shot:over=x"], "over must be architectures or operations"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, get_args, get_type_hints
 
@@ -40,6 +40,30 @@ class Entry:
         """Its options with their defaults."""
         parameters = list(inspect.signature(self.make).parameters.values())[1:]
         return {parameter.name: parameter.default for parameter in parameters}
+
+    def checked(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Some options, each as its default is written; whatever the space.
+
+        Raises:
+            InputError: It has no such option, or a value is of another kind.
+        """
+        defaults, examples = self.options, self.examples
+        found = dict(given)
+        for option, value in given.items():
+            if option not in defaults:
+                have = ", ".join(defaults) or "none"
+                raise InputError(f"recipe {self.name}: has no option {option}, options are {have}")
+            if value is None and defaults[option] is None:
+                continue
+            example = examples[option]
+            if not _alike(value, example):
+                kind = "a whole number" if isinstance(example, int) else "a number"
+                expected = (
+                    f"like {example!r}" if defaults[option] is not None else f"{kind} or None"
+                )
+                raise InputError(f"recipe {self.name}: {option} must be {expected}, got {value!r}")
+            found[option] = _as(value, example)
+        return found
 
     @property
     def examples(self) -> dict[str, Any]:
@@ -99,21 +123,7 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
             fit the space.
     """
     known = entry(name)
-    unknown = sorted(set(options) - set(known.options))
-    if unknown:
-        have = ", ".join(known.options) or "none"
-        raise InputError(f"recipe {name}: has no option {unknown[0]}, options are {have}")
-    defaults, examples = known.options, known.examples
-    for option, value in options.items():
-        if value is None and defaults[option] is None:
-            continue
-        example = examples[option]
-        if not _alike(value, example):
-            kind = "a whole number" if isinstance(example, int) else "a number"
-            expected = f"like {example!r}" if defaults[option] is not None else f"{kind} or None"
-            raise InputError(f"recipe {name}: {option} must be {expected}, got {value!r}")
-        options[option] = _as(value, example)
-    chosen = {**defaults, **options}
+    chosen = {**known.options, **known.checked(options)}
     try:
         made = known.make(space, **chosen)
     except (TypeError, ValueError, ArithmeticError) as error:
