@@ -207,6 +207,21 @@ def test_synflow_is_finite_where_its_products_are_beyond_float64():
     assert not lost.finite and "beyond the largest float64" in lost.notes[0]
 
 
+def test_synflow_says_how_many_layers_a_saturated_activation_cuts_off():
+    def flow(*activations):
+        layers = [nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False), nn.Linear(4, 2)]
+        for layer in layers:
+            nn.init.constant_(layer.weight, 3.0)
+        model = nn.Sequential(layers[0], activations[0], layers[1], activations[1], layers[2])
+        return sigeo.score(model, [torch.ones(2, 4)], ["synflow", "logsynflow"])
+
+    for score in flow(nn.ReLU6(), nn.ReLU6()).values():
+        assert score.finite and score.notes[0].startswith("2 of 3 layers carry no flow")
+    for score in flow(nn.ReLU6(), nn.ReLU()).values():
+        assert score.notes[0].startswith("1 of 3 layers carry no flow")
+    assert all(score.notes == () for score in flow(nn.ReLU(), nn.ReLU()).values())
+
+
 def test_logsynflow_is_its_formula():
     torch.manual_seed(0)
     model = golden_net()

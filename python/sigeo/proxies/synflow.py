@@ -26,6 +26,9 @@ from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.registry import register
 from sigeo_ext import saliency
 
+_NO_FLOW = {"log_abs_product": -math.inf, "log1p_product": 0.0}
+"""What a layer without any flow has in a column of `saliency.sums`."""
+
 _BYPASSED = (F.batch_norm, torch.batch_norm)
 
 
@@ -110,7 +113,8 @@ def _measure(
 ) -> Outcome:
     """The column's total over the layers, also as the term of that name."""
     try:
-        value = float(total(_flow(model, inputs, column)))
+        flow = _flow(model, inputs, column)
+        value = float(total(flow))
     except _DoesNotRun as error:
         return Outcome(math.nan, {}, (f"does not run on ones in float64: {error}",))
     notes: tuple[str, ...] = ()
@@ -120,6 +124,11 @@ def _measure(
         notes = ("the flow runs backwards somewhere, as through norms other than batch norm",)
     elif not math.isfinite(value):
         notes = ("the flow is beyond the largest float64",)
+    elif without := int((flow == _NO_FLOW[column]).sum()):
+        notes = (
+            f"{without} of {len(flow)} layers carry no flow and do not count, as where an "
+            "activation with an upper bound (ReLU6) is saturated",
+        )
     return Outcome(value, {term: value}, notes)
 
 
