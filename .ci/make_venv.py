@@ -80,7 +80,11 @@ def reusable_site() -> Path | None:
 def create() -> None:
     """Make .venv, open to the packages beside a torch that is reused."""
     site = reusable_site()
-    print(f"making {VENV.name}" + (f", reusing torch from {site}" if site else ""), flush=True)
+    print(
+        f"making the virtual environment {VENV.name}, some seconds"
+        + (f", with torch from {site}" if site else ""),
+        flush=True,
+    )
     venv.create(VENV, system_site_packages=site is not None, with_pip=True)
     if site is not None:
         own = Path(
@@ -99,7 +103,7 @@ def install(requirements: list[str]) -> None:
     """Install what is missing."""
     missing = unmet(requirements)
     if missing:
-        print(f"installing {', '.join(missing)}", flush=True)
+        print(f"installing {', '.join(missing)}, which may take minutes", flush=True)
         kept = run(PYTHON, "-c", _TORCH).split()
         subprocess.run([PYTHON, "-m", "pip", "install", "-q", *missing, *kept], check=True)
 
@@ -114,7 +118,7 @@ def build() -> None:
     newest = max(source.stat().st_mtime for source in sources)
     if stamp.exists() and stamp.stat().st_mtime > newest and stamp.read_text() == switches:
         return
-    print("building", flush=True)
+    print("building the kernels, some minutes the first time, later only what changed", flush=True)
     command = [
         PYTHON,
         "-m",

@@ -49,6 +49,20 @@ def _lines(what: str) -> Report:
     return report
 
 
+def announced(line: str, report: Report) -> Report:
+    """The same report, which first says a line: only if there is anything to report."""
+    said = False
+
+    def announce(done: int, total: int) -> None:
+        nonlocal said
+        if not said:
+            say(line)
+        said = True
+        report(done, total)
+
+    return announce
+
+
 def say(text: str) -> None:
     """One line to standard error."""
     Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)

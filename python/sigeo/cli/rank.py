@@ -77,10 +77,10 @@ def run(args: argparse.Namespace) -> int:
     archs = architectures.chosen(args, space)
     folder = options.run_folder(args)
     each_alone = protocol.init == "candidate"
-    if protocol.warmup is not None and not each_alone:
-        console.say(_warmup_line(protocol))
     choices: list[tuple[int, Routes | None]] = []
     with console.progress("warming up") as report:
+        if protocol.warmup is not None and not each_alone:  # said if it is not there already
+            report = console.announced(_warmup_line(protocol), report)
         networks = Networks(space, data, protocol, shared=shared, folder=folder, progress=report)
     with (
         RunStore(folder / "run.sqlite", networks.settings()) as store,

@@ -109,12 +109,15 @@ def test_the_same_command_again_scores_nothing_and_gives_the_same(ranking, capsy
     assert "all scores were there already" in err
 
 
-def test_a_warm_up_of_each_network_is_said_only_where_there_is_one(capsys):
-    given = (*SMALL, "--archs", "2", "--proxy", "zico", "--init", "candidate", "--out", "r")
-    given += ("--warmup-steps", "1")
+@pytest.mark.parametrize(
+    ("init", "what"), [("candidate", "each network alone"), ("supernet", "shared weights")]
+)
+def test_a_warm_up_is_said_once_and_only_where_there_is_one(init, what, capsys):
+    given = (*SMALL, "--archs", "2", "--proxy", "zico", "--init", init, "--out", "r")
+    given += ("--warmup-steps", "2")
     first, again = (run("rank", *given, capsys=capsys)[2] for _ in range(2))
-    assert "warm-up of each network alone" in first and "already" not in first
-    assert "warm-up of each network alone" not in again and "all scores were there" in again
+    assert first.count(f"warm-up of {what}: ") == 1 and "already" not in first
+    assert "warm-up of" not in again and "all scores were there" in again
 
 
 def test_rank_prints_a_table_for_people(capsys):
