@@ -181,8 +181,8 @@ def splitting(args: argparse.Namespace, space: SearchSpace[Any], known: Known | 
 
     def problem(leaves: int) -> str:
         # By a metric without weights, as those that are there are checked when there are any.
-        how = replace(of(leaves), metric=metrics.get("random"))
         try:
+            how = replace(of(leaves), metric=metrics.get("random"))
             how.check(Product.whole(space), None, None)
         except InputError as error:
             return str(error)
@@ -196,7 +196,7 @@ def splitting(args: argparse.Namespace, space: SearchSpace[Any], known: Known | 
     if wrong:
         tried = range(1, min(leaves, space.size) + 1)
         most = bisect_left(tried, True, key=lambda leaves: problem(leaves) != "")
-        if most == 1:  # no cut at all is possible, so the number is not what is wrong
+        if most <= 1:  # no cut at all is possible, so the number is not what is wrong
             raise InputError(wrong)
         raise InputError(f"--leaves: must be at most {most}, got {leaves} ({wrong})")
     return of(leaves)

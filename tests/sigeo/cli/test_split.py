@@ -185,6 +185,10 @@ REFUSED = {
         ["--leaves", "999999999", "--factors", "3,5"],
         "at most 9375, got 999999999 (the",
     ),
+    "leaves-elastic": (
+        ["--space", "resnet", "--leaves", "2000000"],
+        "--leaves: must be at most 4096,",
+    ),
     "leaves-space": (["--space", "mlp", "--leaves", "9999", "--metric", "random"], "at most 32,"),
     "lid-warmup": (
         ["--metric", "lid", "--batch-size", "16", "--warmup-steps", "3"],
