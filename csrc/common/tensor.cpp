@@ -61,7 +61,7 @@ Tensor reordered(const Tensor& tensor, const Tensor& like) {
       torch::stable::detail::from(like.strides()), torch::stable::detail::from(std::nullopt),
       torch::stable::detail::from(std::nullopt),   torch::stable::detail::from(std::nullopt),
       torch::stable::detail::from(std::nullopt)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
+  TORCH_ERROR_CODE_CHECK(
       torch_call_dispatcher("aten::new_empty_strided", "", stack.data(), TORCH_ABI_VERSION));
   Tensor copy = torch::stable::detail::to<Tensor>(stack[0]);
   torch::stable::copy_(copy, tensor);
