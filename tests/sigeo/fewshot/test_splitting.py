@@ -20,6 +20,7 @@ from sigeo.fewshot import (
     choice,
     load_plan,
     metrics,
+    overhead,
     save_plan,
     split,
     split_by_kind,
@@ -28,6 +29,7 @@ from sigeo.fewshot.choice import Candidate
 from sigeo.fewshot.metrics import LID, GradientMatching, RandomDistances
 from sigeo.fewshot.partition import Exact, Exhaustive, Random, Relation, StoerWagner
 from sigeo.spaces import Product
+from sigeo.supernet import Budget
 from tests.sigeo.fewshot.space import EVERYTHING, SPACE, WHOLE, batches
 from tests.sigeo.fewshot.toy import ToySpace, toy_batches
 
@@ -404,6 +406,30 @@ def test_a_choice_that_a_later_cut_needs_is_kept_for_it():
         1,
         2,
     }
+
+
+@pytest.mark.parametrize("levels", [(3, 2), (2, 3), (2, (1, 2), (2, 1, 1)), (EVERY, 2)])
+@pytest.mark.parametrize("rule", [BestGroups(), AnyChoice(), InTurn((0, 1, 2))])
+@pytest.mark.parametrize("again", [False, True])
+def test_what_comparing_costs_is_what_was_compared(levels, rule, again):
+    seen = []
+
+    class Priced(RandomDistances):
+        def __call__(self, subject):
+            seen.append(subject)
+            return super().__call__(subject)
+
+        def cost(self, subject):
+            return Budget(trained=len(subject.options), evaluated=1)
+
+    part = Product(SPACE, ((0, 1, 2, 4), (0, 1, 2), (0, 1), (0, 1), (1,), (3,)))
+    how = Splitting(Priced(), Branching(levels), Exact(), rule, again=again)
+    if isinstance(rule, InTurn) and levels == (2, 3):
+        how = replace(how, choice=InTurn((1, 0)))
+    plan = split(SPACE, how, region=part).plan
+    assert overhead.of_plan(how, plan, None) == Budget(
+        sum(len(subject.options) for subject in seen), len(seen)
+    )
 
 
 def test_a_choice_that_no_later_cut_needs_may_be_the_only_wide_one():
