@@ -122,20 +122,25 @@ def _register_gradient(
     after = torch._C._after_autograd_keyset
     lists = [_holds_tensors(argument.type) for argument in op._schema.arguments]
     gives = [_holds_tensors(result.type) for result in op._schema.returns]
+    one_tensor = gives == [False]
 
     def forward(ctx: Any, keys: Any, given: list[int], made: list[int], *flat: Any) -> Any:
         args = _nested(flat, lists, given)
         with torch._C._AutoDispatchBelowAutograd():
             result = op.redispatch(keys & after, *args)
         setup_context(ctx, args, result)
+        ctx.given, ctx.made = given, made
+        if one_tensor:
+            return result
         results = [result] if len(gives) == 1 else result
         made += _lengths(results, gives)
-        ctx.given, ctx.made = given, made
         return tuple(_flat(results, gives, made))
 
     def gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:
         needs = _nested(ctx.needs_input_grad[3:], lists, ctx.given)
-        found = backward(_Needing(ctx, needs), *_nested(grads, gives, ctx.made))
+        found = backward(
+            _Needing(ctx, needs), *(grads if one_tensor else _nested(grads, gives, ctx.made))
+        )
         found = found if isinstance(found, tuple) else (found,)
         return (None, None, None, *_flat(found, lists, ctx.given))
 
@@ -149,8 +154,10 @@ def _register_gradient(
             return reference(*args)
         if needed:
             given, made = _lengths(args, lists), list[int]()
-            flat = function.apply(keys, given, made, *_flat(args, lists, given))
-            results = _nested(flat, gives, made)
+            found = function.apply(keys, given, made, *_flat(args, lists, given))
+            if one_tensor:
+                return found
+            results = _nested(found, gives, made)
             return results[0] if len(gives) == 1 else results
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & after, *args)
