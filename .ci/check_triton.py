@@ -31,6 +31,9 @@ from sigeo_ext.sample_moments import tiles  # noqa: E402
 from sigeo_ext.sample_moments.precision import PRECISIONS  # noqa: E402
 
 FLOATS = (torch.float32, torch.float64)
+CHOICES = [(torch.float32, choice) for choice in PRECISIONS]
+CHOICES += [(dtype, "ieee") for dtype in (torch.bfloat16, torch.float16)]
+"""Of how a dtype's products are formed."""
 ARCHITECTURES = (80, 90, 100, 120)
 EVERYTHING = 63
 
@@ -84,6 +87,14 @@ def calls() -> list[tuple[str, Callable[[], Any]]]:
         *embeddings(),
         *gram(),
     ]
+
+
+def with_precision(choice: str, call: Callable[..., Any], *given: Any) -> None:
+    """A call with a choice of how products are formed."""
+    from sigeo_ext.sample_moments import precision
+
+    precision.set_matmul_precision(choice)
+    call(*given)
 
 
 def convolution(
@@ -156,35 +167,29 @@ def grouped() -> list[tuple[str, Callable[[], Any]]]:
 
     found: list[tuple[str, Callable[[], Any]]] = []
     windows = [0, 256, 0, 128], [0, 256, 0, 64]
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+    for dtype, choice in CHOICES:
+        of = partial(with_precision, choice)
         weight = torch.zeros(256, 256, dtype=dtype)
         x = [torch.zeros(80, n, dtype=dtype) for n in (256, 64)]
         d = [torch.zeros(80, n, dtype=dtype) for n in (256, 128)]
         for bias in (None, weight[0]):
-            call = partial(triton.linear, x, weight, bias, *windows, False)
-            found.append((f"grouped linear {dtype}", call))
-        call = partial(triton.linear_backward, d, x, weight, *windows, [True] * 3)
-        found.append((f"grouped linear, backward {dtype}", call))
-        call = partial(triton.linear_accumulate, d, x, weight, *windows)
-        found.append((f"grouped linear, in place {dtype}", call))
+            call = partial(of, triton.linear, x, weight, bias, *windows, False)
+            found.append((f"grouped linear {dtype} {choice}", call))
+        call = partial(of, triton.linear_backward, d, x, weight, *windows, [True] * 3)
+        found.append((f"grouped linear, backward {dtype} {choice}", call))
+        call = partial(of, triton.linear_accumulate, d, x, weight, *windows)
+        found.append((f"grouped linear, in place {dtype} {choice}", call))
     return found
 
 
 def slices() -> list[tuple[str, Callable[[], Any]]]:
     """Linear layers on lists and windows, forward and backward, with rows for one run and more."""
     from sigeo_ext.gather.triton import slices
-    from sigeo_ext.sample_moments import precision
-
-    def with_precision(choice: str, call: Callable[..., Any], *given: Any) -> None:
-        precision.set_matmul_precision(choice)
-        call(*given)
 
     found: list[tuple[str, Callable[[], Any]]] = []
     index = torch.arange(128)
-    halves = torch.bfloat16, torch.float16
-    choices = [(torch.float32, choice) for choice in PRECISIONS] + [(t, "ieee") for t in halves]
     for (dtype, choice), masked, (rows, columns) in itertools.product(
-        choices, (False, True), ((index, index), (index, None), (None, index))
+        CHOICES, (False, True), ((index, index), (index, None), (None, index))
     ):
         if choice != "ieee" and columns is None:
             continue

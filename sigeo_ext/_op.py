@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from sigeo_ext import _flops
 
@@ -32,14 +33,15 @@ def define(
     """Register an op and return it.
 
     The reference is the op's meaning on every device; a compiled kernel for one device, once
-    loaded, goes before it there.
+    loaded, goes before it there. An op with a gradient is its reference where other derivatives
+    are asked for, those of forward mode and of `torch.func`.
 
     Args:
         schema: The op's schema, for example ``"moments_dot(Tensor[] a, Tensor[] b) -> Tensor"``.
         reference: Plain torch, with the schema's arguments.
         fake: Shapes and dtypes of the results from fake tensors.
         setup_context: Saves what ``backward`` needs.
-        backward: The gradient, itself made of ops. An op without one is not differentiable.
+        backward: The gradient, itself made of ops. The results of an op without one are constants.
         vmap: The batching rule, ``(info, in_dims, *args) -> (outputs, out_dims)``.
         flops: Floating-point operations from the arguments' shapes (tensors come as shapes).
         triton: "module:function" with the schema's arguments, for CUDA tensors, imported when first
@@ -56,12 +58,8 @@ def define(
     qualified = f"{NAMESPACE}::{name}"
     torch.library.register_fake(qualified, fake, lib=_library)
     op = getattr(torch.ops.sigeo_ext, name)
-    if backward is not None and setup_context is not None and len(op.default._schema.returns) == 1:
-        _register_gradient(op.default, setup_context, backward)
-    elif backward is not None:
-        torch.library.register_autograd(
-            qualified, backward, setup_context=setup_context, lib=_library
-        )
+    if backward is not None and setup_context is not None:
+        _register_gradient(op.default, reference, setup_context, backward)
     if vmap is not None:
         torch.library.register_vmap(qualified, vmap, lib=_library)
     if flops is not None:
@@ -77,50 +75,90 @@ def needs_gradient(args: Sequence[Any]) -> bool:
     return bool(torch.is_grad_enabled() and torch._C._any_requires_grad(*args))
 
 
+def has_tangents(args: Sequence[Any]) -> bool:
+    """Whether forward mode, plain or in `torch.func`, follows a tensor among these arguments."""
+    if forward_ad._current_level < 0:
+        return False
+    return any(
+        isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+        for arg in args
+        for value in (arg if isinstance(arg, list | tuple) else [arg])
+    )
+
+
+def refuse_tangents(op: str, gradients: Sequence[Any]) -> None:
+    """Of an op's backward pass that forward mode cannot follow.
+
+    Raises:
+        NotImplementedError: Forward mode follows one of the gradients that come in.
+    """
+    if has_tangents(gradients):
+        raise NotImplementedError(
+            f"{op}: forward mode does not go through its backward pass; "
+            "take torch.func.vjp for that gradient"
+        )
+
+
 def call(op: Any, *args: Any) -> Any:
-    """An op's result; where no gradient is needed, without a turn through Python for it."""
-    if torch.compiler.is_compiling() or needs_gradient(args):
+    """An op's result; where no derivative is needed, without a turn through Python for it."""
+    if torch.compiler.is_compiling() or needs_gradient(args) or has_tangents(args):
         return op(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
 
 def _register_gradient(
-    op: Any, setup_context: Callable[..., None], backward: Callable[..., Any]
+    op: Any,
+    reference: Callable[..., Any],
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
 ) -> None:
-    """What `torch.library.register_autograd` does, for an op of one result without defaults.
+    """What `torch.library.register_autograd` does, for an op without defaults.
 
     Without its search for arguments that were left out, which is quadratic in their number: 30
-    microseconds a call for nine; and without its trees for lists of tensors: another 100.
+    microseconds a call for nine; and without its trees for lists of tensors: another 100. And with
+    derivatives of forward mode and in `torch.func`, the reference's.
     """
     after = torch._C._after_autograd_keyset
     lists = [_holds_tensors(argument.type) for argument in op._schema.arguments]
-    gives_list = _holds_tensors(op._schema.returns[0].type)
+    gives = [_holds_tensors(result.type) for result in op._schema.returns]
+    one_tensor = gives == [False]
 
-    def forward(ctx: Any, keys: Any, lengths: list[int], *flat: Any) -> Any:
-        args = _nested(flat, lists, lengths)
+    def forward(ctx: Any, keys: Any, given: list[int], made: list[int], *flat: Any) -> Any:
+        args = _nested(flat, lists, given)
         with torch._C._AutoDispatchBelowAutograd():
             result = op.redispatch(keys & after, *args)
         setup_context(ctx, args, result)
-        ctx.lengths = lengths
-        return tuple(result) if gives_list else result
+        ctx.given, ctx.made = given, made
+        if one_tensor:
+            return result
+        results = [result] if len(gives) == 1 else result
+        made += _lengths(results, gives)
+        return tuple(_flat(results, gives, made))
 
     def gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-        needs = _nested(ctx.needs_input_grad[2:], lists, ctx.lengths)
-        given = (list(grads),) if gives_list else grads
-        found = backward(_Needing(ctx, needs), *given)
+        needs = _nested(ctx.needs_input_grad[3:], lists, ctx.given)
+        found = backward(
+            _Needing(ctx, needs), *(grads if one_tensor else _nested(grads, gives, ctx.made))
+        )
         found = found if isinstance(found, tuple) else (found,)
-        return (None, None, *_flat(found, lists, ctx.lengths))
+        return (None, None, None, *_flat(found, lists, ctx.given))
 
     name = f"GradientOf_{op._schema.name.split('::')[1]}"
     members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
     function: Any = type(name, (torch.autograd.Function,), members)
 
     def kernel(keys: Any, *args: Any) -> Any:
-        if needs_gradient(args):
-            lengths = [len(a) for a, is_list in zip(args, lists, strict=True) if is_list]
-            result = function.apply(keys, lengths, *_flat(args, lists, lengths))
-            return list(result) if gives_list else result
+        needed = needs_gradient(args)
+        if has_tangents(args) or (needed and torch._C._are_functorch_transforms_active()):
+            return reference(*args)
+        if needed:
+            given, made = _lengths(args, lists), list[int]()
+            found = function.apply(keys, given, made, *_flat(args, lists, given))
+            if one_tensor:
+                return found
+            results = _nested(found, gives, made)
+            return results[0] if len(gives) == 1 else results
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & after, *args)
 
@@ -130,6 +168,11 @@ def _register_gradient(
 def _holds_tensors(kind: Any) -> bool:
     """Whether an argument's type is a list of tensors, of which some may be None."""
     return str(kind) in ("List[Tensor]", "List[Optional[Tensor]]")
+
+
+def _lengths(values: Sequence[Any], lists: Sequence[bool]) -> list[int]:
+    """Of the lists among values."""
+    return [len(value) for value, is_list in zip(values, lists, strict=True) if is_list]
 
 
 def _flat(values: Sequence[Any], lists: Sequence[bool], lengths: Sequence[int]) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigeo_ext._op import define
+from sigeo_ext._op import define, refuse_tangents
 from sigeo_ext.gather import grouped_reference as reference
 from sigeo_ext.gather.grouped_reference import Windows
 from sigeo_ext.gather.slices_op import gradient_of
@@ -57,6 +57,7 @@ def _backward(ctx: Any, d: Sequence[Tensor | None]) -> tuple[Any, ...]:
     if torch.is_grad_enabled():
         found, rest = _twice(gradients, rows, weight, windows, need)
     else:
+        refuse_tangents("gather_grouped_linear", gradients)
         into = gradient_of(weight, ctx.accumulate) if need_weight else None
         if into is not None:
             gather_grouped_linear_accumulate(gradients, rows, into, *windows)

@@ -148,17 +148,12 @@ def _cell_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _cell_backward(ctx: Any, d: Tensor | None, unused: Any) -> tuple[Any, ...]:
     if d is None:
         rows = [None] * ctx.slots
-        return None, rows, rows, rows, _of_numbers(ctx.edges), None, None
+        return None, rows, rows, rows, None, None, None
     saved = ctx.saved_tensors
     weight, scale = saved[: ctx.slots], saved[ctx.slots : 2 * ctx.slots]
     kept = saved[2 * ctx.slots :]
     into = gather_cell_backward(d, weight, scale, kept, ctx.edges, ctx.nodes)
-    return *into, _of_numbers(ctx.edges), None, None
-
-
-def _of_numbers(values: Sequence[int]) -> list[None] | None:
-    """A backward function's result for a list of numbers: torch takes an empty one for tensors."""
-    return None if values else []
+    return *into, None, None, None
 
 
 def _cell_flops(x: Any, weight: Any, edges: Sequence[int], passes: int) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigeo_ext._op import define
+from sigeo_ext._op import define, refuse_tangents
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.selection import length
 
@@ -85,6 +85,7 @@ def _linear_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     selection = (ctx.outputs, ctx.inputs, *index, ctx.masked)
     if torch.is_grad_enabled():
         return *_twice(reference.linear, d, (x, weight), need, *selection), *[None] * 6
+    refuse_tangents("gather_slice_linear", [d])
     into = gradient_of(weight, ctx.accumulate) if need[1] else None
     if into is not None:
         gather_slice_linear_accumulate(d, x, into, *selection)
@@ -173,6 +174,7 @@ def _convolution_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     given = (ctx.outputs, ctx.inputs, *index, *ctx.geometry)
     if torch.is_grad_enabled():
         return *_twice(reference.convolution, d, (x, weight), need, *given), *[None] * 11
+    refuse_tangents("gather_slice_convolution", [d])
     into = gradient_of(weight, ctx.accumulate) if need[1] else None
     if into is not None:
         gather_slice_convolution_accumulate(d, x, into, *given)
@@ -230,6 +232,7 @@ def _embedding_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
         y = reference.embedding(tokens, weight, ctx.columns, index, ctx.padding, False)
         (gradient,) = torch.autograd.grad(y, weight, d, create_graph=True)
         return None, gradient, *[None] * 4
+    refuse_tangents("gather_slice_embedding", [d])
     into = gradient_of(weight, ctx.accumulate)
     gradient = None
     if into is not None:

@@ -36,14 +36,14 @@ def sums(weights: TensorList, gradients: OptionalTensorList, want: int) -> Tenso
     alone = not gradients and columns == ["weight_sq"]
     lists: dict[str, OptionalTensorList] = {"weights": weights}
     _check.lists(name, inputs=lists if alone else lists | {"gradients": gradients})
-    out = torch.empty(
-        len(weights), len(columns), dtype=torch.float64, device=device_of(weights, gradients)
-    )
-    for row, weight, gradient in zip(
-        out, weights, [None] * len(weights) if alone else gradients, strict=True
+    rows = []
+    for weight, gradient in zip(
+        weights, [None] * len(weights) if alone else gradients, strict=True
     ):
         w = weight.double()
         g = torch.zeros_like(w) if gradient is None else gradient.double()
-        for place, column in enumerate(columns):
-            row[place] = _DEFINITIONS[column](w, g)
-    return out
+        rows.append(torch.stack([_DEFINITIONS[column](w, g) for column in columns]))
+    if not rows:
+        device = device_of(weights, gradients)
+        return torch.empty(0, len(columns), dtype=torch.float64, device=device)
+    return torch.stack(rows)

@@ -1,4 +1,4 @@
-"""How the matrix products of float32 statistics are formed on a GPU."""
+"""How the Triton kernels of all families form matrix products of float32."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ def matmul_precision() -> str:
 
 
 def set_matmul_precision(precision: str) -> None:
-    """Choose how Triton's kernels multiply float32 values; for the process, all threads.
+    """Choose how our Triton kernels multiply float32 values; for the process, all threads.
 
     A backward pass runs in threads of its own, so a choice of one thread would not reach it.
+    Products that are the framework's follow ``torch.set_float32_matmul_precision``.
 
     Args:
         precision: "ieee", float32 throughout; "tf32x3", three products on tensor cores that keep

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -89,6 +90,23 @@ def test_sample_proxies_leave_the_model_alone_and_share_a_pass():
     assert {n: s.value for n, s in together.items()} == pytest.approx(alone, rel=1e-6)
     assert model.training and model[0].weight.grad is kept and bool((kept == 1).all())
     assert all(torch.equal(value, before[n]) for n, value in model.state_dict().items())
+
+
+def test_proxies_of_layers_measure_no_other_parameter(monkeypatch):
+    measured = []
+
+    def spy(*args, params, **options):
+        measured.append(params)
+        return sigeo.capture.capture(*args, params=params, **options)
+
+    monkeypatch.setattr(sys.modules["sigeo.scoring.score"], "capture", spy)
+    torch.manual_seed(0)
+    model, batch = golden_net(), image_batches(1, 8)
+    layers = sigeo.score(model, batch, ["zico_sample", "gradsign"])
+    both = sigeo.score(model, batch, ["zico_sample", "gradsign", "fisher_trace"])
+    assert measured == ["layers", "all"]
+    for name, found in layers.items():
+        assert found.value == pytest.approx(both[name].value, rel=1e-6)
 
 
 def test_sample_proxies_and_batch_norm():

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from sigeo_ext.gather import grouped_reference as reference
+from sigeo_ext.sample_moments import matmul_precision, set_matmul_precision
 from sigeo_ext.testing import assert_close, poison_empty
 from tests.cases import needs_triton
 from tests.grouped import EACH, mapped, op_call, outcome
 
 kernels = pytest.importorskip("sigeo_ext.gather.triton", reason="needs triton")
+slices = pytest.importorskip("sigeo_ext.gather.triton.slices", reason="needs triton")
 pytestmark = needs_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,6 +60,46 @@ def test_without_a_bias():
     _, arguments = op_call("many rows", "", DEVICE)
     arguments = mapped(torch.Tensor.float, arguments)
     agree("", [*arguments[:2], None, *arguments[3:]])
+
+
+class Launches:
+    """Stands where a kernel would, and notes the precision of its products."""
+
+    def __init__(self):
+        self.precisions = []
+
+    def __getitem__(self, grid):
+        return lambda *_, PRECISION, **constants: self.precisions.append(PRECISION)
+
+
+@OPS
+def test_products_are_formed_as_chosen(op, monkeypatch):
+    launches = Launches()
+    for name in ("rows_kernel", "weight_kernel"):
+        monkeypatch.setattr(f"sigeo_ext.gather.triton.grouped.{name}", launches)
+    for name in ("product_kernel", "gradient_kernel"):
+        monkeypatch.setattr(f"sigeo_ext.gather.triton.slices.{name}", launches)
+    _, arguments = op_call("prefixes", op, DEVICE)
+    arguments = mapped(torch.Tensor.float, arguments)
+    index = torch.arange(4, device=DEVICE)
+    x, weight = torch.ones(2, 4, device=DEVICE), torch.ones(5, 5, device=DEVICE)
+    listed = ([0, 4], [0, 4], index, index, False)
+    before = matmul_precision()
+    try:
+        for precision in ("tf32", "ieee"):
+            set_matmul_precision(precision)
+            getattr(kernels, f"linear{op}")(*arguments)
+            of_list = {
+                "": (x, weight, None, *listed, False),
+                "_backward": (x, x, weight, *listed, [True] * 3),
+                "_accumulate": (x, x, weight, *listed),
+            }
+            getattr(slices, f"linear{op}")(*of_list[op])
+            count = 4 if op == "_backward" else 2
+            assert launches.precisions == [precision] * count
+            launches.precisions.clear()
+    finally:
+        set_matmul_precision(before)
 
 
 def test_weights_larger_than_a_tile_in_another_memory_order():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -83,7 +84,7 @@ class Snapshot:
 
 def device_of(model: nn.Module) -> torch.device:
     """The device of the model's first parameter or buffer; the CPU if it has neither."""
-    tensors: Iterator[Any] = iter([*model.parameters(), *model.buffers()])
+    tensors = itertools.chain(model.parameters(), model.buffers())  # no further than the first
     first = next(tensors, None)
     return torch.device("cpu") if first is None else first.device
 
@@ -137,5 +138,6 @@ def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:  # setting attributes of modules takes its time
+                module.training = mode
         snapshot.restore()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import operator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,7 +151,7 @@ def read_any_scores(path: Path) -> Scores:
     """
     import numpy as np
 
-    from sigeo.scoring.export import read_scores
+    from sigeo.scoring.export import is_ranking, read_scores
     from sigeo.tables import read_table
 
     if path.suffix == ".json":
@@ -162,13 +162,11 @@ def read_any_scores(path: Path) -> Scores:
         table = read_table(path)
         archs = list(table.archs)
         names = [n for n in table.values if n not in _NOT_SCORES]
-        if path.suffix == ".parquet":
-            # Of another program's table, every numeric column is a score.
-            with contextlib.suppress(InputError):
-                head = read_scores(path)[0]
-                names = head["proxies"]
-                if "standing" in table.values:
-                    standing = table.values["standing"].astype(np.int64)
+        if is_ranking(table.whole):  # else every numeric column is a score
+            head = read_scores(path)[0]
+            names = head["proxies"]
+            if "standing" in table.values:
+                standing = table.values["standing"].astype(np.int64)
         found = Scores(archs, {name: table.values[name] for name in names}, head, standing)
     if not found.columns:
         raise InputError(f"{path}: expected at least one column of scores, found none")
@@ -187,8 +185,8 @@ def _from_json(path: Path) -> Scores:
             name: np.array([_score(row, name) for row in rows], dtype=np.float64) for name in names
         }
         standing = None
-        if "standing" in rows[0]:
-            standing = np.array([row["standing"] for row in rows], dtype=np.int64)
+        if any("standing" in row for row in rows):
+            standing = np.array([operator.index(row["standing"]) for row in rows], dtype=np.int64)
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: expected text in UTF-8, {error.reason} at {error.start}"

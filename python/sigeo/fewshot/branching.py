@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice
 
@@ -17,6 +17,17 @@ _MOST = 1_000_000
 def options_needed(factor: int) -> int:
     """Options that a choice must have for a cut by a factor; 0 for 1, which does not cut."""
     return 0 if factor == 1 else max(2, factor)
+
+
+def cuts_of(path: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The cuts of a path of factors from the root down.
+
+    Yields:
+        The level of each, and the options that its choice must have.
+    """
+    for level, factor in enumerate(path):
+        if needed := options_needed(factor):
+            yield level, needed
 
 
 @dataclass(frozen=True)

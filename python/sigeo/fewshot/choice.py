@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition import Groups, Relation, between, within
+from sigeo.spaces import Product
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,33 @@ class Candidate:
     place: int
     relation: Relation | None
     groups: Groups
+
+
+def fitting(region: Product[Any], needed: int) -> list[int]:
+    """The places of the choices with so many options left, ascending."""
+    return [place for place in region.open() if len(region.allowed[place]) >= needed]
+
+
+def lacking(
+    region: Product[Any], cuts: Sequence[int], used: Collection[int] = ()
+) -> tuple[int, int, int] | None:
+    """What cuts one below another lack, each of a choice of its own.
+
+    Args:
+        region: Whose choices are cut.
+        cuts: The options that the choice of each cut must have.
+        used: The places of choices that are not to be had.
+
+    Returns:
+        Choices that are wanted, the options of each, and how many choices there are; None where
+        nothing is lacking.
+    """
+    for needed in cuts:
+        wanted = sum(other >= needed for other in cuts)
+        found = sum(place not in used for place in fitting(region, needed))
+        if wanted > found:
+            return wanted, needed, found
+    return None
 
 
 class ChoiceRule(Protocol):

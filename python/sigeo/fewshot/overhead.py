@@ -55,22 +55,29 @@ def of_plan(how: Splitting, plan: Plan[Any], batches: Batches | None) -> Budget:
 
     Args:
         how: The rules that made the plan.
-        plan: Whose cuts were measured.
+        plan: Whose cuts were measured, all of them.
         batches: What the metric measured on.
     """
     total = Budget()
     if how.metric is None or not how.compares:
         return total
-    waiting: list[tuple[Node[Any], frozenset[int]]] = [(plan.root, frozenset())]
-    while waiting:
-        node, used = waiting.pop()
-        if node.cut is None:
-            continue
-        region: Any = node.region
-        place = int(node.cut.by)
-        left = [p for p in region.open() if p not in used or how.again]
-        for looked_at in left if how.choice.compares else [place]:
-            cost = how.metric.cost(Subject(region, looked_at, 0, None, batches))
-            total = Budget(total.trained + cost.trained, total.evaluated + cost.evaluated)
-        waiting.extend((child, used | {place}) for child in node.children)
+    current: list[tuple[Node[Any], tuple[int, ...], frozenset[int]]] = [
+        (plan.root, (), frozenset())
+    ]
+    for level in range(len(how.branching.levels)):
+        following = []
+        for number, (node, above, used) in enumerate(current):
+            factors = (*above, how.branching.factor(level, number))
+            if factors[-1] == 1:
+                following.append((node, factors, used))
+                continue
+            assert node.cut is not None
+            region: Any = node.region
+            place = int(node.cut.by)
+            looked_at = how.left(region, factors, used) if how.choice.compares else [place]
+            for each in looked_at:
+                cost = how.metric.cost(Subject(region, each, 0, None, batches))
+                total = Budget(total.trained + cost.trained, total.evaluated + cost.evaluated)
+            following += [(child, factors, used | {place}) for child in node.children]
+        current = following
     return total

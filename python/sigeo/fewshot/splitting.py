@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -18,8 +18,8 @@ from torch import nn
 
 from sigeo.capture import Batches
 from sigeo.errors import InputError
-from sigeo.fewshot.branching import EVERY, Branching, options_needed
-from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule, InTurn
+from sigeo.fewshot.branching import EVERY, Branching, cuts_of, options_needed
+from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule, InTurn, fitting, lacking
 from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import check as check_metric
@@ -86,39 +86,66 @@ class Splitting:
             batches: What the metric measures on; None for metrics without data.
 
         Raises:
-            InputError: The choices have not the options that the cuts need, or the metric is not
-                served by the weights or the batches.
+            InputError: The choices have not the options that the cuts need, the partitioner does
+                not make such cuts, or the metric is not served by the weights or the batches.
         """
         for path in self.branching.paths():
             self._check_path(region, path)
-        first = next(_cuts(self.branching.paths()[0]), None)
+        first = next(cuts_of(self.branching.paths()[0]), None)
         if first is None or self.metric is None or not self.compares:
             return
         level, needed = first
-        place = self.choice.places(_fitting(region, needed), level, random.Random(0))[0]
+        place = self.choice.places(fitting(region, needed), level, random.Random(0))[0]
         check_metric(self.metric, Subject(region, place, 0, supernet, batches))
 
     def _check_path(self, region: Product[Any], path: Sequence[int]) -> None:
-        """Whether there are choices for all cuts from the root to a leaf.
-
-        A rule that looks at the weights may still take the one choice that a later cut needs.
+        """Whether there are choices for all cuts from the root to a leaf, and a way to cut them.
 
         Raises:
-            InputError: There are none.
+            InputError: There are none, or the partitioner does not make such groups.
         """
-        cuts = list(_cuts(path))
-        used: set[int] = set()
-        for level, needed in cuts:
-            fitting = _fitting(region, needed)
-            wanted = 1 if self.again else sum(other >= needed for _, other in cuts)
-            if wanted > len(fitting):
+        cuts = [needed for _, needed in cuts_of(path)]
+        # One choice may serve all cuts again and again, but each must find one.
+        for some in [[needed] for needed in cuts] if self.again else [cuts]:
+            if lack := lacking(region, some):
                 raise InputError(
-                    f"split: cuts one below another need {wanted} or more choices with at least "
-                    f"{needed} options, got {len(fitting)}"
+                    "split: cuts one below another need {} or more choices with at least {} "
+                    "options, got {}".format(*lack)
                 )
+        used: set[int] = set()
+        for level, needed in cuts_of(path):
+            places = fitting(region, needed)
             if isinstance(self.choice, InTurn):
-                left = [place for place in fitting if self.again or place not in used]
-                used.update(self.choice.places(left, level, random.Random(0)))
+                left = [place for place in places if self.again or place not in used]
+                places = list(self.choice.places(left, level, random.Random(0)))
+                used.update(places)
+            for options in {len(region.allowed[place]) for place in places}:
+                self.partitioner.check(options, path[level] or options)
+
+    def left(
+        self, region: Product[Any], factors: tuple[int, ...], used: Collection[int]
+    ) -> list[int]:
+        """The choices that a node may be cut by.
+
+        A choice that cuts below the node cannot do without is not one of them.
+
+        Args:
+            region: Of the node.
+            factors: From the root to the node, its own the last.
+            used: The places of the choices split above it.
+        """
+        places = fitting(region, options_needed(factors[-1]))
+        if self.again:
+            return places
+        level = len(factors)
+        paths = [path for path in self.branching.paths() if path[:level] == factors]
+        below = [[needed for at, needed in cuts_of(path) if at >= level] for path in paths]
+        return [
+            place
+            for place in places
+            if place not in used
+            and not any(lacking(region, cuts, {*used, place}) for cuts in below)
+        ]
 
     def describe(self) -> dict[str, Any]:
         """All parts with their settings, as JSON can hold them."""
@@ -202,22 +229,6 @@ def split(
     return Divided(Plan(start.node(decided=False)), weights)
 
 
-def _cuts(path: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """The cuts of a path of factors.
-
-    Yields:
-        The level of each, and the options that its choice must have.
-    """
-    for level, factor in enumerate(path):
-        if needed := options_needed(factor):
-            yield level, needed
-
-
-def _fitting(region: Product[Any], needed: int) -> list[int]:
-    """The places of the choices with so many options left, ascending."""
-    return [place for place in region.open() if len(region.allowed[place]) >= needed]
-
-
 def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
     """The cuts that were kept before a kill; None where there are none.
 
@@ -243,6 +254,7 @@ class _Branch(Generic[A]):
     region: Product[A]
     supernet: Supernet[A] | None
     decided: Node[A] | None
+    factors: tuple[int, ...] = ()
     used: frozenset[int] = frozenset()
     cut: Cut | None = None
     children: tuple[_Branch[A], ...] = ()
@@ -278,6 +290,7 @@ class _Run(Generic[A]):
                 if self.train is not None and branch.supernet is not None:
                     self.train(branch.region, branch.supernet, level, number)
                 factor = self.how.branching.factor(level, number)
+                branch.factors += (factor,)
                 if factor == 1:
                     branch.supernet = self._children(branch, 1, last)[0]
                     following.append(branch)
@@ -309,7 +322,13 @@ class _Run(Generic[A]):
         weights = self._children(branch, len(parts), last)
         branch.cut = cut
         branch.children = tuple(
-            _Branch(part, supernet, decided[i] if decided else None, branch.used | {place})
+            _Branch(
+                part,
+                supernet,
+                decided[i] if decided else None,
+                branch.factors,
+                branch.used | {place},
+            )
             for i, (part, supernet) in enumerate(zip(parts, weights, strict=True))
         )
         branch.supernet = None
@@ -343,13 +362,11 @@ class _Run(Generic[A]):
             InputError: No choice has options enough.
         """
         how, region = self.how, branch.region
-        least = options_needed(factor)
-        fitting = _fitting(region, least)
-        left = [place for place in fitting if how.again or place not in branch.used]
+        left = how.left(region, branch.factors, branch.used)
         if not left:
             raise InputError(
-                f"split: node {number} of level {level} has no choice left with {least} options "
-                "or more that was not split before"
+                f"split: node {number} of level {level} has no choice left with "
+                f"{options_needed(factor)} options or more that was not split before"
             )
         seed = f"{self.seed}/{level}/{number}"
         rng = random.Random(f"{seed}/choice")

@@ -15,6 +15,7 @@ from sigeo.capture import (
     GradientStatistics,
     Request,
     SampleStatistics,
+    Selection,
 )
 
 
@@ -96,13 +97,14 @@ class OnStatistics:
 class OnSamples:
     """The function gets statistics over the first batch's samples, and its mean loss.
 
-    ``f(model, statistics, loss) -> Outcome``; what it wants and how batch norm on batch statistics
-    is to be understood are those of `sigeo.capture.capture`.
+    ``f(model, statistics, loss) -> Outcome``; what it wants, of which parameters, and how batch
+    norm on batch statistics is to be understood are those of `sigeo.capture.capture`.
     """
 
     function: Callable[[nn.Module, SampleStatistics, float], Outcome]
     want: frozenset[str]
     batch_norm: BatchNormPolicy = "contribution"
+    params: Selection = "all"
 
 
 Measurement = OnModel | OnInputs | OnGradient | OnLoss | OnStatistics | OnSamples

@@ -120,7 +120,7 @@ def _proxy(name: str, measurement: OnSamples, source: str, **options: object) ->
 def zico_sample(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """ZiCo over the samples of one batch."""
     source = "Li et al., ICLR 2023, section 3, with samples for batches"
-    return _proxy("zico_sample", OnSamples(_zico, _RATIO, batch_norm), source)
+    return _proxy("zico_sample", OnSamples(_zico, _RATIO, batch_norm, "layers"), source)
 
 
 @register("sigeo_sample")
@@ -146,7 +146,7 @@ def sigeo_sample(
 @register("gradsign")
 def gradsign(*, batch_norm: BatchNormPolicy = "contribution") -> Proxy:
     """GradSign: agreement of the samples' gradient signs."""
-    measurement = OnSamples(_gradsign, frozenset({"sign_sum"}), batch_norm)
+    measurement = OnSamples(_gradsign, frozenset({"sign_sum"}), batch_norm, "layers")
     proxy = _proxy("gradsign", measurement, "Zhang and Jia, ICLR 2022, section 4")
     return replace(proxy, whole_network=True)  # unreached coordinates count in the mean
 

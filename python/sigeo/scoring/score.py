@@ -15,6 +15,7 @@ from sigeo.capture import (
     FirstGradient,
     LossFunction,
     MemoryFormat,
+    Selection,
     batch_loss,
     call,
     capture,
@@ -197,11 +198,12 @@ def _measure_samples(
     for policy in dict.fromkeys(m.batch_norm for m in measurements.values()):
         group = {name: m for name, m in measurements.items() if m.batch_norm == policy}
         want = frozenset().union(*(m.want for m in group.values()))
+        params: Selection = "layers" if all(m.params == "layers" for m in group.values()) else "all"
         inputs, labels = data[0]
         with (
             preserved(model, parameters=False),
             torch.enable_grad(),
-            capture(model, want, batch_norm=policy, grads=False) as statistics,
+            capture(model, want, params=params, batch_norm=policy, grads=False) as statistics,
         ):
             output = call(model, inputs)
             loss = batch_loss(loss_fn, output, labels)

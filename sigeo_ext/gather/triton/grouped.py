@@ -13,6 +13,7 @@ from sigeo_ext.gather import grouped_reference as reference
 from sigeo_ext.gather.grouped_reference import Windows, window
 from sigeo_ext.gather.slices_reference import check_bias, rows_of
 from sigeo_ext.gather.triton.grouped_kernels import COLUMNS, rows_kernel, weight_kernel
+from sigeo_ext.sample_moments.precision import matmul_precision
 
 TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 # Rows, or outputs, and columns, or inputs.
@@ -21,12 +22,16 @@ TILE = (64, 64)
 INNER = {torch.float32: 16, torch.bfloat16: 32, torch.float16: 32}
 # So that no kernel spills registers on any of the architectures.
 OPTIONS: dict[str, Any] = {
-    "PRECISION": "ieee",
     "num_warps": 8,
     "num_stages": 3,
     "enable_fp_fusion": True,
     "maxnreg": 255,
 }
+
+
+def constants(dtype: torch.dtype) -> dict[str, Any]:
+    """Of a kernel that forms products of a dtype."""
+    return {**OPTIONS, "PRECISION": matmul_precision(), "DTYPE": TYPES[dtype]}
 
 
 def linear(
@@ -139,9 +144,9 @@ def _rows(
     with torch.cuda.device_of(weight):
         rows_kernel[(len(tiles),)](
             table, tiles.to(weight.device), weight, bias, *strides,
-            DTYPE=TYPES[weight.dtype], BACKWARD=backward, BIAS=bias is not None,
+            BACKWARD=backward, BIAS=bias is not None,
             BLOCK_ROWS=TILE[0], BLOCK_COLUMNS=TILE[1], BLOCK_INNER=INNER[weight.dtype],
-            **OPTIONS,
+            **constants(weight.dtype),
         )  # fmt: skip
 
 
@@ -164,7 +169,7 @@ def _add(
     with torch.cuda.device_of(into):
         weight_kernel[(tiles,)](
             table, into, len(x), *into.shape, *into.stride(),
-            DTYPE=TYPES[into.dtype], ADD=add,
+            ADD=add,
             BLOCK_OUTPUTS=TILE[0], BLOCK_INPUTS=TILE[1], BLOCK_ROWS=INNER[into.dtype],
-            **OPTIONS,
+            **constants(into.dtype),
         )  # fmt: skip

@@ -16,7 +16,7 @@ from sigeo_ext import _check
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.selection import add_block, check_width, length, place, select
 from sigeo_ext.gather.slices_reference import rows_of
-from sigeo_ext.gather.triton.grouped import INNER, OPTIONS, TILE, TYPES
+from sigeo_ext.gather.triton.grouped import INNER, TILE, TYPES, constants
 from sigeo_ext.gather.triton.slices_kernels import (
     chunks_kernel,
     gradient_kernel,
@@ -25,7 +25,6 @@ from sigeo_ext.gather.triton.slices_kernels import (
     scatter_kernel,
 )
 from sigeo_ext.sample_moments import tiles
-from sigeo_ext.sample_moments.precision import matmul_precision
 from sigeo_ext.sample_moments.triton import results
 
 # Rows that one program sums up at least, before the rows of a gradient go to several.
@@ -218,10 +217,6 @@ def _dense(index: Tensor | None) -> Tensor | None:
     return None if index is None else index.contiguous()
 
 
-def _constants(dtype: torch.dtype) -> dict[str, Any]:
-    return {**OPTIONS, "PRECISION": matmul_precision(), "DTYPE": TYPES[dtype]}
-
-
 def _product(
     a: Tensor,
     weight: Tensor,
@@ -245,7 +240,7 @@ def _product(
                 _dense(inner[1]), _dense(columns[1]), inner[0][0], columns[0][0],
                 len(rows), length(*inner), width, *rows.stride(), *strides, shape[-1],
                 MASKED=masked, BLOCK_ROWS=TILE[0], BLOCK_COLUMNS=TILE[1],
-                BLOCK_INNER=INNER[a.dtype], **_constants(a.dtype),
+                BLOCK_INNER=INNER[a.dtype], **constants(a.dtype),
             )  # fmt: skip
     return into
 
@@ -276,7 +271,7 @@ def _gradient(
             d, x, into, partial, _dense(output_index), _dense(input_index), outputs[0], inputs[0],
             len(x), o, i, blocks_of_rows * _ROWS, *d.stride(), *x.stride(), *into.stride(),
             MASKED=masked, ADD=add, BLOCK_OUTPUTS=TILE[0], BLOCK_INPUTS=TILE[1],
-            BLOCK_ROWS=INNER[d.dtype], **_constants(d.dtype),
+            BLOCK_ROWS=INNER[d.dtype], **constants(d.dtype),
         )  # fmt: skip
         if partial is not None:
             total = partial.sum(0).to(into.dtype)

@@ -9,7 +9,9 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from sigeo import spaces
 from sigeo.cli import console
@@ -33,6 +35,17 @@ from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
             b'{"rows": [{"arch": "a", "scores": {"zico": 1}}, {"arch": "b", "scores": {}}]}',
             "s.json: expected the JSON of sigeo rank (KeyError 'zico')",
         ),
+        (
+            "s.json",
+            b'{"rows": [{"arch": "a", "scores": {"zico": 1}, "standing": 0.5}]}',
+            "s.json: expected the JSON of sigeo rank (TypeError 'float' object",
+        ),
+        (
+            "s.json",
+            b'{"rows": [{"arch": "a", "scores": {"zico": 1}}, '
+            b'{"arch": "b", "scores": {"zico": 1}, "standing": 0}]}',
+            "s.json: expected the JSON of sigeo rank (KeyError 'standing')",
+        ),
         ("s.csv", b"arch_str,x,x\na,1,2\n", "s.csv: expected each column once, found x more"),
     ],
 )
@@ -42,6 +55,31 @@ def test_scores_that_are_damaged(name, content, message, capsys):
     given = ["correlate", "--scores", name, "--table", "t.csv", "--metric", "acc"]
     code, out, err = run(*given, capsys=capsys)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
+
+
+@pytest.mark.parametrize(
+    ("head", "columns"),
+    [
+        (b"{", {}),
+        (b"\xff", {}),
+        (b"[]", {}),
+        (b"{}", {}),
+        (b'{"proxies": 1}', {}),
+        (b'{"proxies": ["synflow"]}', {}),
+        (b'{"proxies": ["zico"]}', {"zico": ["1", "2", "3"]}),
+        (b'{"proxies": ["zico"]}', {"standing": [0, None, 1]}),
+        (b'{"proxies": ["zico"]}', {"standing": [0.0, 1.0, 2.0]}),
+    ],
+)
+@pytest.mark.parametrize("verb", ["correlate", "report"])
+def test_a_ranking_that_is_damaged(verb, head, columns, capsys):
+    table = pa.table({"arch_str": ["a", "b", "c"], "zico": [1.0, 2.0, 3.0], **columns})
+    parquet.write_table(table.replace_schema_metadata({"sigeo": head}), "s.parquet")
+    Path("t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\n")
+    of = ["--scores", "s.parquet", "--table", "t.csv", "--metric", "acc"]
+    code, out, err = run(verb, *(of if verb == "correlate" else ["s.parquet"]), capsys=capsys)
+    assert code == 2 and out == "" and err.count("\n") == 1, err
+    assert "s.parquet: damaged, its metadata and columns are not those of sigeo rank" in err
 
 
 def test_correlate_in_every_format(ranking, capsys):

@@ -62,11 +62,14 @@ class Session:
             Once, when calls are seen.
         """
         modules = list(self.model.named_modules())
-        counters = [
-            (m.num_batches_tracked, int(m.num_batches_tracked))
-            for _, m in modules
-            if isinstance(m, nn.modules.batchnorm._NormBase) and m.num_batches_tracked is not None
-        ]
+        counters = []
+        if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
+            counters = [
+                (m.num_batches_tracked, int(m.num_batches_tracked))
+                for _, m in modules
+                if isinstance(m, nn.modules.batchnorm._NormBase)
+                and m.num_batches_tracked is not None
+            ]
         hooks = [self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)]
         for module in owners(modules):
             hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
@@ -86,9 +89,8 @@ class Session:
                 hook.remove()
             for parameter, grad in kept:
                 parameter.grad = grad
-            if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
-                for counter, count in counters:
-                    counter.fill_(count)
+            for counter, count in counters:
+                counter.fill_(count)
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._finishing:  # a module runs again for its units' gradients

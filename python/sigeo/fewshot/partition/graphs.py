@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Groups, Relation
-from sigeo.fewshot.partition.rules import ordered
+from sigeo.fewshot.partition.rules import check_groups, ordered
 
 
 def weights(relation: Relation) -> list[list[float]]:
@@ -30,19 +30,23 @@ class StoerWagner:
 
     compares: bool = True
 
-    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
-        """See `Partitioner`; works on `weights`.
+    def check(self, options: int, groups: int) -> None:
+        """See `Partitioner`.
 
         Raises:
             InputError: Other than two groups, or fewer than two options.
         """
-        import networkx
-
-        if groups != 2 or relation.count < 2:
+        if groups != 2 or options < 2:
             raise InputError(
                 f"partition: stoer_wagner makes 2 groups of 2 options or more, "
-                f"got {groups} of {relation.count}"
+                f"got {groups} of {options}"
             )
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`; works on `weights`."""
+        import networkx
+
+        self.check(relation.count, groups)
         graph = networkx.Graph()
         values = weights(relation)
         for i, j in itertools.combinations(range(relation.count), 2):
@@ -57,17 +61,24 @@ class Spectral:
 
     compares: bool = True
 
+    def check(self, options: int, groups: int) -> None:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: More groups than options.
+        """
+        check_groups(options, groups)
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`; works on `weights`.
 
         Raises:
-            InputError: More groups than options, or a group that stays empty.
+            InputError: A group that stays empty.
         """
         import numpy as np
         from sklearn.cluster import SpectralClustering
 
-        if not 1 <= groups <= relation.count:
-            raise InputError(f"partition: expected 1 to {relation.count} groups, got {groups}")
+        self.check(relation.count, groups)
         if groups in (1, relation.count):  # nothing to embed
             return tuple(
                 (option,) if groups > 1 else tuple(range(relation.count))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Groups, Relation
-from sigeo.fewshot.partition.rules import ordered
+from sigeo.fewshot.partition.rules import check_groups, ordered
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,24 @@ class GaussianMixture:
                 f"partition: starts must be a whole number of at least 1, got {self.starts!r}"
             )
 
+    def check(self, options: int, groups: int) -> None:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: More groups than options.
+        """
+        check_groups(options, groups)
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
 
         Raises:
-            InputError: More groups than options, or a component that is nobody's.
+            InputError: A component that is nobody's.
         """
         import numpy as np
         from sklearn import mixture
 
-        if not 1 <= groups <= relation.count:
-            raise InputError(f"partition: expected 1 to {relation.count} groups, got {groups}")
+        self.check(relation.count, groups)
         if groups == 1:
             return (tuple(range(relation.count)),)
         points = np.array(relation.similarities)

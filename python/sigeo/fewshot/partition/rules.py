@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Group, Groups, Relation, between, within
-from sigeo.fewshot.partition.sets import sized_partitions
+from sigeo.fewshot.partition.sets import check_sizes, sized_partitions
 
 
 class Partitioner(Protocol):
@@ -26,6 +26,14 @@ class Partitioner(Protocol):
     @property
     def compares(self) -> bool:
         """Whether it looks at how alike they are, or at their number alone."""
+        ...
+
+    def check(self, options: int, groups: int) -> None:
+        """Check that so many options can be cut into so many groups.
+
+        Raises:
+            InputError: They cannot.
+        """
         ...
 
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
@@ -67,6 +75,14 @@ class Exact:
         if self.objective not in ("sum", "mean"):
             raise InputError(f"partition: objective must be sum or mean, got {self.objective!r}")
 
+    def check(self, options: int, groups: int) -> None:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: Too many options or groups.
+        """
+        check_sizes(options, groups)
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
 
@@ -103,6 +119,14 @@ class Random:
         """
         _check_smallest(self.smallest)
 
+    def check(self, options: int, groups: int) -> None:
+        """See `Partitioner`.
+
+        Raises:
+            InputError: Too many options or groups.
+        """
+        check_sizes(options, groups)
+
     def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
         """See `Partitioner`.
 
@@ -118,17 +142,21 @@ class Exhaustive:
 
     compares: bool = False
 
-    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+    def check(self, options: int, groups: int) -> None:
         """See `Partitioner`.
 
         Raises:
             InputError: Another number of groups than of options.
         """
-        if groups != relation.count:
+        if groups != options:
             raise InputError(
-                f"partition: exhaustive makes {relation.count} groups of as many options, "
+                f"partition: exhaustive makes {options} groups of as many options, "
                 f"got {groups} to make"
             )
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`."""
+        self.check(relation.count, groups)
         return tuple((option,) for option in range(relation.count))
 
 
@@ -141,15 +169,18 @@ class InOrder:
 
     compares: bool = False
 
-    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+    def check(self, options: int, groups: int) -> None:
         """See `Partitioner`.
 
         Raises:
             InputError: More groups than options.
         """
+        check_groups(options, groups)
+
+    def __call__(self, relation: Relation, groups: int, rng: random.Random) -> Groups:
+        """See `Partitioner`."""
         count = relation.count
-        if not 1 <= groups <= count:
-            raise InputError(f"partition: expected 1 to {count} groups, got {groups}")
+        self.check(count, groups)
         ends = [count * place // groups for place in range(groups + 1)]
         return tuple(tuple(range(ends[place], ends[place + 1])) for place in range(groups))
 
@@ -159,6 +190,16 @@ def _check_smallest(smallest: int) -> None:
         raise InputError(
             f"partition: smallest must be a whole number of at least 1, got {smallest!r}"
         )
+
+
+def check_groups(options: int, groups: int) -> None:
+    """Check a number of groups.
+
+    Raises:
+        InputError: There are more of them than options, or none.
+    """
+    if not 1 <= groups <= options:
+        raise InputError(f"partition: expected 1 to {options} groups, got {groups}")
 
 
 def ordered(groups: list[Group]) -> Groups:

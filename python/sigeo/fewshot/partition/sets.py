@@ -36,13 +36,12 @@ def _grown(begun: Groups, left: int, groups: int) -> Iterator[Groups]:
         yield from _grown((*begun, (option,)), left - 1, groups)
 
 
-def sized_partitions(count: int, groups: int, smallest: int = 1) -> list[Groups]:
-    """The partitions with a bound on the smallest group.
+def check_sizes(count: int, groups: int) -> None:
+    """Check that the partitions can be enumerated.
 
     Args:
         count: Number of options.
         groups: Number of groups.
-        smallest: Options of every group, as far as there are enough of them.
 
     Raises:
         InputError: More groups than options, or more options than are enumerated.
@@ -56,5 +55,16 @@ def sized_partitions(count: int, groups: int, smallest: int = 1) -> list[Groups]
             f"partition: up to {LARGEST} options are enumerated, got {count}; "
             "use stoer_wagner or spectral"
         )
+
+
+def sized_partitions(count: int, groups: int, smallest: int = 1) -> list[Groups]:
+    """The partitions with a bound on the smallest group.
+
+    Args:
+        count: Number of options.
+        groups: Number of groups.
+        smallest: Options of every group, as far as there are enough of them.
+    """
+    check_sizes(count, groups)
     least = min(smallest, count // groups)
     return [p for p in set_partitions(count, groups) if min(map(len, p)) >= least]
