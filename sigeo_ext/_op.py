@@ -15,6 +15,7 @@ NAMESPACE = "sigeo_ext"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _names: list[str] = []
 _triton: dict[str, str] = {}
+_gradients: dict[Any, Callable[..., Any]] = {}
 _served_by_triton: set[str] = set()
 
 
@@ -78,9 +79,15 @@ def needs_gradient(args: Sequence[Any]) -> bool:
 
 
 def call(op: Any, *args: Any) -> Any:
-    """An op's result; where no gradient is needed, without a turn through Python for it."""
-    if torch.compiler.is_compiling() or needs_gradient(args):
+    """An op's result, outside of `torch.func` transforms: spares the dispatcher's way to autograd.
+
+    Where no gradient is needed that is a turn through Python; where one is, another.
+    """
+    if torch.compiler.is_compiling():
         return op(*args)
+    if needs_gradient(args):
+        apply = _gradients.get(op)
+        return op(*args) if apply is None else apply(None, args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
@@ -100,7 +107,7 @@ def _register_gradient(
     def forward(ctx: Any, keys: Any, lengths: list[int], *flat: Any) -> Any:
         args = _nested(flat, lists, lengths)
         with torch._C._AutoDispatchBelowAutograd():
-            result = op.redispatch(keys & after, *args)
+            result = op(*args) if keys is None else op.redispatch(keys & after, *args)
         setup_context(ctx, args, result)
         ctx.lengths = lengths
         return tuple(result) if gives_list else result
@@ -116,15 +123,19 @@ def _register_gradient(
     members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
     function: Any = type(name, (torch.autograd.Function,), members)
 
+    def apply(keys: Any, args: Sequence[Any]) -> Any:
+        lengths = [len(a) for a, is_list in zip(args, lists, strict=True) if is_list]
+        result = function.apply(keys, lengths, *_flat(args, lists, lengths))
+        return list(result) if gives_list else result
+
     def kernel(keys: Any, *args: Any) -> Any:
         if needs_gradient(args):
-            lengths = [len(a) for a, is_list in zip(args, lists, strict=True) if is_list]
-            result = function.apply(keys, lengths, *_flat(args, lists, lengths))
-            return list(result) if gives_list else result
+            return apply(keys, args)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & after, *args)
 
     _library.impl(op._schema.name.split("::")[1], kernel, "Autograd", with_keyset=True)
+    _gradients[op] = apply
 
 
 def _holds_tensors(kind: Any) -> bool:
