@@ -50,15 +50,16 @@ SIGEO_AVX2 inline __m256 spread(const std::byte* from, uint64_t to_row, __m256 r
 
 }  // namespace
 
-Packing::Packing(const Places& columns, int64_t size, int64_t width)
-    : columns_(columns), width_(width) {
-  const int64_t words = width / kWord, in_row = size * words, packed = columns.count * words;
+Packing::Packing(const Places& columns, int64_t width) : columns_(columns), width_(width) {
+  const int64_t words = width / kWord, packed = columns.count * words;
   if (columns.list == nullptr || width % kWord != 0 || !has_avx2() || !ascends(columns)) return;
-  if (in_row > std::numeric_limits<int32_t>::max()) return;
+  const int64_t last = columns.count == 0 ? 0 : columns.list[columns.count - 1];
+  if ((last + 1) * words > std::numeric_limits<int32_t>::max()) return;
   usable_ = true;
   while (rest_ < columns.count) {
     const int64_t from = columns.list[rest_] * words / kWords * kWords, into = rest_ * words;
-    if (from + kWords > in_row || into + kWords > packed) break;
+    // Where so many are left in the list, the row goes on for as many.
+    if (into + kWords > packed) break;
     Step step{static_cast<int32_t>(from), static_cast<int32_t>(into), 0, 0x8080808080808080u};
     for (int64_t n = 0; rest_ < columns.count && columns.list[rest_] * words < from + kWords;
          ++rest_) {

@@ -14,8 +14,9 @@ namespace sigeo_ext::gather {
 // does: a few instructions move the selected ones among eight words of 32 bits.
 class Packing {
  public:
-  // `columns` of rows of `size` values of `width` bytes. The list must outlive this.
-  Packing(const Places& columns, int64_t size, int64_t width);
+  // `columns` of rows of values of `width` bytes. The list is without repeats and must outlive
+  // this.
+  Packing(const Places& columns, int64_t width);
 
   // Whether it can be used: the list ascends, values are whole words, and the processor has AVX2.
   bool usable() const { return usable_; }

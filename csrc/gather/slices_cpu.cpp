@@ -38,7 +38,7 @@ constexpr int64_t kFewRows = 4;
 template <class Byte>
 std::optional<Packing> packing_of(const Matrix<Byte>& matrix, const Places& columns, int64_t rows) {
   if (columns.list == nullptr || matrix.column_stride != 1 || rows < kFewRows) return {};
-  Packing packing(columns, matrix.columns, matrix.width);
+  Packing packing(columns, matrix.width);
   if (!packing.usable()) return {};
   return packing;
 }

@@ -185,7 +185,7 @@ void packing_keeps_to_its_row(unsigned seed) {
     if (generator() % 8 < share) list.push_back(c);
   }
   const Places columns{0, static_cast<int64_t>(list.size()), list.data()};
-  const Packing packing(columns, size, sizeof(T));
+  const Packing packing(columns, sizeof(T));
   if (!packing.usable()) return;
   const auto bytes = [](std::vector<T>& values) {
     return reinterpret_cast<std::byte*>(values.data());
