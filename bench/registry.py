@@ -125,6 +125,7 @@ BENCHMARKS = (
         "bench_elastic",
         (
             "tests/sigeo_ext/test_slices.py",
+            "tests/sigeo_ext/test_slices_lists.py",
             "tests/sigeo_ext/test_slices_op.py",
             "tests/sigeo_ext/test_slices_routes.py",
             "tests/sigeo_ext/test_slices_triton.py",

@@ -16,6 +16,7 @@ NAMESPACE = "sigeo_ext"
 _library = torch.library.Library(NAMESPACE, "DEF")
 _names: list[str] = []
 _triton: dict[str, str] = {}
+_gradients: dict[Any, Callable[..., Any]] = {}
 _served_by_triton: set[str] = set()
 
 
@@ -100,9 +101,14 @@ def refuse_tangents(op: str, gradients: Sequence[Any]) -> None:
 
 
 def call(op: Any, *args: Any) -> Any:
-    """An op's result; where no derivative is needed, without a turn through Python for it."""
-    if torch.compiler.is_compiling() or needs_gradient(args) or has_tangents(args):
+    """An op's result, without the dispatcher's turn through Python where it can be spared."""
+    if torch.compiler.is_compiling() or has_tangents(args):
         return op(*args)
+    if needs_gradient(args):
+        apply = _gradients.get(op)
+        # Modes and transforms are to see the op, not what it is made of.
+        seen = torch._C._len_torch_function_stack() or torch._C._are_functorch_transforms_active()
+        return op(*args) if apply is None or seen else apply(None, args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
 
@@ -127,7 +133,7 @@ def _register_gradient(
     def forward(ctx: Any, keys: Any, given: list[int], made: list[int], *flat: Any) -> Any:
         args = _nested(flat, lists, given)
         with torch._C._AutoDispatchBelowAutograd():
-            result = op.redispatch(keys & after, *args)
+            result = op(*args) if keys is None else op.redispatch(keys & after, *args)
         setup_context(ctx, args, result)
         ctx.given, ctx.made = given, made
         if one_tensor:
@@ -148,21 +154,25 @@ def _register_gradient(
     members = {"forward": staticmethod(forward), "backward": staticmethod(gradients)}
     function: Any = type(name, (torch.autograd.Function,), members)
 
+    def apply(keys: Any, args: Sequence[Any]) -> Any:
+        given, made = _lengths(args, lists), list[int]()
+        found = function.apply(keys, given, made, *_flat(args, lists, given))
+        if one_tensor:
+            return found
+        results = _nested(found, gives, made)
+        return results[0] if len(gives) == 1 else results
+
     def kernel(keys: Any, *args: Any) -> Any:
         needed = needs_gradient(args)
         if has_tangents(args) or (needed and torch._C._are_functorch_transforms_active()):
             return reference(*args)
         if needed:
-            given, made = _lengths(args, lists), list[int]()
-            found = function.apply(keys, given, made, *_flat(args, lists, given))
-            if one_tensor:
-                return found
-            results = _nested(found, gives, made)
-            return results[0] if len(gives) == 1 else results
+            return apply(keys, args)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keys & after, *args)
 
     _library.impl(op._schema.name.split("::")[1], kernel, "Autograd", with_keyset=True)
+    _gradients[op] = apply
 
 
 def _holds_tensors(kind: Any) -> bool:

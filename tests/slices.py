@@ -19,9 +19,11 @@ SELECTIONS = {
     "none": lambda n: 0,
     "chunk": lambda n: slice(n // 3, n),
     "list": lambda n: torch.randperm(n, generator=torch.Generator().manual_seed(n))[: n // 2 + 1],
+    "ascending": lambda n: SELECTIONS["list"](n).sort().values,
 }
-OUTPUTS = pytest.mark.parametrize("outputs", list(SELECTIONS))
-INPUTS = pytest.mark.parametrize("inputs", list(SELECTIONS))
+_FIVE = [name for name in SELECTIONS if name != "ascending"]
+OUTPUTS = pytest.mark.parametrize("outputs", _FIVE)
+INPUTS = pytest.mark.parametrize("inputs", _FIVE)
 
 
 def randn(*shape, dtype=torch.float64, seed=0, device="cpu"):

@@ -58,7 +58,8 @@ void distribute(const Stack& stack, const Tensor& stacked, const Tensors& tensor
   auto from = gather::const_matrix_of(stacked);
   for (const int64_t member : stack.members) {
     const auto into = gather::matrix_of(as_rows(tensors[member]));
-    gather::write_tile(from, {0, into.rows}, {0, into.columns}, into, torch_parallel);
+    gather::write_tile(from, {0, into.rows}, {0, into.columns}, into, gather::Rest::kKept,
+                       torch_parallel);
     from.data += into.rows * from.row_stride * from.width;
   }
 }

@@ -39,11 +39,15 @@ struct Places {
 void read_tile(const Matrix<const std::byte>& matrix, const Places& rows, const Places& columns,
                const Matrix<std::byte>& tile, const Parallel& parallel);
 
-// The selected values, from a tile.
-void write_tile(const Matrix<const std::byte>& tile, const Places& rows, const Places& columns,
-                const Matrix<std::byte>& matrix, const Parallel& parallel);
+// What becomes of the other columns of rows that listed columns are written to.
+enum class Rest { kKept, kZero };
 
-// Zeros where a row or a column is not selected. Columns must lie side by side.
+// The selected values, from a tile. With kZero columns must lie side by side.
+void write_tile(const Matrix<const std::byte>& tile, const Places& rows, const Places& columns,
+                const Matrix<std::byte>& matrix, Rest rest, const Parallel& parallel);
+
+// Zeros in rows that are not selected and beside a window of columns; beside listed ones they are
+// left to write_tile. Columns must lie side by side.
 void clear_rest(const Matrix<std::byte>& matrix, const Places& rows, const Places& columns,
                 const Parallel& parallel);
 
@@ -56,7 +60,6 @@ void read_rows(const Matrix<const std::byte>& table, std::span<const int64_t> to
 // of its tokens, whatever the number of threads; nothing for the token `skipped`.
 template <class T>
 void add_rows(const T* gradients, std::span<const int64_t> tokens, const Places& columns,
-              int64_t skipped, T* into, int64_t rows, int64_t row_stride, int64_t column_stride,
-              const Parallel& parallel);
+              int64_t skipped, const Matrix<std::byte>& into, const Parallel& parallel);
 
 }  // namespace sigeo_ext::gather

@@ -89,6 +89,7 @@ class Kernel {
       : weight_(weight), rows_(rows) {
     inputs_ = columns == nullptr ? Places{0, weight.size(1)} : columns->places();
     size_ = kernel;
+    last_ = channels_last(weight);
     if (rows.listed() || (columns != nullptr && columns->listed())) offsets_ = offsets();
   }
 
@@ -113,9 +114,9 @@ class Kernel {
   // A view, or a dense copy of what is listed.
   Tensor part() const {
     if (!listed()) return view();
-    Tensor copy = torch::stable::new_empty(weight_, sizes());
+    const Tensor copy = torch::stable::new_empty(weight_, sizes());
     gather::read_tile(const_values(), rows_.places(), columns(), tile(copy), torch_parallel);
-    return copy;
+    return last_ ? as_channels_last(copy) : copy;
   }
 
   void write(const Tensor& part) const {
@@ -124,14 +125,28 @@ class Kernel {
       torch::stable::copy_(target, part);
       return;
     }
-    const Tensor dense = torch::stable::contiguous(part);
+    const Tensor dense = with_format(part, last_);
     const auto from = tile(dense);
     gather::write_tile({from.data, from.rows, from.columns, from.row_stride, 1, from.width},
-                       rows_.places(), columns(), values(), torch_parallel);
+                       rows_.places(), columns(), values(), gather::Rest::kKept, torch_parallel);
   }
 
  private:
-  // Places in a row of the memory of the selected inputs and taps, in the order of a dense kernel.
+  // The same memory, its channels innermost.
+  static Tensor as_channels_last(const Tensor& dense) {
+    const Sizes sizes = sizes_of(dense);
+    Sizes strides(sizes.size(), 1);
+    int64_t run = sizes[1];
+    for (size_t d = sizes.size() - 1; d > 1; run *= sizes[d--]) strides[d] = run;
+    strides[0] = run;
+    AtenTensorHandle view = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(
+        dense.get(), static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(), 0, &view));
+    return Tensor(view);
+  }
+
+  // Places in a row of the memory of the selected inputs and taps, in the order of a dense kernel
+  // in the weight's memory format: where the lists ascend, so do these.
   std::vector<int64_t> offsets() const {
     std::vector<int64_t> taps{0};
     for (size_t d = 0; d < size_.size(); ++d) {
@@ -146,8 +161,15 @@ class Kernel {
     }
     std::vector<int64_t> all;
     all.reserve(inputs_.count * taps.size());
-    for (int64_t i = 0; i < inputs_.count; ++i) {
-      for (const int64_t tap : taps) all.push_back(inputs_[i] * weight_.stride(1) + tap);
+    const int64_t step = weight_.stride(1);
+    if (last_) {
+      for (const int64_t tap : taps) {
+        for (int64_t i = 0; i < inputs_.count; ++i) all.push_back(inputs_[i] * step + tap);
+      }
+    } else {
+      for (int64_t i = 0; i < inputs_.count; ++i) {
+        for (const int64_t tap : taps) all.push_back(inputs_[i] * step + tap);
+      }
     }
     return all;
   }
@@ -175,6 +197,7 @@ class Kernel {
   const Selection& rows_;
   Places inputs_;
   Sizes size_;
+  bool last_;
   std::optional<std::vector<int64_t>> offsets_;
 };
 

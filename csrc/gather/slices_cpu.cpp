@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstring>
+#include <optional>
 #include <vector>
+
+#include "gather/packing.h"
 
 namespace sigeo_ext::gather {
 namespace {
@@ -26,6 +29,27 @@ void with_width(int64_t width, const Run& run) {
     case 4: return run(uint32_t{});
     default: return run(uint64_t{});
   }
+}
+
+// Rows from which looking through the list once more pays.
+constexpr int64_t kFewRows = 4;
+
+// For so many rows of a matrix, where it can be used.
+template <class Byte>
+std::optional<Packing> packing_of(const Matrix<Byte>& matrix, const Places& columns, int64_t rows) {
+  if (columns.list == nullptr || matrix.column_stride != 1 || rows < kFewRows) return {};
+  Packing packing(columns, matrix.width);
+  if (!packing.usable()) return {};
+  return packing;
+}
+
+template <class V>
+const std::byte* bytes_of(const V* values) {
+  return reinterpret_cast<const std::byte*>(values);
+}
+template <class V>
+std::byte* bytes_of(V* values) {
+  return reinterpret_cast<std::byte*>(values);
 }
 
 template <class V>
@@ -60,6 +84,17 @@ void write_row(const V* from, int64_t stride, const Places& columns, V* row) {
 
 void read_tile(const Matrix<const std::byte>& matrix, const Places& rows, const Places& columns,
                const Matrix<std::byte>& tile, const Parallel& parallel) {
+  if (const auto packing = packing_of(matrix, columns, rows.count)) {
+    const int64_t from = matrix.row_stride * matrix.width, into = tile.row_stride * tile.width;
+    for_bands(rows.count, columns.count, parallel, [&](int64_t begin, int64_t end) {
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t next = std::min(r + 1, end - 1);
+        packing->pack(matrix.data + rows[r] * from, matrix.data + rows[next] * from,
+                      tile.data + r * into);
+      }
+    });
+    return;
+  }
   with_width(matrix.width, [&]<class V>(V) {
     const V* from = reinterpret_cast<const V*>(matrix.data);
     V* into = reinterpret_cast<V*>(tile.data);
@@ -73,14 +108,24 @@ void read_tile(const Matrix<const std::byte>& matrix, const Places& rows, const 
 }
 
 void write_tile(const Matrix<const std::byte>& tile, const Places& rows, const Places& columns,
-                const Matrix<std::byte>& matrix, const Parallel& parallel) {
+                const Matrix<std::byte>& matrix, Rest rest, const Parallel& parallel) {
+  const bool clears = rest == Rest::kZero && columns.list != nullptr;
+  const auto packing = packing_of(matrix, columns, rows.count);
   with_width(matrix.width, [&]<class V>(V) {
     const V* from = reinterpret_cast<const V*>(tile.data);
     V* into = reinterpret_cast<V*>(matrix.data);
     for_bands(rows.count, columns.count, parallel, [&](int64_t begin, int64_t end) {
       for (int64_t r = begin; r < end; ++r) {
-        write_row(from + r * tile.row_stride, matrix.column_stride, columns,
-                  into + rows[r] * matrix.row_stride);
+        const V* values = from + r * tile.row_stride;
+        V* row = into + rows[r] * matrix.row_stride;
+        if (clears) std::memset(row, 0, matrix.columns * sizeof(V));
+        if (!packing.has_value()) {
+          write_row(values, matrix.column_stride, columns, row);
+        } else if (clears) {
+          packing->unpack_over_zeros(bytes_of(values), bytes_of(row));
+        } else {
+          packing->unpack(bytes_of(values), bytes_of(row));
+        }
       }
     });
   });
@@ -94,7 +139,8 @@ void clear_rest(const Matrix<std::byte>& matrix, const Places& rows, const Place
   for_bands(matrix.rows, matrix.columns, parallel, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       std::byte* row = matrix.data + r * pitch;
-      if (!selected[r] || columns.list != nullptr) {  // a list's columns are written afterwards
+      if (selected[r] && columns.list != nullptr) continue;
+      if (!selected[r]) {
         std::memset(row, 0, matrix.columns * matrix.width);
         continue;
       }
@@ -113,20 +159,24 @@ void read_rows(const Matrix<const std::byte>& table, std::span<const int64_t> to
 
 template <class T>
 void add_rows(const T* gradients, std::span<const int64_t> tokens, const Places& columns,
-              int64_t skipped, T* into, int64_t rows, int64_t row_stride, int64_t column_stride,
-              const Parallel& parallel) {
+              int64_t skipped, const Matrix<std::byte>& into, const Parallel& parallel) {
   // A thread owns a range of rows and reads all tokens, so a row's sum has one order.
   constexpr int64_t kRanges = 16;
   const int64_t count = columns.count, values = static_cast<int64_t>(tokens.size()) * count;
   const int64_t ranges = values < kRanges * kUnit ? 1 : kRanges;
-  const int64_t size = (rows + ranges - 1) / ranges;
+  const int64_t size = (into.rows + ranges - 1) / ranges, column_stride = into.column_stride;
+  const auto packing = packing_of(into, columns, static_cast<int64_t>(tokens.size()));
+  T* const table = reinterpret_cast<T*>(into.data);
   parallel(ranges, [&](int64_t from, int64_t to) {
     for (size_t t = 0; t < tokens.size(); ++t) {
       const int64_t token = tokens[t];
       if (token == skipped || token < from * size || token >= to * size) continue;
       const T* gradient = gradients + t * count;
-      T* row = into + token * row_stride;
-      if (columns.list == nullptr && column_stride == 1) {
+      T* row = table + token * into.row_stride;
+      if (packing.has_value()) {
+        const int64_t next = tokens[std::min(t + 1, tokens.size() - 1)];
+        packing->add(gradient, table + next * into.row_stride, row);
+      } else if (columns.list == nullptr && column_stride == 1) {
         T* first = row + columns.begin;
         for (int64_t c = 0; c < count; ++c) first[c] += gradient[c];
       } else {
@@ -136,9 +186,9 @@ void add_rows(const T* gradients, std::span<const int64_t> tokens, const Places&
   });
 }
 
-template void add_rows(const float*, std::span<const int64_t>, const Places&, int64_t, float*,
-                       int64_t, int64_t, int64_t, const Parallel&);
-template void add_rows(const double*, std::span<const int64_t>, const Places&, int64_t, double*,
-                       int64_t, int64_t, int64_t, const Parallel&);
+template void add_rows(const float*, std::span<const int64_t>, const Places&, int64_t,
+                       const Matrix<std::byte>&, const Parallel&);
+template void add_rows(const double*, std::span<const int64_t>, const Places&, int64_t,
+                       const Matrix<std::byte>&, const Parallel&);
 
 }  // namespace sigeo_ext::gather

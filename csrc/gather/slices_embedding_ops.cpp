@@ -81,8 +81,7 @@ void add(const char* op, const Tensor& d, const Tokens& tokens, const Selection&
                   " tokens, got ", gather::sizes_of(d));
   const auto run = [&]<class T>(T) {
     gather::add_rows<T>(static_cast<const T*>(gradients.data_ptr()), tokens.list(),
-                        columns.places(), padding, static_cast<T*>(into.data_ptr()), into.size(0),
-                        into.stride(0), into.stride(1), torch_parallel_each);
+                        columns.places(), padding, gather::matrix_of(into), torch_parallel_each);
   };
   if (into.scalar_type() == ScalarType::Double) return run(double{});
   if (into.scalar_type() == ScalarType::Float) return run(float{});
@@ -90,7 +89,7 @@ void add(const char* op, const Tensor& d, const Tokens& tokens, const Selection&
                             tokens, into.size(0), padding);
   const Tensor sum = torch::stable::subtract(columns.columns_of(into), part, -1.0);
   gather::write_tile(gather::const_matrix_of(sum), {0, into.size(0)}, columns.places(),
-                     gather::matrix_of(into), torch_parallel);
+                     gather::matrix_of(into), gather::Rest::kKept, torch_parallel);
 }
 
 Tensor embedding_backward(Tensor d, Tensor tokens, Tensor weight, Sizes columns,
@@ -98,8 +97,8 @@ Tensor embedding_backward(Tensor d, Tensor tokens, Tensor weight, Sizes columns,
   const char* op = "gather_slice_embedding_backward";
   const Tokens rows(op, tokens, weight);
   const Selection selection(op, "columns", columns, column_index, weight.size(1));
-  Tensor into = torch::stable::empty_like(weight);
-  torch::stable::zero_(into);
+  const Selection none(op, "columns", Sizes{0, 0}, std::nullopt, 0);
+  const Tensor into = gather::cleared(weight, none, none);
   add(op, d, rows, selection, padding, into);
   return into;
 }

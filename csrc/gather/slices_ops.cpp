@@ -18,6 +18,7 @@ namespace {
 using gather::as_rows;
 using gather::Places;
 using gather::product;
+using gather::Rest;
 using gather::Selection;
 using gather::Sizes;
 using gather::transposed;
@@ -59,9 +60,9 @@ class Part {
                       columns_.places(), gather::matrix_of(tile), torch_parallel);
   }
 
-  void write(int64_t begin, const Tensor& tile) const {
+  void write(int64_t begin, const Tensor& tile, Rest rest) const {
     gather::write_tile(gather::const_matrix_of(tile), rows_.places().part(begin, tile.size(0)),
-                       columns_.places(), gather::matrix_of(weight_), torch_parallel);
+                       columns_.places(), gather::matrix_of(weight_), rest, torch_parallel);
   }
 
  private:
@@ -77,11 +78,10 @@ Tensor vector_of(const Tensor& vector, const Selection& selection) {
   return torch::stable::reshape(selection.columns_of(row), Sizes{selection.count()});
 }
 
-// Columns [rows, n] written into x where they were selected, zeros beside them.
+// Columns [rows, n] written into x where they are listed, zeros beside them.
 void spread(const Tensor& part, const Tensor& x, const Selection& selection) {
-  gather::clear_columns(x, selection);
   gather::write_tile(gather::const_matrix_of(part), {0, x.size(0)}, selection.places(),
-                     gather::matrix_of(x), torch_parallel);
+                     gather::matrix_of(x), Rest::kZero, torch_parallel);
 }
 
 void check(const char* op, const Tensor& x, const Tensor& weight) {
@@ -206,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor d, Tensor x, Tensor we
     if (part.listed()) {
       part.for_tiles([&](int64_t begin, const Tensor& tile) {
         product(tile, transposed(gather::part(from, 1, begin, tile.size(0))), values);
-        part.write(begin, tile);
+        part.write(begin, tile, gather::rest_of(into_weight));
       });
     } else {
       product(part.view(), transposed(from), values);
@@ -235,7 +235,7 @@ void linear_accumulate(Tensor d, Tensor x, Tensor into, Sizes outputs, Sizes inp
   part.for_tiles([&](int64_t begin, const Tensor& tile) {
     part.read(begin, tile);
     product(tile, tile, transposed(gather::part(from, 1, begin, tile.size(0))), values);
-    part.write(begin, tile);
+    part.write(begin, tile, Rest::kKept);
   });
 }
 

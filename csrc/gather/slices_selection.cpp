@@ -114,15 +114,21 @@ void check_width(const char* op, const char* name, const Tensor& x, const Select
 Tensor cleared(const Tensor& like, const Selection& rows, const Selection& columns) {
   Tensor whole = torch::stable::empty_like(like);
   auto matrix = matrix_of(whole);
-  const bool turned = matrix.column_stride != 1 && matrix.columns > 1;
-  if (turned) {
-    std::swap(matrix.rows, matrix.columns);
-    std::swap(matrix.row_stride, matrix.column_stride);
+  if (rest_of(whole) == Rest::kZero) {
+    clear_rest(matrix, rows.places(), columns.places(), torch_parallel);
+    return whole;
   }
-  const auto& outer = turned ? columns : rows;
-  const auto& inner = turned ? rows : columns;
-  clear_rest(matrix, outer.places(), inner.places(), torch_parallel);
+  std::swap(matrix.rows, matrix.columns);
+  std::swap(matrix.row_stride, matrix.column_stride);
+  const bool listed = rows.listed() || columns.listed();
+  const Places nothing{0, 0};
+  clear_rest(matrix, listed ? nothing : columns.places(), listed ? nothing : rows.places(),
+             torch_parallel);
   return whole;
+}
+
+Rest rest_of(const Tensor& whole) {
+  return whole.stride(1) == 1 || whole.size(1) <= 1 ? Rest::kZero : Rest::kKept;
 }
 
 void clear(const Tensor& x, const Places& rows, const Places& columns) {

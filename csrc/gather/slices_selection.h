@@ -57,14 +57,15 @@ void check_bias(const char* op, const Tensor& bias, const Tensor& weight);
 void check_width(const char* op, const char* name, const Tensor& x, const Selection& selection,
                  bool masked);
 
-// Zeros in the form of `like` but for the selected part, which is left to be written; the parts of
-// lists are cleared, too.
+// Zeros in the form of `like` but for the selected part, which is left to be written, listed
+// columns with rest_of.
 Tensor cleared(const Tensor& like, const Selection& rows, const Selection& columns);
+Rest rest_of(const Tensor& cleared);
 
 // Clears a window of rows and columns of a matrix.
 void clear(const Tensor& x, const Places& rows, const Places& columns);
 
-// Clears the columns of x [rows, n] that are not selected.
+// Clears the columns of x [rows, n] beside a window.
 void clear_columns(const Tensor& x, const Selection& columns);
 
 }  // namespace sigeo_ext::gather

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -108,19 +109,19 @@ def _layers(
 ) -> list[Tensor]:
     every, whole = weight.shape if weight.dim() == 2 else (-1, -1)
     fits = len(outputs) == len(inputs) == 2 * len(x) and min(*outputs, *inputs, 0) >= 0
-    fits = fits and max(outputs[::2], default=0) <= every and max(inputs[::2], default=0) <= whole
-    _check.require(fits, "gather_grouped_linear", "windows must be of the weight")
-    y = []
     windows = (outputs[::2], outputs[1::2], inputs[::2], inputs[1::2])
-    for rows, o, height, i, width in zip(x, *windows, strict=True):
-        part, shift = weight, bias
-        if o or height != every:
-            part = part.narrow(0, o, height)
-            shift = None if shift is None else shift.narrow(0, o, height)
-        if i or width != whole:
-            part = part.narrow(1, i, width)
-        y.append(F.linear(rows, part, shift))
-    return y
+    fits = fits and max(map(add, *windows[:2]), default=0) <= every
+    fits = fits and max(map(add, *windows[2:]), default=0) <= whole
+    _check.require(fits, "gather_grouped_linear", "windows must be of the weight")
+    # Slices in one call a tensor: `narrow`, one a dimension, takes half as long again.
+    return [
+        F.linear(
+            rows,
+            weight[o : o + height, i : i + width],
+            None if bias is None else bias[o : o + height],
+        )
+        for rows, o, height, i, width in zip(x, *windows, strict=True)
+    ]
 
 
 def linear_backward(

@@ -8,7 +8,9 @@ from torch import Tensor
 
 def must_be_plain(weight: Tensor) -> bool:
     """Whether autocast, `torch.func` or someone who watches functions must see a layer's call."""
-    if weight.is_complex() or torch.is_autocast_enabled(weight.device.type):
+    if weight.is_complex():
+        return True
+    if torch._C._is_any_autocast_enabled() and torch.is_autocast_enabled(weight.device.type):
         return True
     if torch.compiler.is_compiling():
         return False

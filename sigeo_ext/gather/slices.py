@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._op import call
 from sigeo_ext.gather import slices_op as op
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.routes import must_be_plain
@@ -92,7 +93,7 @@ def linear(
     listed = row_index is not None or column_index is not None
     if _in_plain_torch(weight, SMALL, listed or masked):
         return reference.linear(*given)
-    y: Tensor = op.gather_slice_linear(*given)
+    y: Tensor = call(op.gather_slice_linear, *given)
     return y
 
 
@@ -163,7 +164,7 @@ def convolution(
     empty = not length(rows, row_index) or not length(columns, column_index)
     if not empty and _in_plain_torch(weight, SMALL, masked):
         return reference.convolution(*given)
-    y: Tensor = op.gather_slice_convolution(*given)
+    y: Tensor = call(op.gather_slice_convolution, *given)
     return y
 
 
@@ -205,7 +206,7 @@ def embedding(
     given: Any = (tokens, weight, window, index, padding, accumulate)
     if _in_plain_torch(weight, SMALL_TABLE, index is not None or accumulate):
         return reference.embedding(*given)
-    y: Tensor = op.gather_slice_embedding(*given)
+    y: Tensor = call(op.gather_slice_embedding, *given)
     return y
 
 

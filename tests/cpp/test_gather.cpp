@@ -12,6 +12,7 @@
 #include "gather/gather.h"
 #include "gather/grouped.h"
 #include "gather/grouped_moments.h"
+#include "gather/packing.h"
 #include "gather/pooling.h"
 #include "gather/slices.h"
 
@@ -117,10 +118,11 @@ void sums_are_normalised(const Shape& shape) {
   }
 }
 
-// Selected values of a matrix with gaps between its rows and columns, read into a tile and back.
-template <class T>
+// Selected values of a matrix with gaps between its rows, and between its columns or not, read into
+// a tile and back.
+template <class T, int64_t kColumnStride>
 void tiles_hold_the_selected_values(const Places& rows, const Places& columns) {
-  constexpr int64_t kRows = 90, kColumns = 70, kColumnStride = 2;
+  constexpr int64_t kRows = 90, kColumns = 70;
   constexpr int64_t kRowStride = kColumns * kColumnStride + 3;
   const std::vector<T> values = random_values<T>(kRows * kRowStride, 7);
   const auto bytes = [](auto* data) { return reinterpret_cast<std::byte*>(data); };
@@ -140,9 +142,9 @@ void tiles_hold_the_selected_values(const Places& rows, const Places& columns) {
       CHECK(tile[r * columns.count + c] == values[at]);
     }
   }
-  std::fill(source.begin(), source.end(), T{0});
-  write_tile(readable(part), rows, columns, matrix, many_threads);
-  std::vector<T> expected(values.size(), T{0});
+  std::fill(source.begin(), source.end(), T{9});
+  write_tile(readable(part), rows, columns, matrix, Rest::kKept, many_threads);
+  std::vector<T> expected(values.size(), T{9});
   for (int64_t r = 0; r < rows.count; ++r) {
     for (int64_t c = 0; c < columns.count; ++c) {
       const int64_t at = rows[r] * kRowStride + columns[c] * kColumnStride;
@@ -159,19 +161,48 @@ void the_rest_is_cleared(const Places& rows, const Places& columns) {
   std::vector<T> whole(kRows * kColumns, T{9}), ones(rows.count * columns.count, T{1});
   const Matrix<std::byte> matrix{
       reinterpret_cast<std::byte*>(whole.data()), kRows, kColumns, kColumns, 1, sizeof(T)};
-  const Matrix<const std::byte> tile{reinterpret_cast<const std::byte*>(ones.data()),
-                                     rows.count,
-                                     columns.count,
-                                     columns.count,
-                                     1,
-                                     sizeof(T)};
+  const auto* tile_data = reinterpret_cast<const std::byte*>(ones.data());
+  const Matrix<const std::byte> tile{tile_data,     rows.count, columns.count,
+                                     columns.count, 1,          sizeof(T)};
   clear_rest(matrix, rows, columns, many_threads);
-  write_tile(tile, rows, columns, matrix, many_threads);
+  write_tile(tile, rows, columns, matrix, Rest::kZero, many_threads);
   std::vector<T> expected(whole.size(), T{0});
   for (int64_t r = 0; r < rows.count; ++r) {
     for (int64_t c = 0; c < columns.count; ++c) expected[rows[r] * kColumns + columns[c]] = T{1};
   }
   CHECK(whole == expected);
+}
+
+// Any ascending list of a row of any width: nothing but the row and its packed values is touched,
+// and what adds nothing leaves -0 as it is.
+template <class T>
+void packing_keeps_to_its_row(unsigned seed) {
+  std::mt19937 generator(seed);
+  const auto size = static_cast<int64_t>(1 + generator() % 100);
+  const unsigned share = 1 + generator() % 8;
+  std::vector<int64_t> list;
+  for (int64_t c = 0; c < size; ++c) {
+    if (generator() % 8 < share) list.push_back(c);
+  }
+  const Places columns{0, static_cast<int64_t>(list.size()), list.data()};
+  const Packing packing(columns, sizeof(T));
+  if (!packing.usable()) return;
+  const auto bytes = [](std::vector<T>& values) {
+    return reinterpret_cast<std::byte*>(values.data());
+  };
+  // Of their exact sizes, so that the sanitizers see what reaches too far.
+  std::vector<T> row = random_values<T>(size, seed), packed(list.size()), into(size, T(-0.0));
+  packing.pack(bytes(row), bytes(row), bytes(packed));
+  std::vector<T> kept(size, T{7}), zero(size, T{0}), expected_kept = kept, expected_zero = zero;
+  packing.unpack(bytes(packed), bytes(kept));
+  packing.unpack_over_zeros(bytes(packed), bytes(zero));
+  packing.add(packed.data(), into.data(), into.data());
+  for (size_t i = 0; i < list.size(); ++i) {
+    CHECK(packed[i] == row[list[i]]);
+    expected_kept[list[i]] = expected_zero[list[i]] = row[list[i]];
+  }
+  CHECK(kept == expected_kept && zero == expected_zero && into == expected_zero);
+  for (int64_t c = 0; c < size; ++c) CHECK(expected_zero[c] != T{0} || std::signbit(into[c]));
 }
 
 // Rows that several tokens name, over many threads, in the order of one.
@@ -182,7 +213,9 @@ void rows_add_up_in_order(const Places& columns) {
   for (int64_t t = 0; t < kTokens; ++t) tokens[t] = (t * 37 + t / 90) % kRows;
   const std::vector<T> gradients = random_values<T>(kTokens * columns.count, 8);
   std::vector<T> into(kRows * kColumns, T{1}), expected = into;
-  add_rows(gradients.data(), tokens, columns, 5, into.data(), kRows, kColumns, 1, many_threads);
+  const Matrix<std::byte> matrix{
+      reinterpret_cast<std::byte*>(into.data()), kRows, kColumns, kColumns, 1, sizeof(T)};
+  add_rows(gradients.data(), tokens, columns, 5, matrix, many_threads);
   for (int64_t t = 0; t < kTokens; ++t) {
     for (int64_t c = 0; c < columns.count && tokens[t] != 5; ++c) {
       expected[tokens[t] * kColumns + columns[c]] += gradients[t * columns.count + c];
@@ -196,15 +229,28 @@ void all_selections() {
   std::vector<int64_t> rows, columns;
   for (int64_t r = 0; r < 90; r += 3) rows.push_back((r * 7) % 90);
   for (int64_t c = 69; c >= 0; c -= 2) columns.push_back(c);
+  std::vector<int64_t> every, some, few;  // that ascend
+  for (int64_t c = 0; c < 70; ++c) {
+    every.push_back(c);
+    if (c % 3 != 1) some.push_back(c);
+    if (c % 23 == 5) few.push_back(c);
+  }
   const Places listed_rows{0, static_cast<int64_t>(rows.size()), rows.data()};
-  const Places listed_columns{0, static_cast<int64_t>(columns.size()), columns.data()};
+  const auto listed = [](const std::vector<int64_t>& list) {
+    return Places{0, static_cast<int64_t>(list.size()), list.data()};
+  };
   for (const Places& r : {Places{0, 90}, Places{11, 40}, Places{3, 0}, listed_rows}) {
-    for (const Places& c : {Places{0, 70}, Places{5, 33}, Places{70, 0}, listed_columns}) {
-      tiles_hold_the_selected_values<T>(r, c);
+    for (const Places& c : {Places{0, 70}, Places{5, 33}, Places{70, 0}, listed(columns),
+                            listed(every), listed(some), listed(few)}) {
+      tiles_hold_the_selected_values<T, 1>(r, c);
+      tiles_hold_the_selected_values<T, 2>(r, c);
       the_rest_is_cleared<T>(r, c);
     }
   }
-  for (const Places& c : {Places{0, 70}, Places{5, 33}, listed_columns}) rows_add_up_in_order<T>(c);
+  for (const Places& c :
+       {Places{0, 70}, Places{5, 33}, listed(columns), listed(every), listed(some), listed(few)}) {
+    rows_add_up_in_order<T>(c);
+  }
 }
 
 // Against the definition, window by window; and <pool(x), d> = <x, pool_backward(d)>.
@@ -335,6 +381,10 @@ void deviations_count_subnets_that_do_not_use_a_place() {
 }  // namespace
 
 int main() {
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    packing_keeps_to_its_row<float>(seed);
+    packing_keeps_to_its_row<double>(seed);
+  }
   for (unsigned seed = 0; seed < 20; ++seed) stacks_have_each_row_and_output_once(seed);
   pieces_cover_places_once();
   deviations_count_subnets_that_do_not_use_a_place<float>();

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from sigeo import InputError, data, proxies, score, score_many, spaces
 from sigeo.capture import Batches, Request
 from sigeo.capture.steps import SGD, ClippedAdagrad
-from sigeo.proxies import OnGradient, Proxy
+from sigeo.proxies import OnGradient, OnStatistics, Outcome, Proxy
 from sigeo.scoring.many import fitting, kept_bytes, stackable
 from sigeo.spaces import InputShape
 from sigeo.spaces.nasbench201.stack import Stack
@@ -250,6 +250,27 @@ def test_a_proxy_of_the_first_gradient_sees_each_subnets_own():
         layers = dict(net.named_parameters())
         assert shapes == [tuple(layers[name].shape) for name in names]
         assert len(names) == sum(p.dim() > 1 for p in net.subnet(arch).parameters())
+
+
+def test_a_subnet_is_built_only_for_a_proxy_that_reads_it(monkeypatch):
+    net, archs, given = supernet(), cells(3), batches()
+    built = []
+    subnet = type(net).subnet
+    monkeypatch.setattr(
+        type(net), "subnet", lambda self, arch, **given: built.append(arch) or subnet(self, arch)
+    )
+    score_many(net, archs, given, ["zico", "sigeo"])
+    assert built == []
+    read = []
+
+    def function(model, statistics):
+        read.append(sum(p.numel() for p in model.parameters()))
+        return Outcome(float(statistics.losses.sum()))
+
+    proxy = Proxy("mine", OnStatistics(function, Request()), "this test", "batches")
+    score_many(net, archs, given, [proxy, "zico"])
+    assert built == archs
+    assert read == [sum(p.numel() for p in subnet(net, arch).parameters()) for arch in archs]
 
 
 @pytest.mark.parametrize("average", [False, True])

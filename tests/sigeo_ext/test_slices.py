@@ -37,7 +37,7 @@ def test_linear_equals_slicing(outputs, inputs, masked, dtype, device):
 
 @pytest.mark.parametrize("size", [(1, 1), (130, 70), (300, 257)], ids=str)
 @pytest.mark.parametrize("outputs", ["prefix", "chunk", "list"])
-@pytest.mark.parametrize("inputs", ["all", "chunk", "list"])
+@pytest.mark.parametrize("inputs", ["all", "chunk", "list", "ascending"])
 @MODES
 @WIDE
 def test_linear_of_other_sizes(size, outputs, inputs, masked, dtype, device):
@@ -130,7 +130,7 @@ def test_embedding_equals_slicing(inputs, dtype, padding_idx, kind, device):
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (500,)], ids=str)
-@pytest.mark.parametrize("inputs", ["prefix", "list"])
+@pytest.mark.parametrize("inputs", ["prefix", "list", "ascending"])
 def test_embedding_of_any_number_of_tokens(shape, inputs, device):
     selection, columns = chosen(inputs, 70, device)
     weight = randn(30, 70, device=device).requires_grad_()

@@ -86,11 +86,21 @@ class OnLoss:
 
 @dataclass(frozen=True)
 class OnStatistics:
-    """The function gets the statistics of all batches: ``f(model, statistics) -> Outcome``."""
+    """The function gets the statistics of all batches: ``f(model, statistics) -> Outcome``.
+
+    Attributes:
+        function: That function.
+        request: What is measured.
+        batches: The fewest.
+        reads_model: Whether it looks at the model. If not, it may get any: on many subnets of a
+            supernet their networks are then not built for it, which takes as long as a twentieth of
+            their passes.
+    """
 
     function: Callable[[nn.Module, GradientStatistics], Outcome]
     request: Request
     batches: int = 2
+    reads_model: bool = True
 
 
 @dataclass(frozen=True)

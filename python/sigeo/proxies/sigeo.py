@@ -172,7 +172,7 @@ def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | No
 
     return Proxy(
         name=name,
-        measurement=OnStatistics(function, request),
+        measurement=OnStatistics(function, request, reads_model=terms is _buggy_terms),
         source=_SOURCE,
         cost="batches",
         labels=True,

@@ -42,7 +42,7 @@ def zico() -> Proxy:
     """ZiCo over all batches given, two at least."""
     return Proxy(
         name="zico",
-        measurement=OnStatistics(_zico, Request()),
+        measurement=OnStatistics(_zico, Request(), reads_model=False),
         source="Li et al., ICLR 2023, section 3",
         cost="batches",
         labels=True,

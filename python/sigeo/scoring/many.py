@@ -236,9 +236,11 @@ def _score_batches(
         requests=requests,
         observer=observe if on_gradient else None,
     )
+    whole: nn.Module = supernet  # type: ignore[assignment]
+    read = any(m.reads_model for m in on_statistics.values())
     for arch, outcome, measured in zip(archs, outcomes, results, strict=True):
         by_request = dict(zip(requests, measured, strict=True))
-        subnet = supernet.subnet(arch)
+        subnet = supernet.subnet(arch) if read else whole
         for name, m in on_statistics.items():
             statistics = by_request[m.request]
             outcome[name] = m.function(subnet, statistics) if statistics.reached else unreached()
