@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splitting")
     group.add_argument(
         "--metric",
-        type=names.one_of((*names.METRICS, *names.PROXIES)),
+        type=names.metric,
         metavar="NAME",
         help="compares options: gradient_matching, gradient_matching_logits, lid, table, random, "
         "or a proxy's name (default: gradient_matching)",
