@@ -93,9 +93,12 @@ def _number_or_word(text: str) -> int | float | str:
 
 
 def _data(text: str) -> str:
-    if text != "digits" and not Path(text).exists():
+    try:
+        if text != "digits":
+            Path(text).stat()
+    except OSError as error:
         expected = "'digits', a folder or an .npz file"
-        raise argparse.ArgumentTypeError(f"expected {expected}, found no {text}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, {text}: {error.strerror}") from None
     return text
 
 

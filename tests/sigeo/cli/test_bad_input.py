@@ -28,7 +28,8 @@ BAD = {
     "proxy": (["rank", "--proxy", "zen"], "--proxy: must be one of diag_fisher,"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
     "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
-    "data": (["rank", "--data", "nowhere.npz"], "found no nowhere.npz"),
+    "data": (["rank", "--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
+    "data-long": (["rank", "--data", "a" * 300], f"{'a' * 300}: File name too long"),
     "archs": (
         ["rank", "--archs", "99999"],
         "--archs: the space has 15625 architectures, got 99999",
