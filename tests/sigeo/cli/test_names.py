@@ -25,6 +25,7 @@ REFUSED = (
     ("split", "--partition", "exactly"),
     ("split", "--choice", "between"),
     ("split", "--groups", "1"),
+    ("split", "--factors", "1"),
     ("train", "--space", "nasbench"),
     ("train", "--data", "digitz"),
     ("rank", "--device", "gpu"),
