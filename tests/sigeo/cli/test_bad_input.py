@@ -102,6 +102,18 @@ BAD = {
         ["warmup", "--init", "candidate"],
         "sigeo warmup: unrecognized arguments: --init candidate; --init is an option of rank\n",
     ),
+    "flag-of-another-verb": (
+        ["warmup", "--no-dedup"],
+        "unrecognized arguments: --no-dedup; --no-dedup is an option of rank\n",
+    ),
+    "required-by-another-verb": (
+        ["rank", "--scores", "s"],
+        "unrecognized arguments: --scores s; --scores is an option of correlate\n",
+    ),
+    "one-of-several-of-another-verb": (
+        ["rank", "--model=a:b"],
+        "unrecognized arguments: --model=a:b; --model is an option of score\n",
+    ),
     "zero": (["rank", "--archs", "0"], "--archs: must be a whole number from 1, got '0'"),
     "whole": (["rank", "--archs", "1.5"], "--archs: must be a whole number from 1, got '1.5'"),
     "one-image": (
