@@ -15,6 +15,8 @@ from tests.sigeo.cli.helpers import SMALL, run, strict
 REFUSED = (
     ("rank", "--proxy", "zicoo"),
     ("score", "--arch", "x", "--proxy", "zico,zicoo"),
+    ("rank", "--proxy", "zico", "--lambdas", "1,1,0"),
+    ("score", "--arch", "x", "--proxy", "zico", "--inner-lr", "1"),
     ("compare", "--proxy", "zicoo"),
     ("compare", "--recipes", "fair", "fairr:width=1"),
     ("compare",),  # without a table
