@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import sigeo
-from sigeo import InputError, proxies
+from sigeo import InputError, proxies, spaces
 from sigeo.proxies import OnModel, Outcome, Proxy
 from sigeo.proxies.sigeo import first_coordinate_terms
 from tests.conftest import shared_file
@@ -220,6 +220,30 @@ def test_synflow_says_how_many_layers_a_saturated_activation_cuts_off():
     for score in flow(nn.ReLU6(), nn.ReLU()).values():
         assert score.notes[0].startswith("1 of 3 layers carry no flow")
     assert all(score.notes == () for score in flow(nn.ReLU(), nn.ReLU()).values())
+
+
+def test_synflow_notes_no_layer_that_the_output_is_not_computed_from():
+    space = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=2, cells=1)
+    cell = "|nor_conv_3x3~0|+|none~0|{}~1|+|skip_connect~0|none~1|none~2|"
+    for operation in ("none", "nor_conv_1x1"):
+        model = space.build(space.parse(cell.format(operation)), seed=0)
+        scores = sigeo.score(model, [torch.ones(2, 1, 8, 8)], ["synflow", "logsynflow"])
+        assert all(score.finite and score.notes == () for score in scores.values())
+
+
+def test_synflow_says_how_many_layers_have_an_input_of_zero():
+    class Zero(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4, bias=False)
+
+        def forward(self, x):
+            return x + self.layer(0 * x)
+
+    model = nn.Sequential(Zero(), nn.Linear(4, 2))
+    for score in sigeo.score(model, [torch.ones(2, 4)], ["synflow", "logsynflow"]).values():
+        assert score.finite and score.notes[0].startswith("1 of 2 layers carry no flow")
+        assert score.notes[0].endswith("or the input is 0")
 
 
 def test_logsynflow_is_its_formula():

@@ -12,6 +12,8 @@ from rich.table import Table
 
 Report = Callable[[int, int], None]
 _SECONDS_BETWEEN_LINES = 30.0
+_STDERR = Console(stderr=True, highlight=False)
+"""One for bars and lines: it moves a running bar below what is said."""
 
 
 @contextmanager
@@ -21,8 +23,7 @@ def progress(what: str) -> Iterator[Report]:
     Yields:
         A function of (done, in all) that moves it.
     """
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not _STDERR.is_terminal:
         yield _lines(what)
         return
     columns = (
@@ -31,7 +32,7 @@ def progress(what: str) -> Iterator[Report]:
         MofNCompleteColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bars:
+    with Progress(*columns, console=_STDERR, transient=True) as bars:
         task = bars.add_task(what, total=None)
         yield lambda done, total: bars.update(task, completed=done, total=total)
 
@@ -65,7 +66,7 @@ def announced(line: str, report: Report) -> Report:
 
 def say(text: str) -> None:
     """One line to standard error."""
-    Console(stderr=True, highlight=False).print(text, markup=False, soft_wrap=True)
+    _STDERR.print(text, markup=False, soft_wrap=True)
 
 
 def show_table(

@@ -55,7 +55,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if unknown:  # argparse's own complaint does not name the verb
         option = unknown[0].partition("=")[0]
         known = [
-            name for name, verb in parsed.verbs.items() if f"[{option} " in verb.format_usage()
+            name for name, verb in parsed.verbs.items() if option in verb._option_string_actions
         ]
         of = f"; {option} is an option of {', '.join(known)}" if known else ""
         parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}{of}")

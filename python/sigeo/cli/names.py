@@ -1,11 +1,13 @@
 """Names that options take, known before torch is imported, so that a wrong one is refused at once.
 
-Tests hold them equal to what the packages know.
+Tests hold them equal to what the packages know; proxies and recipes of one's own are taken beside
+them once they are registered.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 
 SPACES = ("mlp", "mobilenet", "nasbench201", "resnet", "transformer")
@@ -91,8 +93,18 @@ def proxies(text: str) -> str:
 
     It raises argparse.ArgumentTypeError for anything else.
     """
+    known = _registered("sigeo.proxies", PROXIES)
     for name in listed(text):
-        _check(name, PROXIES)
+        _check(name, known)
+    return text
+
+
+def metric(text: str) -> str:
+    """A converter that takes the names of a splitting's metrics and of proxies.
+
+    It raises argparse.ArgumentTypeError for anything else.
+    """
+    _check(text, (*METRICS, *_registered("sigeo.proxies", PROXIES)))
     return text
 
 
@@ -101,8 +113,14 @@ def recipe(text: str) -> str:
 
     It raises argparse.ArgumentTypeError for anything else.
     """
-    _check(text.partition(":")[0], RECIPES)
+    _check(text.partition(":")[0], _registered("sigeo.fewshot.recipes", RECIPES))
     return text
+
+
+def _registered(package: str, known: Sequence[str]) -> Sequence[str]:
+    """All names of a package that takes more; whoever registered one has imported it."""
+    imported = sys.modules.get(package)
+    return known if imported is None else imported.names()
 
 
 def _check(name: str, known: Sequence[str]) -> None:

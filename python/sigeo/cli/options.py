@@ -93,9 +93,12 @@ def _number_or_word(text: str) -> int | float | str:
 
 
 def _data(text: str) -> str:
-    if text != "digits" and not Path(text).exists():
+    try:
+        if text != "digits":
+            Path(text).stat()
+    except OSError as error:
         expected = "'digits', a folder or an .npz file"
-        raise argparse.ArgumentTypeError(f"expected {expected}, found no {text}")
+        raise argparse.ArgumentTypeError(f"expected {expected}, {text}: {error.strerror}") from None
     return text
 
 
@@ -244,37 +247,50 @@ def _sizes(args: argparse.Namespace, known: list[str]) -> dict[str, Any]:
     return sizes
 
 
+def check_proxies(args: argparse.Namespace) -> None:
+    """Refuse options that no proxy asked for has.
+
+    Raises:
+        InputError: There is one.
+    """
+    asked = names.listed(args.proxy)
+    for option, value, takes in (
+        ("--lambdas", args.lambdas, _takes_lambdas),
+        ("--inner-lr", args.inner_lr, _takes_inner_lr),
+    ):
+        if value is not None and not any(map(takes, asked)):
+            raise InputError(f"{option}: has no effect on {', '.join(asked) or 'no proxy'}")
+
+
+def _takes_lambdas(name: str) -> bool:
+    return name.startswith("sigeo")
+
+
+def _takes_inner_lr(name: str) -> bool:
+    return _takes_lambdas(name) and name != "sigeo_sample"
+
+
 def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
     """The proxies asked for, SiGeo's with the weights that belong to the protocol.
 
     Raises:
-        InputError: An unknown proxy, or an option that none of them has.
+        InputError: An unknown proxy, or none.
     """
     from sigeo import proxies as registry
     from sigeo.proxies.sigeo import LAMBDAS, LAMBDAS_WARMED
     from sigeo.scoring.score import resolve
 
-    asked = names.listed(args.proxy)
-    weighted = [name for name in asked if name.startswith("sigeo")]
-    stepping = [name for name in weighted if name != "sigeo_sample"]
-    for option, value, takers in (
-        ("--lambdas", args.lambdas, weighted),
-        ("--inner-lr", args.inner_lr, stepping),
-    ):
-        if value is not None and not takers:
-            raise InputError(f"{option}: has no effect on {', '.join(asked) or 'no proxy'}")
-
     def made(name: str) -> Proxy:
-        if name not in weighted:
+        if not _takes_lambdas(name):
             return registry.get(name)
         # The published weights for networks warmed up alone are those of the vision code.
         warmed = init == "candidate" and name in ("sigeo", "sigeo_cv_official")
         lambdas = args.lambdas or (LAMBDAS_WARMED if warmed else LAMBDAS)
-        if name not in stepping:
+        if not _takes_inner_lr(name):
             return registry.get(name, lambdas=lambdas)
         return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
 
-    return tuple(resolve([made(name) for name in asked]))
+    return tuple(resolve([made(name) for name in names.listed(args.proxy)]))
 
 
 def add_table(parser: argparse.ArgumentParser, why: str) -> None:

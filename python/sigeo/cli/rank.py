@@ -190,6 +190,7 @@ def _check(args: argparse.Namespace, init: _Init) -> None:
         raise InputError("--many: networks that are warmed up alone are scored one by one")
     if init.kind == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
+    options.check_proxies(args)
     warmup_options.settings(args, init.weights)
     shared_weights.supernet_options(args, init.weights)
 

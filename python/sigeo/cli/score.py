@@ -53,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--model-args: has no effect with --arch")
     if args.model is not None and (args.channels or args.cells or args.size):
         raise InputError("--channels, --cells, --size: have no effect with --model")
+    options.check_proxies(args)
 
     from sigeo.scoring import export, score
 

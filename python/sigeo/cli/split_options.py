@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from bisect import bisect_left
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import names, options, shared_weights, warmup_options
@@ -30,6 +28,13 @@ def _numbers(text: str) -> tuple[int, ...]:
         ) from None
 
 
+def _factors(text: str) -> tuple[int, ...]:
+    factors = _numbers(text)
+    if min(factors) < 2:
+        raise argparse.ArgumentTypeError(f"must be whole numbers from 2, got {text!r}")
+    return factors
+
+
 def _groups(text: str) -> list[tuple[int, ...]]:
     return [_numbers(group) for group in text.split("/")]
 
@@ -40,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("splitting")
     group.add_argument(
         "--metric",
-        type=names.one_of((*names.METRICS, *names.PROXIES)),
+        type=names.metric,
         metavar="NAME",
         help="compares options: gradient_matching, gradient_matching_logits, lid, table, random, "
         "or a proxy's name (default: gradient_matching)",
@@ -48,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--leaves", type=options.positive, help="supernets (default: 4)")
     group.add_argument(
         "--factors",
-        type=_numbers,
+        type=_factors,
         metavar="A,B",
         help="parts of a cut, in ascending order level by level (default: 2)",
     )
@@ -163,8 +168,7 @@ def splitting(args: argparse.Namespace, space: SearchSpace[Any], known: Known | 
         InputError: More supernets than the choices of the space can be cut into, or rules that do
             not go together.
     """
-    from sigeo.fewshot import Branching, Splitting, choice, metrics, partition
-    from sigeo.spaces import Product
+    from sigeo.fewshot import Branching, Splitting, choice, partition
 
     name = args.metric or "gradient_matching"
     rule = args.choice or ("separation" if name == "lid" else "between_mean")
@@ -172,34 +176,43 @@ def splitting(args: argparse.Namespace, space: SearchSpace[Any], known: Known | 
     smallest = args.smallest or (2 if name in _AT_LEAST_TWO else 1)
     sized = {"smallest": smallest} if cut in ("exact", "random") else {}
     ordered = {"order": args.order} if args.order is not None else {}
-    metric = _metric(name, 8 if args.repeats is None else args.repeats, known)
-    partitioner, chosen = partition.get(cut, **sized), choice.get(rule, **ordered)
+    leaves = 4 if args.leaves is None else args.leaves
     factors = args.factors or (2,)
+    _check_leaves(leaves, factors, space)
+    return Splitting(
+        _metric(name, 8 if args.repeats is None else args.repeats, known),
+        Branching.of_leaves(leaves, factors),
+        partition.get(cut, **sized),
+        choice.get(rule, **ordered),
+    )
 
-    def of(leaves: int) -> Splitting:
-        return Splitting(metric, Branching.of_leaves(leaves, factors), partitioner, chosen)
 
-    def problem(leaves: int) -> str:
-        # By a metric without weights, as those that are there are checked when there are any.
+def _check_leaves(leaves: int, factors: tuple[int, ...], space: SearchSpace[Any]) -> None:
+    """Whether the choices have the options that so many leaves need, whatever groups them.
+
+    Raises:
+        InputError: They have not; with the most leaves that they have them for.
+    """
+    from sigeo.fewshot import Branching, Splitting, choice, partition
+    from sigeo.spaces import Product
+
+    partitioner, chosen = partition.get("in_order"), choice.get("random")  # which refuse nothing
+
+    def lack(leaves: int) -> str:
         try:
-            how = replace(of(leaves), metric=metrics.get("random"))
+            how = Splitting(None, Branching.of_leaves(leaves, factors), partitioner, chosen)
             how.check(Product.whole(space), None, None)
         except InputError as error:
             return str(error)
         return ""
 
-    leaves = 4 if args.leaves is None else args.leaves
-    if leaves > space.size:
-        wrong = f"the space has {space.size:,} architectures"
-    else:
-        wrong = problem(leaves)
-    if wrong:
-        tried = range(1, min(leaves, space.size) + 1)
-        most = bisect_left(tried, True, key=lambda leaves: problem(leaves) != "")
-        if most <= 1:  # no cut at all is possible, so the number is not what is wrong
-            raise InputError(wrong)
-        raise InputError(f"--leaves: must be at most {most}, got {leaves} ({wrong})")
-    return of(leaves)
+    if not lack(leaves):
+        return
+    most, over = 1, leaves
+    while over - most > 1:
+        middle = (most + over) // 2
+        most, over = (most, middle) if lack(middle) else (middle, over)
+    raise InputError(f"--leaves: must be at most {most}, got {leaves} ({lack(over)})")
 
 
 def _metric(name: str, repeats: int, known: Known | None) -> Metric:

@@ -84,8 +84,10 @@ class _DoesNotRun(Exception):
     """The network takes no float64; the message is its own."""
 
 
-def _flow(model: nn.Module, inputs: Any, column: str) -> Tensor:
+def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
     """A column of `saliency.sums` of the absolute weights and dR/dtheta, of every layer.
+
+    Also how many layers have no flow although the output is computed from them.
 
     Raises:
         _DoesNotRun: The forward pass fails on ones in float64.
@@ -105,7 +107,9 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> Tensor:
     grads: Sequence[Tensor | None] = [None] * len(leaves)
     if flow.requires_grad:
         grads = torch.autograd.grad(flow, leaves, allow_unused=True)
-    return saliency.sums([leaf.detach() for leaf in leaves], grads, want=[column])[column]
+    sums = saliency.sums([leaf.detach() for leaf in leaves], grads, want=[column])[column]
+    used = torch.tensor([grad is not None for grad in grads], device=sums.device)
+    return sums, int((used & (sums == _NO_FLOW[column])).sum())
 
 
 def _measure(
@@ -113,7 +117,7 @@ def _measure(
 ) -> Outcome:
     """The column's total over the layers, also as the term of that name."""
     try:
-        flow = _flow(model, inputs, column)
+        flow, without = _flow(model, inputs, column)
         value = float(total(flow))
     except _DoesNotRun as error:
         return Outcome(math.nan, {}, (f"does not run on ones in float64: {error}",))
@@ -124,10 +128,10 @@ def _measure(
         notes = ("the flow runs backwards somewhere, as through norms other than batch norm",)
     elif not math.isfinite(value):
         notes = ("the flow is beyond the largest float64",)
-    elif without := int((flow == _NO_FLOW[column]).sum()):
+    elif without:
         notes = (
             f"{without} of {len(flow)} layers carry no flow and do not count, as where an "
-            "activation with an upper bound (ReLU6) is saturated",
+            "activation with an upper bound (ReLU6) is saturated or the input is 0",
         )
     return Outcome(value, {term: value}, notes)
 

@@ -28,7 +28,8 @@ BAD = {
     "proxy": (["rank", "--proxy", "zen"], "--proxy: must be one of diag_fisher,"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
     "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
-    "data": (["rank", "--data", "nowhere.npz"], "found no nowhere.npz"),
+    "data": (["rank", "--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
+    "data-long": (["rank", "--data", "a" * 300], f"{'a' * 300}: File name too long"),
     "archs": (
         ["rank", "--archs", "99999"],
         "--archs: the space has 15625 architectures, got 99999",
@@ -100,6 +101,18 @@ BAD = {
     "of-another-verb": (
         ["warmup", "--init", "candidate"],
         "sigeo warmup: unrecognized arguments: --init candidate; --init is an option of rank\n",
+    ),
+    "flag-of-another-verb": (
+        ["warmup", "--no-dedup"],
+        "unrecognized arguments: --no-dedup; --no-dedup is an option of rank\n",
+    ),
+    "required-by-another-verb": (
+        ["rank", "--scores", "s"],
+        "unrecognized arguments: --scores s; --scores is an option of correlate\n",
+    ),
+    "one-of-several-of-another-verb": (
+        ["rank", "--model=a:b"],
+        "unrecognized arguments: --model=a:b; --model is an option of score\n",
     ),
     "zero": (["rank", "--archs", "0"], "--archs: must be a whole number from 1, got '0'"),
     "whole": (["rank", "--archs", "1.5"], "--archs: must be a whole number from 1, got '1.5'"),

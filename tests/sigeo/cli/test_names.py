@@ -5,13 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from sigeo import proxies, spaces
 from sigeo.cli import names
 from sigeo.fewshot import choice, metrics, partition, recipes
+from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
     ("rank", "--proxy", "zicoo"),
     ("score", "--arch", "x", "--proxy", "zico,zicoo"),
+    ("rank", "--proxy", "zico", "--lambdas", "1,1,0"),
+    ("score", "--arch", "x", "--proxy", "zico", "--inner-lr", "1"),
     ("compare", "--proxy", "zicoo"),
     ("compare", "--recipes", "fair", "fairr:width=1"),
     ("compare",),  # without a table
@@ -22,6 +27,7 @@ REFUSED = (
     ("split", "--partition", "exactly"),
     ("split", "--choice", "between"),
     ("split", "--groups", "1"),
+    ("split", "--factors", "1"),
     ("train", "--space", "nasbench"),
     ("train", "--data", "digitz"),
     ("rank", "--device", "gpu"),
@@ -61,3 +67,41 @@ for arguments in {REFUSED}:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("\n") == len(REFUSED) and "VERB" not in result.stderr
+
+
+@pytest.fixture
+def own(monkeypatch):
+    """A proxy and a recipe that are not the project's, both called "own"."""
+    for registry, known in (
+        (proxies.registry, "_FACTORIES"),
+        (recipes.registry, "_ENTRIES"),
+    ):
+        monkeypatch.setattr(registry, known, dict(getattr(registry, known)))
+
+    @proxies.register("own")
+    def negative_size():
+        score = proxies.OnModel(lambda model, inputs: proxies.Outcome(-len(list(model.modules()))))
+        return proxies.Proxy(name="own", measurement=score, source="here", cost="free")
+
+    recipes.recipe("own", "here")(recipes.one_shot.one_shot)
+
+
+def test_proxies_and_recipes_of_ones_own_are_taken(own, capsys):
+    given = ["rank", *SMALL, "--archs", "2", "--proxy", "params,own", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    assert all(row["scores"]["own"] < 0 for row in strict(out)["rows"])
+    given = ["split", *SMALL, "--metric", "own", "--repeats", "1", "--leaves", "2", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["plan"]["settings"]["splitting"]["metric"]["proxy"]["name"] == "own"
+    given = ["warmup", *SMALL[:4], "--recipe", "own", "--warmup-steps", "1", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["settings"]["recipe"] == "own"
+
+
+def test_where_there_are_ones_own_a_wrong_name_is_refused_with_them(own, capsys):
+    for arguments in (["rank", "--proxy", "zicoo"], ["warmup", "--recipe", "fairr"]):
+        code, _, err = run(*arguments, capsys=capsys)
+        assert code == 2 and " own," in err and err.count("\n") == 1

@@ -97,6 +97,9 @@ def test_one_supernet_an_operation(capsys):
     code, out, err = run(*given, "--json", capsys=capsys)
     assert code == 0, err
     assert strict(out)["leaves"] == [3125] * 5
+    code, out, err = run(*given[:-1], "25", "--json", capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["leaves"] == [625] * 25
 
 
 def test_kinds_divide_without_networks(capsys):
@@ -167,7 +170,7 @@ REFUSED = {
         ["--choice", "in_turn", "--order", "9"],
         "sigeo split: choice: 9, in turn on level 0, cannot be ",
     ),
-    "factors": (["--factors", "1"], "leaves and factors from 2, got 4 and [1]"),
+    "factors": (["--factors", "3,1"], "--factors: must be whole numbers from 2, got '3,1'"),
     "warmed": (
         ["--metric", "synflow", "--warmup", "0.5"],
         "synflow needs weights as drawn, got warmed-up ones",
@@ -183,13 +186,20 @@ REFUSED = {
     "leaves-warmup": (["--leaves", "128", "--warmup-steps", "3"], "--leaves: must be at most 64,"),
     "leaves-factors": (
         ["--leaves", "999999999", "--factors", "3,5"],
-        "at most 9375, got 999999999 (the",
+        "at most 9375, got 999999999 (split: cuts one below another need",
     ),
     "leaves-elastic": (
         ["--space", "resnet", "--leaves", "2000000"],
         "--leaves: must be at most 4096,",
     ),
-    "leaves-space": (["--space", "mlp", "--leaves", "9999", "--metric", "random"], "at most 32,"),
+    "leaves-space": (
+        ["--space", "mlp", "--leaves", "9999", "--metric", "random"],
+        "at most 32, got 9999 (split: cuts one below another need",
+    ),
+    "leaves-exhaustive": (
+        ["--partition", "exhaustive", "--factors", "5", "--leaves", "9"],
+        "sigeo split: partition: exhaustive makes 5 groups of as many options, got 2 to make",
+    ),
     "lid-warmup": (
         ["--metric", "lid", "--batch-size", "16", "--warmup-steps", "3"],
         "lid: expected 2 neighbours or more and more samples than neighbours, got 16 samples",
