@@ -78,10 +78,12 @@ def needs_gradient(args: Sequence[Any]) -> bool:
 
 def has_tangents(args: Sequence[Any]) -> bool:
     """Whether forward mode, plain or in `torch.func`, follows a tensor among these arguments."""
-    if forward_ad._current_level < 0:
+    # A compiled graph enters the one level there is without Python's count of it.
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
         return False
     return any(
-        isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+        isinstance(value, torch.Tensor)
+        and torch._VF._unpack_dual(value, level=0).tangent is not None  # type: ignore[attr-defined]
         for arg in args
         for value in (arg if isinstance(arg, list | tuple) else [arg])
     )

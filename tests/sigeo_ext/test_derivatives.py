@@ -128,6 +128,25 @@ def test_second_derivatives_are_right_or_refused(name):
         assert_close(got, (a - b) / (2 * eps), tolerance=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_forward_mode(backend):
+    call, given = flat_call("moments_dot")
+    direction, loss = tuple(random_like(given, 70)), total(call, given)
+
+    def both(*values):
+        # Tangents that reach the result by another way too must not hide that the op's are lost.
+        return loss(*values) + values[0].sum()
+
+    def slope(*values):
+        return torch.func.jvp(both, values, direction)[1]
+
+    for derivative in (slope, torch.func.jacfwd(both)):
+        torch._dynamo.reset()
+        compiled = torch.compile(derivative, backend=backend, fullgraph=True)
+        assert_close(compiled(*given), derivative(*given), tolerance=1e-10)
+
+
 @pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_backward")])
 def test_forward_mode_that_meets_a_backward_pass(name):
     """Right, or refused, where nothing but the gradient that comes in has a tangent."""
