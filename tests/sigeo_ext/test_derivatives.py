@@ -128,6 +128,21 @@ def test_second_derivatives_are_right_or_refused(name):
         assert_close(got, (a - b) / (2 * eps), tolerance=1e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_backward")])
+def test_autocast_changes_no_op(name):
+    call, wide = flat_call(name)
+    given = [value.float() for value in wide]
+    expected = call(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, graph = call(*given), call(*graphed(given))
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*pair) for pair in zip(given, given, strict=True)]
+            forward = [forward_ad.unpack_dual(y).primal for y in call(*duals)]
+    for got in (plain, graph, forward):
+        assert [y.dtype for y in got] == [y.dtype for y in expected]
+        assert_close(got, expected)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_forward_mode(backend):
