@@ -89,7 +89,7 @@ def has_tangents(args: Sequence[Any]) -> bool:
         return False
     return any(
         isinstance(value, torch.Tensor)
-        and torch._VF._unpack_dual(value, level=0).tangent is not None  # type: ignore[attr-defined]
+        and torch._VF._unpack_dual(value, level=0).tangent is not None
         for arg in args
         for value in (arg if isinstance(arg, list | tuple) else [arg])
     )

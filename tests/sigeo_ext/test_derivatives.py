@@ -105,6 +105,24 @@ def test_torch_func_gradients_equal_those_of_backward(name):
         assert_close(transform(loss, every)(*given), expected, tolerance=1e-10)
 
 
+@pytest.mark.parametrize("zeros", [slice(1), slice(None)], ids=["some", "every"])
+@pytest.mark.parametrize("side", ["weights", "gradients"])
+def test_saliency_at_zeros(side, zeros):
+    call, given = flat_call("saliency_sums")
+    for value in given[:3] if side == "weights" else given[3:]:
+        value.view(-1)[zeros] = 0
+    leaves, every = graphed(given), tuple(range(len(given)))
+    loss = total(call, given)
+    first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+    assert_close(torch.func.grad(loss, every)(*given), [g.detach() for g in first])
+    direction = tuple(random_like(given, 50))
+    _, slope = torch.func.jvp(loss, tuple(given), direction)
+    expected = sum((g * d).sum() for g, d in zip(first, direction, strict=True))
+    assert_close(slope, expected.detach())
+    second = torch.autograd.grad(expected, leaves)
+    assert all(g.isfinite().all() for g in (*first, *second))
+
+
 @pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_backward")])
 def test_second_derivatives_are_right_or_refused(name):
     call, given = flat_call(name)
