@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Sequence
@@ -18,6 +19,9 @@ _names: list[str] = []
 _triton: dict[str, str] = {}
 _gradients: dict[Any, Callable[..., Any]] = {}
 _served_by_triton: set[str] = set()
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU) | torch._C.DispatchKeySet(
+    torch._C.DispatchKey.AutocastCUDA
+)
 
 
 def define(
@@ -36,6 +40,7 @@ def define(
     The reference is the op's meaning on every device; a compiled kernel for one device, once
     loaded, goes before it there. An op with a gradient is its reference where other derivatives
     are asked for, those of forward mode and of `torch.func`.
+    Autocast changes no op, but for what one is made of in `torch.func`.
 
     Args:
         schema: The op's schema, for example ``"moments_dot(Tensor[] a, Tensor[] b) -> Tensor"``.
@@ -52,6 +57,7 @@ def define(
         The default overload of the op.
     """
     name = schema.split("(", 1)[0]
+    reference = _without_autocast(reference)
     _library.define(schema)
     if "!" in schema:
         _count_versions(name)
@@ -78,10 +84,12 @@ def needs_gradient(args: Sequence[Any]) -> bool:
 
 def has_tangents(args: Sequence[Any]) -> bool:
     """Whether forward mode, plain or in `torch.func`, follows a tensor among these arguments."""
-    if forward_ad._current_level < 0:
+    # A compiled graph enters the one level there is without Python's count of it.
+    if forward_ad._current_level < 0 and not torch._C._are_functorch_transforms_active():
         return False
     return any(
-        isinstance(value, torch.Tensor) and forward_ad.unpack_dual(value).tangent is not None
+        isinstance(value, torch.Tensor)
+        and torch._VF._unpack_dual(value, level=0).tangent is not None
         for arg in args
         for value in (arg if isinstance(arg, list | tuple) else [arg])
     )
@@ -111,6 +119,19 @@ def call(op: Any, *args: Any) -> Any:
         return op(*args) if apply is None or seen else apply(None, args)
     with torch._C._AutoDispatchBelowAutograd():
         return op(*args)
+
+
+def _without_autocast(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function whose torch runs in the dtypes it is given, as a compiled kernel does."""
+
+    @functools.wraps(function)
+    def run(*args: Any) -> Any:
+        if not torch._C._is_any_autocast_enabled():
+            return function(*args)
+        with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            return function(*args)
+
+    return run
 
 
 def _register_gradient(
@@ -239,7 +260,9 @@ def has_triton() -> bool:
 
 def _imported_when_called(target: str) -> Callable[..., Any]:
     module, function = target.split(":")
-    return lambda *args: getattr(importlib.import_module(module), function)(*args)
+    return _without_autocast(
+        lambda *args: getattr(importlib.import_module(module), function)(*args)
+    )
 
 
 def _count_versions(name: str) -> None:

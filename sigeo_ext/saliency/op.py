@@ -11,7 +11,7 @@ from torch import Tensor
 from sigeo_ext._lists import device_of, numel, per_member
 from sigeo_ext._op import define
 from sigeo_ext.saliency import reference
-from sigeo_ext.saliency.reference import chosen
+from sigeo_ext.saliency.reference import chosen, log_abs
 
 # Floating-point operations a coordinate, by count of instructions in the kernels.
 _FLOPS = {
@@ -28,9 +28,10 @@ _Derivatives = Callable[[Tensor, Tensor, Tensor], tuple[Tensor | float, Tensor |
 
 
 def _log_abs(w: Tensor, g: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """|g| / sum |w g| and |w| / sum |w g|, by their logs."""
-    into_w = w.sign() * (g.abs().log() - value).exp()
-    return into_w, g.sign() * (w.abs().log() - value).exp()
+    """|g| / sum |w g| and |w| / sum |w g|, by their logs; 0 where the sum is 0."""
+    value = value.masked_fill(value.isneginf(), 0.0)
+    into_w = w.sign() * (log_abs(g) - value).exp()
+    return into_w, g.sign() * (log_abs(w) - value).exp()
 
 
 def _log1p(w: Tensor, g: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

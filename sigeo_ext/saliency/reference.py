@@ -10,11 +10,28 @@ from torch import Tensor
 from sigeo_ext import _check
 from sigeo_ext._lists import OptionalTensorList, TensorList, device_of
 
+
+def log_abs(x: Tensor) -> Tensor:
+    """The log of |x|, with derivative 0 at 0."""
+    return _unless(x == 0, x, lambda some: some.abs().log())
+
+
+def _log_abs_product(w: Tensor, g: Tensor) -> Tensor:
+    logs = (log_abs(w) + log_abs(g)).flatten()
+    return _unless(logs.isneginf().all(), logs, lambda some: some.logsumexp(0))
+
+
+def _unless(nothing: Tensor, x: Tensor, log: Callable[[Tensor], Tensor]) -> Tensor:
+    """A log, or -inf with derivative 0."""
+    # What is not chosen must have a derivative too, or that of the whole is NaN.
+    return torch.where(nothing, -torch.inf, log(torch.where(nothing, 1.0, x)))
+
+
 # Of the weights w and the gradient g of one layer, in float64.
 _DEFINITIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "product": lambda w, g: (w * g).sum(),
     "abs_product": lambda w, g: (w * g).abs().sum(),
-    "log_abs_product": lambda w, g: (w.abs().log() + g.abs().log()).flatten().logsumexp(0),
+    "log_abs_product": _log_abs_product,
     "log1p_product": lambda w, g: (w * g.log1p()).abs().sum(),
     "weight_sq": lambda w, g: w.square().sum(),
     "gradient_sq": lambda w, g: g.square().sum(),

@@ -105,6 +105,24 @@ def test_torch_func_gradients_equal_those_of_backward(name):
         assert_close(transform(loss, every)(*given), expected, tolerance=1e-10)
 
 
+@pytest.mark.parametrize("zeros", [slice(1), slice(None)], ids=["some", "every"])
+@pytest.mark.parametrize("side", ["weights", "gradients"])
+def test_saliency_at_zeros(side, zeros):
+    call, given = flat_call("saliency_sums")
+    for value in given[:3] if side == "weights" else given[3:]:
+        value.view(-1)[zeros] = 0
+    leaves, every = graphed(given), tuple(range(len(given)))
+    loss = total(call, given)
+    first = torch.autograd.grad(loss(*leaves), leaves, create_graph=True)
+    assert_close(torch.func.grad(loss, every)(*given), [g.detach() for g in first])
+    direction = tuple(random_like(given, 50))
+    _, slope = torch.func.jvp(loss, tuple(given), direction)
+    expected = sum((g * d).sum() for g, d in zip(first, direction, strict=True))
+    assert_close(slope, expected.detach())
+    second = torch.autograd.grad(expected, leaves)
+    assert all(g.isfinite().all() for g in (*first, *second))
+
+
 @pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_backward")])
 def test_second_derivatives_are_right_or_refused(name):
     call, given = flat_call(name)
@@ -126,6 +144,40 @@ def test_second_derivatives_are_right_or_refused(name):
     )
     for got, a, b in zip(product, ahead, behind, strict=True):
         assert_close(got, (a - b) / (2 * eps), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_backward")])
+def test_autocast_changes_no_op(name):
+    call, wide = flat_call(name)
+    given = [value.float() for value in wide]
+    expected = call(*given)
+    with torch.autocast("cpu", torch.bfloat16):
+        plain, graph = call(*given), call(*graphed(given))
+        with forward_ad.dual_level():
+            duals = [forward_ad.make_dual(*pair) for pair in zip(given, given, strict=True)]
+            forward = [forward_ad.unpack_dual(y).primal for y in call(*duals)]
+    for got in (plain, graph, forward):
+        assert [y.dtype for y in got] == [y.dtype for y in expected]
+        assert_close(got, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_forward_mode(backend):
+    call, given = flat_call("moments_dot")
+    direction, loss = tuple(random_like(given, 70)), total(call, given)
+
+    def both(*values):
+        # Tangents that reach the result by another way too must not hide that the op's are lost.
+        return loss(*values) + values[0].sum()
+
+    def slope(*values):
+        return torch.func.jvp(both, values, direction)[1]
+
+    for derivative in (slope, torch.func.jacfwd(both)):
+        torch._dynamo.reset()
+        compiled = torch.compile(derivative, backend=backend, fullgraph=True)
+        assert_close(compiled(*given), derivative(*given), tolerance=1e-10)
 
 
 @pytest.mark.parametrize("name", [name for name in OPS if not name.endswith("_backward")])

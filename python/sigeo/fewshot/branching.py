@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby, islice
+from typing import Any, Generic, Protocol, TypeVar
 
 from sigeo.errors import InputError
+from sigeo.fewshot.plan import Cut
 
 EVERY = 0
 """The factor that stands for as many parts as there are options left."""
@@ -97,7 +100,8 @@ class Branching:
         """One part an option, on every level (Zhao et al., ICML 2021)."""
         return cls((EVERY,) * levels)
 
-    def paths(self) -> list[tuple[int, ...]]:
+    @cached_property
+    def paths(self) -> tuple[tuple[int, ...], ...]:
         """The factors from the root to the nodes of the last level, each sequence once.
 
         Below `EVERY` it is not known how many nodes there are. All of them then count with the
@@ -118,7 +122,19 @@ class Branching:
                     found = [(factor, len(list(equal))) for factor, equal in same]
                 following += [((*path, factor), count * factor) for factor, count in found]
             runs = following
-        return list(dict.fromkeys(path for path, _ in runs))
+        return tuple(dict.fromkeys(path for path, _ in runs))
+
+    def needed_below(self, factors: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """What cuts below a node need: for each way down, the options of the choice of each cut.
+
+        Args:
+            factors: From the root to the node, its own the last.
+        """
+        level = len(factors)
+        # Below `EVERY` a path stands for all nodes of a level, whatever the factor of each is.
+        paths = [path for path in self.paths if path[:level] == factors] or self.paths
+        cuts = [tuple(needed for at, needed in cuts_of(path) if at >= level) for path in paths]
+        return list(dict.fromkeys(cuts))
 
     def factor(self, level: int, node: int) -> int:
         """The factor of a node, counted from 0 along its level.
@@ -134,3 +150,66 @@ class Branching:
                 f"branching: level {level} has {len(factors)} factors, none for node {node}"
             )
         return factors[node]
+
+
+class _Divisible(Protocol):
+    """A node that is cut, or will be."""
+
+    @property
+    def cut(self) -> Cut | None: ...
+
+    @property
+    def children(self) -> Sequence[Any]: ...
+
+
+N = TypeVar("N", bound=_Divisible)
+
+
+@dataclass(frozen=True)
+class Visit(Generic[N]):
+    """A node on the way through a tree.
+
+    Attributes:
+        node: The node.
+        level: Of the tree, from 0.
+        number: Of the node on its level, from 0; one that was not cut goes on as its own child.
+        after: How many nodes the level has after it.
+        factors: From the root to the node, its own the last.
+        used: The places of the choices split above it.
+    """
+
+    node: N
+    level: int
+    number: int
+    after: int
+    factors: tuple[int, ...]
+    used: frozenset[int]
+
+    @property
+    def factor(self) -> int:
+        """Of the node."""
+        return self.factors[-1]
+
+
+def visits(branching: Branching, root: N) -> Iterator[Visit[N]]:
+    """Go through a tree level by level.
+
+    Yields:
+        Each node, which must be cut by its factor before the next is taken.
+
+    Raises:
+        InputError: A level has not as many factors as nodes.
+    """
+    current: list[tuple[N, tuple[int, ...], frozenset[int]]] = [(root, (), frozenset())]
+    for level in range(len(branching.levels)):
+        following = []
+        for number, (node, above, used) in enumerate(current):
+            factors = (*above, branching.factor(level, number))
+            yield Visit(node, level, number, len(current) - number - 1, factors, used)
+            if factors[-1] == 1:
+                following.append((node, factors, used))
+                continue
+            assert node.cut is not None
+            used |= {int(node.cut.by)}
+            following += [(child, factors, used) for child in node.children]
+        current = following

@@ -59,8 +59,9 @@ def check_space(work: Development) -> None:
     elif recipe.hierarchy is not None:
         subject = Subject(region, region.open()[0], 0, supernet, work.batches)
         check_metric(recipe.hierarchy.metric, subject)
-        for place in region.open():
-            recipe.hierarchy.partitioner.check(len(region.allowed[place]), 2)
+        cut = {place for level in recipe.hierarchy.levels for place in level}
+        for options in {len(region.allowed[place]) for place in cut & set(region.open())}:
+            recipe.hierarchy.partitioner.check(options, 2)
     elif recipe.kinds is not None:
         plan = split_by_kind(space, *recipe.kinds)
         if recipe.joint is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sigeo.capture import Batches
+from sigeo.fewshot.branching import visits
 from sigeo.fewshot.metrics import Metric, Subject
-from sigeo.fewshot.plan import Node, Plan
+from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.recipe import Recipe
 from sigeo.fewshot.splitting import Splitting
 from sigeo.fewshot.study import FORWARD_SHARE, Study
@@ -61,23 +62,15 @@ def of_plan(how: Splitting, plan: Plan[Any], batches: Batches | None) -> Budget:
     total = Budget()
     if how.metric is None or not how.compares:
         return total
-    current: list[tuple[Node[Any], tuple[int, ...], frozenset[int]]] = [
-        (plan.root, (), frozenset())
-    ]
-    for level in range(len(how.branching.levels)):
-        following = []
-        for number, (node, above, used) in enumerate(current):
-            factors = (*above, how.branching.factor(level, number))
-            if factors[-1] == 1:
-                following.append((node, factors, used))
-                continue
-            assert node.cut is not None
-            region: Any = node.region
-            place = int(node.cut.by)
-            looked_at = how.left(region, factors, used) if how.choice.compares else [place]
-            for each in looked_at:
-                cost = how.metric.cost(Subject(region, each, 0, None, batches))
-                total = Budget(total.trained + cost.trained, total.evaluated + cost.evaluated)
-            following += [(child, factors, used | {place}) for child in node.children]
-        current = following
+    for visit in visits(how.branching, plan.root):
+        node = visit.node
+        if visit.factor == 1:
+            continue
+        assert node.cut is not None
+        region: Any = node.region
+        compared = how.choice.compares
+        looked_at = how.left(region, visit.factors, visit.used) if compared else [int(node.cut.by)]
+        for place in looked_at:
+            cost = how.metric.cost(Subject(region, place, 0, None, batches))
+            total = Budget(total.trained + cost.trained, total.evaluated + cost.evaluated)
     return total

@@ -18,7 +18,7 @@ from torch import nn
 
 from sigeo.capture import Batches
 from sigeo.errors import InputError
-from sigeo.fewshot.branching import EVERY, Branching, cuts_of, options_needed
+from sigeo.fewshot.branching import EVERY, Branching, Visit, cuts_of, options_needed, visits
 from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule, InTurn, fitting, lacking
 from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import Metric, Subject
@@ -89,9 +89,9 @@ class Splitting:
             InputError: The choices have not the options that the cuts need, the partitioner does
                 not make such cuts, or the metric is not served by the weights or the batches.
         """
-        for path in self.branching.paths():
+        for path in self.branching.paths:
             self._check_path(region, path)
-        first = next(cuts_of(self.branching.paths()[0]), None)
+        first = next(cuts_of(self.branching.paths[0]), None)
         if first is None or self.metric is None or not self.compares:
             return
         level, needed = first
@@ -137,9 +137,7 @@ class Splitting:
         places = fitting(region, options_needed(factors[-1]))
         if self.again:
             return places
-        level = len(factors)
-        paths = [path for path in self.branching.paths() if path[:level] == factors]
-        below = [[needed for at, needed in cuts_of(path) if at >= level] for path in paths]
+        below = self.branching.needed_below(factors)
         return [
             place
             for place in places
@@ -224,8 +222,8 @@ def split(
         if checkpoint is not None:
             save_plan(checkpoint, Plan(start.node(decided=True)), kept)
 
-    leaves = run.grow(start, keep, progress)
-    weights = tuple(leaf.supernet for leaf in leaves if leaf.supernet is not None)
+    run.grow(start, keep, progress)
+    weights = tuple(leaf.supernet for leaf in start.leaves() if leaf.supernet is not None)
     return Divided(Plan(start.node(decided=False)), weights)
 
 
@@ -254,8 +252,6 @@ class _Branch(Generic[A]):
     region: Product[A]
     supernet: Supernet[A] | None
     decided: Node[A] | None
-    factors: tuple[int, ...] = ()
-    used: frozenset[int] = frozenset()
     cut: Cut | None = None
     children: tuple[_Branch[A], ...] = ()
 
@@ -265,6 +261,12 @@ class _Branch(Generic[A]):
             return self.decided if decided and self.decided is not None else Node(self.region)
         children = tuple(child.node(decided=decided) for child in self.children)
         return Node(self.region, self.cut, children)
+
+    def leaves(self) -> list[_Branch[A]]:
+        """The nodes without children, from the first to the last."""
+        if self.cut is None:
+            return [self]
+        return [leaf for child in self.children for leaf in child.leaves()]
 
 
 @dataclass(frozen=True)
@@ -278,70 +280,52 @@ class _Run(Generic[A]):
     train: Train | None
     draw: Callable[[], Supernet[A]]
 
-    def grow(
-        self, root: _Branch[A], keep: Callable[[], None], progress: Progress | None
-    ) -> list[_Branch[A]]:
-        """Cut level by level; returns the leaves."""
-        current, done = [root], 0
-        for level in range(len(self.how.branching.levels)):
-            following: list[_Branch[A]] = []
-            last = level + 1 == len(self.how.branching.levels)
-            for number, branch in enumerate(current):
-                if self.train is not None and branch.supernet is not None:
-                    self.train(branch.region, branch.supernet, level, number)
-                factor = self.how.branching.factor(level, number)
-                branch.factors += (factor,)
-                if factor == 1:
-                    branch.supernet = self._children(branch, 1, last)[0]
-                    following.append(branch)
-                else:
-                    following.extend(self._divide(branch, level, number, factor, last))
-                    keep()
-                done += 1
-                if progress is not None:
-                    left = len(current) - number - 1
-                    progress(done, done + max(left, 0))
-            current = following
-        return current
+    def grow(self, root: _Branch[A], keep: Callable[[], None], progress: Progress | None) -> None:
+        """Cut level by level."""
+        for done, visit in enumerate(visits(self.how.branching, root), 1):
+            branch = visit.node
+            if self.train is not None and branch.supernet is not None:
+                self.train(branch.region, branch.supernet, visit.level, visit.number)
+            if visit.factor == 1:
+                branch.supernet = self._children(visit, 1)[0]
+            else:
+                self._divide(visit)
+                keep()
+            if progress is not None:
+                progress(done, done + visit.after)
 
-    def _divide(
-        self, branch: _Branch[A], level: int, number: int, factor: int, last: bool
-    ) -> tuple[_Branch[A], ...]:
+    def _divide(self, visit: Visit[_Branch[A]]) -> None:
+        branch, factor = visit.node, visit.factor
         known = branch.decided
         if known is not None and known.cut is not None:
             cut, decided = known.cut, known.children
         else:
-            cut, decided = self._cut(branch, level, number, factor), ()
+            cut, decided = self._cut(visit), ()
         place = cut.by
         if not isinstance(place, int) or len(cut.groups) != (factor or len(cut.groups)):
             raise InputError(
-                f"plan: expected a cut of node {number} of level {level} into {factor} groups of "
-                f"options, got {len(cut.groups)} by {place}"
+                f"plan: expected a cut of node {visit.number} of level {visit.level} into {factor} "
+                f"groups of options, got {len(cut.groups)} by {place}"
             )
         parts = branch.region.split(place, cut.groups)
-        weights = self._children(branch, len(parts), last)
+        weights = self._children(visit, len(parts))
         branch.cut = cut
         branch.children = tuple(
-            _Branch(
-                part,
-                supernet,
-                decided[i] if decided else None,
-                branch.factors,
-                branch.used | {place},
-            )
+            _Branch(part, supernet, decided[i] if decided else None)
             for i, (part, supernet) in enumerate(zip(parts, weights, strict=True))
         )
         branch.supernet = None
-        return branch.children
 
-    def _children(self, branch: _Branch[A], count: int, last: bool) -> list[Supernet[A] | None]:
+    def _children(self, visit: Visit[_Branch[A]], count: int) -> list[Supernet[A] | None]:
         """The weights that the parts start from.
 
         Raises:
             InputError: Weights as drawn do not fit.
         """
+        branch = visit.node
         if branch.supernet is None:
             return [None] * count
+        last = visit.level + 1 == len(self.how.branching.levels)
         if self.how.inherit == "never" or (self.how.inherit == "inner" and last):
             drawn: nn.Module = self.draw()  # type: ignore[assignment]
             module: nn.Module = branch.supernet  # type: ignore[assignment]
@@ -355,23 +339,23 @@ class _Run(Generic[A]):
         copies = [copy.deepcopy(branch.supernet) for _ in range(count - 1)]
         return [branch.supernet, *copies]
 
-    def _cut(self, branch: _Branch[A], level: int, number: int, factor: int) -> Cut:
+    def _cut(self, visit: Visit[_Branch[A]]) -> Cut:
         """The best groups of the best choice.
 
         Raises:
             InputError: No choice has options enough.
         """
-        how, region = self.how, branch.region
-        left = how.left(region, branch.factors, branch.used)
+        how, branch, level, number = self.how, visit.node, visit.level, visit.number
+        left = how.left(branch.region, visit.factors, visit.used)
         if not left:
             raise InputError(
                 f"split: node {number} of level {level} has no choice left with "
-                f"{options_needed(factor)} options or more that was not split before"
+                f"{options_needed(visit.factor)} options or more that was not split before"
             )
         seed = f"{self.seed}/{level}/{number}"
         rng = random.Random(f"{seed}/choice")
         candidates = [
-            self._candidate(branch, place, factor, seed)
+            self._candidate(branch, place, visit.factor, seed)
             for place in how.choice.places(left, level, rng)
         ]
         scores = [how.choice.score(candidate) for candidate in candidates]
@@ -380,7 +364,7 @@ class _Run(Generic[A]):
             key=lambda i: (-float("inf") if (score := scores[i]) is None else score, -i),
         )
         chosen = candidates[best]
-        options = region.allowed[chosen.place]
+        options = branch.region.allowed[chosen.place]
         groups = tuple(tuple(options[i] for i in group) for group in chosen.groups)
         return Cut(chosen.place, groups, scores[best])
 

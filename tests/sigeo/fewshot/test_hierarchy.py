@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from sigeo import InputError
+from sigeo import InputError, spaces
 from sigeo.fewshot import recipes
-from sigeo.fewshot.develop import develop
+from sigeo.fewshot.develop import check, develop
+from sigeo.fewshot.metrics import RandomDistances
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
 OPTIONS = {**SMALL["hep-nas"], "before": []}
@@ -47,3 +50,17 @@ def test_a_level_need_not_be_trained_before_its_cut(tmp_path):
     assert len(family.plan.leaves) == 12
     trained = {path.stem for path in tmp_path.glob("*.safetensors") if "part" not in path.stem}
     assert trained == {"level-0", "level-2", "leaf"}
+
+
+def test_only_choices_that_are_cut_must_suit_the_partitioner():
+    space = spaces.get("mlp", spaces.InputShape(1, 8, 2), widths=range(8, 8 * 13, 8))
+    assert [len(choice.options) for choice in space.choices] == [4, 12, 12, 12, 12]
+    ground = replace(study(10_000), space=space)
+
+    def cutting(place):
+        how = replace(made().hierarchy, metric=RandomDistances(), levels=((place,),))
+        return replace(made(), before=(), hierarchy=how)
+
+    check(cutting(0), ground)
+    with pytest.raises(InputError, match="up to 10 options are enumerated, got 12"):
+        check(cutting(1), ground)

@@ -228,9 +228,11 @@ def test_branching_trees():
     assert Branching.exhaustive().levels == (EVERY,)
     tree = Branching((2, (3, 1)))
     assert [tree.factor(1, node) for node in range(2)] == [3, 1]
-    assert tree.paths() == [(2, 3), (2, 1)] and Branching(()).paths() == [()]
-    assert Branching.of_leaves(10**6 - 1).paths() == [(2,) * 20, (2,) * 19 + (1,)]
-    assert Branching((EVERY, (3, 1, 2), 2)).paths() == [(EVERY, 1, 2)]
+    assert tree.paths == ((2, 3), (2, 1)) and Branching(()).paths == ((),)
+    assert Branching.of_leaves(10**6 - 1).paths == ((2,) * 20, (2,) * 19 + (1,))
+    assert Branching((EVERY, (3, 1, 2), 2)).paths == ((EVERY, 1, 2),)
+    assert Branching((2, (3, 1), 2, EVERY)).needed_below((2, 3)) == [(2, 2)]
+    assert Branching((EVERY, (3, 1, 2), 2)).needed_below((EVERY, 3)) == [(2,)]
     for levels in ((2, (3,)), ((2, 2),), (-1,), ((),)):
         with pytest.raises(InputError, match="branching"):
             Branching(levels)

@@ -408,6 +408,13 @@ def test_a_choice_that_a_later_cut_needs_is_kept_for_it():
     }
 
 
+def test_a_choice_is_kept_below_nodes_whose_number_is_not_known():
+    part = Product(SPACE, ((0, 1), (0, 1), (0, 1), (0, 1, 2), (1,), (3,)))
+    for seed in range(8):
+        how = Splitting(RandomDistances(), Branching((EVERY, (2, 1), 3)), Exact())
+        assert len(split(SPACE, how, seed=seed, region=part).plan.sizes) == 9
+
+
 @pytest.mark.parametrize("levels", [(3, 2), (2, 3), (2, (1, 2), (2, 1, 1)), (EVERY, 2)])
 @pytest.mark.parametrize("rule", [BestGroups(), AnyChoice(), InTurn((0, 1, 2))])
 @pytest.mark.parametrize("again", [False, True])
