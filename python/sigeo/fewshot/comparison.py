@@ -27,6 +27,8 @@ from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 Values = NDArray[np.float64]
 ACCURACY, LOSS = "accuracy", "-loss"
 _COST = "cost"
+_AT_ONCE = 64
+"""Architectures that are evaluated between two writes."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def run(
         proxies: What ranks them beside accuracy and loss, measured on the supernets that serve.
         store_file: Where results are kept.
         folder: Where trainings are kept while they go on.
-        progress: Called with (images processed, images in all).
+        progress: Called with (images processed, images in all), then with (architectures evaluated,
+            all that were missing), of which as many are kept.
 
     Raises:
         InputError: As of `develop`.
@@ -147,7 +150,11 @@ def run(
         if missing or not cost or not plan_file.exists():
             family = develop(recipe, study, seed, folder=folder, progress=progress)
             save_plan(plan_file, family.plan, {**settings, "standing": list(family.standing)})
-            _evaluate(study, recipe, family, seed, missing, proxies, store)
+            for begin in range(0, len(missing), _AT_ONCE):
+                some = missing[begin : begin + _AT_ONCE]
+                _evaluate(study, recipe, family, seed, some, proxies, store)
+                if progress is not None:
+                    progress(begin + len(some), len(missing))
             store.put(_COST, _costs(family))
             cost = store.get(_COST)
             kept = {str(arch): store.get(str(arch)) for arch in archs}
@@ -177,7 +184,7 @@ def _evaluate(
     calibration = study.calibration(seed, recipe.calibration) if recipe.calibration else ()
     accuracy, loss = family.evaluated(archs, study.validation(), calibration)
     values = {ACCURACY: accuracy, LOSS: -loss}
-    if proxies and archs:
+    if proxies:
         values |= family.scored(archs, study.metric_batches(seed, study.batch_size, 4), proxies)
     for place, arch in enumerate(archs):
         record = {name: float(found[place]) for name, found in values.items()}

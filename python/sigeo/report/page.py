@@ -116,18 +116,9 @@ def _floats(values: Sequence[Any] | Values) -> Values:
 def _facts(
     head: Mapping[str, Any], settings: Mapping[str, Any], seconds: Values
 ) -> list[tuple[str, str]]:
-    warmup = settings["warmup"]
     env = head["env"]
     sizes = ", ".join(f"{k} {v}" for k, v in settings["space"].items() if k != "name")
-    facts = [("networks", sizes), ("weights", str(settings["init"]))]
-    if warmup:
-        share = 100 * warmup["images"] / settings["data"]["images"]
-        text = (
-            f"{warmup['steps']} steps: {warmup['images']} images ({share:.3g} % of the training "
-            f"set), {warmup['epochs']} pass(es), batches of {warmup['batch_size']}, "
-            f"lr {warmup['lr']}"
-        )
-        facts.append(("warm-up", text))
+    facts = [("networks", sizes), *_weights(settings)]
     batches, size = settings["batches"], settings["batch_size"]
     checkpoints = head.get("checkpoints", 1)  # older rankings do not say
     if checkpoints > 1:
@@ -140,6 +131,28 @@ def _facts(
             f"{env['threads']} threads, kernels: {', '.join(env['implementation'])}",
         ),
     ]
+    return facts
+
+
+def _weights(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Which weights were scored, and how they were trained."""
+    loaded = settings.get("checkpoint") or {}
+    name = str(settings["init"])
+    if "family" in loaded:
+        name += f" of {loaded['family'].get('recipe', 'a system')}, plan {loaded['plan'][:8]}"
+    elif loaded:
+        name += f", loaded, hash {loaded['weights'][:8]}"
+    facts = [("weights", name)]
+    warmup = settings["warmup"] or loaded.get("warmup")
+    if warmup:
+        data = loaded.get("data", settings["data"])
+        share = 100 * warmup["images"] / data["images"]
+        text = (
+            f"{warmup['steps']} steps: {warmup['images']} images ({share:.3g} % of the training "
+            f"set), {warmup['epochs']} pass(es), batches of {warmup['batch_size']}, "
+            f"lr {warmup['lr']}"
+        )
+        facts.append(("warm-up", text))
     return facts
 
 

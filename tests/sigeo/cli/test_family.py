@@ -145,6 +145,7 @@ def test_what_a_system_prefers_is_written_and_counts_in_correlations(archs, caps
     page = Path("r/report.html").read_text(encoding="utf-8")
     assert "Best first by the parts that the system prefers, then by zico" in page
     assert "the parts that the system prefers count first" in page
+    assert "supernet of few-shot, plan " in page
     Path("s.json").write_text(out, encoding="utf-8")
     for scores in ("r", "s.json"):
         given = ["correlate", "--scores", scores, *table, "--bootstrap", "10", "--json"]

@@ -206,8 +206,11 @@ def test_rankings_average_over_the_checkpoints_that_are_kept(capsys):
     code, out, err = run(*given, f"supernet:{path}", "--out", "r", capsys=capsys)
     assert code == 0 and "scores are means over 2 checkpoints of the weights" in err
     assert strict(out)["checkpoints"] == 2
-    assert "means over 2 checkpoints of the weights" in Path("r/report.html").read_text()
-    assert len(strict(out)["settings"]["checkpoint"]["kept"]) == 1
+    page, weights = Path("r/report.html").read_text(), strict(out)["settings"]["checkpoint"]
+    assert "means over 2 checkpoints of the weights" in page
+    assert f"supernet, loaded, hash {weights['weights'][:8]}" in page
+    assert f"{weights['warmup']['images']} images" in page and "3 pass(es), batches of 16" in page
+    assert len(weights["kept"]) == 1
     for verb in (["rank", "--warmup", "1", "--init", "candidate"], ["rank"]):
         code, _, err = run(*verb, "--keep", "2", capsys=capsys)
         assert code == 2 and err.count("--keep: ") == 1 and err.count("\n") == 1

@@ -75,6 +75,26 @@ def test_more_architectures_are_ranked_on_the_same_weights(tmp_path):
     np.testing.assert_array_equal(more.rankings[LOSS], -loss)
 
 
+def test_an_evaluation_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
+    ground, entrant = study(400), Entrant("one-shot", {})
+    given = (ground, entrant, 0, ARCHS, [])
+    undisturbed = comparison.run(*given, tmp_path / "u.sqlite", tmp_path / "u")
+    monkeypatch.setattr(comparison, "_AT_ONCE", 3)
+
+    def stop(done, total):
+        if total == len(ARCHS) and done > 3:
+            raise KeyboardInterrupt
+
+    files = (tmp_path / "s.sqlite", tmp_path / "s")
+    with pytest.raises(KeyboardInterrupt):
+        comparison.run(*given, *files, progress=stop)
+    reports = []
+    stopped = comparison.run(*given, *files, progress=lambda *seen: reports.append(seen))
+    assert reports[-1] == (2, 2)
+    for name, values in undisturbed.rankings.items():
+        np.testing.assert_array_equal(stopped.rankings[name], values)
+
+
 def test_leaves_that_were_chosen_among_rank_alike_whether_evaluated_at_once_or_bit_by_bit(
     tmp_path,
 ):

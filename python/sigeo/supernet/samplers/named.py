@@ -46,7 +46,10 @@ def named(
     if name not in NAMES:
         raise InputError(f"sampler: must be one of {', '.join(NAMES)}, got {name!r}")
     if paths != 1 and name not in ("uniform", "operations"):
-        raise InputError(f"paths: sampler {name} has its own number of paths a step")
+        raise InputError(
+            f"paths: sampler {name} has its own number of paths a step; "
+            "uniform and operations take another"
+        )
     if balance is not None and name != "balanced":
         raise InputError(f"balance: has no effect on sampler {name}")
     if name == "fair":
