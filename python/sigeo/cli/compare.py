@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     ceiling = _ceiling(table, args.metric, archs)
     document = {
         "schema": export.SCHEMA,
-        "study": study.describe(),
+        "study": _described(study),
         "table": args.table,
         "column": table.column(args.metric),
         "architectures": len(archs),
@@ -101,6 +101,14 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:
         console.say(f"report: {folder / 'comparison.html'}")
     return 0
+
+
+def _described(study: Study) -> dict[str, Any]:
+    """The ground, but for how long a training is, which follows from the budget."""
+    described = study.describe()
+    for length in ("images", "epochs", "steps"):
+        del described["training"][length]
+    return described
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -84,9 +84,10 @@ def run(args: argparse.Namespace) -> int:
     truth = table.lookup(args.metric)
     known = [i for i, arch in enumerate(archs) if arch in truth]
     if len(known) < 3:
+        other = "" if known else f": those ranked are like {archs[0]}, these like {table.archs[0]}"
         raise InputError(
             f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
-            f"found {len(known)}"
+            f"found {len(known)}{other}"
         )
     values = np.array([truth[archs[i]] for i in known])
     scores = {proxy: column[known] for proxy, column in given_scores.columns.items()}

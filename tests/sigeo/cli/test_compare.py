@@ -70,7 +70,8 @@ def test_averages_over_checkpoints_are_another_study(capsys):
     given += ["--recipes", "one-shot", "--bootstrap", "5"]
     code, out, err = run(*given, "--keep", "3", capsys=capsys)
     assert code == 0, err
-    assert strict(out)["study"]["training"]["keep"] == 3
+    training = strict(out)["study"]["training"]
+    assert training["keep"] == 3 and "steps" not in training
     assert "mean over up to 3 checkpoints a pass apart" in Path("c/comparison.html").read_text()
     code, _, err = run(*given, capsys=capsys)
     assert code == 2 and "study.training.keep: there 3, here nothing" in err
