@@ -38,6 +38,7 @@ tests=(
   tests/sigeo_ext/test_grouped_op.py
   tests/sigeo_ext/test_load.py
   tests/sigeo_ext/test_slices.py
+  tests/sigeo_ext/test_slices_lists.py
   tests/sigeo_ext/test_slices_op.py
   tests/sigeo_ext/test_slices_routes.py
   tests/sigeo/test_many.py
