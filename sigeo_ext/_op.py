@@ -39,8 +39,8 @@ def define(
 
     The reference is the op's meaning on every device; a compiled kernel for one device, once
     loaded, goes before it there. An op with a gradient is its reference where other derivatives
-    are asked for, those of forward mode and of `torch.func`.
-    Autocast changes no op, but for what one is made of in `torch.func`.
+    are asked for, those of forward mode and of `torch.func`. Autocast leaves an op's dtypes as they
+    are, but in `torch.func`, where it reaches the operations of the reference.
 
     Args:
         schema: The op's schema, for example ``"moments_dot(Tensor[] a, Tensor[] b) -> Tensor"``.
