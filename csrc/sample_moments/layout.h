@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
+#include <new>
 #include <vector>
 
 #include "sample_moments/sample_moments.h"
@@ -98,6 +100,24 @@ struct Halo {
   std::vector<int64_t> outputs;  // where the first tap of each output lies
 };
 
+// For packed panels: none of their vectors crosses a cache line.
+template <class T>
+struct CacheAligned {
+  using value_type = T;
+  static constexpr std::align_val_t kLine{64};
+
+  CacheAligned() = default;
+  template <class U>
+  explicit CacheAligned(const CacheAligned<U>&) {}
+
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), kLine)); }
+  void deallocate(T* memory, size_t) { ::operator delete(memory, kLine); }
+  bool operator==(const CacheAligned&) const { return true; }
+};
+
+template <class T>
+using Packed = std::vector<T, CacheAligned<T>>;
+
 // Lines ahead of the one being packed that are asked for: they lie too far apart for the processor
 // to see them coming.
 inline constexpr int64_t kLinesAhead = 16;
@@ -107,7 +127,7 @@ template <int64_t kWidth, class T>
 void pack_lines(const T* from, int64_t lines, int64_t step, T* to) {
   for (int64_t line = 0; line < lines; ++line, from += step, to += kWidth) {
     if (line + kLinesAhead < lines) __builtin_prefetch(from + kLinesAhead * step);
-    std::copy_n(from, kWidth, to);
+    std::memcpy(to, from, kWidth * sizeof(T));
   }
 }
 

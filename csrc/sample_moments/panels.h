@@ -11,9 +11,12 @@
 
 namespace sigeo_ext::sample_moments {
 
-// Of a block of units: its panel of d, read by every tile, and a panel of x stay in the
-// second-level cache, with room for the slabs.
-inline constexpr int64_t kBlockBytes = 192 * 1024;
+// What pieces read of a block of units, and their slabs: both stay in the second-level cache.
+inline constexpr int64_t kBlockBytes = 320 * 1024;
+inline constexpr int64_t kSlabBytes = 128 * 1024;
+
+// Below this many positions of a unit the update of the statistics shows: kTogether units share it.
+inline constexpr int64_t kFewPositions = 256;
 
 // Input channels of a packed panel: a cache line of float32, and the rows of the largest tile.
 inline constexpr int64_t kPackedRows = 16;
@@ -32,6 +35,11 @@ inline constexpr size_t kKeptBytes = 64 << 20;
 // units.
 struct Place {
   int64_t tap, group, begin;
+};
+
+// So many pieces go through so many units together: one after another, before the next units.
+struct Turn {
+  int64_t pieces, units;
 };
 
 // Panels of channels that lie far apart are packed. A panel that several pieces use is packed once
@@ -85,7 +93,7 @@ class Panels {
 
   ~Panels() {
     for (auto* memory : {&packed_x_, &packed_d_, &packed_block_x_, &packed_block_d_}) {
-      if (memory->size() * sizeof(T) > kKeptBytes) std::vector<T>().swap(*memory);
+      if (memory->size() * sizeof(T) > kKeptBytes) Packed<T>().swap(*memory);
     }
   }
 
@@ -94,9 +102,6 @@ class Panels {
   int64_t columns() const { return columns_; }
   int64_t taps() const { return static_cast<int64_t>(taps_.size()); }
   int64_t pieces() const { return groups_ * panels_ * taps(); }
-
-  // Of one statistic, over all pieces.
-  int64_t slab_values() const { return groups_ * taps() * rows_ * round_up(columns_, lanes_); }
 
   // How many rows from `row` on a tile may have: those of one panel.
   int64_t rows_together(int64_t row) const {
@@ -125,16 +130,21 @@ class Panels {
     return tile;
   }
 
-  // So many units that what a piece, or all of them together, read of them stays in the cache.
-  int64_t units_of_block(const Tile<T>& tile, bool together) const {
-    const int64_t x_values =
-        halo_.has_value() ? halo_->places * x_block_ : tile.positions * kPackedRows;
-    const int64_t values =
-        together ? product(c_.in_size) * c_.in_channels + product(c_.out_size) * c_.out_channels
-                 : x_values + tile.positions * tile.width;
-    const int64_t bytes = unit_ * values * static_cast<int64_t>(sizeof(T));
-    const int64_t units = kBlockBytes / std::max<int64_t>(1, bytes);
-    return units < kMostUnits ? std::max<int64_t>(1, units) : units / kMostUnits * kMostUnits;
+  // As many pieces, with `slabs` statistics each, as share a block of units in the cache, and as
+  // many units as that has.
+  Turn turn_of(int64_t slabs) const {
+    const int64_t slab = slabs * rows_ * std::min(round_up(columns_, lanes_), width_);
+    const auto bytes = [](int64_t values) { return values * static_cast<int64_t>(sizeof(T)); };
+    const bool few = product(c_.out_size) * unit_ < kFewPositions;
+    const int64_t least = few ? kTogether : 1;
+    Turn turn{1, 1};
+    while (turn.pieces < pieces() && bytes((turn.pieces + 1) * slab) <= kSlabBytes &&
+           bytes(least * values_of_unit(turn.pieces + 1)) <= kBlockBytes) {
+      ++turn.pieces;
+    }
+    const int64_t units = kBlockBytes / std::max<int64_t>(1, bytes(values_of_unit(turn.pieces)));
+    turn.units = units < kTogether ? std::max<int64_t>(1, units) : units / kTogether * kTogether;
+    return turn;
   }
 
   // d of a piece and of some units, after it has been packed if pieces do that.
@@ -180,7 +190,7 @@ class Panels {
  private:
   // Channels in panels of `width`, each group's last one filled up with zeros.
   Images<T> pack(const T* values, int64_t places, int64_t channels, int64_t of_group, int64_t width,
-                 std::vector<T>& memory, const Parallel& parallel) const {
+                 Packed<T>& memory, const Parallel& parallel) const {
     const int64_t panels = (of_group + width - 1) / width;
     const int64_t sample = channels / of_group * panels * width * places;
     if (static_cast<int64_t>(memory.size()) < c_.samples * sample) {
@@ -204,6 +214,15 @@ class Panels {
     return {packed, width, places, sample, panels * width};
   }
 
+  // What some pieces read of x and d of a unit. One alone needs a panel of x at a time.
+  int64_t values_of_unit(int64_t pieces) const {
+    const int64_t panels = std::min(panels_, pieces == 1 ? 1 : (pieces - 2) / taps() + 2);
+    const int64_t d = panels * width_ * product(c_.out_size);
+    if (pairing_ == Pairing::kEach) return unit_ * (d + panels * halo_->places * x_block_);
+    const int64_t channels = pieces == 1 ? std::min(kPackedRows, rows_) : rows_;
+    return unit_ * (d + channels * product(c_.in_size));
+  }
+
   // All taps of a depthwise convolution, as rows at fixed distances, and their common positions.
   void place_taps() {
     halo_.emplace(c_);
@@ -218,7 +237,7 @@ class Panels {
     }
   }
 
-  static T* room(std::vector<T>& memory, int64_t values) {
+  static T* room(Packed<T>& memory, int64_t values) {
     if (static_cast<int64_t>(memory.size()) < values) memory.resize(values);
     return memory.data();
   }
@@ -236,7 +255,7 @@ class Panels {
   std::vector<int32_t> row_at_;        // of a depthwise convolution: where each tap lies
   std::vector<Tap> taps_;
   // Kept between calls: memory that is mapped anew for each costs more than the packing.
-  inline static thread_local std::vector<T> packed_x_, packed_d_, packed_block_x_, packed_block_d_;
+  inline static thread_local Packed<T> packed_x_, packed_d_, packed_block_x_, packed_block_d_;
 };
 
 }  // namespace sigeo_ext::sample_moments

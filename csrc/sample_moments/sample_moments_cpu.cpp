@@ -11,14 +11,6 @@
 namespace sigeo_ext::sample_moments {
 namespace {
 
-// Below this many positions of a unit the update of the statistics shows, and two units share one,
-// if half a tile still has kEnoughRows: below that, loads of operands would take longer.
-constexpr int64_t kFewPositions = 128;
-constexpr int kEnoughRows = 4;
-
-// Of the slabs of all pieces: then they go through x and d together.
-constexpr int64_t kSlabBytes = 128 * 1024;
-
 // Of a part of every unit's gradient, which is read again for all pairs of units.
 constexpr int64_t kEachBytes = 384 * 1024;
 
@@ -46,15 +38,14 @@ class Work {
         rows_(panels_.rows()),
         units_(c_.samples / job.unit),
         pieces_(panels_.pieces()),
-        together_(slabs() > 0 &&
-                  slabs() * panels_.slab_values() * static_cast<int64_t>(sizeof(T)) <= kSlabBytes) {
-  }
+        turn_(panels_.turn_of(slabs())) {}
 
   void measure(const Parallel& parallel) {
     if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
     parallel(pieces_, [&](int64_t from, int64_t to) {
-      if (together_) return run(from, to);
-      for (int64_t piece = from; piece < to; ++piece) run(piece, piece + 1);
+      for (int64_t piece = from; piece < to; piece += turn_.pieces) {
+        run(piece, std::min(to, piece + turn_.pieces));
+      }
     });
     if (job_.sq_norm != nullptr) add_norms();
   }
@@ -90,9 +81,8 @@ class Work {
       const int64_t end = std::min(rows_, begin + at_once);
       tile.each_unit = (end - begin) * tile.width;
       memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
-      const int64_t block = panels_.units_of_block(tile, false);
-      for (int64_t unit = 0; unit < units_; unit += block) {
-        const int64_t count = std::min(block, units_ - unit);
+      for (int64_t unit = 0; unit < units_; unit += turn_.units) {
+        const int64_t count = std::min(turn_.units, units_ - unit);
         tile.d = panels_.gradient_at(place, unit, count);
         for (int64_t row = begin; row < end;) {
           panels_.input_at(tile, place, row, begin, unit, count);
@@ -126,11 +116,10 @@ class Work {
     std::vector<Piece> parts;
     for (int64_t piece = from; piece < to; ++piece) parts.push_back(new_piece(piece));
     const int64_t of_segment = units_ / job_.segments;
-    const int64_t block = panels_.units_of_block(parts.front().tile, together_);
     for (int64_t segment = 0; segment < job_.segments; ++segment) {
       const int64_t first = segment * of_segment, last = first + of_segment;
-      for (int64_t unit = first; unit < last; unit += block) {
-        const int64_t count = std::min(block, last - unit);
+      for (int64_t unit = first; unit < last; unit += turn_.units) {
+        const int64_t count = std::min(turn_.units, last - unit);
         for (Piece& part : parts) run_block(part, first, unit, count);
       }
       for (Piece& part : parts) {
@@ -186,17 +175,13 @@ class Work {
   // they have.
   int64_t run_rows(Tile<T> tile, int64_t row, int64_t last, T* squares, int64_t count) const {
     const int vectors = static_cast<int>(tile.width / tiles_.lanes);
-    int64_t most = std::min<int64_t>(kPackedRows, tiles_.accumulators / vectors);
-    const bool few = tile.positions * tile.unit < kFewPositions;
-    if (few && most >= 2 * kEnoughRows) most /= 2;
+    const int64_t most = std::min<int64_t>(kPackedRows, tiles_.accumulators / vectors);
     const int rows = tiles_.rows_within(std::min({most, last - row, panels_.rows_together(row)}));
-    int units = kMostUnits;
-    while (units * rows * vectors > tiles_.accumulators) units /= 2;
     const T* const x = tile.x;
     const T* const d = tile.d;
     T* const gradients = tile.each;
     const int64_t before = tile.before;
-    const auto run_units = [&](int64_t from, int64_t to, int at_once) {
+    const auto run_units = [&](int64_t from, int64_t to, bool together) {
       if (from == to) return;
       tile.x = x + from * tile.unit * tile.x_sample;
       tile.d = d + from * tile.unit * tile.d_sample;
@@ -204,11 +189,11 @@ class Work {
       tile.sq_norm = squares == nullptr ? nullptr : squares + from * tile.width;
       tile.each = gradients == nullptr ? nullptr : gradients + from * tile.each_unit;
       tile.before = before + from;
-      tiles_.find(panels_.pairing(), at_once, rows, vectors)(tile);
+      tiles_.find(panels_.pairing(), together, rows, vectors)(tile);
     };
-    const int64_t even = count / units * units;
-    run_units(0, even, units);
-    run_units(even, count, 1);
+    const int64_t even = count / kTogether * kTogether;
+    run_units(0, even, true);
+    run_units(even, count, false);
     return rows;
   }
 
@@ -258,7 +243,7 @@ class Work {
   const Tiles<T>& tiles_;
   const Panels<T> panels_;
   const int64_t rows_, units_, pieces_;
-  const bool together_;   // whether all pieces' slabs stay in the cache
+  const Turn turn_;
   std::vector<T> norms_;  // [pieces, units]
 };
 

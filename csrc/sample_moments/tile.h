@@ -1,6 +1,7 @@
 // The innermost loops: a tile of each unit's gradient in registers, and its statistics updated.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 
 #include "common/array.h"
@@ -55,7 +56,10 @@ SIGEO_INLINE void store(T* to, typename Vector<T, kLanes>::type value) {
 // What a statistic adds up of each unit's gradient. A NaN stays one.
 template <Statistic kStatistic, class V>
 SIGEO_INLINE V term(const V& g) {
-  if constexpr (kStatistic == kAbsSum) return g < 0 ? -g : g;
+  if constexpr (kStatistic == kAbsSum) {
+    using Bits = decltype(g < g);  // integers of the same width
+    return std::bit_cast<V>(std::bit_cast<Bits>(g) & ~std::bit_cast<Bits>(-V{}));
+  }
   if constexpr (kStatistic == kSqSum) return g * g;
   if constexpr (kStatistic == kSignSum) {
     const V zero{}, one = zero + 1;
@@ -106,13 +110,29 @@ struct Block {
     }
   }
 
-  SIGEO_INLINE void add(const Block& other) {
+  // The units of `sums` as those from `first` on. They are in memory from here on: else their many
+  // uses in `update` would keep accumulators out of registers in the loop over positions.
+  template <int kOthers>
+  SIGEO_INLINE void take(const Block<T, kLanes, kOthers, kRows, kVectors>& sums, int first) {
 #pragma GCC unroll 64
-    for (int u = 0; u < kUnits; ++u)
+    for (int u = 0; u < kOthers; ++u)
 #pragma GCC unroll 64
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
-        for (int v = 0; v < kVectors; ++v) g[u][r][v] += other.g[u][r][v];
+        for (int v = 0; v < kVectors; ++v) g[first + u][r][v] = sums.g[u][r][v];
+    asm volatile("" : : "r"(this) : "memory");
+  }
+
+  // The same, added to what is there.
+  template <int kOthers>
+  SIGEO_INLINE void add(const Block<T, kLanes, kOthers, kRows, kVectors>& sums, int first) {
+#pragma GCC unroll 64
+    for (int u = 0; u < kOthers; ++u)
+#pragma GCC unroll 64
+      for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 64
+        for (int v = 0; v < kVectors; ++v) g[first + u][r][v] += sums.g[u][r][v];
+    asm volatile("" : : "r"(this) : "memory");
   }
 
   // slab[r, :] += sum over units of what the statistic adds up.
@@ -192,39 +212,41 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
   }
 }
 
-// All units of a tile, kUnits at a time; `a.units` must be a multiple of kUnits.
-template <Pairing kPairing, class T, int kLanes, int kUnits, int kRows, int kVectors>
+// Adds up all positions of kAtOnce units, from `unit` on, into those of `block` from `first` on.
+template <Pairing kPairing, int kAtOnce, class T, int kLanes, int kUnits, int kRows, int kVectors>
+SIGEO_INLINE void sum_positions(const Tile<T>& a, int64_t unit,
+                                Block<T, kLanes, kUnits, kRows, kVectors>& block, int first) {
+  const T* x[kAtOnce];
+  const T* d[kAtOnce];
+  for (int u = 0; u < kAtOnce; ++u) {
+    x[u] = a.x + (unit + u) * a.unit * a.x_sample;
+    d[u] = a.d + (unit + u) * a.unit * a.d_sample;
+  }
+  for (int64_t sample = 0; sample < a.unit; ++sample) {
+    int64_t from = 0;
+    do {
+      Block<T, kLanes, kAtOnce, kRows, kVectors> run;
+      run.clear();
+      const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
+      run.template accumulate<kPairing>(x, d, a, from, to);
+      if (sample == 0 && from == 0) block.take(run, first);
+      else block.add(run, first);
+      from = to;
+    } while (from < a.positions);
+    for (int u = 0; u < kAtOnce; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
+  }
+}
+
+// All units of a tile. The statistics are updated for kUnits units at a time, of which kAtOnce
+// are summed up in registers together; `a.units` must be a multiple of kUnits.
+template <Pairing kPairing, class T, int kLanes, int kUnits, int kAtOnce, int kRows, int kVectors>
 SIGEO_INLINE void tile_body(const Tile<T>& a) {
   for (int64_t unit = 0; unit < a.units; unit += kUnits) {
-    Block<T, kLanes, kUnits, kRows, kVectors> total;
-    const T* x[kUnits];
-    const T* d[kUnits];
-    for (int u = 0; u < kUnits; ++u) {
-      x[u] = a.x + (unit + u) * a.unit * a.x_sample;
-      d[u] = a.d + (unit + u) * a.unit * a.d_sample;
+    Block<T, kLanes, kUnits, kRows, kVectors> block;
+    for (int first = 0; first < kUnits; first += kAtOnce) {
+      sum_positions<kPairing, kAtOnce>(a, unit + first, block, first);
     }
-    if (a.unit == 1 && a.positions <= kRun) {
-      Block<T, kLanes, kUnits, kRows, kVectors> run;
-      run.clear();
-      run.template accumulate<kPairing>(x, d, a, 0, a.positions);
-      total = run;
-    } else {
-      total.clear();
-      for (int64_t sample = 0; sample < a.unit; ++sample) {
-        for (int64_t from = 0; from < a.positions; from += kRun) {
-          Block<T, kLanes, kUnits, kRows, kVectors> run;
-          run.clear();
-          const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
-          run.template accumulate<kPairing>(x, d, a, from, to);
-          total.add(run);
-        }
-        for (int u = 0; u < kUnits; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
-      }
-    }
-    // From here on in memory: else the many uses in `update` keep accumulators out of registers in
-    // the loop over positions.
-    asm volatile("" : : "r"(&total) : "memory");
-    update(a, total, unit);
+    update(a, block, unit);
   }
 }
 

@@ -9,17 +9,17 @@ namespace {
 
 // A level has kBytes of a vector, kAccumulators of them for a tile beside its operands, and the
 // function for a shape, compiled for it.
-#define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                           \
-  struct Name {                                                                  \
-    static constexpr int kBytes = Bytes, kAccumulators = Accumulators;           \
-    template <Pairing kPairing, class T, int kUnits, int kRows, int kVectors>    \
-    Target static void run(const Tile<T>& tile) {                                \
-      tile_body<kPairing, T, Bytes / sizeof(T), kUnits, kRows, kVectors>(tile);  \
-    }                                                                            \
-    template <class T>                                                           \
-    Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) { \
-      scale_body<T, Bytes / sizeof(T)>(job, from, to);                           \
-    }                                                                            \
+#define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                                     \
+  struct Name {                                                                            \
+    static constexpr int kBytes = Bytes, kAccumulators = Accumulators;                     \
+    template <Pairing kPairing, class T, int kUnits, int kAtOnce, int kRows, int kVectors> \
+    Target static void run(const Tile<T>& tile) {                                          \
+      tile_body<kPairing, T, Bytes / sizeof(T), kUnits, kAtOnce, kRows, kVectors>(tile);   \
+    }                                                                                      \
+    template <class T>                                                                     \
+    Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) {           \
+      scale_body<T, Bytes / sizeof(T)>(job, from, to);                                     \
+    }                                                                                      \
   }
 #define SIGEO_NO_TARGET
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -28,10 +28,20 @@ SIGEO_LEVEL(V3, __attribute__((target("arch=x86-64-v3"))), 32, 12);
 #endif
 SIGEO_LEVEL(Base, SIGEO_NO_TARGET, 16, 8);
 
+// Of so many units, those whose sums fit into the accumulators together.
+constexpr int units_within(int units, int accumulators_of_one, int accumulators) {
+  while (units * accumulators_of_one > accumulators) units /= 2;
+  return units;
+}
+
 template <class Level, Pairing kPairing, class T, int kUnits, int kRows, int kVectors>
 constexpr typename Tiles<T>::Run run_of() {
-  if constexpr (kUnits * kRows * kVectors > Level::kAccumulators) return nullptr;
-  else return &Level::template run<kPairing, T, kUnits, kRows, kVectors>;
+  if constexpr (kRows * kVectors > Level::kAccumulators) {
+    return nullptr;
+  } else {
+    constexpr int kAtOnce = units_within(kUnits, kRows * kVectors, Level::kAccumulators);
+    return &Level::template run<kPairing, T, kUnits, kAtOnce, kRows, kVectors>;
+  }
 }
 
 template <class Level, Pairing kPairing, class T, int kUnits, int kRows>
@@ -50,8 +60,7 @@ constexpr typename Tiles<T>::Table::value_type by_rows() {
 
 template <class Level, Pairing kPairing, class T>
 constexpr typename Tiles<T>::Table by_units() {
-  return {by_rows<Level, kPairing, T, 1>(), by_rows<Level, kPairing, T, 2>(),
-          by_rows<Level, kPairing, T, 4>()};
+  return {by_rows<Level, kPairing, T, 1>(), by_rows<Level, kPairing, T, kTogether>()};
 }
 
 template <class Level, class T>

@@ -3,31 +3,35 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 
 #include "sample_moments/tile.h"
 
 namespace sigeo_ext::sample_moments {
+
+inline constexpr int kMostVectors = 2;
+
+// Units after which a tile's statistics are updated, which reads and writes all of them.
+inline constexpr int kTogether = 4;
 
 template <class T>
 struct Tiles {
   using Run = void (*)(const Tile<T>&);
 
   int lanes;         // values of a vector
-  int accumulators;  // vectors that a tile may hold: units * rows * vectors
+  int accumulators;  // vectors that a tile may hold: rows * vectors
 
   // The work of `scale` on samples [from, to).
   void (*scale)(const ScaleJob<T>& job, int64_t from, int64_t to);
 
-  // For 1, 2, 4 units, `kRows` and 1 or 2 vectors; null where that is too many.
+  // For one unit at a time or kTogether, `kRows` and 1 or 2 vectors; null where those are too many.
   static constexpr std::array<int, 6> kRows{1, 2, 4, 6, 8, 16};
-  using Table = std::array<std::array<std::array<Run, 2>, kRows.size()>, 3>;
+  using Table = std::array<std::array<std::array<Run, kMostVectors>, kRows.size()>, 2>;
   Table all, each;
 
-  Run find(Pairing pairing, int units, int rows, int vectors) const {
+  Run find(Pairing pairing, bool together, int rows, int vectors) const {
     const Table& table = pairing == Pairing::kEach ? each : all;
     const auto* at = std::find(kRows.begin(), kRows.end(), rows);
-    return table[std::countr_zero(static_cast<unsigned>(units))][at - kRows.begin()][vectors - 1];
+    return table[together ? 1 : 0][at - kRows.begin()][vectors - 1];
   }
 
   // As many of `kRows` as fit.
@@ -35,9 +39,6 @@ struct Tiles {
     return *(std::upper_bound(kRows.begin(), kRows.end(), most) - 1);
   }
 };
-
-inline constexpr int kMostVectors = 2;
-inline constexpr int kMostUnits = 4;
 
 // Those for the processor that this runs on.
 template <class T>
