@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return _list(args)
     if args.table is None:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+    options.space_sizes(args)
 
     from sigeo import proxies
     from sigeo.fewshot import comparison

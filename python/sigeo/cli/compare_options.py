@@ -35,7 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_study(parser)
     judged = parser.add_argument_group("judged by")
-    judged.add_argument("--table", metavar="FILE", help="benchmark table; sigeo train makes one")
+    judged.add_argument(
+        "--table",
+        type=options.there("a file"),
+        metavar="FILE",
+        help="benchmark table; sigeo train makes one",
+    )
     judged.add_argument("--metric", default=options.METRIC, help="a column (default: %(default)s)")
     judged.add_argument(
         "--archs",

@@ -33,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a run's folder, scores.parquet or JSON of rank, or a table of scores by arch_str",
     )
-    parser.add_argument("--table", required=True, metavar="FILE", help="csv, csv.gz or parquet")
+    parser.add_argument(
+        "--table",
+        type=options.there("a file"),
+        required=True,
+        metavar="FILE",
+        help="csv, csv.gz or parquet",
+    )
     parser.add_argument("--metric", required=True, help="a column of it, such as cifar10.test")
     parser.add_argument(
         "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"

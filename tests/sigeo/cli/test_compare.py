@@ -112,8 +112,8 @@ def test_list_names_every_recipe_and_its_options(capsys):
             ["--table", "t.csv", "--metric", "acc", "--recipes", 'one-shot:paths="x"'],
             "recipe one-shot: paths must be like 1, got 'x'",
         ),
-        (["--table", "none.csv", "--recipes", "gm-nas:4"], "got '4'; options are repeats=, crit"),
-        (["--table", "none.csv", "--recipes", "fair:repeats=4"], "fair: has no option repeats"),
+        (["--recipes", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
+        (["--recipes", "fair:repeats=4"], "of fair, whose options are width, got 'repeats=4'"),
         (
             ["--table", "t.csv", "--metric", "acc", "--archs", "10", "--top", "11"],
             "--top: must be at most the 10 architectures ranked, got 11",
