@@ -45,8 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument(
         "--archs",
         type=options.whole(3),
-        default=200,
-        help="architectures of the table that are ranked, drawn (default: %(default)s)",
+        help="architectures of the table that are ranked, drawn (default: 200, or all that it has)",
     )
     judged.add_argument(
         "--proxy",

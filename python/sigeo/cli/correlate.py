@@ -336,6 +336,8 @@ def _measures(found: Quality) -> dict[str, Any]:
 
 
 def _show_quality(qualities: dict[str, Quality]) -> None:
+    from sigeo.tables import FEWEST
+
     def shown(value: float) -> str:
         return "undefined" if value != value else f"{value:.3f}"
 
@@ -366,6 +368,11 @@ def _show_quality(qualities: dict[str, Quality]) -> None:
             for proxy, q in qualities.items()
         ),
     )
+    if one.top < FEWEST:
+        console.say(
+            f"Kendall, best {one.top}: undefined for fewer than {FEWEST} architectures, "
+            "whose order may be chance; a larger --top does"
+        )
 
 
 def _show(column: str, known: int, count: int, results: dict[str, Correlation]) -> None:
