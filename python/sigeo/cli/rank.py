@@ -152,11 +152,12 @@ class _Init:
         Raises:
             InputError: They cannot be ranked on.
         """
+        if self.path is None:
+            return None
+
         from sigeo.fewshot.family import PLAN, NoWeights, family_weights, leaf_file
         from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 
-        if self.path is None:
-            return None
         if self.kind == "family":
             try:
                 return family_weights(self.path, space)
