@@ -20,6 +20,7 @@ _checked = WeakTensorKeyDictionary()
 
 Selection = int | slice | Tensor | None
 Window = tuple[list[int], Tensor | None]
+_WHOLE = (int, torch.SymInt)  # not a union, which would be made anew in each call
 
 
 def window_of(name: str, argument: str, selection: Selection, size: int) -> Window:
@@ -34,7 +35,7 @@ def window_of(name: str, argument: str, selection: Selection, size: int) -> Wind
             expected = f"{argument} must be a slice of step 1 from 0 to {size}"
             _check.require(False, name, f"{expected}, got {selection}")
         return [begin, end - begin], None
-    if not isinstance(selection, int | torch.SymInt) or isinstance(selection, bool):
+    if not isinstance(selection, _WHOLE) or isinstance(selection, bool):
         expected = f"{argument} must be None, an int, a slice or an int64 tensor"
         _check.require(False, name, f"{expected}, got {type(selection).__name__}")
     if not 0 <= selection <= size:

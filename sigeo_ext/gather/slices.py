@@ -86,7 +86,6 @@ def linear(
     """
     name = "slices.linear"
     _check_dims(name, weight, 2, "weight must be [outputs, inputs]")
-    _check_bias(name, bias, weight)
     rows, row_index = window_of(name, "outputs", outputs, weight.shape[0])
     columns, column_index = window_of(name, "inputs", inputs, weight.shape[1])
     given: Any = (x, weight, bias, rows, columns, row_index, column_index, masked, accumulate)
@@ -144,7 +143,6 @@ def convolution(
     if dims not in (1, 2, 3):
         message = "weight must be [outputs, inputs / groups, *kernel] of one to three dimensions"
         _check.require(False, name, f"{message}, got {list(weight.shape)}")
-    _check_bias(name, bias, weight)
     columns, column_index = window_of(name, "inputs", inputs, weight.shape[1] * groups)
     if groups == 1:
         rows, row_index = window_of(name, "outputs", outputs, weight.shape[0])
@@ -264,9 +262,3 @@ def _spread(name: str, argument: str, values: int | Sequence[int], dims: int) ->
 def _check_dims(name: str, weight: Tensor, dims: int, expected: str) -> None:
     if weight.dim() != dims:
         _check.require(False, name, f"{expected}, got {list(weight.shape)}")
-
-
-def _check_bias(name: str, bias: Tensor | None, weight: Tensor) -> None:
-    if bias is not None and bias.shape != weight.shape[:1]:
-        expected = f"bias must be [{weight.shape[0]}]"
-        _check.require(False, name, f"{expected}, got {list(bias.shape)}")

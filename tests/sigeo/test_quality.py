@@ -90,9 +90,16 @@ def test_the_top():
     assert best(truth, 3).tolist() == [1, 5, 2]
     assert hits(scores, truth, 3) == pytest.approx(1 / 3)
     assert hits(truth, truth, 4) == 1
-    assert top_kendall(scores, truth, 4) == pytest.approx(
-        tau_b(scores[[1, 5, 2, 3]], truth[[1, 5, 2, 3]])
-    )
+    five = [1, 5, 2, 3, 4]
+    assert top_kendall(scores, truth, 5) == pytest.approx(tau_b(scores[five], truth[five]))
+
+
+def test_an_order_of_a_few_is_no_tau():
+    truth = np.arange(6.0)
+    assert all(top_kendall(truth, truth, count) == pytest.approx(1) for count in (5, 6))
+    assert all(math.isnan(top_kendall(truth, truth, count)) for count in (1, 2, 3, 4))
+    with pytest.raises(InputError, match="top: must be from 1 to the 6"):
+        top_kendall(truth, truth, 7)
 
 
 def test_the_pick():

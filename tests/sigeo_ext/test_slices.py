@@ -230,7 +230,7 @@ def listed(*places):
     ("call", "text"),
     [
         (lambda: slices.linear(X, V), "weight must be [outputs, inputs], got [3]"),
-        (lambda: slices.linear(X, W, V), "bias must be [4], got [3]"),
+        (lambda: slices.linear(X, W, V), "bias must be [4] of the weight's dtype, got Double [3]"),
         (
             lambda: slices.linear(X, W, randn(4).float()),
             "bias must be [4] of the weight's dtype, got Float [4]",
@@ -272,7 +272,10 @@ def listed(*places):
             "weight must be [outputs, inputs / groups, *kernel]",
         ),
         (lambda: slices.convolution(X, K), "x must be [B, inputs, *size]"),
-        (lambda: slices.convolution(IMAGE, K, V), "bias must be [4], got [3]"),
+        (
+            lambda: slices.convolution(IMAGE, K, V),
+            "bias must be [4] of the weight's dtype, got Double [3]",
+        ),
         (
             lambda: slices.convolution(IMAGE, K, kernel=4),
             "kernel must be odd, at most the",

@@ -24,7 +24,10 @@ def add(parser: argparse.ArgumentParser, *, default: int = 64) -> Any:
         help="how many to draw (default: %(default)s)",
     )
     either.add_argument(
-        "--archs-file", metavar="FILE", help="one architecture string a line instead"
+        "--archs-file",
+        type=options.there("a file"),
+        metavar="FILE",
+        help="one architecture string a line instead",
     )
     return which
 

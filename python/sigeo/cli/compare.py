@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
         return _list(args)
     if args.table is None:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+    options.space_sizes(args)
 
     from sigeo import proxies
     from sigeo.fewshot import comparison
@@ -150,16 +151,20 @@ def _ranked(
     """Architectures of the table, drawn, and their measured values.
 
     Raises:
-        InputError: The table has too few, or is of another space.
+        InputError: The table has too few, fewer than asked for, or is of another space.
     """
     import numpy as np
 
     truth_of = table.lookup(args.metric)
     if len(truth_of) < 3:
         raise InputError(f"--table: expected at least 3 architectures, found {len(truth_of)}")
+    if args.archs is not None and args.archs > len(truth_of):
+        raise InputError(
+            f"--archs: {table.path} has {len(truth_of)} architectures, got {args.archs}"
+        )
     known = sorted(truth_of)
     random.Random(args.seed).shuffle(known)
-    chosen = known[: args.archs]
+    chosen = known[: args.archs or 200]
     try:
         archs = [space.parse(name) for name in chosen]
     except InputError as error:

@@ -35,13 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_study(parser)
     judged = parser.add_argument_group("judged by")
-    judged.add_argument("--table", metavar="FILE", help="benchmark table; sigeo train makes one")
+    judged.add_argument(
+        "--table",
+        type=options.there("a file"),
+        metavar="FILE",
+        help="benchmark table; sigeo train makes one",
+    )
     judged.add_argument("--metric", default=options.METRIC, help="a column (default: %(default)s)")
     judged.add_argument(
         "--archs",
         type=options.whole(3),
-        default=200,
-        help="architectures of the table that are ranked, drawn (default: %(default)s)",
+        help="architectures of the table that are ranked, drawn (default: 200, or all that it has)",
     )
     judged.add_argument(
         "--proxy",

@@ -33,7 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a run's folder, scores.parquet or JSON of rank, or a table of scores by arch_str",
     )
-    parser.add_argument("--table", required=True, metavar="FILE", help="csv, csv.gz or parquet")
+    parser.add_argument(
+        "--table",
+        type=options.there("a file"),
+        required=True,
+        metavar="FILE",
+        help="csv, csv.gz or parquet",
+    )
     parser.add_argument("--metric", required=True, help="a column of it, such as cifar10.test")
     parser.add_argument(
         "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
@@ -330,6 +336,8 @@ def _measures(found: Quality) -> dict[str, Any]:
 
 
 def _show_quality(qualities: dict[str, Quality]) -> None:
+    from sigeo.tables import FEWEST
+
     def shown(value: float) -> str:
         return "undefined" if value != value else f"{value:.3f}"
 
@@ -360,6 +368,11 @@ def _show_quality(qualities: dict[str, Quality]) -> None:
             for proxy, q in qualities.items()
         ),
     )
+    if one.top < FEWEST:
+        console.say(
+            f"Kendall, best {one.top}: undefined for fewer than {FEWEST} architectures, "
+            "whose order may be chance; a larger --top does"
+        )
 
 
 def _show(column: str, known: int, count: int, results: dict[str, Correlation]) -> None:

@@ -8,9 +8,41 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
-SPACES = ("mlp", "mobilenet", "nasbench201", "resnet", "transformer")
+from sigeo import option_text
+
+SIZES = {
+    "mlp": ("widths", "depths", "dropout"),
+    "mobilenet": (
+        "channels",
+        "blocks",
+        "strides",
+        "stem",
+        "first",
+        "last",
+        "stem_stride",
+        "kernels",
+        "expansions",
+        "width",
+    ),
+    "nasbench201": ("channels", "cells"),
+    "resnet": ("channels", "depths", "least", "ratios", "stem"),
+    "transformer": (
+        "patch",
+        "widths",
+        "depths",
+        "heads",
+        "ratios",
+        "head_width",
+        "pool",
+        "dropout",
+    ),
+}
+"""Of the spaces."""
+
+WORDS = ("pool",)
+"""Sizes that are a word, where all others are numbers."""
 
 PROXIES = (
     "diag_fisher",
@@ -38,26 +70,69 @@ PROXIES = (
     "zico_sample",
 )
 
-RECIPES = (
-    "one-shot",
-    "fair",
-    "balanced",
-    "greedy",
-    "pi-nas",
-    "few-shot",
-    "gm-nas",
-    "efs-nas",
-    "metric-driven",
-    "nas-lid",
-    "random-split",
-    "hep-nas",
-    "gradual",
-)
+RECIPES = {
+    "one-shot": ("over", "paths", "width"),
+    "fair": ("width",),
+    "balanced": ("kind", "groups", "form", "width"),
+    "greedy": ("sampled", "kept", "pool", "epsilon", "images", "start", "full", "alpha"),
+    "pi-nas": ("decay", "temperature", "flip", "padding"),
+    "few-shot": ("choice", "before", "after", "transfer"),
+    "gm-nas": ("repeats", "criterion", "before", "after", "restart", "smallest", "batch"),
+    "efs-nas": ("kind", "groups", "width", "route", "shared"),
+    "metric-driven": (
+        "metric",
+        "leaves",
+        "factors",
+        "order",
+        "smallest",
+        "batch",
+        "batches",
+        "before",
+        "after",
+    ),
+    "nas-lid": (
+        "repeats",
+        "k",
+        "compare",
+        "partition",
+        "criterion",
+        "before",
+        "after",
+        "batch",
+    ),
+    "random-split": ("before", "after", "smallest"),
+    "hep-nas": (
+        "repeats",
+        "before",
+        "children",
+        "after",
+        "teachers",
+        "rounds",
+        "judged",
+        "smallest",
+        "batch",
+    ),
+    "gradual": (
+        "groups",
+        "before",
+        "after",
+        "rates",
+        "rise",
+        "count",
+        "dropout",
+        "drop_path",
+        "label_smoothing",
+        "calibration",
+    ),
+}
+"""With their options."""
 
 METRICS = ("gradient_matching", "gradient_matching_logits", "lid", "random", "table")
 """Of a splitting, beside those of proxies."""
 
 PARTITIONS = ("exact", "exhaustive", "in_order", "mixture", "random", "spectral", "stoer_wagner")
+
+KINDS = ("convolution_count", "nonlinear_depth")
 
 CHOICES = (
     "in_turn",
@@ -70,7 +145,7 @@ CHOICES = (
 )
 
 
-def one_of(known: Sequence[str]) -> Callable[[str], str]:
+def one_of(known: Iterable[str]) -> Callable[[str], str]:
     """A converter that takes these names alone.
 
     It raises argparse.ArgumentTypeError for anything else.
@@ -108,21 +183,41 @@ def metric(text: str) -> str:
     return text
 
 
-def recipe(text: str) -> str:
-    """A converter that takes ``NAME`` or ``NAME:OPTION=VALUE,...`` with a recipe's name.
+def kind(text: str) -> str:
+    """A converter that takes the names of functions by which spaces are divided.
 
     It raises argparse.ArgumentTypeError for anything else.
     """
-    _check(text.partition(":")[0], _registered("sigeo.fewshot.recipes", RECIPES))
+    _check(text, _registered("sigeo.fewshot.kinds", KINDS))
     return text
 
 
-def _registered(package: str, known: Sequence[str]) -> Sequence[str]:
+def recipe(text: str) -> str:
+    """A converter that takes ``NAME`` or ``NAME:OPTION=VALUE,...``; values are not looked at.
+
+    Raises:
+        ArgumentTypeError: There is no such recipe or option.
+    """
+    name, parts = option_text.parts(text)
+    _check(name, _registered("sigeo.fewshot.recipes", RECIPES))
+    imported = sys.modules.get("sigeo.fewshot.recipes")
+    options = RECIPES[name] if imported is None else imported.entry(name).options
+    for part in parts:
+        option, equals, _ = part.partition("=")
+        if option not in options or not equals:
+            have = ", ".join(options) or "none"
+            raise argparse.ArgumentTypeError(
+                f"expected OPTION=VALUE of {name}, whose options are {have}, got {part!r}"
+            )
+    return text
+
+
+def _registered(package: str, known: Iterable[str]) -> Iterable[str]:
     """All names of a package that takes more; whoever registered one has imported it."""
     imported = sys.modules.get(package)
     return known if imported is None else imported.names()
 
 
-def _check(name: str, known: Sequence[str]) -> None:
+def _check(name: str, known: Iterable[str]) -> None:
     if name not in known:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(known)}, got {name!r}")

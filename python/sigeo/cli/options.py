@@ -92,13 +92,30 @@ def _number_or_word(text: str) -> int | float | str:
     return text
 
 
-def _data(text: str) -> str:
-    try:
-        if text != "digits":
+def there(expected: str) -> Callable[[str], str]:
+    """A converter that takes the paths of files and folders that exist.
+
+    It raises argparse.ArgumentTypeError for anything else.
+
+    Args:
+        expected: What the message says that the path should be of.
+    """
+
+    def convert(text: str) -> str:
+        try:
             Path(text).stat()
-    except OSError as error:
-        expected = "'digits', a folder or an .npz file"
-        raise argparse.ArgumentTypeError(f"expected {expected}, {text}: {error.strerror}") from None
+        except OSError as error:
+            raise argparse.ArgumentTypeError(
+                f"expected {expected}, {text}: {error.strerror}"
+            ) from None
+        return text
+
+    return convert
+
+
+def _data(text: str) -> str:
+    if text != "digits":
+        there("'digits', a folder or an .npz file")(text)
     return text
 
 
@@ -113,10 +130,10 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("networks and data")
     group.add_argument(
         "--space",
-        type=names.one_of(names.SPACES),
+        type=names.one_of(names.SIZES),
         default="nasbench201",
         metavar="NAME",
-        help=f"search space: {', '.join(names.SPACES)} (default: %(default)s)",
+        help=f"search space: {', '.join(names.SIZES)} (default: %(default)s)",
     )
     group.add_argument(
         "--size",
@@ -211,14 +228,14 @@ def networks_at_once(text: str) -> int | Literal["auto"]:
 
 
 def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:
-    """The data, and the space sized for it; device and sizes are checked before they are loaded."""
+    """The data, and the space sized for it; the device is checked before they are loaded."""
     import torch
 
     from sigeo import data, spaces
     from sigeo.scoring.networks import parse_device
 
     parse_device(args.device)
-    sizes = _sizes(args, list(spaces.sizes_of(args.space)))
+    sizes = space_sizes(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     images = data.load(args.data)
@@ -228,12 +245,14 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     return images, spaces.get(args.space, shape, **sizes)
 
 
-def _sizes(args: argparse.Namespace, known: list[str]) -> dict[str, Any]:
-    """The sizes of the space that are given.
+def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
+    """The sizes of the space that are given; before anything is loaded.
 
     Raises:
-        InputError: One is given twice, or the space has none of that name.
+        InputError: One is given twice or is a word where numbers are expected, or the space has
+            none of that name.
     """
+    known = names.SIZES[args.space]
     own = ((name, f"--{name}", getattr(args, name)) for name in ("channels", "cells"))
     given = [(name, option, value) for name, option, value in own if value is not None]
     given += [(name, f"--size {name}", value) for name, value in args.size]
@@ -243,6 +262,10 @@ def _sizes(args: argparse.Namespace, known: list[str]) -> dict[str, Any]:
             raise InputError(f"--size: {name} is given twice")
         if name not in known:
             raise InputError(f"{option}: {args.space} has no such size, it has {', '.join(known)}")
+        parts = value if isinstance(value, tuple) else (value,)
+        if name not in names.WORDS and any(isinstance(part, str) for part in parts):
+            text = ",".join(map(str, parts))
+            raise InputError(f"{option}: must be a number, or several with commas, got {text!r}")
         sizes[name] = value
     return sizes
 
@@ -295,7 +318,9 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
 
 def add_table(parser: argparse.ArgumentParser, why: str) -> None:
     """A benchmark table and its column."""
-    parser.add_argument("--table", metavar="FILE", help=f"benchmark table {why}")
+    parser.add_argument(
+        "--table", type=there("a file"), metavar="FILE", help=f"benchmark table {why}"
+    )
     parser.add_argument("--metric", help=f"its column (default: {METRIC})")
 
 

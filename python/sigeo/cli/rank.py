@@ -152,11 +152,12 @@ class _Init:
         Raises:
             InputError: They cannot be ranked on.
         """
+        if self.path is None:
+            return None
+
         from sigeo.fewshot.family import PLAN, NoWeights, family_weights, leaf_file
         from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
 
-        if self.path is None:
-            return None
         if self.kind == "family":
             try:
                 return family_weights(self.path, space)
@@ -191,8 +192,12 @@ def _check(args: argparse.Namespace, init: _Init) -> None:
     if init.kind == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
     options.check_proxies(args)
+    options.space_sizes(args)
     warmup_options.settings(args, init.weights)
     shared_weights.supernet_options(args, init.weights)
+    if init.path is not None and not init.path.exists():
+        what = "folder" if init.kind == "family" else "file"
+        raise InputError(f"--init {init.kind}: found no {what} {init.path}")
 
 
 def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:

@@ -17,7 +17,11 @@ HELP = "write the HTML report of a ranking"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("run", help="a run's folder, or its scores.parquet")
+    parser.add_argument(
+        "run",
+        type=options.there("a run's folder or a file"),
+        help="a run's folder, or its scores.parquet",
+    )
     options.add_table(parser, "to compare with")
     parser.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
 

@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None and (args.channels or args.cells or args.size):
         raise InputError("--channels, --cells, --size: have no effect with --model")
     options.check_proxies(args)
+    options.space_sizes(args)
 
     from sigeo.scoring import export, score
 

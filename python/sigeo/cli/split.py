@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         InputError: More supernets than architectures.
     """
     split_options.check(args)
+    options.space_sizes(args)
 
     from sigeo.fewshot import analyse, draw_plan, plan_document, save_plan
     from sigeo.scoring import export

@@ -94,6 +94,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--kind",
+        type=names.kind,
         metavar="NAME",
         help="divide by a function of architectures instead, such as nonlinear_depth",
     )
@@ -106,7 +107,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     warmup_options.add_arguments(parser, default=0.0)
     parser.set_defaults(keep=None)  # a split is made with one set of weights
     shared_weights.add_arguments(parser)
-    parser.add_argument("--table", metavar="FILE", help="benchmark table to look at the plan with")
+    parser.add_argument(
+        "--table",
+        type=options.there("a file"),
+        metavar="FILE",
+        help="benchmark table to look at the plan with",
+    )
     parser.add_argument("--metric-column", help=f"its column (default: {options.METRIC})")
     parser.add_argument(
         "--top", type=float, metavar="SHARE", help="of the table's best to find (default: 0.01)"

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from sigeo.cli import console
+from sigeo.cli import console, options
 from sigeo.errors import InputError
 
 HELP = "show or convert a benchmark table"
@@ -14,7 +14,11 @@ HELP = "show or convert a benchmark table"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("file", help="csv, csv.gz or parquet with an arch_str column")
+    parser.add_argument(
+        "file",
+        type=options.there("a file"),
+        help="csv, csv.gz or parquet with an arch_str column",
+    )
     parser.add_argument(
         "--convert",
         metavar="FILE",

@@ -53,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
+    options.space_sizes(args)
+
     from pyarrow import parquet
 
     from sigeo.scoring import export, standalone

@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: No warm-up is asked for.
     """
+    options.space_sizes(args)
     if args.recipe is not None:
         return _carry_out(args)
     if args.held_out is not None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sigeo.errors import InputError
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.plan import Plan
-from sigeo.tables.correlation import kendall
+from sigeo.tables import FEWEST, kendall
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Child:
         mean: Of the known values; NaN where there are none.
         best: The largest; NaN where there are none.
         best_rank: Its place in the whole table, 1 for the best of all; None where there are none.
-        kendall: Tau-b of predictions and values inside the leaf; None without predictions.
+        kendall: Tau-b of predictions and values inside the leaf; NaN of fewer than
+            `sigeo.tables.FEWEST`, None without predictions.
     """
 
     size: int | None
@@ -52,7 +53,7 @@ class Analysis:
         top: How many architectures count as the best.
         entropy: Of the distribution of the best over the leaves, over the logarithm of the number
             of leaves: 0 if one leaf has them all, 1 if all have equally many; NaN for one leaf.
-        kendall: Tau-b of predictions and values of all leaves together; None without predictions.
+        kendall: Tau-b of predictions and values of all leaves together; NaN and None likewise.
         best: The largest value of the table.
     """
 
@@ -167,7 +168,7 @@ def _predicted(known: Known, predictions: Mapping[str, float]) -> NDArray[np.flo
 
 def _kendall(predicted: NDArray[np.float64], values: NDArray[np.float64]) -> float:
     there = ~np.isnan(predicted)
-    return kendall(predicted[there], values[there])
+    return kendall(predicted[there], values[there]) if there.sum() >= FEWEST else math.nan
 
 
 def _entropy(counts: list[int]) -> float:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sigeo import option_text
 from sigeo.errors import InputError
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import Progress, develop
@@ -56,10 +57,10 @@ class Entrant:
         Raises:
             InputError: It is no such text, or there is no such recipe or option.
         """
-        name, _, rest = text.partition(":")
+        name, parts = option_text.parts(text)
         known = recipes.entry(name)
         options = {}
-        for part in _parts(rest):
+        for part in parts:
             option, equals, value = part.partition("=")
             if not equals or not option:
                 have = ", ".join(f"{option}=" for option in known.options) or "none"
@@ -72,17 +73,6 @@ class Entrant:
                 options[option] = value
         known.checked(options)
         return cls(name, options)
-
-
-def _parts(text: str) -> list[str]:
-    """Split at commas outside brackets."""
-    parts, depth, begin = [], 0, 0
-    for place, letter in enumerate(text):
-        depth += (letter in "[{") - (letter in "]}")
-        if letter == "," and depth == 0:
-            parts.append(text[begin:place])
-            begin = place + 1
-    return [part for part in [*parts, text[begin:]] if part]
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.tree import Tree
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Node, Plan, size_of
 from sigeo.scoring.export import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "sigeo", "font.size": 8}
 _COLOUR = "#1f6f8b"
@@ -38,6 +38,9 @@ def draw_plan(plan: Plan[Any], path: Path) -> None:
     kind = path.suffix.removeprefix(".")
     if kind not in ("svg", "png"):
         raise InputError(f"plan: expected a .svg or .png file to draw to, got {path.name}")
+    from matplotlib import rc_context  # slow to import, and only needed here
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):  # type: ignore[arg-type]
         depth = _depth(plan.root)
         size = (3.2 * (depth + 1), 0.62 * max(2, plan.root.leaf_count) + 0.3)

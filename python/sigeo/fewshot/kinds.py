@@ -62,6 +62,11 @@ def register_kind(
     _FUNCTIONS[space, name] = KindFunction(name, function, values)
 
 
+def names() -> list[str]:
+    """The names of all functions, whatever their space."""
+    return sorted({name for _, name in _FUNCTIONS})
+
+
 def kind_function(space: SearchSpace[Any], name: str) -> KindFunction:
     """The function of a name.
 

@@ -10,7 +10,7 @@ import jinja2
 
 from sigeo.fewshot.comparison import ACCURACY, Standing
 from sigeo.report import plots
-from sigeo.tables import Estimate
+from sigeo.tables import FEWEST, Estimate
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,11 @@ def _undefined(main: Sequence[Standing]) -> Iterator[str]:
     if math.isnan(main[0].spread):
         yield "Between seeds: takes two seeds or more."
     top = main[0].quality[0].top
-    if top == 1:
-        yield "Kendall, best 1: one architecture has no order; a larger --top, or more --archs, do."
+    if top < FEWEST:
+        yield (
+            f"Kendall, best {top}: undefined for fewer than {FEWEST} architectures, "
+            "whose order may be chance; a larger --top, or more --archs, do."
+        )
     elif any(math.isnan(standing.mean(lambda q: q.top_kendall)) for standing in main):
         yield (
             f"Kendall, best {top}: undefined where the {top} best all measure the same, or are all "

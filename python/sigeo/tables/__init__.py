@@ -11,6 +11,7 @@ from sigeo.tables.correlation import (
     spearman_difference,
 )
 from sigeo.tables.quality import (
+    FEWEST,
     Pick,
     Quality,
     best,
@@ -26,6 +27,7 @@ from sigeo.tables.quality import (
 from sigeo.tables.table import Table, read_table, write_parquet
 
 __all__ = [
+    "FEWEST",
     "Correlation",
     "Estimate",
     "Pick",

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from sigeo.errors import InputError
 from sigeo.tables.correlation import Values, kendall
 
+FEWEST = 5
+"""Architectures whose tau says something: of four, one order in twelve has 1 or -1 by chance."""
+
 
 @dataclass(frozen=True)
 class Pick:
@@ -42,7 +45,7 @@ class Quality:
     Attributes:
         sparse_kendall: As of `sparse_kendall`.
         sparse_kendall_official: The same as the published code computes it.
-        top_kendall: Among the ``top`` architectures that are measured best.
+        top_kendall: As of `top_kendall`.
         hits: Share of the ``top`` that score best which are measured best.
         pick: What the first of the ranking is worth.
         random_surpasses: Probability that random search with ``draws`` finds a better one.
@@ -141,10 +144,15 @@ def best(truth: Values, count: int) -> NDArray[np.int64]:
 def top_kendall(scores: Values, truth: Values, count: int) -> float:
     """Kendall's tau-b among the ``count`` architectures that are measured best.
 
+    Returns:
+        Tau; NaN if one side does not vary, or of fewer than `FEWEST`.
+
     Raises:
         InputError: More than there are, or none.
     """
     places = best(truth, count)
+    if count < FEWEST:
+        return math.nan
     return kendall(_last_where_not_finite(scores)[places], truth[places])
 
 

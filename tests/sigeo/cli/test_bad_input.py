@@ -24,7 +24,7 @@ BAD = {
         "--inner-lr: has no effect on sigeo_sample",
     ),
     "metric-without": (["rank", "--metric", "x"], "--metric: has no effect without --table"),
-    "metric-of-report": (["report", "r", "--metric", "x"], "--metric: has no effect without"),
+    "metric-of-report": (["report", os.devnull, "--metric", "x"], "--metric: has no effect with"),
     "proxy": (["rank", "--proxy", "zen"], "--proxy: must be one of diag_fisher,"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
     "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
@@ -37,7 +37,7 @@ BAD = {
     "archs-file": (["rank", "--archs-file", "none.txt"], "none.txt: No such file or directory"),
     **{
         f"archs-twice-{verb}-{number}": (
-            [verb, "--archs", number, "--archs-file", "none.txt"],
+            [verb, "--archs", number, "--archs-file", os.devnull],
             "argument --archs-file: not allowed with argument --archs",
         )
         for verb, number in (("rank", "3"), ("rank", "64"), ("train", "100"))
@@ -60,7 +60,7 @@ BAD = {
     ),
     "checkpoint": (
         ["rank", "--init", "supernet:none.safetensors"],
-        "checkpoint: found no file none.safetensors",
+        "--init supernet: found no file none.safetensors",
     ),
     "warmup": (
         ["rank", "--warmup", "0.0001"],
@@ -162,9 +162,9 @@ BAD = {
         ["score", "--arch", EXAMPLE, "--model-args", "{}"],
         "--model-args: has no effect with --arch",
     ),
-    "rank-table": (["rank", "--table", "none.csv"], "table: found no file none.csv"),
+    "rank-table": (["rank", "--table", "none.csv"], "--table: expected a file, none.csv: No such"),
     "convert": (
-        ["tables", "none.csv", "--convert", "out.csv"],
+        ["tables", os.devnull, "--convert", "out.csv"],
         "--convert: expected a name that ends in .parquet, got out.csv",
     ),
     "verb": (["rang"], "invalid choice: 'rang'"),
@@ -200,12 +200,12 @@ BAD = {
         ["score", "--model", "torch.nn:Identity"],
         "expected [images, 10 or more] outputs for digits, got [2, 1, 8, 8]",
     ),
-    "table": (["tables", "none.csv"], "table: found no file none.csv"),
+    "table": (["tables", "none.csv"], "file: expected a file, none.csv: No such file or directory"),
     "scores": (
-        ["correlate", "--scores", "none.csv", "--table", "t.csv", "--metric", "x"],
+        ["correlate", "--scores", "none.csv", "--table", os.devnull, "--metric", "x"],
         "--scores: found no file none.csv",
     ),
-    "report": (["report", "none"], "scores: found no file none"),
+    "report": (["report", "none"], "run: expected a run's folder or a file, none: No such"),
     "warmup-verb": (["warmup", "--warmup", "0"], "--warmup: must be above 0, got 0"),
 }
 

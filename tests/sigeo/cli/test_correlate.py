@@ -112,8 +112,10 @@ def test_correlate_in_every_format(ranking, capsys):
     }
     assert found["random_surpasses"] == pytest.approx(1 - (1 - worst) ** 3)
     assert found["sparse_kendall"] < 0 and (found["top"], found["top_hits"]) == (2, 0)
-    code, out, _ = run(*given, capsys=capsys)
+    assert found["top_kendall"] is None
+    code, out, err = run(*given, *options, capsys=capsys)
     assert code == 0 and "Kendall" in out and "percentile" in out
+    assert "Kendall, best 2: undefined for fewer than 5 architectures" in err
 
 
 def test_correlate_with_the_published_table(ranking, capsys):

@@ -190,6 +190,10 @@ def _nothing():
     pass
 
 
+def _empty():
+    Path("f").mkdir()
+
+
 @pytest.mark.parametrize(
     ("prepare", "given", "message"),
     [
@@ -201,7 +205,8 @@ def _nothing():
             "family f: made for other networks (channels: there 2, here 3)",
         ),
         (save_family, ["--init", "family:f/plan.json"], "expected the folder of plan.json, got a"),
-        (_nothing, ["--init", "family:f"], "plan: found no file f/plan.json"),
+        (_nothing, ["--init", "family:f"], "--init family: found no folder f"),
+        (_empty, ["--init", "family:f"], "plan: found no file f/plan.json"),
         (
             _plan_alone,
             ["--init", "family:f"],

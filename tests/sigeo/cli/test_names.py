@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -9,7 +10,7 @@ import pytest
 
 from sigeo import proxies, spaces
 from sigeo.cli import names
-from sigeo.fewshot import choice, metrics, partition, recipes
+from sigeo.fewshot import choice, kinds, metrics, partition, recipes
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
@@ -21,6 +22,12 @@ REFUSED = (
     ("compare", "--recipes", "fair", "fairr:width=1"),
     ("compare",),  # without a table
     ("warmup", "--recipe", "fairr"),
+    ("warmup", "--recipe", "fair:foo=1"),
+    ("warmup", "--size", "foo=1"),
+    ("compare", "--recipes", "efs-nas:groups=[[0, 1], [2], [3]],foo=1"),
+    ("compare", "--table", "none.csv"),
+    ("split", "--kind", "colour"),
+    ("split", "--table", "none.csv"),
     ("warmup", "--recipe", "fair", "--paths", "2"),
     ("warmup", "--epochs", "2", "--warmup", "0"),
     ("split", "--metric", "zicoo"),
@@ -30,6 +37,15 @@ REFUSED = (
     ("split", "--factors", "1"),
     ("train", "--space", "nasbench"),
     ("train", "--data", "digitz"),
+    ("train", "--space", "mlp", "--channels", "4"),
+    ("train", "--archs-file", "none.txt"),
+    ("rank", "--space", "mlp", "--size", "widths=a,8"),
+    ("rank", "--table", "none.csv"),
+    ("rank", "--init", "supernet:none.safetensors"),
+    ("rank", "--init", "family:none"),
+    ("score", "--arch", "x", "--cells", "1", "--size", "cells=2"),
+    ("report", "none"),
+    ("tables", "none.csv"),
     ("rank", "--device", "gpu"),
     ("rank", "--init", "scratchy"),
     ("rank", "--init", "candidate"),
@@ -38,18 +54,27 @@ REFUSED = (
     ("rank", "--dropout", "0.1"),
     ("score", "--model", "nowhere"),
     ("score", "--model", "a:b", "--model-args", "3"),
-    ("correlate", "--scores", "none.csv", "--table", "t.csv", "--metric", "x"),
-    ("tables", "t.csv", "--convert", "out.csv"),
+    ("correlate", "--scores", "none.csv", "--table", os.devnull, "--metric", "x"),
+    ("tables", os.devnull, "--convert", "out.csv"),
 )
 
 
 def test_the_names_are_those_that_the_packages_know():
-    assert list(names.SPACES) == spaces.names()
+    assert list(names.SIZES) == spaces.names()
+    for space, sizes in names.SIZES.items():
+        defaults = spaces.sizes_of(space)
+        assert list(sizes) == list(defaults)
+        assert {n for n in sizes if n in names.WORDS} == {
+            n for n in sizes if isinstance(defaults[n], str)
+        }
     assert list(names.PROXIES) == proxies.names()
     assert list(names.RECIPES) == recipes.names()
+    for recipe, known in names.RECIPES.items():
+        assert list(known) == list(recipes.entry(recipe).options)
     assert list(names.METRICS) == metrics.names()
     assert list(names.PARTITIONS) == partition.names()
     assert list(names.CHOICES) == choice.names()
+    assert list(names.KINDS) == kinds.names()
 
 
 def test_wrong_arguments_are_refused_before_anything_heavy_is_imported():
@@ -83,7 +108,9 @@ def own(monkeypatch):
         score = proxies.OnModel(lambda model, inputs: proxies.Outcome(-len(list(model.modules()))))
         return proxies.Proxy(name="own", measurement=score, source="here", cost="free")
 
-    recipes.recipe("own", "here")(recipes.one_shot.one_shot)
+    @recipes.recipe("own", "here")
+    def own_recipe(space, *, mine=1):
+        return recipes.get("one-shot", space)
 
 
 def test_proxies_and_recipes_of_ones_own_are_taken(own, capsys):
@@ -95,13 +122,17 @@ def test_proxies_and_recipes_of_ones_own_are_taken(own, capsys):
     code, out, err = run(*given, capsys=capsys)
     assert code == 0, err
     assert strict(out)["plan"]["settings"]["splitting"]["metric"]["proxy"]["name"] == "own"
-    given = ["warmup", *SMALL[:4], "--recipe", "own", "--warmup-steps", "1", "--json"]
+    given = ["warmup", *SMALL[:4], "--recipe", "own:mine=2", "--warmup-steps", "1", "--json"]
     code, out, err = run(*given, capsys=capsys)
     assert code == 0, err
     assert strict(out)["settings"]["recipe"] == "own"
 
 
 def test_where_there_are_ones_own_a_wrong_name_is_refused_with_them(own, capsys):
-    for arguments in (["rank", "--proxy", "zicoo"], ["warmup", "--recipe", "fairr"]):
+    for arguments, known in (
+        (["rank", "--proxy", "zicoo"], " own,"),
+        (["warmup", "--recipe", "fairr"], ", own,"),
+        (["warmup", "--recipe", "own:your=1"], "of own, whose options are mine, got 'your=1'"),
+    ):
         code, _, err = run(*arguments, capsys=capsys)
-        assert code == 2 and " own," in err and err.count("\n") == 1
+        assert code == 2 and known in err and err.count("\n") == 1

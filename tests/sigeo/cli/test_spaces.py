@@ -106,7 +106,11 @@ def test_numbers_beyond_int64_are_text_in_the_table(capsys):
             "--cells: mlp has no such size, it has widths, depths,",
         ),
         (["--space", "vgg"], "--space: must be one of mlp, mobilenet, nasbench201, resnet"),
-        (["--space", "mlp", "--size", "widths=a,b"], "mlp: widths must be a whole number"),
+        (
+            ["--space", "mlp", "--size", "widths=a,8"],
+            "--size widths: must be a number, or several with commas, got 'a,8'",
+        ),
+        (["--space", "mlp", "--size", "widths=0,8"], "mlp: widths must be a whole number"),
     ],
 )
 def test_wrong_sizes_are_one_line(arguments, message, capsys):

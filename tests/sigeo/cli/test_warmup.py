@@ -157,7 +157,7 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
             ["--recipe", "gm-nas"],
             "--warmup-steps 8013 would do (with less than repeats=100 less)",
         ),
-        (["--recipe", "gm-nas:4"], "expected option=value, got '4'; options are repeats=, criter"),
+        (["--recipe", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
         (["--recipe", "one-shot:over=x"], "over must be architectures or operations"),
     ],
 )

@@ -93,6 +93,9 @@ def test_tau_inside_leaves_and_over_all():
         mine = [n for n in predictions if PLAN.route(SPACE.parse(n)) == leaf]
         inside = stats.kendalltau([predictions[n] for n in mine], [VALUES[n] for n in mine])
         assert child.kendall == pytest.approx(inside.statistic)
+    few = dict(list(predictions.items())[:4])
+    found = analyse(PLAN, KNOWN, predictions=few)  # whose order may be chance
+    assert math.isnan(found.kendall) and all(math.isnan(c.kendall) for c in found.children)
     with pytest.raises(InputError, match="predictions of two architectures"):
         analyse(PLAN, KNOWN, predictions={"other": 1.0})
 

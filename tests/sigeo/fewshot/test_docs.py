@@ -8,8 +8,9 @@ from pathlib import Path
 from sigeo import data, spaces
 from sigeo.fewshot import Branching, metrics, partition, recipes
 from sigeo.fewshot.choice import names
-from sigeo.fewshot.develop import least_budget
+from sigeo.fewshot.develop import develop, least_budget
 from sigeo.fewshot.study import Study
+from tests.sigeo.fewshot import ground, test_gradual
 from tests.sigeo.fewshot.test_lid import subspace
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -71,3 +72,29 @@ def test_the_page_on_systems_lists_every_recipe_and_its_code_runs():
     variables = {}
     exec(re.search(r"```python\n(.*?)```", SYSTEMS, re.DOTALL)[1], variables)
     assert len(variables["accuracy"]) == 2 and len(variables["family"].supernets) == 5
+
+
+def test_the_page_on_systems_lists_every_file(tmp_path):
+    section = SYSTEMS.split("## Files")[1].split("\n## ")[0]
+    tables = [
+        re.findall(r"`([\w.-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)))
+        for part in section.split("goes on from")
+    ]
+
+    def left(folder):
+        return {re.sub(r"\d+", "N", file.name) for file in folder.iterdir() if file.is_file()}
+
+    systems = [
+        (ground.study(200), "random-split", {"before": [1], "after": 1}),
+        (ground.study(1600), "hep-nas", ground.SMALL["hep-nas"]),
+        (ground.study(200), "efs-nas", {"shared": ["stem"]}),
+        (test_gradual.study(), "gradual", {"calibration": 2}),
+    ]
+    found = set()
+    for study, name, options in systems:
+        recipe = recipes.get(name, study.space, **options)
+        family = develop(recipe, study, 0, folder=tmp_path / name)
+        found |= left(tmp_path / name)
+    assert found == set(tables[1]) and len(tables[1]) == len(found)
+    family.save(tmp_path, {})
+    assert left(tmp_path) == set(tables[0])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -19,6 +21,14 @@ from sigeo.fewshot.recipe import Paths, Recipe, uniform_paths
 from sigeo.fewshot.recipes.registry import entry
 from sigeo.spaces import Product
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
+
+
+def test_recipes_import_nothing_slow_that_their_checks_do_without():
+    code = "import sys, sigeo.fewshot; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    loaded = set(result.stdout.split())
+    assert "sigeo.fewshot" in loaded, result.stderr
+    assert not loaded & {"scipy", "sklearn", "networkx", "matplotlib", "jinja2"}
 
 
 def made(name, **options):

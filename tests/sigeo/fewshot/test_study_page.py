@@ -19,7 +19,7 @@ def test_undefined_measures_are_said(tmp_path, monkeypatch):
     same = Outcome(whole_space(SPACE), {ACCURACY: np.zeros(8)}, 100.0, 2.0, 64)
     apart = Outcome(whole_space(SPACE), {ACCURACY: truth}, 100.0, 2.0, 64)
     standings = comparison.judge(
-        {"one-shot": [same], "fair": [apart]}, truth, threshold=0.1, top=2, resamples=10
+        {"one-shot": [same], "fair": [apart]}, truth, threshold=0.1, top=5, resamples=10
     )
     document = {
         "command": "c", "settings": "s", "sha": "0", "env": {"torch": "2"}, "architectures": 8,
@@ -28,7 +28,7 @@ def test_undefined_measures_are_said(tmp_path, monkeypatch):
     (tmp_path / "systems.json").write_text(json.dumps(document))
     monkeypatch.setattr(study_systems, "RESULTS", tmp_path)
     page = study_systems.page(table)
-    assert "| Kendall, best 2 |" in page and "between the table's own runs: undefined." in page
+    assert "| Kendall, best 5 |" in page and "between the table's own runs: undefined." in page
     first, second = (next(r for r in page.splitlines() if f"`{name}`" in r)
                      for name in ("one-shot", "fair"))  # fmt: skip
     assert first.split(" | ")[1] == "undefined" and first.split(" | ")[4] == "undefined"

@@ -168,13 +168,20 @@ class ElasticSupernet(nn.Module):
                 f"{choice.name} {choice.options[top]} leaves out"
             )
         made = convert(plain[piece])
-        weights = dict(self.named_parameters())
-        for place in list(places(made)):
-            name = self.shared_name(arch, f"{piece}.{place.name}")
-            value = shared_part(weights, name, place.value.shape).clone()
-            parameter = nn.Parameter(value, requires_grad=weights[name].requires_grad)
-            setattr(place.module, place.attribute, parameter)
+        self._fill(made, arch, f"{piece}.", torch.preserve_format)
         return made
+
+    def _fill(
+        self, module: nn.Module, arch: Architecture, prefix: str, format: torch.memory_format
+    ) -> None:
+        """Give an architecture's network, or its part of a prefix, copies of the shared weights."""
+        shared = dict(self.named_parameters())
+        for place in list(places(module)):
+            name = self.shared_name(arch, prefix + place.name)
+            value = shared_part(shared, name, place.value.shape)
+            value = value.clone(memory_format=format)
+            parameter = nn.Parameter(value, requires_grad=shared[name].requires_grad)
+            setattr(place.module, place.attribute, parameter)
 
     def subnet(self, arch: Architecture, *, whole: bool = False) -> nn.Module:
         """A plain network with copies of an architecture's parts of the weights as they are now.
@@ -194,13 +201,10 @@ class ElasticSupernet(nn.Module):
             track: Whether its batch norms have running statistics.
         """
         network = self.space.skeleton(arch, track=track)
-        shared = dict(self.named_parameters())
-        one = next(iter(shared.values()))
-        materialise(network, one.device, one.dtype)
-        for name, parameter in network.named_parameters():
-            key = self.shared_name(arch, name)
-            parameter.copy_(shared_part(shared, key, parameter.shape))
-            parameter.requires_grad_(shared[key].requires_grad)
+        if track:  # else there is nothing but parameters
+            one = next(self.parameters())
+            materialise(network, one.device, one.dtype)
+        self._fill(network, arch, "", torch.contiguous_format)
         return network.train(self.training)
 
     def stack(self, archs: Sequence[Architecture], *, own: bool = False) -> Stack:
