@@ -120,7 +120,7 @@ using Packed = std::vector<T, CacheAligned<T>>;
 
 // Lines ahead of the one being packed that are asked for: they lie too far apart for the processor
 // to see them coming.
-inline constexpr int64_t kLinesAhead = 16;
+inline constexpr int64_t kLinesAhead = 32;
 
 // `lines` runs of kWidth values, `step` apart, one after another.
 template <int64_t kWidth, class T>

@@ -20,8 +20,9 @@ SIGEO_INLINE T lanes_sum(const V (&chains)[kChains], int lanes) {
   return sum;
 }
 
-// kLanes channels from `c` on of one sample, channels last. `kTail`: fewer than kLanes are there.
-template <class T, int kLanes, bool kTail>
+// kVectors vectors of channels from `c` on of one sample, channels last, with kChains sums of every
+// channel. `kTail`: one vector, of which not all channels are there.
+template <class T, int kLanes, int kVectors, int kChains, bool kTail>
 SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t c) {
   using V = typename Vector<T, kLanes>::type;
   const int64_t width = job.channels, there = std::min<int64_t>(kLanes, width - c);
@@ -39,23 +40,27 @@ SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t
   const bool of_position = job.statistics == ScaleJob<T>::kOfPosition;
   const int64_t row = job.statistics == ScaleJob<T>::kOfSampleAndChannel ? sample : 0;
   const bool sums = job.scale != nullptr;
-  const V zero{};
-  const V mean = of_position || !sums ? zero : read(job.mean + row * width + c);
-  const V factor = job.dx == nullptr ? zero : read(job.factor + c);
-  V scale[kChains] = {}, shift[kChains] = {};
+  V mean[kVectors] = {}, factor[kVectors] = {};
+  V scale[kChains][kVectors] = {}, shift[kChains][kVectors] = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    if (sums && !of_position) mean[v] = read(job.mean + row * width + c + v * kLanes);
+    if (job.dx != nullptr) factor[v] = read(job.factor + c + v * kLanes);
+  }
   const auto step = [&](int64_t t, int chain) SIGEO_LAMBDA_INLINE {
-    const int64_t at = (sample * job.positions + t) * width + c;
-    const V d = read(job.d + at);
-    shift[chain] += d;
-    if (sums) {
-      if (of_position) {
-        const int64_t p = sample * job.positions + t;
-        scale[chain] += d * ((read(job.x + at) - job.mean[p]) * job.rstd[p]);
-      } else {
-        scale[chain] += d * (read(job.x + at) - mean);
+    const int64_t p = sample * job.positions + t;
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const int64_t at = p * width + c + v * kLanes;
+      const V d = read(job.d + at);
+      shift[chain][v] += d;
+      if (sums) {
+        const V x = read(job.x + at);
+        if (of_position) scale[chain][v] += d * ((x - job.mean[p]) * job.rstd[p]);
+        else scale[chain][v] += d * (x - mean[v]);
       }
+      if (job.dx != nullptr) write(job.dx + at, d * factor[v]);
     }
-    if (job.dx != nullptr) write(job.dx + at, d * factor);
   };
   int64_t t = 0;
   for (; t + kChains <= job.positions; t += kChains) {
@@ -63,14 +68,19 @@ SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t
     for (int chain = 0; chain < kChains; ++chain) step(t + chain, chain);
   }
   for (; t < job.positions; ++t) step(t, 0);
-  const int64_t out = sample * width + c;
-  if (sums) {
-    V all = (scale[0] + scale[1]) + (scale[2] + scale[3]);
-    if (!of_position) all *= read(job.rstd + row * width + c);
-    write(job.scale + out, all);
-  }
-  if (job.shift != nullptr) {
-    write(job.shift + out, (shift[0] + shift[1]) + (shift[2] + shift[3]));
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+    for (int chain = 1; chain < kChains; ++chain) {
+      scale[0][v] += scale[chain][v];
+      shift[0][v] += shift[chain][v];
+    }
+    const int64_t at = c + v * kLanes, out = sample * width + at;
+    if (sums) {
+      if (!of_position) scale[0][v] *= read(job.rstd + row * width + at);
+      write(job.scale + out, scale[0][v]);
+    }
+    if (job.shift != nullptr) write(job.shift + out, shift[0][v]);
   }
 }
 
@@ -114,11 +124,14 @@ SIGEO_INLINE void scale_body(const ScaleJob<T>& job, int64_t from, int64_t to) {
       for (int64_t c = 0; c < job.channels; ++c) scale_positions<T, kLanes>(job, sample, c);
       continue;
     }
-    int64_t c = 0;
-    for (; c + kLanes <= job.channels; c += kLanes) {
-      scale_channels<T, kLanes, false>(job, sample, c);
+    int64_t c = 0;  // whole cache lines first
+    for (; c + 2 * kLanes <= job.channels; c += 2 * kLanes) {
+      scale_channels<T, kLanes, 2, 2, false>(job, sample, c);
     }
-    if (c < job.channels) scale_channels<T, kLanes, true>(job, sample, c);
+    for (; c + kLanes <= job.channels; c += kLanes) {
+      scale_channels<T, kLanes, 1, kChains, false>(job, sample, c);
+    }
+    if (c < job.channels) scale_channels<T, kLanes, 1, kChains, true>(job, sample, c);
   }
 }
 
