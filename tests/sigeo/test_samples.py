@@ -107,6 +107,20 @@ def test_autocast_gives_float32_statistics():
     assert_statistics(stats, rows, model, tolerance=0.05)
 
 
+def test_autocast_reaches_convolutions_as_without_capture():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Conv1d(4, 5, 3), nn.ConvTranspose1d(5, 2, 3))
+    x = torch.randn(SAMPLES, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with capture(model, {"abs_sum"}) as stats:
+            output = model(x)
+            output.float().mean().backward()
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected)
+    assert stats["1.weight"].abs_sum.dtype == torch.float32
+
+
 def test_a_wrapped_compiled_model_runs_eagerly():
     torch.manual_seed(0)
     model, inputs, labels = zoo.made("convolutions", SAMPLES)

@@ -8,7 +8,7 @@ one of them, the ordinary gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -217,6 +217,7 @@ class Convolution(Call):
     """``F.conv1d`` to ``conv3d`` and their transposed forms: x [N, I, *size].
 
     Attributes:
+        function: Which of them; unlike what they are made of, autocast knows them.
         stride: One number for each dimension, like all that follow.
         padding: In zeros.
         dilation: Of the kernel.
@@ -225,6 +226,7 @@ class Convolution(Call):
         output_padding: Zeros where it is not.
     """
 
+    function: Callable[..., Tensor]
     stride: list[int]
     padding: list[int]
     dilation: list[int]
@@ -234,7 +236,10 @@ class Convolution(Call):
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
         """[N, O, *size]."""
-        return (torch.convolution(x, weight, bias, *self._geometry()),)  # type: ignore[arg-type]
+        options: tuple[Any, ...] = (self.dilation, self.groups)
+        if self.transposed:
+            options = (self.output_padding, self.groups, self.dilation)
+        return (self.function(x, weight, bias, self.stride, self.padding, *options),)
 
     def _geometry(self) -> tuple[Any, ...]:
         extra = self.output_padding

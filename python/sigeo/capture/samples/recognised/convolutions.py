@@ -51,6 +51,7 @@ def _convolve(function: Any, dims: int, transposed: bool) -> Handler:
         call = calls.Convolution(
             axis,
             uses,
+            function,
             _each(stride, dims),
             _each(padding, dims),
             dilation,
