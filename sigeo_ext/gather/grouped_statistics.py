@@ -109,7 +109,7 @@ def subnet_moments(
     ]
     wide = [[widened(t.detach()) for t in tensors] for tensors in (x, d)]
     results = op.gather_grouped_moments(*wide, list(size), *windows, bits)
-    found = named(bits, results, 1)
+    found = named(bits, results)
     if factor != 1.0:
         for statistic, power in _POWERS.items():
             values = getattr(found, statistic)

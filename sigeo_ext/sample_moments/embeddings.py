@@ -9,7 +9,6 @@ from torch import Tensor
 
 from sigeo_ext.sample_moments import op
 from sigeo_ext.sample_moments.layout import widened
-from sigeo_ext.sample_moments.reference import STATISTICS
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
@@ -60,7 +59,7 @@ def embedding(
         bits,
         factor,
     )
-    return touched, named(bits, [r if r.dim() == 1 else r[None] for r in results], None)
+    return touched, named(bits, results)
 
 
 class Tables(NamedTuple):
@@ -103,5 +102,4 @@ def tables(
     first, touched, *results = op.sample_moments_tables(
         rows.contiguous(), values, unit, bits, factor
     )
-    names = [name for bit, name in enumerate(STATISTICS) if bits >> bit & 1]
-    return Tables(first, touched, SampleMoments(**dict(zip(names, results, strict=True))))
+    return Tables(first, touched, named(bits, results))

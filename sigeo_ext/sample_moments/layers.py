@@ -72,11 +72,9 @@ def convolution(
         bits,
         factor,
     )
-    statistics = [
-        result if result.dtype == torch.float64 and result.dim() == 1 else result.movedim(-1, 2)
-        for result in results
-    ]
-    return named(bits, statistics, segments)
+    if segments is None:
+        return named(bits, [r if r.dim() == 1 else r[0].movedim(-1, 1) for r in results])
+    return named(bits, [r if r.dim() == 1 else r.movedim(-1, 2) for r in results])
 
 
 def linear(
@@ -125,8 +123,9 @@ def linear(
         bits,
         factor,
     )
-    statistics = [result if result.dim() == 1 else result.squeeze(2) for result in results]
-    return named(bits, statistics, segments)
+    shape = (d.shape[2], x.shape[2])
+    whole = shape if segments is None else (segments, *shape)
+    return named(bits, [r if r.dim() == 1 else r.view(whole) for r in results])
 
 
 # Of one position, all but these are products of what x and d give alone: |d x| = |d| |x|.
@@ -138,10 +137,12 @@ def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
     results: dict[str, Tensor] = {}
     if bits & 1:
         results["sum"] = d.t() @ x
+    if bits & (2 | 4 | 32):
+        scaled = d * factor
     if bits & 2:
-        results["abs_sum"] = (d.abs() * abs(factor)).t() @ x.abs()
+        results["abs_sum"] = scaled.abs().t() @ x.abs()
     if bits & (4 | 32):
-        dd, xx = (d * factor).square_(), x.square()
+        dd, xx = scaled.square_(), x.square()
         if bits & 4:
             results["sq_sum"] = dd.t() @ xx
         if bits & 32:

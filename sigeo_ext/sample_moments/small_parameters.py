@@ -34,13 +34,13 @@ def rows(
         ValueError: An unknown statistic.
     """
     bits = bits_of(want)
-    flat = widened(
-        gradients[:, None] if gradients.dim() == 1 else gradients.flatten(1)
-    ).contiguous()
-    results = op.sample_moments_rows(flat, unit, segments or 1, bits, factor)
     shape = gradients.shape[1:]
-    statistics = [r if r.dim() == 1 else r.view(r.shape[0], *shape) for r in results]
-    return named(bits, statistics, segments)
+    flat = widened(gradients)
+    if len(shape) != 1:
+        flat = flat.flatten(1) if shape else flat[:, None]
+    results = op.sample_moments_rows(flat.contiguous(), unit, segments or 1, bits, factor)
+    whole = shape if segments is None else (segments, *shape)
+    return named(bits, [r if r.dim() == 1 else r.view(whole) for r in results])
 
 
 class Scaled(NamedTuple):

@@ -49,12 +49,14 @@ def _bits(want: tuple[str, ...]) -> int:
     return bits
 
 
-def named(bits: int, results: list[Tensor], segments: int | None) -> SampleMoments:
-    """Results in the order of their bits, by name; of the only segment if none were asked for."""
+def named(bits: int, results: Iterable[Tensor]) -> SampleMoments:
+    """Results in the order of their bits, by name."""
     values: list[Tensor | None] = [None] * len(STATISTICS)
-    given = iter(results)
-    for bit, name in enumerate(STATISTICS):
-        if bits >> bit & 1:
-            result = next(given)
-            values[bit] = result[0] if segments is None and name != "sq_norm" else result
+    for place, result in zip(_places(bits), results, strict=True):
+        values[place] = result
     return SampleMoments(*values)
+
+
+@functools.cache
+def _places(bits: int) -> tuple[int, ...]:
+    return tuple(place for place in range(len(STATISTICS)) if bits >> place & 1)

@@ -6,6 +6,7 @@ import copy
 import gc
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from sigeo.capture import capture
+from sigeo.capture.samples import small_parameters
 from sigeo.capture.samples.fallback import Fallback
 from tests.sigeo import zoo
 from tests.sigeo.sample_loop import EVERYTHING, SAMPLES, assert_statistics, check, error, loop
@@ -103,6 +105,20 @@ def test_autocast_gives_float32_statistics():
         F.cross_entropy(output.float(), labels).backward()
     assert stats["0.weight"].abs_sum.dtype == torch.float32
     assert_statistics(stats, rows, model, tolerance=0.05)
+
+
+def test_autocast_reaches_convolutions_as_without_capture():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 6), nn.Conv1d(4, 5, 3), nn.ConvTranspose1d(5, 2, 3))
+    x = torch.randn(SAMPLES, 4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(x)
+        with capture(model, {"abs_sum"}) as stats:
+            output = model(x)
+            output.float().mean().backward()
+    assert output.dtype == torch.bfloat16
+    assert torch.equal(output, expected)
+    assert stats["1.weight"].abs_sum.dtype == torch.float32
 
 
 def test_a_wrapped_compiled_model_runs_eagerly():
@@ -241,3 +257,85 @@ def test_an_expanded_parameter_is_added_without_running_a_module_again(monkeypat
     first, second = (nn.Parameter(torch.randn(1, zoo.CLASSES)) for _ in range(2))
     model = zoo.Function(run, layer=nn.Linear(192, zoo.CLASSES), first=first, second=second)
     check(model.double(), zoo.images(SAMPLES), torch.arange(SAMPLES) % zoo.CLASSES)
+
+
+@pytest.mark.parametrize("unit", [1, 3])
+@pytest.mark.parametrize("grads", [True, False])
+def test_small_parameters_are_the_same_whether_measured_at_once_or_together(
+    monkeypatch, unit, grads
+):
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 5), nn.LayerNorm(5), nn.Linear(5, 3)
+    )
+    x, labels = torch.randn(SAMPLES, 2, 4), torch.randint(0, 3, (SAMPLES,))
+
+    def measured():
+        model.zero_grad()
+        with capture(model, EVERYTHING, unit=unit, grads=grads) as stats:
+            F.cross_entropy(model(x).mean(1), labels).backward()
+        ordinary = [p.grad for p in model.parameters()]
+        return {name: stats[name] for name in stats}, stats.sample_sq_norm, ordinary
+
+    together, norms, gradients = measured()
+    monkeypatch.setattr(small_parameters, "_WAITING", 0)
+    alone, expected, ordinary = measured()
+    assert torch.equal(norms, expected)
+    for name, moments in alone.items():
+        for a, b in zip(together[name], moments, strict=True):
+            assert torch.equal(a, b), name
+    if grads:
+        assert all(torch.equal(a, b) for a, b in zip(gradients, ordinary, strict=True))
+
+
+def test_norms_are_the_same_before_and_after_a_table_is_read():
+    torch.manual_seed(0)
+    model, inputs, labels = zoo.made("many tables", SAMPLES)
+    with capture(model, {"sum", "sample_sq_norm"}) as stats:
+        F.cross_entropy(model(*inputs), labels).backward()
+    before = stats.sample_sq_norm
+    for name in stats:
+        assert stats[name].sum is not None
+    assert torch.equal(stats.sample_sq_norm, before)
+
+
+@pytest.mark.parametrize("name", ["many tables", "tied embedding", "lstm", "transformer"])
+def test_statistics_are_freed_with_the_capture(name):
+    torch.manual_seed(0)
+    model, inputs, labels = zoo.made(name, SAMPLES)
+    gc.collect()
+    gc.disable()
+    try:
+        with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+            F.cross_entropy(model(*inputs), labels).backward()
+        session = weakref.ref(stats._session)
+        del stats
+        assert session() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    "reshape",
+    [
+        lambda x: x.unsqueeze(dim=1).squeeze(1),
+        lambda x: x.transpose(dim0=1, dim1=2).transpose(1, 2),
+        lambda x: torch.flatten(x, start_dim=1).view(-1, 3, 4),
+        lambda x: x.reshape(-1, 12).reshape((len(x), 3, 4)),
+        lambda x: x.mean(dim=1, keepdim=True).unsqueeze(-1).flatten(2) + x,
+        lambda x: x.sum(axis=1, keepdim=True) + x,
+    ],
+    ids=["names", "named dims", "flatten", "reshape", "mean", "numpy's names"],
+)
+def test_reshapes_are_followed_however_they_are_written(reshape):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def forward(self, x):
+            return self.second(reshape(self.first(x))).mean(1)
+
+    torch.manual_seed(0)
+    x, labels = torch.randn(SAMPLES, 3, 4).double(), torch.randint(0, 5, (SAMPLES,))
+    check(Model().double(), (x,), labels)

@@ -43,7 +43,7 @@ class Batches:
         Raises:
             InputError: There is no batch, or a parameter of the model has no shape yet.
         """
-        check_made(model)
+        check_made(model.named_parameters())
         random = RandomState(device)  # a shuffling loader draws from it
         self._batches = batches if isinstance(batches, Sequence) else list(batches)
         random.restore()

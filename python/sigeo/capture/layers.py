@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Literal
 
 from torch import nn
@@ -14,13 +15,13 @@ Selection = Literal["layers", "all"]
 field mean it (no biases, no norms). ``all``: every trainable parameter."""
 
 
-def check_made(model: nn.Module) -> None:
-    """Check that every parameter is there.
+def check_made(named: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Check that every one of a model's parameters is there.
 
     Raises:
         InputError: A lazy layer has not been run yet.
     """
-    for name, parameter in model.named_parameters():
+    for name, parameter in named:
         if isinstance(parameter, nn.parameter.UninitializedParameter):
             raise InputError(
                 f"model: {name} has no shape yet; run the lazy model once before it is measured"

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from sigeo.capture.layers import Selection, check_made
+from sigeo.capture.layers import Selection
 from sigeo.capture.losses import Reduction
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
@@ -118,22 +118,26 @@ class _Captured(SampleStatistics):
         if name in self._session.unsupported:
             raise KeyError(f"{name}: {self._session.unsupported[name]}")
         record = self._session.records[name]
-        if record.shared is not None:
-            record.shared.cut()
         if not record.measured:
             raise KeyError(f"{name}: not among the parameters that are measured")
-        moments = record.moments
+        rows, moments = record.rows, record.moments
+        if record.shared is not None:
+            tables, index = record.shared
+            rows, moments = tables.part(index)
         assert moments is not None
         if all(value is None for value in moments):
             zero = torch.zeros_like(record.parameter)
             norms = zero.new_zeros(self.units, dtype=torch.float64)
             want = self._session.plan.want
             moments = SampleMoments(**{w: norms if w == "sq_norm" else zero for w in want})
-        if record.rows is not None:
-            rows, shape = record.rows[None], record.parameter.shape
+        if rows is not None:
             sparse = {
                 key: torch.sparse_coo_tensor(
-                    rows, value, shape, is_coalesced=True, check_invariants=False
+                    rows[None],
+                    value,
+                    record.parameter.shape,
+                    is_coalesced=True,
+                    check_invariants=False,
                 )
                 for key, value in moments._asdict().items()
                 if value is not None and key != "sq_norm"
@@ -143,15 +147,14 @@ class _Captured(SampleStatistics):
 
     def _over_parameters(self, name: str) -> Tensor:
         self._complete()
-        records = self._session.records.values()
-        uses = [use for record in records for use in record.uses]
         if name == "fisher_rao":
-            return self._total([use.inner for use in uses])
+            return self._total(self._session.inner)
         if name == "gram":
-            return self._total([use.gram for use in uses], self.units, self.units)
-        shared = {id(r.shared): r.shared for r in records if r.shared is not None}
+            return self._total(self._session.grams, self.units, self.units)
+        records = self._session.records.values()
+        shared = {id(r.shared[0]): r.shared[0] for r in records if r.shared is not None}
         norms = [tables.found.moments.sq_norm for tables in shared.values()]
-        found = [r.moments.sq_norm for r in records if r.moments is not None and r.shared is None]
+        found = [r.moments.sq_norm for r in records if r.moments is not None]
         return self._total([*found, *(n.sum(0) for n in norms if n is not None)])
 
     def _total(self, parts: Iterable[Tensor | None], *shape: int) -> Tensor:
@@ -246,7 +249,6 @@ def capture(
         raise InputError(
             f"batch_norm: must be refuse, frozen, per_unit or contribution, got {batch_norm!r}"
         )
-    check_made(model)
     of_units = {"fisher_rao", "gram"}
     names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted - of_units)
     session = Session(

@@ -35,7 +35,7 @@ class Axis:
 
     def at(self, dim: int) -> Axis:
         """The same in another dimension."""
-        return Axis(dim, self.samples, self.outer, self.inner)
+        return self if dim == self.dim else Axis(dim, self.samples, self.outer, self.inner)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ one of them, the ordinary gradient.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
+from sigeo.capture.samples.small_parameters import of_rows
 from sigeo_ext import gram, moments, sample_moments
 from sigeo_ext.sample_moments import SampleMoments
 
@@ -112,35 +113,40 @@ class Layer(torch.autograd.Function):
         return result
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         """Input gradient as usual; each parameter's from its statistics."""
-        call: Call = ctx.call
-        call.forget()
-        x, weight, bias, *saved = ctx.saved_tensors
-        _, need_x, *need = ctx.needs_input_grad
-        with torch._C.DisableTorchFunction():  # nothing here is the model's
-            dx = call.input_gradient(d, x, weight, saved) if need_x else None
-            gradients = [
-                call.uses[name].backward(call, name, value, x, d, dx, saved)
-                if needed and name in call.uses
-                else None
-                for name, value, needed in zip(
-                    ("weight", "bias"), (weight, bias), need, strict=True
-                )
-            ]
-        return (None, dx, *gradients)
+        tensors = ctx.saved_tensors  # a checkpoint repeats the model's forward pass for them
+        with torch._C.DisableTorchFunction():  # nothing else here is the model's
+            run = _gradients_once if torch.is_grad_enabled() else _gradients
+            return run(ctx, d, tensors)
+
+
+def _gradients(ctx: Any, d: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    call: Call = ctx.call
+    call.forget()
+    x, weight, bias, *saved = tensors
+    _, need_x, *need = ctx.needs_input_grad
+    dx = call.input_gradient(d, x, weight, saved) if need_x else None
+    found: list[Tensor | None] = [None, None]
+    for index, (name, value) in enumerate((("weight", weight), ("bias", bias))):
+        use = call.uses.get(name)
+        if need[index] and use is not None:
+            found[index] = use.backward(call, name, value, x, d, dx, saved)
+    return (None, dx, *found)
+
+
+_gradients_once = torch.autograd.function.once_differentiable(_gradients)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in a dtype; most have it, and are not handed to torch to find out."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def _sum(values: Tensor, dim: int) -> Tensor:
     """A sum of at least float32."""
     narrow = values.dtype in (torch.bfloat16, torch.float16)
     return values.sum(dim, dtype=torch.float32 if narrow else None)
-
-
-def of_rows(rows: Tensor, use: Use) -> SampleMoments:
-    """Statistics of gradients that are small enough to be there: [samples, *shape]."""
-    return sample_moments.rows(rows, unit=use.unit, want=use.want, factor=use.factor)
 
 
 def in_units(rows: Tensor, units: slice, unit: int) -> Tensor:
@@ -162,10 +168,12 @@ class Linear(Call):
     ) -> Tensor:
         """D W."""
         assert weight is not None
-        return d.matmul(weight.to(d.dtype)).to(x.dtype)
+        return cast(d.matmul(cast(weight, d.dtype)), x.dtype)
 
     def _positions(self, tensor: Tensor) -> Tensor:
         """[samples, positions, channels]."""
+        if tensor.dim() == 3 and self.axis.dim == 0 and self.axis.alone:
+            return tensor
         return samples_first(tensor, self.axis).flatten(1, -2)
 
     def measure(
@@ -175,12 +183,12 @@ class Linear(Call):
         if x.dim() == 2 and self.axis.alone:  # one position
             if argument == "bias":
                 return of_rows(d, use)
-            x = x.to(d.dtype)
+            x = cast(x, d.dtype)
             return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
         d = self._positions(d)
         if argument == "bias":
             return of_rows(_sum(d, 1), use)
-        x = self._positions(x).to(d.dtype)
+        x = cast(self._positions(x), d.dtype)
         return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
 
     def gram(
@@ -189,7 +197,7 @@ class Linear(Call):
         """By the cheaper route."""
         if argument == "bias":
             return super().gram(argument, x, d, saved, plan)
-        x = self._positions(x).to(d.dtype)
+        x = cast(self._positions(x), d.dtype)
         return gram.linear(x, self._positions(d), unit=plan.unit)
 
     def unit_gradients(
@@ -206,22 +214,36 @@ class Linear(Call):
 
 @dataclass
 class Convolution(Call):
-    """``F.conv1d`` to ``conv3d`` and their transposed forms: x [N, I, *size]."""
+    """``F.conv1d`` to ``conv3d`` and their transposed forms: x [N, I, *size].
 
+    Attributes:
+        function: Which of them; unlike what they are made of, autocast knows them.
+        stride: One number for each dimension, like all that follow.
+        padding: In zeros.
+        dilation: Of the kernel.
+        groups: Of the channels.
+        transposed: Whether it is a transposed form.
+        output_padding: Zeros where it is not.
+    """
+
+    function: Callable[..., Tensor]
     stride: list[int]
     padding: list[int]
     dilation: list[int]
     groups: int
-    transposed: bool = False
-    output_padding: tuple[int, ...] = ()
-
-    def _geometry(self) -> tuple[Any, ...]:
-        extra = list(self.output_padding) or [0] * len(self.stride)
-        return self.stride, self.padding, self.dilation, self.transposed, extra, self.groups
+    transposed: bool
+    output_padding: list[int]
 
     def forward(self, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Any, ...]:
         """[N, O, *size]."""
-        return (torch.convolution(x, weight, bias, *self._geometry()),)  # type: ignore[arg-type]
+        options: tuple[Any, ...] = (self.dilation, self.groups)
+        if self.transposed:
+            options = (self.output_padding, self.groups, self.dilation)
+        return (self.function(x, weight, bias, self.stride, self.padding, *options),)
+
+    def _geometry(self) -> tuple[Any, ...]:
+        extra = self.output_padding
+        return self.stride, self.padding, self.dilation, self.transposed, extra, self.groups
 
     def input_gradient(
         self, d: Tensor, x: Tensor, weight: Tensor | None, saved: Sequence[Tensor]
@@ -229,11 +251,11 @@ class Convolution(Call):
         """As aten computes it."""
         assert weight is not None
         mask = [True, False, False]
-        kernel = weight.to(d.dtype)
-        dx, _, _ = aten.convolution_backward(
-            d, x.to(d.dtype), kernel, None, *self._geometry(), mask
+        kernel = cast(weight, d.dtype)
+        dx, _, _ = aten.convolution_backward.default(
+            d, cast(x, d.dtype), kernel, None, *self._geometry(), mask
         )
-        return dx.to(x.dtype)  # type: ignore[no-any-return]
+        return cast(dx, x.dtype)
 
     def _images(self, tensor: Tensor) -> tuple[Tensor, int]:
         """Images with each sample's one after another, and how many a sample has."""
@@ -254,7 +276,7 @@ class Convolution(Call):
             return of_rows(rows.unflatten(0, (-1, images)).sum(1), use)
         x, _ = self._images(x)
         return sample_moments.convolution(
-            x.to(d.dtype),
+            cast(x, d.dtype),
             d,
             use.shape[2:],
             stride=self.stride,
@@ -276,7 +298,7 @@ class Convolution(Call):
         d, images = self._images(d)
         x, _ = self._images(x)
         return gram.convolution(
-            x.to(d.dtype),
+            cast(x, d.dtype),
             d,
             self.uses["weight"].shape[2:],
             stride=self.stride,
@@ -300,7 +322,7 @@ class Convolution(Call):
         for index in range(units.start, units.stop):
             part = slice(index * of_unit, (index + 1) * of_unit)
             gradients.append(
-                aten.convolution_backward(
+                aten.convolution_backward.default(
                     d[part],
                     x[part].to(d.dtype),
                     d.new_empty(self.uses["weight"].shape),

@@ -42,8 +42,10 @@ class LookUp:
         """Whether each sample looks one row up, and no row is padding."""
         return self.axis.alone and self.indices.dim() == 1 and self.padding_idx < 0
 
-    def arrived(self, gradient: Tensor) -> None:
+    def arrived(self, gradient: Tensor | None, *_: Tensor | None) -> None:
         """The hook: keep the gradient, and hear of the end of the backward pass."""
+        if gradient is None:
+            return
         with torch._C.DisableTorchFunction():
             self.use.session.backward_begun()
             if len(self.use.record.uses) > 1:
@@ -167,9 +169,9 @@ def _finish_together(look_ups: list[LookUp]) -> None:
         found = sample_moments.tables(
             rows, gradients, unit=plan.unit, want=plan.want, factor=plan.factor
         )
-        shared = SharedTables(records, found, plan.factor)
-        for record in records:
-            record.shared, record.moments = shared, SampleMoments()
+        shared = SharedTables(found, plan.factor)
+        for index, record in enumerate(records):
+            record.shared, record.moments = (shared, index), SampleMoments()
     first = look_ups[0].use
     if plan.inner:
         looked_up = [

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sigeo.capture.samples.axis import Lost, Where, where
 from sigeo.capture.samples.axis_rules import follow
+from sigeo.capture.samples.functions import leaves, tensors_in
 
 
 class Follower(TorchDispatchMode):
@@ -24,10 +24,7 @@ class Follower(TorchDispatchMode):
     def __init__(self, arguments: Any):
         """Start from what is noted on the tensors among the arguments."""
         super().__init__()  # type: ignore[no-untyped-call]
-        self._known: dict[Any, Where] = {}
-        for leaf in tree_leaves(arguments):
-            if isinstance(leaf, Tensor):
-                self._known[_key(leaf)] = where(leaf)
+        self._known: dict[Any, Where] = {_key(t): where(t) for t in tensors_in(arguments)}
 
     def __torch_dispatch__(
         self,
@@ -39,7 +36,7 @@ class Follower(TorchDispatchMode):
         """Run one operation and note where the samples of its results are."""
         result = func(*args, **(kwargs or {}))
         found = follow(func, args, kwargs or {}, result, self.of)
-        for leaf, axis in zip(tree_leaves(result), found, strict=True):
+        for leaf, axis in zip(leaves(result), found, strict=True):
             if isinstance(leaf, Tensor):
                 self._known[_key(leaf)] = axis
         return result
@@ -59,7 +56,7 @@ class Follower(TorchDispatchMode):
 
 def _key(tensor: Tensor) -> Any:
     # Not the object: autograd hands out another one for a view than the operation made.
-    place = tensor.untyped_storage()._cdata, tensor.storage_offset()
-    # The stride of a dimension of one entry means nothing.
-    dims = zip(tensor.shape, tensor.stride(), strict=True)
-    return place, tuple((size, stride if size > 1 else 0) for size, stride in dims)
+    shape, stride = tensor.shape, tensor.stride()
+    if 1 in shape:  # the stride of a dimension of one entry means nothing
+        stride = tuple(step if size > 1 else 0 for size, step in zip(shape, stride, strict=True))
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), shape, stride

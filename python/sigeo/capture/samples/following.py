@@ -7,17 +7,26 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
 from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
 from sigeo.capture.samples.follower import Follower
-from sigeo.capture.samples.functions import JOINS, LOSSES, OF_BATCH, POINTWISE, POOLS, tensors_in
+from sigeo.capture.samples.functions import (
+    LOSSES,
+    OF_BATCH,
+    POINTWISE,
+    POOLS,
+    SINGLE,
+    tensors_in,
+)
 from sigeo.capture.samples.mode import LINEAR, linear_is
 
 
-def followed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Run any other function and note where the samples of its results are."""
-    tensors = tensors_in(args, kwargs)
+def followed(
+    func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
+) -> Any:
+    """Run any other function, of these tensors, and note where the samples of its results are."""
     places: list[Where] = [where(t) for t in tensors]
     if func is Tensor.__getitem__ and isinstance(places[0], Axis) and len(places) == 1:
         kept = indexed(places[0], tensors[0].dim(), args[1])
@@ -31,9 +40,10 @@ def followed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if leaf.requires_grad:
                 mark(leaf, None)  # made of parameters alone, and seen to be
         return output
-    if func in JOINS and not kwargs.keys() - {"dim"}:
+    single, named = SINGLE.get(func, (None, set()))
+    if single is not None and kwargs.keys() <= named:
         output = func(*args, **kwargs)
-        mark(output, follow(JOINS[func], args, kwargs, output, where)[0])
+        mark(output, follow(single, args, kwargs, output, where)[0])
         return output
     if func in LOSSES and not {"reduction", "reduce", "size_average"} & kwargs.keys():
         output = func(*args, **kwargs)
@@ -75,7 +85,8 @@ def seen_through(
 
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             mark(input, follower.of(input))
-            output: Tensor = call(LINEAR, (input, weight, bias), {})
+            with _pop_mode_temporarily():  # of the follower: the layer's own rule is known
+                output: Tensor = call(LINEAR, (input, weight, bias), {})
             follower.note(output, where(output))
             return output
 

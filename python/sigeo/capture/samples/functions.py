@@ -42,8 +42,20 @@ POOLS = {
     if hasattr(place, name.format(dims))
 }
 
-# Functions that are one aten operation: its rule is asked, with no need to see it run.
-JOINS = {torch.cat: torch.ops.aten.cat.default, torch.stack: torch.ops.aten.stack.default}
+# Functions that are one aten operation, by the arguments that its rule knows by name: it is asked,
+# with no need to see the operation run.
+_aten = torch.ops.aten
+SINGLE: dict[Any, tuple[Any, set[str]]] = {
+    torch.cat: (_aten.cat.default, {"dim"}),
+    torch.stack: (_aten.stack.default, {"dim"}),
+    Tensor.view: (_aten.view.default, set()),
+    **dict.fromkeys((torch.reshape, Tensor.reshape), (_aten.reshape.default, set())),
+    **dict.fromkeys((torch.flatten, Tensor.flatten), (_aten.flatten.using_ints, set())),
+    **dict.fromkeys((torch.transpose, Tensor.transpose), (_aten.transpose.int, set())),
+    **dict.fromkeys((torch.unsqueeze, Tensor.unsqueeze), (_aten.unsqueeze.default, set())),
+    **dict.fromkeys((torch.mean, Tensor.mean), (_aten.mean.dim, {"dim", "keepdim"})),
+    **dict.fromkeys((torch.sum, Tensor.sum), (_aten.sum.dim_IntList, {"dim", "keepdim"})),
+}
 
 # Losses that are, unless told otherwise, one number for the batch.
 LOSSES = {
@@ -78,9 +90,16 @@ def tensors_in(*values: Any) -> list[Tensor]:
             found.append(value)
         elif isinstance(value, (tuple, list)):
             found += tensors_in(*value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and value:
             found += tensors_in(*value.values())
     return found
+
+
+def leaves(value: Any) -> list[Any]:
+    """What an operation returned, one after another: a tensor, or some of them and None."""
+    if isinstance(value, (tuple, list)):
+        return [leaf for part in value for leaf in leaves(part)]
+    return [value]
 
 
 # What makes no tensor of the forward pass.

@@ -39,9 +39,10 @@ class Mode(TorchFunctionMode):
             return _backward(self, *args, **(kwargs or {}))
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = in_backward() and not torch.is_grad_enabled()
-        if backward or self._session.finished or func.__name__ in LOOKED_AT:
+        name = func.__name__
+        if backward or self._session.finished or name in LOOKED_AT:
             return func(*args, **(kwargs or {}))
-        if func.__name__ == "__get__":  # of a property; most are no tensors
+        if name == "__get__":  # of a property; most are no tensors
             value = func(*args)
             if not isinstance(value, Tensor):
                 return value

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sigeo.capture.layers import Selection, select
+from sigeo.capture.layers import Selection, check_made, select
 from sigeo.capture.samples.uses import Plan, Record, Use, View
 
 
@@ -18,11 +18,17 @@ class Parameters:
     """
 
     def __init__(self, model: nn.Module, params: Selection, plan: Plan):
-        """Those that ``params`` selects are measured."""
+        """Those that ``params`` selects are measured.
+
+        Raises:
+            InputError: A lazy layer has not been run, or nothing is selected.
+        """
+        named = list(model.named_parameters())
+        check_made(named)
         measured = None if params == "all" else select(model, params)
         self.records = {
             name: Record(name, p, measured is None or name in measured)
-            for name, p in model.named_parameters()
+            for name, p in named
             if p.requires_grad
         }
         self._by_id = {id(r.parameter): r for r in self.records.values()}

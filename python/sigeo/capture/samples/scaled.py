@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
-from sigeo.capture.samples.calls import Call, in_units, of_rows
+from sigeo.capture.samples.calls import Call, cast, in_units
+from sigeo.capture.samples.small_parameters import of_rows
 from sigeo.capture.samples.uses import Plan, Use, flat
 from sigeo_ext import sample_moments
 from sigeo_ext.sample_moments import SampleMoments
@@ -94,7 +95,8 @@ class Norm(Scaled):
             self._sums = self.sums(x, d, saved)
         found = self._sums.shift if argument == "bias" else self._sums.scale
         assert found is not None
-        return self.of_samples(found).reshape(-1, *self.shape)
+        rows = self.of_samples(found)
+        return rows if len(self.shape) == 1 else rows.reshape(-1, *self.shape)
 
     def forget(self) -> None:
         """Drop the sums."""
@@ -130,22 +132,21 @@ class ChannelNorm(Norm):
     ) -> tuple[sample_moments.Scaled, Tensor | None]:
         """The sums, and ``d * factor`` in the shape of x."""
         last = x.dim() == 2 or _is_channels_last(x)
-        values, gradients = (_wide(t).movedim(1, -1) if last else _wide(t) for t in (x, d))
-        flat = (1, -2) if last else (2, -1)
-        if x.dim() == 2:
-            values, gradients = values[:, None], gradients[:, None]
-        else:
-            values, gradients = values.flatten(*flat), gradients.flatten(*flat)
-        mean, rstd = (s.to(values.dtype) for s in saved)
+        values, gradients = (_by_positions(_wide(t), last) for t in (x, d))
+        mean, rstd = (cast(s, values.dtype) for s in saved)
         found = sample_moments.scale(
             values, gradients, mean=mean, rstd=rstd, factor=factor, channels_last=last
         )
         if found.dx is None:
             return found, None
-        sizes = x.movedim(1, -1).shape if last else x.shape
-        dx = found.dx.view(sizes)
-        found = found._replace(dx=None)  # sums are kept for long, gradients must not be
-        return found, (dx.movedim(-1, 1) if last else dx).to(d.dtype)
+        dx = (found.dx.mT if last else found.dx).view(x.shape)
+        return found._replace(dx=None), cast(dx, d.dtype)  # sums are kept for long, gradients not
+
+
+def _by_positions(tensor: Tensor, last: bool) -> Tensor:
+    """[N, C, ...] as [N, C, positions], or with channels last as [N, positions, C]."""
+    flat = tensor[:, :, None] if tensor.dim() == 2 else tensor.flatten(2)
+    return flat.mT if last else flat
 
 
 @dataclass
@@ -173,7 +174,7 @@ class FrozenBatchNorm(ChannelNorm):
         """D times the channel's scale."""
         saved = saved[0], (saved[1] + self.eps).rsqrt()
         factor = _wide(saved[1] if weight is None else saved[1] * weight)
-        self._sums, dx = self._scale(x, d, saved, factor.to(_wide(x).dtype))
+        self._sums, dx = self._scale(x, d, saved, cast(factor, _wide(x).dtype))
         assert dx is not None
         return dx
 
@@ -251,13 +252,16 @@ class LastNorm(Norm):
 
     def sums(self, x: Tensor, d: Tensor, saved: Sequence[Tensor]) -> sample_moments.Scaled:
         """[samples, entries of the last dimensions]."""
-        parts = [
-            samples_first(_wide(t), self.axis).flatten(-len(self.shape)).flatten(1, -2)
-            for t in (x, d, *saved)
-        ]
-        values, gradients, mean, rstd = (p.contiguous() for p in parts)
-        mean, rstd = mean.to(values.dtype), rstd.to(values.dtype)
+        size = math.prod(self.shape)
+        values, gradients = (self._positions(_wide(t), size) for t in (x, d))
+        mean, rstd = (cast(self._positions(t, 1), values.dtype) for t in saved)
         return sample_moments.scale(values, gradients, mean=mean, rstd=rstd)
+
+    def _positions(self, tensor: Tensor, size: int) -> Tensor:
+        """[samples, positions, entries of the last dimensions]."""
+        alone = self.axis.dim == 0 and self.axis.alone
+        first = tensor if alone else samples_first(tensor, self.axis)
+        return first.reshape(len(first), -1, size).contiguous()
 
     def of_samples(self, sums: Tensor) -> Tensor:
         """They are already."""

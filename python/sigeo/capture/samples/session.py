@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from sigeo.capture.samples.functions import tensors_in
 from sigeo.capture.samples.mode import Mode, eager, in_backward
 from sigeo.capture.samples.parameters import Parameters
 from sigeo.capture.samples.recognised import HANDLERS
+from sigeo.capture.samples.small_parameters import finish_rows
 from sigeo.capture.samples.takeover import Frame, hand_over, owners, take_over
 from sigeo.capture.samples.uses import Plan, Use, combined
 from sigeo.capture.state import undistributed
@@ -50,6 +52,10 @@ class Session:
         self.begun = self.finished = False
         self._finishing = False
         self.look_ups: list[LookUp] = []
+        self.waiting: list[Use] = []
+        self.shapes: Counter[tuple[int, ...]] = Counter()
+        self.inner: list[Tensor] = []
+        self.grams: list[Tensor] = []
         self.frames: list[Frame] = []
         self.serial = 0
         self._told = False
@@ -96,7 +102,7 @@ class Session:
         if self._finishing:  # a module runs again for its units' gradients
             return
         with torch._C.DisableTorchFunction():
-            self._note_inputs(tensors_in(args, kwargs))
+            self._note_inputs(tensors_in(*args, *kwargs.values()))
 
     def _note_inputs(self, tensors: list[Tensor]) -> None:
         """Find the samples in a batch that the model is given.
@@ -165,7 +171,7 @@ class Session:
                 "leaves it out and names it in `unsupported`"
             )
 
-    def register(self, uses: Sequence[Use]) -> bool:
+    def register(self, uses: Iterable[Use]) -> bool:
         """Note the uses of a call that will be part of the backward pass; whether it will."""
         if in_backward():  # recomputed: the first forward pass noted it
             return False
@@ -174,6 +180,7 @@ class Session:
             use.serial = self.serial
             use.session = self
             use.record.uses.append(use)
+            self.shapes[use.shape] += 1
         return True
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -183,16 +190,18 @@ class Session:
             output = handler(self, *args, **kwargs)
             if output is not NotImplemented:
                 return output
-        if any(self.parameters.resolve(tensor) is not None for tensor in tensors_in(args, kwargs)):
+        tensors = tensors_in(*args, *kwargs.values())
+        if any(self.parameters.resolve(tensor) is not None for tensor in tensors):
             return self.foreign(func, args, kwargs)
-        return followed(func, args, kwargs)
+        return followed(func, args, kwargs, tensors)
 
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that uses parameters in no recognised way: their module takes over."""
-        for tensor in tensors_in(args, kwargs):
+        tensors = tensors_in(*args, *kwargs.values())
+        for tensor in tensors:
             if not tensor.is_leaf and self.parameters.resolve(tensor) is not None:
                 mark(tensor, None)  # a view of a parameter, made where nobody looked
-        output = followed(func, args, kwargs)
+        output = followed(func, args, kwargs, tensors)
         self.note_foreign(func, args, kwargs, output)
         return output
 
@@ -201,7 +210,7 @@ class Session:
         tensors = tensors_in(output)
         if not any(t.requires_grad for t in tensors):
             return
-        for leaf in tensors_in(args, kwargs):
+        for leaf in tensors_in(*args, *kwargs.values()):
             found = self.parameters.resolve(leaf)
             if found is None or all(t._base is found[0].parameter for t in tensors):
                 continue  # no parameter, or only looked at in another shape
@@ -214,7 +223,7 @@ class Session:
 
         Where nothing is measured, any number of passes may come by.
         """
-        if not self.plan.measures:
+        if not self.plan.measures or (self._told and not self.finished):
             return
         self._refuse_more()
         self.begun = True
@@ -253,6 +262,7 @@ class Session:
 
     def _work_out(self) -> None:
         finish_all(self.look_ups)
+        finish_rows(self.waiting)
         for record in self.records.values():
             if record.name in self.unsupported or not record.measured:
                 continue
@@ -264,3 +274,11 @@ class Session:
                     self.cannot([record.name], str(error))
             elif record.moments is None:
                 record.moments = SampleMoments()
+        uses = [use for record in self.records.values() for use in record.uses]
+        self.inner = [use.inner for use in uses if use.inner is not None]
+        self.grams = [use.gram for use in uses if use.gram is not None]
+        for use in uses:  # no cycle keeps statistics that nobody holds
+            use.rows = None
+            use.record.uses.clear()
+        self.look_ups.clear()
+        self.waiting.clear()

@@ -62,7 +62,7 @@ class Record:
         measured: Whether it is asked about; if not, it only gets its ordinary gradient.
         moments: The statistics, once they are known.
         rows: The rows of the parameter that ``moments`` are of, rising; None for all.
-        shared: What was measured of several tables at once, this one among them.
+        shared: What was measured of several tables at once, and which of them this one is.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Record:
     uses: list[Use] = field(default_factory=list)
     moments: SampleMoments | None = None
     rows: Tensor | None = None
-    shared: SharedTables | None = None
+    shared: tuple[SharedTables, int] | None = None
 
 
 @dataclass
@@ -79,30 +79,28 @@ class SharedTables:
     """The statistics of several embedding tables, cut up when somebody reads them.
 
     Attributes:
-        records: Of the tables.
         found: Of all of them.
         factor: What turns `sum` from the ordinary gradient into that of the units' mean losses.
     """
 
-    records: list[Record]
     found: Tables
     factor: float
 
-    def cut(self) -> None:
-        """Give each table its part."""
-        first = self.found.first.tolist()
-        for index, record in enumerate(self.records):
-            part = slice(first[index], first[index + 1])
-            record.rows = self.found.rows[part]
-            values = {
-                name: value[index] if name == "sq_norm" else value[part]
-                for name, value in self.found.moments._asdict().items()
-                if value is not None
-            }
-            if "sum" in values:
-                values["sum"] = values["sum"] * self.factor
-            record.moments = SampleMoments(**values)
-            record.shared = None
+    @functools.cached_property
+    def _first(self) -> list[int]:
+        return self.found.first.tolist()
+
+    def part(self, index: int) -> tuple[Tensor, SampleMoments]:
+        """The touched rows of one table, and its statistics."""
+        part = slice(self._first[index], self._first[index + 1])
+        values = {
+            name: value[index] if name == "sq_norm" else value[part]
+            for name, value in self.found.moments._asdict().items()
+            if value is not None
+        }
+        if "sum" in values:
+            values["sum"] = values["sum"] * self.factor
+        return self.found.rows[part], SampleMoments(**values)
 
 
 @dataclass
@@ -170,6 +168,7 @@ class Use:
             of the whole parameter, [units of the slice, *shape].
         inner: <theta, g_u> of this use, [units].
         gram: <g_u, g_v> of this use, [units, units].
+        waiting: The samples' gradients [samples, *shape], until the backward pass has ended.
     """
 
     record: Record
@@ -181,6 +180,7 @@ class Use:
     rows: Rows | None = None
     inner: Tensor | None = None
     gram: Tensor | None = None
+    waiting: Tensor | None = None
 
     @property
     def want(self) -> tuple[str, ...]:
@@ -249,8 +249,10 @@ class Use:
             return None
         moments = call.measure(self, argument, x, d, saved)
         gradient = moments.sum
-        if not measured:
-            return None if gradient is None else gradient.to(value.dtype)
+        if gradient is not None and gradient.dtype != value.dtype:
+            gradient = gradient.to(value.dtype)
+        if not measured or self.waiting is not None:
+            return gradient
         if self.view is not None:
             parameter = self.record.parameter
             whole = {
@@ -264,7 +266,7 @@ class Use:
         elif moments.sum is not None:
             moments = moments._replace(sum=moments.sum * plan.factor)
         self.record.moments = moments
-        return gradient.to(value.dtype) if gradient is not None and plan.grads else None
+        return gradient if plan.grads else None
 
     def _whole(self, rows: Tensor) -> Tensor:
         if self.view is None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sigeo.capture.samples.axis import Axis, Lost, Where
 from sigeo.capture.samples.axis_rules import products, shapes
 from sigeo.capture.samples.axis_rules.broadcasting import broadcast, pointwise
 from sigeo.capture.samples.axis_rules.dimensions import leading
 from sigeo.capture.samples.axis_rules.parts import indexed
-from sigeo.capture.samples.axis_rules.registry import RULES
+from sigeo.capture.samples.axis_rules.registry import RULES, Rule
+from sigeo.capture.samples.functions import leaves, tensors_in
 
 __all__ = ["follow", "indexed", "leading", "pointwise", "products", "shapes"]
 
@@ -27,17 +28,14 @@ def follow(
     of: Callable[[Tensor], Where],
 ) -> list[Where]:
     """Where the samples are in each result of an aten operation."""
-    results = tree_leaves(result)
-    given = [of(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    results = leaves(result)
+    given = [of(tensor) for tensor in tensors_in(*args, *kwargs.values())]
     lost = next((w for w in given if isinstance(w, Lost)), None)
     if lost is not None:
         return [lost] * len(results)
     if all(w is None for w in given):
         return [None] * len(results)
-    name = func._schema.name.removeprefix("aten::").removesuffix("_")
-    known = RULES.get(name)
-    if known is None and torch.Tag.pointwise in func.tags:
-        known = broadcast
+    known = _rule_of(func)
     if known is None:
         return [Lost(f"no rule says where {func._schema.name} puts the samples")] * len(results)
     found: list[Where] = []
@@ -50,6 +48,12 @@ def follow(
             place = Lost(f"{func._schema.name} broke the samples up")
         found.append(place)
     return found
+
+
+@functools.cache
+def _rule_of(func: Any) -> Rule | None:
+    name = func._schema.name.removeprefix("aten::").removesuffix("_")
+    return RULES.get(name, broadcast if torch.Tag.pointwise in func.tags else None)
 
 
 def _holds(axis: Axis, tensor: Tensor) -> bool:

@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sigeo.capture.samples.axis import Axis, Lost, Where
 from sigeo.capture.samples.axis_rules.registry import first, rule
-
-
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
-    return [tuple(t.shape) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+from sigeo.capture.samples.functions import tensors_in
 
 
 def pointwise(given: list[Where], dims: list[int], out_dims: int) -> Where:
@@ -31,7 +27,7 @@ def pointwise(given: list[Where], dims: list[int], out_dims: int) -> Where:
 @rule("_prelu_kernel")
 def broadcast(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     """`pointwise` of all the tensors that an operation was given."""
-    return pointwise(given, [len(s) for s in _shapes(args, kwargs)], result.dim())
+    return pointwise(given, [t.dim() for t in tensors_in(*args, *kwargs.values())], result.dim())
 
 
 @rule("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "copy", "native_dropout")

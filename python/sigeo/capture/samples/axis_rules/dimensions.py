@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from sigeo.capture.samples.axis import Axis, Lost, Where
 from sigeo.capture.samples.axis_rules.registry import RULES, Rule, first, mixed, rule
+from sigeo.capture.samples.functions import tensors_in
 
 
 def leading(place: Where, dims: int, worked: int) -> Where:
@@ -24,7 +24,7 @@ def _leading(trailing: int | Callable[[Any], int]) -> Rule:
         axis = first(given)
         if any(isinstance(w, Axis) and w != axis for w in given):
             return Lost("two tensors with their samples in different places were combined")
-        dims = next(t for t in tree_leaves(args) if isinstance(t, Tensor)).dim()
+        dims = tensors_in(*args)[0].dim()
         return leading(axis, dims, trailing(args) if callable(trailing) else trailing)
 
     return known

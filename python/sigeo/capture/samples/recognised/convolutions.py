@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
 
 
-def _convolve(transposed: bool) -> Handler:
+def _convolve(function: Any, dims: int, transposed: bool) -> Handler:
     def handler(
         session: Session,
         input: Tensor,
@@ -27,7 +27,6 @@ def _convolve(transposed: bool) -> Handler:
         *rest: Any,
         **named: Any,
     ) -> Any:
-        dims = weight.dim() - 2
         defaults = {"output_padding": 0, "groups": 1, "dilation": 1}
         names = list(defaults) if transposed else ["dilation", "groups"]
         options = defaults | dict(zip(names, rest, strict=False)) | named
@@ -35,7 +34,6 @@ def _convolve(transposed: bool) -> Handler:
         if not uses and weight is not input and _is_constant(weight, bias):
             axis = session.where(input)
             if isinstance(axis, Axis) and axis.dim == 0 and input.dim() == dims + 2:
-                function: Any = _FUNCTIONS[dims, transposed]
                 output: Tensor = function(input, weight, bias, stride, padding, *rest, **named)
                 mark(output, axis)
                 return output
@@ -46,19 +44,20 @@ def _convolve(transposed: bool) -> Handler:
         axis = session.where(input)
         if not isinstance(axis, Axis) or axis.dim != 0:
             given = (input, weight, bias, stride, padding, *rest)
-            return session.foreign(_FUNCTIONS[dims, transposed], given, named)
+            return session.foreign(function, given, named)
         dilation = _each(options["dilation"], dims)
         if isinstance(padding, str):
             input, padding = _padded(input, axis, padding, weight.shape[2:], dilation)
         call = calls.Convolution(
             axis,
             uses,
+            function,
             _each(stride, dims),
             _each(padding, dims),
             dilation,
             options["groups"],
             transposed,
-            tuple(_each(options["output_padding"], dims)) if transposed else (),
+            _each(options["output_padding"], dims),
         )
         return run(session, call, input, weight, bias, axis)
 
@@ -96,5 +95,5 @@ _FUNCTIONS = {
     (2, True): torch.conv_transpose2d,
     (3, True): torch.conv_transpose3d,
 }
-for (_, _transposed), _function in _FUNCTIONS.items():
-    HANDLERS[_function] = _convolve(_transposed)
+for (_dims, _transposed), _function in _FUNCTIONS.items():
+    HANDLERS[_function] = _convolve(_function, _dims, _transposed)

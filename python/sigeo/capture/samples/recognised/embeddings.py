@@ -50,7 +50,10 @@ def _looked_up(
     y = y if y.requires_grad else y.requires_grad_()
     if session.register([look_up.use]):
         session.look_ups.append(look_up)
-        y.register_hook(look_up.arrived)
+        if y.grad_fn is None:
+            y.register_hook(look_up.arrived)
+        else:  # a hook of the operation, at a quarter of a tensor's
+            y.grad_fn.register_prehook(lambda gradients: look_up.arrived(*gradients))
     mark(y, look_up.axis)
     return y
 
