@@ -138,7 +138,7 @@ struct Block {
   // slab[r, :] += sum over units of what the statistic adds up.
   template <Statistic kStatistic>
   SIGEO_INLINE void add_to(T* slab, int64_t width) const {
-#pragma GCC unroll 64
+#pragma GCC unroll 1
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
       for (int v = 0; v < kVectors; ++v) {
@@ -165,7 +165,7 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
     const int64_t before = a.before + unit;
     const T share = static_cast<T>(kUnits) / static_cast<T>(before + kUnits);
     const T between = static_cast<T>(before) * share;
-#pragma GCC unroll 64
+#pragma GCC unroll 1
     for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
       for (int v = 0; v < kVectors; ++v) {
@@ -190,7 +190,7 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
   if (a.each) {
 #pragma GCC unroll 64
     for (int u = 0; u < kUnits; ++u)
-#pragma GCC unroll 64
+#pragma GCC unroll 1
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
         for (int v = 0; v < kVectors; ++v)
