@@ -110,28 +110,20 @@ struct Block {
     }
   }
 
-  // The units of `sums` as those from `first` on. They are in memory from here on: else their many
-  // uses in `update` would keep accumulators out of registers in the loop over positions.
-  template <int kOthers>
+  // The units of `sums` into those from `first` on; kMore: added to what is there. They are in
+  // memory from here on: else their many uses in `update` would keep accumulators out of registers
+  // in the loop over positions.
+  template <bool kMore, int kOthers>
   SIGEO_INLINE void take(const Block<T, kLanes, kOthers, kRows, kVectors>& sums, int first) {
 #pragma GCC unroll 64
     for (int u = 0; u < kOthers; ++u)
 #pragma GCC unroll 64
       for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
-        for (int v = 0; v < kVectors; ++v) g[first + u][r][v] = sums.g[u][r][v];
-    asm volatile("" : : "r"(this) : "memory");
-  }
-
-  // The same, added to what is there.
-  template <int kOthers>
-  SIGEO_INLINE void add(const Block<T, kLanes, kOthers, kRows, kVectors>& sums, int first) {
-#pragma GCC unroll 64
-    for (int u = 0; u < kOthers; ++u)
-#pragma GCC unroll 64
-      for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 64
-        for (int v = 0; v < kVectors; ++v) g[first + u][r][v] += sums.g[u][r][v];
+        for (int v = 0; v < kVectors; ++v) {
+          V& to = g[first + u][r][v];
+          to = kMore ? to + sums.g[u][r][v] : sums.g[u][r][v];
+        }
     asm volatile("" : : "r"(this) : "memory");
   }
 
@@ -229,8 +221,8 @@ SIGEO_INLINE void sum_positions(const Tile<T>& a, int64_t unit,
       run.clear();
       const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
       run.template accumulate<kPairing>(x, d, a, from, to);
-      if (sample == 0 && from == 0) block.take(run, first);
-      else block.add(run, first);
+      if (sample == 0 && from == 0) block.template take<false>(run, first);
+      else block.template take<true>(run, first);
       from = to;
     } while (from < a.positions);
     for (int u = 0; u < kAtOnce; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
