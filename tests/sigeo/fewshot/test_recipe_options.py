@@ -13,6 +13,7 @@ import pytest
 from sigeo import InputError, spaces
 from sigeo.fewshot import Branching, Splitting, metrics, recipes
 from sigeo.fewshot import partition as partitions
+from sigeo.fewshot.checks import fewer
 from sigeo.fewshot.choice import AnyChoice
 from sigeo.fewshot.develop import Development, check, develop, least_budget
 from sigeo.fewshot.metrics import Subject
@@ -33,6 +34,11 @@ def test_recipes_import_nothing_slow_that_their_checks_do_without():
 
 def made(name, **options):
     return recipes.get(name, SPACE, **{**SMALL.get(name, {}), **options})
+
+
+@pytest.mark.parametrize(("repeats", "advice"), [(3, " (with less than repeats=3 less)"), (1, "")])
+def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
+    assert fewer(made("gm-nas", repeats=repeats)) == advice
 
 
 @pytest.mark.parametrize(
