@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from sigeo import proxies
     from sigeo.fewshot import comparison
-    from sigeo.report import render_comparison
+    from sigeo.report.comparison import render_comparison
     from sigeo.scoring import export
     from sigeo.tables import read_table
 
