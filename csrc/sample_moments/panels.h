@@ -11,11 +11,13 @@
 
 namespace sigeo_ext::sample_moments {
 
-// What pieces read of a block of units, and their slabs: both stay in the second-level cache.
+// What pieces read of a block of units, and their slabs: together they stay in a second-level cache
+// of 512 KiB.
 inline constexpr int64_t kBlockBytes = 320 * 1024;
 inline constexpr int64_t kSlabBytes = 128 * 1024;
 
-// Below this many positions of a unit the update of the statistics shows: kTogether units share it.
+// Below this many positions of a unit the update of the statistics shows: a block then has room for
+// the kTogether units that share it.
 inline constexpr int64_t kFewPositions = 256;
 
 // Input channels of a packed panel: a cache line of float32, and the rows of the largest tile.
@@ -60,6 +62,7 @@ class Panels {
         rows_(pairing_ == Pairing::kEach ? product(c_.kernel) : c_.in_channels / groups_),
         columns_(c_.out_channels / groups_),
         width_(lanes_ * kMostVectors),
+        filled_(std::min(round_up(columns_, lanes_), width_)),
         panels_((columns_ + width_ - 1) / width_) {
     const int64_t in_places = product(c_.in_size), out_places = product(c_.out_size);
     const bool alone = pairing_ == Pairing::kEach || product(c_.kernel) == 1;
@@ -68,9 +71,8 @@ class Panels {
     };
     d_ = {d, c_.out_channels, out_places, out_places * c_.out_channels, columns_};
     if (columns_ % lanes_ != 0 || far(c_.out_channels)) {
-      const int64_t width = std::min(width_, round_up(columns_, lanes_));
-      if (alone) d_block_ = width;
-      else d_ = pack(d, out_places, c_.out_channels, columns_, width, packed_d_, parallel);
+      if (alone) d_block_ = filled_;
+      else d_ = pack(d, out_places, c_.out_channels, columns_, filled_, packed_d_, parallel);
     }
     x_ = {x, c_.in_channels, in_places, in_places * c_.in_channels, rows_};
     if (pairing_ == Pairing::kEach) {
@@ -130,15 +132,16 @@ class Panels {
     return tile;
   }
 
-  // As many pieces, with `slabs` statistics each, as share a block of units in the cache, and as
-  // many units as that has.
-  Turn turn_of(int64_t slabs) const {
-    const int64_t slab = slabs * rows_ * std::min(round_up(columns_, lanes_), width_);
+  // As many pieces, with `slabs` slabs each, as share a block of units in the cache, at most
+  // `most`, and as many units as that has.
+  Turn turn_of(int64_t slabs, int64_t most) const {
+    const int64_t slab = slabs * rows_ * filled_;
     const auto bytes = [](int64_t values) { return values * static_cast<int64_t>(sizeof(T)); };
     const bool few = product(c_.out_size) * unit_ < kFewPositions;
     const int64_t least = few ? kTogether : 1;
     Turn turn{1, 1};
-    while (turn.pieces < pieces() && bytes((turn.pieces + 1) * slab) <= kSlabBytes &&
+    while (turn.pieces < std::min(most, pieces()) &&
+           bytes((turn.pieces + 1) * slab) <= kSlabBytes &&
            bytes(least * values_of_unit(turn.pieces + 1)) <= kBlockBytes) {
       ++turn.pieces;
     }
@@ -217,7 +220,7 @@ class Panels {
   // What some pieces read of x and d of a unit. One alone needs a panel of x at a time.
   int64_t values_of_unit(int64_t pieces) const {
     const int64_t panels = std::min(panels_, pieces == 1 ? 1 : (pieces - 2) / taps() + 2);
-    const int64_t d = panels * width_ * product(c_.out_size);
+    const int64_t d = panels * filled_ * product(c_.out_size);
     if (pairing_ == Pairing::kEach) return unit_ * (d + panels * halo_->places * x_block_);
     const int64_t channels = pieces == 1 ? std::min(kPackedRows, rows_) : rows_;
     return unit_ * (d + channels * product(c_.in_size));
@@ -248,6 +251,7 @@ class Panels {
   const int64_t groups_;          // that are worked on one after another
   const int64_t rows_, columns_;  // of one of them: channels in (or taps) and channels out
   const int64_t width_;           // of a panel of output channels
+  const int64_t filled_;          // of the first one: less, if there are not so many
   const int64_t panels_;
   Images<T> x_, d_;
   int64_t x_block_ = 0, d_block_ = 0;  // width of the panels that pieces pack; 0 if they do not

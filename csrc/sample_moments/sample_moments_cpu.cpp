@@ -38,7 +38,7 @@ class Work {
         rows_(panels_.rows()),
         units_(c_.samples / job.unit),
         pieces_(panels_.pieces()),
-        turn_(panels_.turn_of(slabs())) {}
+        turn_(panels_.turn_of(slabs(), pieces_)) {}
 
   void measure(const Parallel& parallel) {
     if (job_.sq_norm != nullptr) norms_.assign(pieces_ * units_, T{0});
@@ -74,6 +74,7 @@ class Work {
     const Place place = panels_.place_of(piece);
     Tile<T> tile = panels_.tile_of(place);
     if (tile.positions == 0 || units_ == 0) return;
+    const int64_t block = panels_.turn_of(0, 1).units;
     const int64_t line = units_ * tile.width * static_cast<int64_t>(sizeof(T));
     const int64_t at_once =
         std::max<int64_t>(kPackedRows, kEachBytes / line / kPackedRows * kPackedRows);
@@ -81,8 +82,8 @@ class Work {
       const int64_t end = std::min(rows_, begin + at_once);
       tile.each_unit = (end - begin) * tile.width;
       memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
-      for (int64_t unit = 0; unit < units_; unit += turn_.units) {
-        const int64_t count = std::min(turn_.units, units_ - unit);
+      for (int64_t unit = 0; unit < units_; unit += block) {
+        const int64_t count = std::min(block, units_ - unit);
         tile.d = panels_.gradient_at(place, unit, count);
         for (int64_t row = begin; row < end;) {
           panels_.input_at(tile, place, row, begin, unit, count);

@@ -20,9 +20,9 @@ SIGEO_INLINE T lanes_sum(const V (&chains)[kChains], int lanes) {
   return sum;
 }
 
-// kVectors vectors of channels from `c` on of one sample, channels last, with kChains sums of every
+// kVectors vectors of channels from `c` on of one sample, channels last, with kSums sums of every
 // channel. `kTail`: one vector, of which not all channels are there.
-template <class T, int kLanes, int kVectors, int kChains, bool kTail>
+template <class T, int kLanes, int kVectors, int kSums, bool kTail>
 SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t c) {
   using V = typename Vector<T, kLanes>::type;
   const int64_t width = job.channels, there = std::min<int64_t>(kLanes, width - c);
@@ -41,7 +41,7 @@ SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t
   const int64_t row = job.statistics == ScaleJob<T>::kOfSampleAndChannel ? sample : 0;
   const bool sums = job.scale != nullptr;
   V mean[kVectors] = {}, factor[kVectors] = {};
-  V scale[kChains][kVectors] = {}, shift[kChains][kVectors] = {};
+  V scale[kSums][kVectors] = {}, shift[kSums][kVectors] = {};
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
     if (sums && !of_position) mean[v] = read(job.mean + row * width + c + v * kLanes);
@@ -63,15 +63,15 @@ SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t
     }
   };
   int64_t t = 0;
-  for (; t + kChains <= job.positions; t += kChains) {
+  for (; t + kSums <= job.positions; t += kSums) {
 #pragma GCC unroll 4
-    for (int chain = 0; chain < kChains; ++chain) step(t + chain, chain);
+    for (int chain = 0; chain < kSums; ++chain) step(t + chain, chain);
   }
   for (; t < job.positions; ++t) step(t, 0);
 #pragma GCC unroll 4
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
-    for (int chain = 1; chain < kChains; ++chain) {
+    for (int chain = 1; chain < kSums; ++chain) {
       scale[0][v] += scale[chain][v];
       shift[0][v] += shift[chain][v];
     }
@@ -124,7 +124,7 @@ SIGEO_INLINE void scale_body(const ScaleJob<T>& job, int64_t from, int64_t to) {
       for (int64_t c = 0; c < job.channels; ++c) scale_positions<T, kLanes>(job, sample, c);
       continue;
     }
-    int64_t c = 0;  // whole cache lines first
+    int64_t c = 0;  // two vectors at a time first: with AVX2 a cache line
     for (; c + 2 * kLanes <= job.channels; c += 2 * kLanes) {
       scale_channels<T, kLanes, 2, 2, false>(job, sample, c);
     }

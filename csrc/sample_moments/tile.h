@@ -233,6 +233,7 @@ SIGEO_INLINE void sum_positions(const Tile<T>& a, int64_t unit,
 // are summed up in registers together; `a.units` must be a multiple of kUnits.
 template <Pairing kPairing, class T, int kLanes, int kUnits, int kAtOnce, int kRows, int kVectors>
 SIGEO_INLINE void tile_body(const Tile<T>& a) {
+  static_assert(kUnits % kAtOnce == 0);
   for (int64_t unit = 0; unit < a.units; unit += kUnits) {
     Block<T, kLanes, kUnits, kRows, kVectors> block;
     for (int first = 0; first < kUnits; first += kAtOnce) {
