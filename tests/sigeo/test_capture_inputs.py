@@ -29,6 +29,8 @@ def test_bad_batches_and_losses():
     model, batches = golden_net(), image_batches(2)
     with pytest.raises(InputError, match="batches: expected at least one, got none"):
         gradient_statistics(model, [])
+    with pytest.raises(InputError, match="batches: expected an iterable of batches.*got a tensor"):
+        gradient_statistics(model, batches[0][0])
     with pytest.raises(InputError, match=r"loss_fn: expected one number.*got shape \[16\]"):
         gradient_statistics(model, batches, lambda o, y: F.cross_entropy(o, y, reduction="none"))
     with pytest.raises(InputError, match="loss_fn: expected one number.*got float"):

@@ -41,8 +41,13 @@ class Batches:
                 for some that torch does not compute safely so.
 
         Raises:
-            InputError: There is no batch, or a parameter of the model has no shape yet.
+            InputError: There is no batch, one tensor instead of batches, or a parameter of the
+                model has no shape yet.
         """
+        if isinstance(batches, Tensor):
+            raise InputError(
+                "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"
+            )
         check_made(model.named_parameters())
         random = RandomState(device)  # a shuffling loader draws from it
         self._batches = batches if isinstance(batches, Sequence) else list(batches)

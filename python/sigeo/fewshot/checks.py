@@ -37,7 +37,7 @@ def check_budget(work: Development) -> None:
 def fewer(recipe: Recipe) -> str:
     """How a recipe that compares options by repeated passes can be made to take less."""
     repeats = recipe.options.get("repeats", 1)
-    return f" (with less than repeats={repeats} less)" if repeats > 1 else ""
+    return f" (fewer repeats than {repeats} take less)" if repeats > 1 else ""
 
 
 def check_space(work: Development) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,12 +29,30 @@ def _one(inputs: Any) -> Any:
     return tuple(_one(value) for value in inputs) if isinstance(inputs, tuple) else inputs
 
 
+@contextmanager
+def _plain_layers() -> Iterator[None]:
+    """Attention and recurrent layers as the products that they are made of, which are counted."""
+    libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
+    enabled = [library.enabled for library in libraries]
+    fast = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        for library in libraries:
+            library.enabled = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+        for library, value in zip(libraries, enabled, strict=True):
+            library.enabled = value
+
+
 def _flops(model: nn.Module, inputs: Any) -> Outcome:
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton, which takes long
 
     with (
         preserved(model, parameters=False),
         torch.no_grad(),
+        _plain_layers(),
         FlopCounterMode(display=False) as counter,
     ):
         model.eval()

@@ -56,7 +56,7 @@ def test_systems_that_the_budget_does_not_pay_for_are_left_out_or_refused_at_onc
     given = ["compare", *SIZES, *TRAINING, *write_table(), "--archs", "4", "--out", "c"]
     code, _, err = run(*given, "--recipes", "one-shot", "gm-nas", capsys=capsys)
     assert code == 2 and "gm-nas: needs a budget of at least " in err and "comparing options" in err
-    assert "(with less than repeats=100 less)" in err
+    assert "(fewer repeats than 100 take less)" in err
     assert not Path("c/one-shot").exists()
     code, out, err = run(*given, "--seeds", "1", "--bootstrap", "5", "--json", capsys=capsys)
     taken = {system["system"] for system in strict(out)["systems"]}

@@ -155,7 +155,7 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
         ),
         (
             ["--recipe", "gm-nas"],
-            "--warmup-steps 8013 would do (with less than repeats=100 less)",
+            "--warmup-steps 8013 would do (fewer repeats than 100 take less)",
         ),
         (["--recipe", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
         (["--recipe", "one-shot:over=x"], "over must be architectures or operations"),

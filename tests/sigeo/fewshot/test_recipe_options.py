@@ -36,7 +36,7 @@ def made(name, **options):
     return recipes.get(name, SPACE, **{**SMALL.get(name, {}), **options})
 
 
-@pytest.mark.parametrize(("repeats", "advice"), [(3, " (with less than repeats=3 less)"), (1, "")])
+@pytest.mark.parametrize(("repeats", "advice"), [(3, " (fewer repeats than 3 take less)"), (1, "")])
 def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
     assert fewer(made("gm-nas", repeats=repeats)) == advice
 

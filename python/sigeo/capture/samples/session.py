@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
 from sigeo.capture.samples.axis import Axis, Where, mark, where
+from sigeo.capture.samples.custom_functions import CustomFunctions
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain
 from sigeo.capture.samples.following import followed
@@ -57,6 +58,8 @@ class Session:
         self.inner: list[Tensor] = []
         self.grams: list[Tensor] = []
         self.frames: list[Frame] = []
+        self.custom = CustomFunctions()
+        self.handed_over: set[str] = set()
         self.serial = 0
         self._told = False
 
@@ -143,10 +146,19 @@ class Session:
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.finished or in_backward() or not self.frames:
             return None
+        if len(self.frames) == 1:
+            self._hand_over_unseen(output)
         frame = self.frames.pop()
         if not frame.fallback or output is None:
             return None
         return take_over(self, frame, output)
+
+    def _hand_over_unseen(self, output: Any) -> None:
+        """Let the outermost module take over for parameters that custom functions took."""
+        for function, leaf in self.custom.uses(tensors_in(output)):
+            found = self.parameters.resolve(leaf)
+            if found is not None and found[0].measured and found[0].name not in self.handed_over:
+                hand_over(self, found[0], function)
 
     def where(self, tensor: Tensor) -> Where:
         """Where the samples of a layer's input are.
@@ -282,3 +294,4 @@ class Session:
             use.record.uses.clear()
         self.look_ups.clear()
         self.waiting.clear()
+        self.custom.forget()

@@ -58,6 +58,7 @@ def hand_over(session: Session, record: Record, function: str) -> None:
     Raises:
         InputError: There is none, and the capture is strict.
     """
+    session.handed_over.add(record.name)
     able = [
         frame
         for frame in reversed(session.frames)

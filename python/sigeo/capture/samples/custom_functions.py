@@ -1,0 +1,57 @@
+"""Custom autograd functions: torch calls them without telling anybody, so the graph is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from torch import Tensor
+from torch.autograd.function import BackwardCFunction
+
+from sigeo.capture.samples.calls import Layer
+
+
+class CustomFunctions:
+    """The uses of leaves by custom functions, each found once in a growing graph."""
+
+    def __init__(self) -> None:
+        """Nothing has been looked at."""
+        self._seen: set[Any] = set()
+
+    def uses(self, outputs: Iterable[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Which functions behind these tensors take which leaves, where that was not said before.
+
+        A view of a leaf, a transposed weight say, counts as the leaf.
+
+        Yields:
+            The function's name and the leaf.
+        """
+        waiting = [tensor.grad_fn for tensor in outputs]
+        while waiting:
+            node = waiting.pop()
+            if node is None or node in self._seen:
+                continue
+            self._seen.add(node)
+            sources = [source for source, _ in node.next_functions]
+            waiting += sources
+            if _is_custom(node):
+                name = node.name().removesuffix("Backward")
+                yield from ((name, leaf) for leaf in map(_leaf, sources) if leaf is not None)
+
+    def forget(self) -> None:
+        """Let go of the graph."""
+        self._seen.clear()
+
+
+def _is_custom(node: Any) -> bool:
+    kind: Any = type(node)
+    if issubclass(kind, BackwardCFunction):
+        return kind._forward_cls is not Layer
+    return kind.__name__ == "CppFunction"  # of C++; torch's own have types of their own
+
+
+def _leaf(node: Any) -> Tensor | None:
+    """What a node hands gradients to by nothing but functions of one tensor."""
+    while node is not None and type(node).__name__ != "AccumulateGrad":
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
+    return None if node is None else node.variable

@@ -1,0 +1,89 @@
+"""`capture` on models that hand parameters to autograd functions of their own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from sigeo.capture import capture
+from sigeo.capture.samples.custom_functions import CustomFunctions
+from tests.sigeo.sample_loop import SAMPLES, check
+from tests.sigeo.zoo import CLASSES, Function
+
+
+class Product(torch.autograd.Function):
+    """x W^T, as textbooks write it."""
+
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(x, weight)
+        return x @ weight.t()
+
+    @staticmethod
+    def backward(ctx, d):
+        x, weight = ctx.saved_tensors
+        return d @ weight, d.t() @ x
+
+
+class Straight(torch.autograd.Function):
+    """Signs, whose gradient is that of the values."""
+
+    @staticmethod
+    def forward(ctx, values):
+        return values.sign()
+
+    @staticmethod
+    def backward(ctx, d):
+        return d
+
+
+def model_of(run) -> nn.Module:
+    torch.manual_seed(0)
+    parts = {"first": nn.Linear(4, 8), "out": nn.Linear(8, CLASSES)}
+    return Function(run, weight=nn.Parameter(torch.randn(8, 8)), **parts).double()
+
+
+def labelled():
+    return (torch.randn(SAMPLES, 4, dtype=torch.float64),), torch.arange(SAMPLES) % CLASSES
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda m, h: Product.apply(h, m.weight),
+        lambda m, h: Product.apply(h, m.weight.t()),
+        lambda m, h: Product.apply(h, m.weight.clone()),
+        lambda m, h: Product.apply(h, m.weight) + F.linear(h, m.weight),
+        lambda m, h: Product.apply(Product.apply(h, m.weight), m.weight),
+        lambda m, h: checkpoint(Product.apply, h, m.weight, use_reentrant=False),
+    ],
+    ids=["itself", "transposed", "a copy", "and a layer", "twice", "checkpointed"],
+)
+def test_parameters_that_only_a_custom_function_sees_are_measured(middle):
+    model = model_of(lambda m, x: m.out(middle(m, m.first(x)).tanh()))
+    check(model, *labelled())
+
+
+def test_without_a_module_that_can_run_again_the_parameter_is_named():
+    model = model_of(lambda m, x: m.out(Product.apply(m.first(x), m.weight)))
+    inputs, labels = labelled()
+    norm = nn.BatchNorm1d(8).double()
+    model.add_module("norm", norm)
+    with capture(model, {"sq_sum"}, batch_norm="contribution", strict=False) as stats:
+        F.cross_entropy(model(*inputs), labels).backward()
+    assert set(stats.unsupported) == {"weight"}
+    assert "batch norm" in stats.unsupported["weight"]
+
+
+def test_functions_are_found_once_and_others_are_not():
+    weight, other = (torch.randn(3, 3, requires_grad=True) for _ in range(2))
+    x = torch.randn(2, 3)
+    y = Product.apply(x, weight.t()) @ other
+    found = CustomFunctions()
+    assert [(name, leaf is weight) for name, leaf in found.uses([y])] == [("Product", True)]
+    assert list(found.uses([y * 2, x])) == []
+    assert [name for name, _ in found.uses([Product.apply(y, other)])] == ["Product"]
+    assert [name for name, _ in CustomFunctions().uses([Straight.apply(other)])] == ["Straight"]
