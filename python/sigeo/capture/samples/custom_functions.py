@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ class CustomFunctions:
         Yields:
             The function's name and the leaf.
         """
-        waiting = [tensor.grad_fn for tensor in outputs]
+        waiting: list[Any] = [tensor.grad_fn for tensor in outputs]
         while waiting:
             node = waiting.pop()
             if node is None or node in self._seen:
@@ -34,7 +35,7 @@ class CustomFunctions:
             self._seen.add(node)
             sources = [source for source, _ in node.next_functions]
             waiting += sources
-            if _is_custom(node):
+            if _is_custom(type(node)):
                 name = node.name().removesuffix("Backward")
                 yield from ((name, leaf) for leaf in map(_leaf, sources) if leaf is not None)
 
@@ -43,11 +44,12 @@ class CustomFunctions:
         self._seen.clear()
 
 
-def _is_custom(node: Any) -> bool:
-    kind: Any = type(node)
+@functools.cache
+def _is_custom(kind: Any) -> bool:
     if issubclass(kind, BackwardCFunction):
-        return kind._forward_cls is not Layer
-    return kind.__name__ == "CppFunction"  # of C++; torch's own have types of their own
+        return getattr(kind, "_forward_cls", None) is not Layer
+    name: str = kind.__name__
+    return name == "CppFunction"  # of C++; torch's own have types of their own
 
 
 def _leaf(node: Any) -> Tensor | None:
