@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged = parser.add_argument_group("judged by")
     judged.add_argument(
         "--table",
-        type=options.there("a file"),
+        type=options.existing_file,
         metavar="FILE",
         help="benchmark table; sigeo train makes one",
     )

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--table",
-        type=options.there("a file"),
+        type=options.existing_file,
         required=True,
         metavar="FILE",
         help="csv, csv.gz or parquet",
