@@ -350,6 +350,30 @@ def metric(args: argparse.Namespace) -> str:
     return METRIC if args.metric is None else str(args.metric)
 
 
+def add_top(parser: argparse._ActionsContainer) -> None:
+    """How many of the architectures that are ranked count as the best."""
+    parser.add_argument(
+        "--top",
+        type=positive,
+        help="how many are the best (default: a tenth, 5 at least, or all of fewer)",
+    )
+
+
+def top(args: argparse.Namespace, count: int) -> int:
+    """How many of ``count`` are the best; by default so many that Kendall's tau among them counts.
+
+    Raises:
+        InputError: More than there are.
+    """
+    from sigeo.tables import FEWEST
+
+    if args.top is None:
+        return min(count, max(FEWEST, -(-count // 10)))
+    if args.top > count:
+        raise InputError(f"--top: must be at most the {count} architectures ranked, got {args.top}")
+    return int(args.top)
+
+
 def run_folder(args: argparse.Namespace) -> Path:
     """The folder of a run, made if it is not there."""
     name = file_name(f"{args.space}-{Path(args.data).stem}")

@@ -104,6 +104,21 @@ for arguments in {REFUSED}:
     assert result.stderr.count("\n") == len(REFUSED) and "VERB" not in result.stderr
 
 
+def test_what_a_table_lacks_is_said_before_torch_is_imported(tmp_path):
+    (tmp_path / "t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\nd,\n")
+    code = """
+import sys
+from sigeo.cli import main
+code = main(["compare", "--table", "t.csv", "--metric", "acc", "--archs", "4"])
+assert code == 2 and "torch" not in sys.modules
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--archs: t.csv has 3 architectures with acc, got 4" in result.stderr
+
+
 @pytest.fixture
 def own(monkeypatch):
     """A proxy and a recipe that are not the project's, both called "own"."""
