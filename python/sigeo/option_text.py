@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def parts(text: str) -> tuple[str, list[str]]:
-    """The name, and what follows it, split at commas outside brackets.
+    """The name, and what follows it, split at commas outside brackets, without spaces around.
 
     Args:
         text: ``NAME`` or ``NAME:OPTION=VALUE,...``; a value may be a list of JSON.
@@ -16,4 +16,5 @@ def parts(text: str) -> tuple[str, list[str]]:
         if letter == "," and depth == 0:
             found.append(rest[begin:place])
             begin = place + 1
-    return name, [part for part in [*found, rest[begin:]] if part]
+    stripped = (part.strip() for part in [*found, rest[begin:]])
+    return name, [part for part in stripped if part]

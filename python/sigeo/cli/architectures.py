@@ -25,7 +25,7 @@ def add(parser: argparse.ArgumentParser, *, default: int = 64) -> Any:
     )
     either.add_argument(
         "--archs-file",
-        type=options.there("a file"),
+        type=options.existing_file,
         metavar="FILE",
         help="one architecture string a line instead",
     )

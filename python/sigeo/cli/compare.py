@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,21 +43,22 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
     options.space_sizes(args)
 
+    from sigeo.tables import read_table
+
+    table = read_table(args.table)  # what it lacks is said before torch is imported
+    ranked = _ranked(args, table)
+    top = options.top(args, len(ranked))
+
     from sigeo import proxies
     from sigeo.fewshot import comparison
     from sigeo.report.comparison import render_comparison
     from sigeo.scoring import export
-    from sigeo.tables import read_table
 
     for text in args.recipes or ():
         comparison.Entrant.parse(text)
-    table = read_table(args.table)
     wanted = [proxies.get(name) for name in names.listed(args.proxy)]
     data, space = options.load_data_and_space(args)
-    archs, truth = _ranked(args, space, table)
-    top = args.top or -(-len(archs) // 10)
-    if top > len(archs):
-        raise InputError(f"--top: must be at most the {len(archs)} architectures ranked, got {top}")
+    archs, truth = _parsed(ranked, space, table)
     study = compare_options.study(args, data, space)
     entrants = compare_options.entrants(args, study)
     folder = options.run_folder(args)
@@ -145,33 +147,40 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ranked(
-    args: argparse.Namespace, space: SearchSpace[Any], table: Table
-) -> tuple[list[Any], NDArray[np.float64]]:
+def _ranked(args: argparse.Namespace, table: Table) -> dict[str, float]:
     """Architectures of the table, drawn, and their measured values.
 
     Raises:
-        InputError: The table has too few, fewer than asked for, or is of another space.
+        InputError: The table has too few, or fewer than asked for.
+    """
+    truth_of = table.lookup(args.metric)
+    has = f"architectures with {args.metric}"
+    if len(truth_of) < 3:
+        raise InputError(f"--table: expected at least 3 {has}, found {len(truth_of)}")
+    if args.archs is not None and args.archs > len(truth_of):
+        raise InputError(f"--archs: {table.path} has {len(truth_of)} {has}, got {args.archs}")
+    known = sorted(truth_of)
+    random.Random(args.seed).shuffle(known)
+    return {name: truth_of[name] for name in known[: args.archs or compare_options.ARCHS]}
+
+
+def _parsed(
+    ranked: Mapping[str, float], space: SearchSpace[Any], table: Table
+) -> tuple[list[Any], NDArray[np.float64]]:
+    """The same as architectures of the space, and an array.
+
+    Raises:
+        InputError: The table is of another space.
     """
     import numpy as np
 
-    truth_of = table.lookup(args.metric)
-    if len(truth_of) < 3:
-        raise InputError(f"--table: expected at least 3 architectures, found {len(truth_of)}")
-    if args.archs is not None and args.archs > len(truth_of):
-        raise InputError(
-            f"--archs: {table.path} has {len(truth_of)} architectures, got {args.archs}"
-        )
-    known = sorted(truth_of)
-    random.Random(args.seed).shuffle(known)
-    chosen = known[: args.archs or 200]
     try:
-        archs = [space.parse(name) for name in chosen]
+        archs = [space.parse(name) for name in ranked]
     except InputError as error:
         raise InputError(
             f"--table: expected architectures of {space.name}, {table.path} has others ({error})"
         ) from None
-    return archs, np.array([truth_of[name] for name in chosen])
+    return archs, np.array(list(ranked.values()))
 
 
 def _outcomes(

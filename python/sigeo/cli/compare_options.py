@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from sigeo.fewshot.study import Study
     from sigeo.spaces import SearchSpace
 
+ARCHS = 200
+"""Architectures that are ranked by default, of a table that has more."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
@@ -37,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged = parser.add_argument_group("judged by")
     judged.add_argument(
         "--table",
-        type=options.there("a file"),
+        type=options.existing_file,
         metavar="FILE",
         help="benchmark table; sigeo train makes one",
     )
@@ -45,7 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument(
         "--archs",
         type=options.whole(3),
-        help="architectures of the table that are ranked, drawn (default: 200, or all that it has)",
+        help="architectures of the table that are ranked, drawn "
+        f"(default: {ARCHS}, or all that it has)",
     )
     judged.add_argument(
         "--proxy",
@@ -60,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="of sparse Kendall, in the metric's unit (default: %(default)s)",
     )
-    judged.add_argument("--top", type=options.positive, help="how many are the best")
+    options.add_top(judged)
     judged.add_argument(
         "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
     )

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--table",
-        type=options.there("a file"),
+        type=options.existing_file,
         required=True,
         metavar="FILE",
         help="csv, csv.gz or parquet",
@@ -57,9 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="differences in the metric, in its unit, that sparse Kendall takes for noise "
         "(default: %(default)s, for percent)",
     )
-    parser.add_argument(
-        "--top", type=options.positive, help="how many are the best (default: a tenth)"
-    )
+    options.add_top(parser)
     parser.add_argument(
         "--draws",
         type=options.positive,
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     """Correlate.
 
     Raises:
-        InputError: Too few of the architectures are in the table.
+        InputError: Too few of the architectures are in the table, or fewer than are the best.
     """
     given = Path(args.scores)
     scores_file = given / "scores.parquet" if given.is_dir() else given
@@ -95,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
             f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
             f"found {len(known)}{other}"
         )
+    top = options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])
     scores = {proxy: column[known] for proxy, column in given_scores.columns.items()}
     scores |= _baselines([archs[i] for i in known], scores, given_scores.head)
@@ -110,7 +109,6 @@ def run(args: argparse.Namespace) -> int:
             f"{different:,} different networks among the {len(known):,} architectures; each counts "
             "as often as it occurs"
         )
-    top = args.top or -(-len(known) // 10)
     results, qualities = {}, {}
     for proxy, column in scores.items():
         parts = None if proxy in BASELINES else standing
@@ -370,8 +368,8 @@ def _show_quality(qualities: dict[str, Quality]) -> None:
     )
     if one.top < FEWEST:
         console.say(
-            f"Kendall, best {one.top}: undefined for fewer than {FEWEST} architectures, "
-            "whose order may be chance; a larger --top does"
+            f"Kendall, best {one.top}: takes {FEWEST} architectures or more, the order of fewer "
+            "may be chance"
         )
 
 

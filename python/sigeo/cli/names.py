@@ -41,8 +41,8 @@ SIZES = {
 }
 """Of the spaces."""
 
-WORDS = ("pool",)
-"""Sizes that are a word, where all others are numbers."""
+WORDS = {"pool": ("class", "mean")}
+"""Sizes that are one of a few words, where all others are numbers."""
 
 PROXIES = (
     "diag_fisher",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,25 +94,33 @@ def _number_or_word(text: str) -> int | float | str:
     return text
 
 
-def there(expected: str) -> Callable[[str], str]:
+def there(expected: str, *, folders: bool = True) -> Callable[[str], str]:
     """A converter that takes the paths of files and folders that exist.
 
     It raises argparse.ArgumentTypeError for anything else.
 
     Args:
         expected: What the message says that the path should be of.
+        folders: Whether it may be a folder's.
     """
 
     def convert(text: str) -> str:
+        if not text:
+            raise argparse.ArgumentTypeError(f"expected {expected}, got ''")
         try:
-            Path(text).stat()
+            mode = os.stat(text).st_mode
         except OSError as error:
             raise argparse.ArgumentTypeError(
                 f"expected {expected}, {text}: {error.strerror}"
             ) from None
+        if not folders and stat.S_ISDIR(mode):
+            raise argparse.ArgumentTypeError(f"expected {expected}, {text} is a folder")
         return text
 
     return convert
+
+
+existing_file = there("a file", folders=False)  # or a pipe, such as /dev/stdin
 
 
 def _data(text: str) -> str:
@@ -249,8 +259,8 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
     """The sizes of the space that are given; before anything is loaded.
 
     Raises:
-        InputError: One is given twice or is a word where numbers are expected, or the space has
-            none of that name.
+        InputError: One is given twice, is a word where numbers are expected or none of the words
+            that are, or the space has none of that name.
     """
     known = names.SIZES[args.space]
     own = ((name, f"--{name}", getattr(args, name)) for name in ("channels", "cells"))
@@ -263,9 +273,14 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
         if name not in known:
             raise InputError(f"{option}: {args.space} has no such size, it has {', '.join(known)}")
         parts = value if isinstance(value, tuple) else (value,)
-        if name not in names.WORDS and any(isinstance(part, str) for part in parts):
-            text = ",".join(map(str, parts))
-            raise InputError(f"{option}: must be a number, or several with commas, got {text!r}")
+        text = ",".join(map(str, parts))
+        if name in names.WORDS:
+            if value not in names.WORDS[name]:
+                expected = " or ".join(names.WORDS[name])
+                raise InputError(f"{option}: must be {expected}, got {text!r}")
+        elif any(isinstance(part, str) for part in parts):
+            expected = "a number" if len(parts) == 1 else "numbers"
+            raise InputError(f"{option}: must be {expected}, got {text!r}")
         sizes[name] = value
     return sizes
 
@@ -319,7 +334,7 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
 def add_table(parser: argparse.ArgumentParser, why: str) -> None:
     """A benchmark table and its column."""
     parser.add_argument(
-        "--table", type=there("a file"), metavar="FILE", help=f"benchmark table {why}"
+        "--table", type=existing_file, metavar="FILE", help=f"benchmark table {why}"
     )
     parser.add_argument("--metric", help=f"its column (default: {METRIC})")
 
@@ -333,6 +348,30 @@ def metric(args: argparse.Namespace) -> str:
     if args.metric is not None and args.table is None:
         raise InputError("--metric: has no effect without --table")
     return METRIC if args.metric is None else str(args.metric)
+
+
+def add_top(parser: argparse._ActionsContainer) -> None:
+    """How many of the architectures that are ranked count as the best."""
+    parser.add_argument(
+        "--top",
+        type=positive,
+        help="how many are the best (default: a tenth, 5 at least, or all of fewer)",
+    )
+
+
+def top(args: argparse.Namespace, count: int) -> int:
+    """How many of ``count`` are the best; by default so many that Kendall's tau among them counts.
+
+    Raises:
+        InputError: More than there are.
+    """
+    from sigeo.tables import FEWEST
+
+    if args.top is None:
+        return min(count, max(FEWEST, -(-count // 10)))
+    if args.top > count:
+        raise InputError(f"--top: must be at most the {count} architectures ranked, got {args.top}")
+    return int(args.top)
 
 
 def run_folder(args: argparse.Namespace) -> Path:

@@ -109,7 +109,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared_weights.add_arguments(parser)
     parser.add_argument(
         "--table",
-        type=options.there("a file"),
+        type=options.existing_file,
         metavar="FILE",
         help="benchmark table to look at the plan with",
     )

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
     parser.add_argument(
         "file",
-        type=options.there("a file"),
+        type=options.existing_file,
         help="csv, csv.gz or parquet with an arch_str column",
     )
     parser.add_argument(

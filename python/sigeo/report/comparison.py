@@ -70,8 +70,8 @@ def _undefined(main: Sequence[Standing]) -> Iterator[str]:
     top = main[0].quality[0].top
     if top < FEWEST:
         yield (
-            f"Kendall, best {top}: undefined for fewer than {FEWEST} architectures, "
-            "whose order may be chance; a larger --top, or more --archs, do."
+            f"Kendall, best {top}: takes {FEWEST} architectures or more, the order of fewer may be "
+            "chance."
         )
     elif any(math.isnan(standing.mean(lambda q: q.top_kendall)) for standing in main):
         yield (

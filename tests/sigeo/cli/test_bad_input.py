@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from sigeo.cli import options
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
 BAD = {
@@ -163,6 +165,23 @@ BAD = {
         "--model-args: has no effect with --arch",
     ),
     "rank-table": (["rank", "--table", "none.csv"], "--table: expected a file, none.csv: No such"),
+    **{
+        f"folder-{verb}-{option}": (
+            [verb, option, "."],
+            f"{option}: expected a file, . is a folder",
+        )
+        for verb, option in (
+            ("rank", "--table"),
+            ("rank", "--archs-file"),
+            ("compare", "--table"),
+            ("correlate", "--table"),
+            ("split", "--table"),
+        )
+    },
+    "folder-tables": (["tables", "."], "file: expected a file, . is a folder"),
+    "no-name": (["rank", "--table", ""], "--table: expected a file, got ''"),
+    "no-name-data": (["rank", "--data", ""], "--data: expected 'digits', a folder or an .npz file"),
+    "no-name-report": (["report", ""], "run: expected a run's folder or a file, got ''"),
     "convert": (
         ["tables", os.devnull, "--convert", "out.csv"],
         "--convert: expected a name that ends in .parquet, got out.csv",
@@ -219,6 +238,15 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, capsys):
     assert code == 2 and out == "" and message in err, err
     assert err.startswith(f"sigeo {arguments[0]}: " if name != "verb" else "sigeo: ")
     assert err.endswith("\n") and err.count("\n") == 1
+
+
+def test_a_pipe_is_a_file():
+    os.mkfifo("pipe")
+    assert options.existing_file("pipe") == "pipe"
+    assert options.existing_file(os.devnull) == os.devnull
+    Path("link").symlink_to(".")
+    with pytest.raises(argparse.ArgumentTypeError, match="expected a file, link is a folder"):
+        options.existing_file("link")
 
 
 def test_a_table_without_the_column_and_one_without_the_architectures(ranking, capsys):

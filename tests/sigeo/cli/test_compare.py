@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sigeo import spaces
+from sigeo.cli import options as cli_options
 from tests.sigeo.cli.helpers import run, strict
 
 SIZES = ["--channels", "2", "--cells", "1", "--threads", "1"]
@@ -43,11 +44,12 @@ def test_compare_two_systems(capsys):
     assert systems[0]["gain"] is None and systems[3]["gain"]["low"] <= systems[3]["gain"]["high"]
     assert systems[3]["sizes"] == [[9105, 5520, 1000]] * 2
     assert 1300 < systems[0]["processed"] <= 1500 and 0.5 < document["ceiling"] <= 1
+    assert [found["top"] for system in systems for found in system["quality"]] == [5] * 12
+    code, out, err = run(*given, "--top", "4", capsys=capsys)  # everything is there
+    assert code == 0 and "Ranked by other measures" in out and "noise ceiling" in err
     page = Path("c/comparison.html").read_text()
     assert "efs-nas" in page and "<svg" in page and "noise ceiling" in page
-    code, out, err = run(*given, capsys=capsys)  # everything is there
-    assert code == 0 and "Ranked by other measures" in out and "noise ceiling" in err
-    for text in ("Kendall, best 1: undefined for fewer than 5 a", "of training and dividing, not"):
+    for text in ("Kendall, best 4: takes 5 architectures or m", "of training and dividing, not"):
         assert text in page and text in err
     assert "undefined" in page and "wall time, s" in out and "Between seeds" not in err
 
@@ -113,14 +115,14 @@ def test_list_names_every_recipe_and_its_options(capsys):
             "recipe one-shot: paths must be like 1, got 'x'",
         ),
         (["--recipes", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
-        (["--recipes", "fair:repeats=4"], "of fair, whose options are width, got 'repeats=4'"),
+        (["--recipes", "fair: repeats=4"], "of fair, whose options are width, got 'repeats=4'"),
         (
             ["--table", "t.csv", "--metric", "acc", "--archs", "10", "--top", "11"],
             "--top: must be at most the 10 architectures ranked, got 11",
         ),
         (
             ["--table", "t.csv", "--metric", "acc", "--archs", "13"],
-            "--archs: t.csv has 12 architectures, got 13",
+            "--archs: t.csv has 12 architectures with acc, got 13",
         ),
         (["--table", "t.csv", "--metric", "acc", "--proxy", "zico,x"], "proxy"),
         (
@@ -137,8 +139,23 @@ def test_what_cannot_be_compared_is_said_in_one_line(options, message, capsys):
     assert not Path("c").exists()  # nothing was trained
 
 
+@pytest.mark.parametrize("options", [["--archs", "13"], ["--top", "13"], ["--metric", "x"]])
+def test_what_the_table_lacks_is_said_before_the_data_are_loaded(options, capsys, monkeypatch):
+    monkeypatch.setattr(cli_options, "load_data_and_space", lambda _: pytest.fail("went on"))
+    code, _, err = run("compare", *write_table(), *options, capsys=capsys)
+    assert code == 2 and err.count("\n") == 1, err
+
+
+def test_architectures_without_a_value_are_none_that_the_table_has(capsys):
+    given = write_table()
+    with open("t.csv", "a", encoding="utf-8") as table:
+        table.write("".join(f"more{i},,," + "\n" for i in range(3)))
+    code, _, err = run("compare", *given, "--archs", "13", capsys=capsys)
+    assert code == 2 and "--archs: t.csv has 12 architectures with acc, got 13" in err
+
+
 def test_a_ranking_has_three_architectures_or_more(capsys):
     code, _, err = run("compare", *write_table(), "--archs", "2", capsys=capsys)
     assert code == 2 and "--archs: must be a whole number from 3" in err
     code, _, err = run("compare", *write_table(2), "--out", "c", capsys=capsys)
-    assert code == 2 and "--table: expected at least 3 architectures, found 2" in err
+    assert code == 2 and "--table: expected at least 3 architectures with acc, found 2" in err

@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from sigeo import spaces
 from sigeo.cli import console
+from sigeo.tables import FEWEST
 from tests.conftest import shared_file
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
@@ -115,7 +116,7 @@ def test_correlate_in_every_format(ranking, capsys):
     assert found["top_kendall"] is None
     code, out, err = run(*given, *options, capsys=capsys)
     assert code == 0 and "Kendall" in out and "percentile" in out
-    assert "Kendall, best 2: undefined for fewer than 5 architectures" in err
+    assert "Kendall, best 2: takes 5 architectures or more" in err and "larger" not in err
 
 
 def test_correlate_with_the_published_table(ranking, capsys):
@@ -226,6 +227,29 @@ def test_costs_that_are_not_known_say_why(scores_of_mlps, capsys):
     assert names == {"zico"} and err.count("\n") == 1
     assert "params and flops: not known, the scores are of no space known here (" in err
     assert "'maze'" in err
+
+
+@pytest.mark.parametrize(("count", "top"), [(4, 4), (7, 5), (60, 6)])
+def test_the_best_are_a_tenth_but_as_many_as_tau_takes(count, top, capsys):
+    rows = "".join(f"mine{i},{i}\n" for i in range(count))
+    Path("t.csv").write_text("arch_str,acc\n" + rows)
+    given = ["correlate", "--scores", "t.csv", "--table", "t.csv", "--metric", "acc"]
+    given += ["--bootstrap", "10"]
+    code, out, _ = run(*given, "--json", capsys=capsys)
+    found = strict(out)["proxies"]["acc"]
+    assert code == 0 and found["top"] == top
+    assert (found["top_kendall"] is None) == (count < FEWEST)
+    code, _, err = run(*given, capsys=capsys)
+    said = f"Kendall, best {top}: takes {FEWEST} architectures or more"
+    assert code == 0 and (said in err) == (count < FEWEST) and "larger" not in err
+    code, _, err = run(*given, "--top", str(count + 1), capsys=capsys)
+    assert code == 2 and f"--top: must be at most the {count} architectures ranked, got" in err
+
+
+@pytest.mark.parametrize("verb", ["correlate", "compare"])
+def test_the_help_says_how_many_are_the_best(verb, capsys):
+    _, out, _ = run(verb, "--help", capsys=capsys)
+    assert f"(default: a tenth, {FEWEST} at least, or all of fewer)" in " ".join(out.split())
 
 
 def test_scores_of_the_wrong_kind(capsys):

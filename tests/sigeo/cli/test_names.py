@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 
 from sigeo import proxies, spaces
 from sigeo.cli import names
 from sigeo.fewshot import choice, kinds, metrics, partition, recipes
+from sigeo.spaces.transformer import Pool
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
@@ -40,7 +42,14 @@ REFUSED = (
     ("train", "--space", "mlp", "--channels", "4"),
     ("train", "--archs-file", "none.txt"),
     ("rank", "--space", "mlp", "--size", "widths=a,8"),
+    ("rank", "--space", "transformer", "--size", "pool=class,mean"),
+    ("rank", "--space", "transformer", "--size", "pool=max"),
+    ("rank", "--space", "transformer", "--size", "pool=1"),
     ("rank", "--table", "none.csv"),
+    ("rank", "--table", "."),
+    ("rank", "--table", ""),
+    ("rank", "--archs-file", "."),
+    ("compare", "--table", "."),
     ("rank", "--init", "supernet:none.safetensors"),
     ("rank", "--init", "family:none"),
     ("score", "--arch", "x", "--cells", "1", "--size", "cells=2"),
@@ -67,6 +76,7 @@ def test_the_names_are_those_that_the_packages_know():
         assert {n for n in sizes if n in names.WORDS} == {
             n for n in sizes if isinstance(defaults[n], str)
         }
+    assert get_args(Pool) == names.WORDS["pool"]
     assert list(names.PROXIES) == proxies.names()
     assert list(names.RECIPES) == recipes.names()
     for recipe, known in names.RECIPES.items():
@@ -92,6 +102,21 @@ for arguments in {REFUSED}:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stderr.count("\n") == len(REFUSED) and "VERB" not in result.stderr
+
+
+def test_what_a_table_lacks_is_said_before_torch_is_imported(tmp_path):
+    (tmp_path / "t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\nd,\n")
+    code = """
+import sys
+from sigeo.cli import main
+code = main(["compare", "--table", "t.csv", "--metric", "acc", "--archs", "4"])
+assert code == 2 and "torch" not in sys.modules
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert "--archs: t.csv has 3 architectures with acc, got 4" in result.stderr
 
 
 @pytest.fixture

@@ -108,7 +108,12 @@ def test_numbers_beyond_int64_are_text_in_the_table(capsys):
         (["--space", "vgg"], "--space: must be one of mlp, mobilenet, nasbench201, resnet"),
         (
             ["--space", "mlp", "--size", "widths=a,8"],
-            "--size widths: must be a number, or several with commas, got 'a,8'",
+            "--size widths: must be numbers, got 'a,8'",
+        ),
+        (["--space", "mlp", "--size", "dropout=x"], "--size dropout: must be a number, got 'x'"),
+        (
+            ["--space", "transformer", "--size", "pool=class,mean"],
+            "--size pool: must be class or mean, got 'class,mean'",
         ),
         (["--space", "mlp", "--size", "widths=0,8"], "mlp: widths must be a whole number"),
     ],

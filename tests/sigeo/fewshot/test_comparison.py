@@ -34,6 +34,11 @@ def test_plain_text_is_an_option_as_well():
     assert Entrant.parse("gm-nas:criterion=within_sum").options == {"criterion": "within_sum"}
 
 
+def test_options_may_have_spaces_around_them():
+    spaced = "efs-nas: groups=[[0, 1], [2], [3]], width=0.5 "
+    assert Entrant.parse(spaced) == Entrant.parse("efs-nas:groups=[[0,1],[2],[3]],width=0.5")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
