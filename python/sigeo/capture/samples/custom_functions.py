@@ -35,7 +35,8 @@ class CustomFunctions:
             self._seen.add(node)
             sources = [source for source, _ in node.next_functions]
             waiting += sources
-            if _is_custom(type(node)):
+            kind: Any = type(node)
+            if _is_custom(kind):
                 name = node.name().removesuffix("Backward")
                 yield from ((name, leaf) for leaf in map(_leaf, sources) if leaf is not None)
 
@@ -44,7 +45,7 @@ class CustomFunctions:
         self._seen.clear()
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def _is_custom(kind: Any) -> bool:
     if issubclass(kind, BackwardCFunction):
         return getattr(kind, "_forward_cls", None) is not Layer
