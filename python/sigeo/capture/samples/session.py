@@ -146,7 +146,7 @@ class Session:
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         if self.finished or in_backward() or not self.frames:
             return None
-        if len(self.frames) == 1:
+        if len(self.frames) == 1 and self.plan.measures:
             self._hand_over_unseen(output)
         frame = self.frames.pop()
         if not frame.fallback or output is None:
