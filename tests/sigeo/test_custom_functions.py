@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from sigeo import InputError
 from sigeo.capture import capture
 from sigeo.capture.samples.custom_functions import CustomFunctions
 from tests.sigeo.sample_loop import SAMPLES, check
@@ -59,8 +60,19 @@ def labelled():
         lambda m, h: Product.apply(h, m.weight) + F.linear(h, m.weight),
         lambda m, h: Product.apply(Product.apply(h, m.weight), m.weight),
         lambda m, h: checkpoint(Product.apply, h, m.weight, use_reentrant=False),
+        lambda m, h: F.linear(h, Straight.apply(m.weight)),
+        lambda m, h: h @ Straight.apply(m.weight.t()) * Straight.apply(m.first.bias),
     ],
-    ids=["itself", "transposed", "a copy", "and a layer", "twice", "checkpointed"],
+    ids=[
+        "itself",
+        "transposed",
+        "a copy",
+        "and a layer",
+        "twice",
+        "checkpointed",
+        "quantised",
+        "quantised view",
+    ],
 )
 def test_parameters_that_only_a_custom_function_sees_are_measured(middle):
     model = model_of(lambda m, x: m.out(middle(m, m.first(x)).tanh()))
@@ -76,6 +88,24 @@ def test_without_a_module_that_can_run_again_the_parameter_is_named():
         F.cross_entropy(model(*inputs), labels).backward()
     assert set(stats.unsupported) == {"weight"}
     assert "batch norm" in stats.unsupported["weight"]
+
+
+@pytest.mark.parametrize("of", [lambda h: h, lambda h: h.detach()], ids=["grad", "no grad"])
+def test_what_an_unseen_function_makes_of_samples_is_no_constant(of):
+    class Hidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x, weight):
+            with torch._C.DisableTorchFunction():
+                return x * weight
+
+        @staticmethod
+        def backward(ctx, d):
+            return d, d.sum(0)
+
+    model = model_of(lambda m, x: m.out(Hidden.apply(of(m.first(x)), m.weight[0])))
+    inputs, labels = labelled()
+    with pytest.raises(InputError, match="not followed"), capture(model, {"sq_sum"}):
+        F.cross_entropy(model(*inputs), labels).backward()
 
 
 def test_functions_are_found_once_and_others_are_not():

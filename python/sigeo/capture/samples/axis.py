@@ -9,6 +9,7 @@ everything else is made of; what has no rule loses the axis, with its name as th
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -55,11 +56,25 @@ def mark(tensor: Tensor, where: Where) -> None:
 
 
 def where(tensor: Tensor) -> Where:
-    """What was noted; a constant if nothing was and no gradient flows."""
+    """What was noted; a constant if nothing was and gradients flow to constants at most."""
     found: Where = getattr(tensor, _NAME, None)
-    if found is None and tensor.requires_grad and not tensor.is_leaf and not hasattr(tensor, _NAME):
-        return Lost("it was made by something that is not followed, such as a custom function")
-    return found
+    noted = found is not None or hasattr(tensor, _NAME)
+    if noted or not tensor.requires_grad or tensor.is_leaf or _of_constants(tensor.grad_fn):
+        return found
+    return Lost("it was made by something that is not followed, such as a custom function")
+
+
+def leaf_behind(node: Any) -> Tensor | None:
+    """What a node of autograd's graph hands gradients to by nothing but functions of one tensor."""
+    while node is not None and type(node).__name__ != "AccumulateGrad":
+        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
+    return None if node is None else node.variable
+
+
+def _of_constants(node: Any) -> bool:
+    """Whether a function was given leaves alone that are the same for every sample."""
+    leaves = [leaf_behind(source) for source, _ in node.next_functions]
+    return bool(leaves) and all(leaf is not None and where(leaf) is None for leaf in leaves)
 
 
 def samples_first(tensor: Tensor, axis: Axis) -> Tensor:

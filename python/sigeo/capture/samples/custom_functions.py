@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import BackwardCFunction
 
+from sigeo.capture.samples.axis import leaf_behind
 from sigeo.capture.samples.calls import Layer
 
 
@@ -38,7 +39,7 @@ class CustomFunctions:
             kind: Any = type(node)
             if _is_custom(kind):
                 name = node.name().removesuffix("Backward")
-                yield from ((name, leaf) for leaf in map(_leaf, sources) if leaf is not None)
+                yield from ((name, leaf) for leaf in map(leaf_behind, sources) if leaf is not None)
 
     def forget(self) -> None:
         """Let go of the graph."""
@@ -51,10 +52,3 @@ def _is_custom(kind: Any) -> bool:
         return getattr(kind, "_forward_cls", None) is not Layer
     name: str = kind.__name__
     return name == "CppFunction"  # of C++; torch's own have types of their own
-
-
-def _leaf(node: Any) -> Tensor | None:
-    """What a node hands gradients to by nothing but functions of one tensor."""
-    while node is not None and type(node).__name__ != "AccumulateGrad":
-        node = node.next_functions[0][0] if len(node.next_functions) == 1 else None
-    return None if node is None else node.variable
