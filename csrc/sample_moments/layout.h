@@ -118,28 +118,56 @@ struct CacheAligned {
 template <class T>
 using Packed = std::vector<T, CacheAligned<T>>;
 
+// Panels packed together: side by side in memory, they are read as fast as memory goes. More would
+// be written to places that share few sets of the first-level cache.
+inline constexpr int64_t kPanelsTogether = 4;
+
 // Lines ahead of the one being packed that are asked for: they lie too far apart for the processor
 // to see them coming.
-inline constexpr int64_t kLinesAhead = 32;
+inline constexpr int64_t kLinesAhead = 8;
 
-// `lines` runs of kWidth values, `step` apart, one after another.
-template <int64_t kWidth, class T>
+// Of `lines` lines, `step` apart, kPanels times kWidth values, one panel after another.
+template <int64_t kPanels, int64_t kWidth, class T>
 void pack_lines(const T* from, int64_t lines, int64_t step, T* to) {
   for (int64_t line = 0; line < lines; ++line, from += step, to += kWidth) {
-    if (line + kLinesAhead < lines) __builtin_prefetch(from + kLinesAhead * step);
-    std::memcpy(to, from, kWidth * sizeof(T));
+    const bool more = line + kLinesAhead < lines;
+    for (int64_t panel = 0; panel < kPanels; ++panel) {
+      const T* at = from + panel * kWidth;
+      if (more) __builtin_prefetch(at + kLinesAhead * step);
+      std::memcpy(to + panel * lines * kWidth, at, kWidth * sizeof(T));
+    }
   }
 }
 
-// Runs of `count` values in lines of `width`, filled up with zeros.
+// The same with as many panels as are full. Returns how many.
+template <int64_t kWidth, class T>
+int64_t pack_full_panels(const T* from, int64_t lines, int64_t step, int64_t count, T* to) {
+  const int64_t full = count / kWidth, size = lines * kWidth;
+  int64_t panel = 0;
+  for (; panel + kPanelsTogether <= full; panel += kPanelsTogether) {
+    pack_lines<kPanelsTogether, kWidth>(from + panel * kWidth, lines, step, to + panel * size);
+  }
+  for (; panel < full; ++panel) {
+    pack_lines<1, kWidth>(from + panel * kWidth, lines, step, to + panel * size);
+  }
+  return full;
+}
+
+// Of lines `step` apart `count` values, in panels of `width`, the last one filled up with zeros.
 template <class T>
-void pack_panel(const T* from, int64_t lines, int64_t step, int64_t count, int64_t width, T* to) {
-  if (count == width && width == 16) return pack_lines<16>(from, lines, step, to);
-  if (count == width && width == 32) return pack_lines<32>(from, lines, step, to);
-  if (count == width && width == 8) return pack_lines<8>(from, lines, step, to);
-  for (int64_t line = 0; line < lines; ++line, from += step, to += width) {
-    std::copy_n(from, count, to);
-    std::fill(to + count, to + width, T{0});
+void pack_panels(const T* from, int64_t lines, int64_t step, int64_t count, int64_t width, T* to) {
+  int64_t panel = 0;
+  if (width == 8) panel = pack_full_panels<8>(from, lines, step, count, to);
+  if (width == 16) panel = pack_full_panels<16>(from, lines, step, count, to);
+  if (width == 32) panel = pack_full_panels<32>(from, lines, step, count, to);
+  for (; panel * width < count; ++panel) {
+    const int64_t some = std::min(width, count - panel * width);
+    const T* at = from + panel * width;
+    T* line = to + panel * lines * width;
+    for (int64_t l = 0; l < lines; ++l, at += step, line += width) {
+      std::copy_n(at, some, line);
+      std::fill(line + some, line + width, T{0});
+    }
   }
 }
 
@@ -158,7 +186,7 @@ void pack_with_halo(const T* from, const Convolution& c, const Halo& halo, int64
     zeros(halo.before[1] * row);
     for (int64_t y = 0; y < height; ++y, from += breadth * step) {
       zeros(halo.before[2] * width);
-      pack_panel(from, breadth, step, count, width, to);
+      pack_panels(from, breadth, step, count, width, to);
       to += breadth * width;
       zeros(halo.before[2] * width);
     }

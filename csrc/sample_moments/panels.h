@@ -150,14 +150,26 @@ class Panels {
     return turn;
   }
 
-  // d of a piece and of some units, after it has been packed if pieces do that.
-  const T* gradient_at(const Place& place, int64_t unit, int64_t count) const {
-    const T* from = d_.at(place.group, place.begin) + unit * unit_ * d_.sample;
-    if (d_block_ == 0) return from;
-    const int64_t lines = count * unit_ * d_.places;
-    T* to = room(packed_block_d_, lines * d_block_);
-    pack_panel(from, lines, d_.width, std::min(d_block_, columns_ - place.begin), d_block_, to);
-    return to;
+  // Packs d of `pieces` pieces from `piece` on, and of some units, if pieces do that: together,
+  // since their panels lie side by side.
+  void take_gradients(int64_t piece, int64_t pieces, int64_t unit, int64_t count) const {
+    if (d_block_ == 0) return;
+    const int64_t lines = count * unit_ * d_.places, size = lines * d_block_;
+    T* to = room(packed_block_d_, pieces * size);
+    for (const int64_t last = piece + pieces; piece < last;) {
+      const Place place = place_of(piece);
+      const int64_t panels = std::min(last - piece, panels_ - place.begin / width_);
+      pack_panels(d_.at(place.group, place.begin) + unit * unit_ * d_.sample, lines, d_.width,
+                  std::min(panels * width_, columns_ - place.begin), d_block_, to);
+      piece += panels;
+      to += panels * size;
+    }
+  }
+
+  // d of the piece that is the `index`th of those taken.
+  const T* gradient_at(const Place& place, int64_t index, int64_t unit, int64_t count) const {
+    if (d_block_ == 0) return d_.at(place.group, place.begin) + unit * unit_ * d_.sample;
+    return packed_block_d_.data() + index * count * unit_ * d_.places * d_block_;
   }
 
   // Points the tile at the first of `count` units' x at a row, of those from `first` on. Where
@@ -185,7 +197,7 @@ class Panels {
       const T* from = x_.at(place.group, row) + sample * x_.sample;
       const int64_t lines = samples * x_.places;
       T* to = room(packed_block_x_, lines * x_block_);
-      pack_panel(from, lines, x_.width, std::min(x_block_, rows_ - row), x_block_, to);
+      pack_panels(from, lines, x_.width, std::min(x_block_, rows_ - row), x_block_, to);
       tile.x = to;
     }
   }
@@ -205,12 +217,9 @@ class Panels {
       for (int64_t index = from; index < to; ++index) {
         T* at = packed + index * sample;
         for (int64_t group = 0; group < channels; group += of_group) {
-          for (int64_t begin = 0; begin < of_group; begin += width) {
-            const int64_t count = std::min(width, of_group - begin);
-            pack_panel(values + index * places * channels + group + begin, places, channels, count,
-                       width, at);
-            at += places * width;
-          }
+          pack_panels(values + index * places * channels + group, places, channels, of_group, width,
+                      at);
+          at += panels * width * places;
         }
       }
     });

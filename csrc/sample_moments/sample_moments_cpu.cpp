@@ -84,7 +84,8 @@ class Work {
       memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
       for (int64_t unit = 0; unit < units_; unit += block) {
         const int64_t count = std::min(block, units_ - unit);
-        tile.d = panels_.gradient_at(place, unit, count);
+        panels_.take_gradients(piece, 1, unit, count);
+        tile.d = panels_.gradient_at(place, 0, unit, count);
         for (int64_t row = begin; row < end;) {
           panels_.input_at(tile, place, row, begin, unit, count);
           tile.each = memory.data() + unit * tile.each_unit + (row - begin) * tile.width;
@@ -121,7 +122,8 @@ class Work {
       const int64_t first = segment * of_segment, last = first + of_segment;
       for (int64_t unit = first; unit < last; unit += turn_.units) {
         const int64_t count = std::min(turn_.units, last - unit);
-        for (Piece& part : parts) run_block(part, first, unit, count);
+        panels_.take_gradients(from, to - from, unit, count);
+        for (Piece& part : parts) run_block(part, part.index - from, first, unit, count);
       }
       for (Piece& part : parts) {
         write(part, segment);
@@ -130,11 +132,12 @@ class Work {
     }
   }
 
-  // Units [unit, unit + count) of a piece, in the segment that begins at unit `first`.
-  void run_block(Piece& part, int64_t first, int64_t unit, int64_t count) {
+  // Units [unit, unit + count) of a piece, the `index`th whose d was taken, in the segment that
+  // begins at unit `first`.
+  void run_block(Piece& part, int64_t index, int64_t first, int64_t unit, int64_t count) {
     const bool norms = job_.sq_norm != nullptr;
     Tile<T> tile = part.tile;
-    tile.d = panels_.gradient_at(part.place, unit, count);
+    tile.d = panels_.gradient_at(part.place, index, unit, count);
     tile.before = unit - first;
     if (norms) part.squares.assign(count * tile.width, T{0});
     for (int64_t row = 0; row < rows_;) {
@@ -176,8 +179,7 @@ class Work {
   // they have.
   int64_t run_rows(Tile<T> tile, int64_t row, int64_t last, T* squares, int64_t count) const {
     const int vectors = static_cast<int>(tile.width / tiles_.lanes);
-    const int64_t most = std::min<int64_t>(kPackedRows, tiles_.accumulators / vectors);
-    const int rows = tiles_.rows_within(std::min({most, last - row, panels_.rows_together(row)}));
+    const int rows = tiles_.rows_within(std::min(last - row, panels_.rows_together(row)));
     const T* const x = tile.x;
     const T* const d = tile.d;
     T* const gradients = tile.each;

@@ -9,8 +9,9 @@
 
 namespace sigeo_ext::sample_moments {
 
-// Positions added up before the sum goes to a second one: bounds the growth of rounding errors.
-inline constexpr int64_t kRun = 2048;
+// Positions added up before the sum goes to a second one: their lines of x and d stay in the
+// first-level cache while one row after another is summed up, and rounding errors grow little.
+inline constexpr int64_t kRun = 128;
 
 // One tile: kRows consecutive input channels of one tap, or taps of a depthwise convolution, and
 // some consecutive output channels.
@@ -87,8 +88,8 @@ struct Block {
         for (int v = 0; v < kVectors; ++v) g[u][r][v] = V{};
   }
 
-  // Adds positions [from, to) of one sample of each unit.
-  template <Pairing kPairing>
+  // Adds positions [from, to) of one sample of each unit. The first row is the tile's kRow.
+  template <Pairing kPairing, int kRow>
   SIGEO_INLINE void accumulate(const T* const (&x)[kUnits], const T* const (&d)[kUnits],
                                const Tile<T>& a, int64_t from, int64_t to) {
     for (int64_t t = from; t < to; ++t) {
@@ -103,141 +104,157 @@ struct Block {
         for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 64
           for (int v = 0; v < kVectors; ++v) {
-            if constexpr (kPairing == Pairing::kAll) g[u][r][v] += dv[v] * xs[r];
-            else g[u][r][v] += dv[v] * load<T, kLanes>(xs + a.row_at[r] + v * kLanes);
+            if constexpr (kPairing == Pairing::kAll) g[u][r][v] += dv[v] * xs[kRow + r];
+            else g[u][r][v] += dv[v] * load<T, kLanes>(xs + a.row_at[kRow + r] + v * kLanes);
           }
       }
     }
   }
 
-  // The units of `sums` into those from `first` on; kMore: added to what is there. They are in
-  // memory from here on: else their many uses in `update` would keep accumulators out of registers
-  // in the loop over positions.
-  template <bool kMore, int kOthers>
-  SIGEO_INLINE void take(const Block<T, kLanes, kOthers, kRows, kVectors>& sums, int first) {
+  // `sums` into the units from `unit` on and the rows from `row` on; kMore: added to what is there.
+  // They are in memory from here on: else their many uses in `update` would keep accumulators out
+  // of registers in the loop over positions.
+  template <bool kMore, int kOtherUnits, int kOtherRows>
+  SIGEO_INLINE void take(const Block<T, kLanes, kOtherUnits, kOtherRows, kVectors>& sums, int unit,
+                         int row) {
 #pragma GCC unroll 64
-    for (int u = 0; u < kOthers; ++u)
+    for (int u = 0; u < kOtherUnits; ++u)
 #pragma GCC unroll 64
-      for (int r = 0; r < kRows; ++r)
+      for (int r = 0; r < kOtherRows; ++r)
 #pragma GCC unroll 64
         for (int v = 0; v < kVectors; ++v) {
-          V& to = g[first + u][r][v];
+          V& to = g[unit + u][row + r][v];
           to = kMore ? to + sums.g[u][r][v] : sums.g[u][r][v];
         }
     asm volatile("" : : "r"(this) : "memory");
   }
-
-  // slab[r, :] += sum over units of what the statistic adds up.
-  template <Statistic kStatistic>
-  SIGEO_INLINE void add_to(T* slab, int64_t width) const {
-#pragma GCC unroll 1
-    for (int r = 0; r < kRows; ++r)
-#pragma GCC unroll 64
-      for (int v = 0; v < kVectors; ++v) {
-        V sum = term<kStatistic>(g[0][r][v]);
-#pragma GCC unroll 64
-        for (int u = 1; u < kUnits; ++u) sum += term<kStatistic>(g[u][r][v]);
-        T* at = slab + r * width + v * kLanes;
-        store<T, kLanes>(at, load<T, kLanes>(at) + sum);
-      }
-  }
 };
 
+// *at += sum over units of what the statistic adds up.
+template <Statistic kStatistic, class T, int kLanes, int kUnits>
+SIGEO_INLINE void add_terms(const typename Vector<T, kLanes>::type (&g)[kUnits], T* at) {
+  auto sum = term<kStatistic>(g[0]);
+#pragma GCC unroll 64
+  for (int u = 1; u < kUnits; ++u) sum += term<kStatistic>(g[u]);
+  store<T, kLanes>(at, load<T, kLanes>(at) + sum);
+}
+
+// The units so far and these each have a mean; what lies between the two is added as well (Chan et
+// al. 1979). All is done on deviations from the first unit: small where units are alike. `share` is
+// that of these units among all, `between` the product of it and of how many came before.
+template <class T, int kLanes, int kUnits>
+SIGEO_INLINE void add_deviations(const typename Vector<T, kLanes>::type (&g)[kUnits], T share,
+                                 T between, T* origin_at, T* deviation_at, T* at) {
+  using V = typename Vector<T, kLanes>::type;
+  if (between == 0) store<T, kLanes>(origin_at, g[0]);
+  const V origin = load<T, kLanes>(origin_at);
+  V mean{}, squares{};
+#pragma GCC unroll 64
+  for (int u = 0; u < kUnits; ++u) mean += g[u] - origin;
+  mean *= T{1} / kUnits;
+#pragma GCC unroll 64
+  for (int u = 0; u < kUnits && kUnits > 1; ++u) {
+    const V deviation = g[u] - origin - mean;
+    squares += deviation * deviation;
+  }
+  const V mean_before = load<T, kLanes>(deviation_at), step = mean - mean_before;
+  store<T, kLanes>(deviation_at, mean_before + step * share);
+  store<T, kLanes>(at, load<T, kLanes>(at) + squares + step * step * between);
+}
+
+// What is asked for of these units' gradients, which are read once for all of it.
 template <class T, int kLanes, int kUnits, int kRows, int kVectors>
 SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows, kVectors>& block,
                          int64_t unit) {
   using V = typename Vector<T, kLanes>::type;
-  if (a.slab[kSum]) block.template add_to<kSum>(a.slab[kSum], a.width);
-  if (a.slab[kAbsSum]) block.template add_to<kAbsSum>(a.slab[kAbsSum], a.width);
-  if (a.slab[kSqSum]) block.template add_to<kSqSum>(a.slab[kSqSum], a.width);
-  if (a.slab[kSignSum]) block.template add_to<kSignSum>(a.slab[kSignSum], a.width);
-  if (a.slab[kM2]) {
-    // The units so far and these each have a mean; what lies between the two is added as well (Chan
-    // et al. 1979). All is done on deviations from the first unit: small where units are alike.
-    const int64_t before = a.before + unit;
-    const T share = static_cast<T>(kUnits) / static_cast<T>(before + kUnits);
-    const T between = static_cast<T>(before) * share;
+  T* const sum = a.slab[kSum];
+  T* const abs_sum = a.slab[kAbsSum];
+  T* const sq_sum = a.slab[kSqSum];
+  T* const sign_sum = a.slab[kSignSum];
+  T* const m2 = a.slab[kM2];
+  T* const each = a.each;
+  const int64_t width = a.width, before = a.before + unit;
+  const T share = static_cast<T>(kUnits) / static_cast<T>(before + kUnits);
+  const T between = static_cast<T>(before) * share;
 #pragma GCC unroll 1
-    for (int r = 0; r < kRows; ++r)
+  for (int v = 0; v < kVectors; ++v) {
+    V squares[kUnits]{};
+#pragma GCC unroll 1
+    for (int r = 0; r < kRows; ++r) {
+      const int64_t at = r * width + v * kLanes;
+      V g[kUnits];
 #pragma GCC unroll 64
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = r * a.width + v * kLanes;
-        if (before == 0) store<T, kLanes>(a.origin + at, block.g[0][r][v]);
-        const V origin = load<T, kLanes>(a.origin + at);
-        V mean{}, squares{};
+      for (int u = 0; u < kUnits; ++u) g[u] = block.g[u][r][v];
 #pragma GCC unroll 64
-        for (int u = 0; u < kUnits; ++u) mean += block.g[u][r][v] - origin;
-        mean *= T{1} / kUnits;
-#pragma GCC unroll 64
-        for (int u = 0; u < kUnits && kUnits > 1; ++u) {
-          const V deviation = block.g[u][r][v] - origin - mean;
-          squares += deviation * deviation;
-        }
-        const V mean_before = load<T, kLanes>(a.deviation + at), step = mean - mean_before;
-        store<T, kLanes>(a.deviation + at, mean_before + step * share);
-        store<T, kLanes>(a.slab[kM2] + at,
-                         load<T, kLanes>(a.slab[kM2] + at) + squares + step * step * between);
+      for (int u = 0; u < kUnits; ++u) squares[u] += g[u] * g[u];
+      if (sum) add_terms<kSum, T, kLanes>(g, sum + at);
+      if (abs_sum) add_terms<kAbsSum, T, kLanes>(g, abs_sum + at);
+      if (sq_sum) add_terms<kSqSum, T, kLanes>(g, sq_sum + at);
+      if (sign_sum) add_terms<kSignSum, T, kLanes>(g, sign_sum + at);
+      if (m2) {
+        add_deviations<T, kLanes>(g, share, between, a.origin + at, a.deviation + at, m2 + at);
       }
-  }
-  if (a.each) {
+      if (each) {
 #pragma GCC unroll 64
-    for (int u = 0; u < kUnits; ++u)
-#pragma GCC unroll 1
-      for (int r = 0; r < kRows; ++r)
+        for (int u = 0; u < kUnits; ++u) {
+          store<T, kLanes>(each + (unit + u) * a.each_unit + at, g[u]);
+        }
+      }
+    }
+    if (a.sq_norm) {
 #pragma GCC unroll 64
-        for (int v = 0; v < kVectors; ++v)
-          store<T, kLanes>(a.each + (unit + u) * a.each_unit + r * a.width + v * kLanes,
-                           block.g[u][r][v]);
-  }
-  if (a.sq_norm) {
-#pragma GCC unroll 64
-    for (int u = 0; u < kUnits; ++u) {
-#pragma GCC unroll 64
-      for (int v = 0; v < kVectors; ++v) {
-        T* at = a.sq_norm + (unit + u) * a.width + v * kLanes;
-        V squares = load<T, kLanes>(at);
-#pragma GCC unroll 64
-        for (int r = 0; r < kRows; ++r) squares += block.g[u][r][v] * block.g[u][r][v];
-        store<T, kLanes>(at, squares);
+      for (int u = 0; u < kUnits; ++u) {
+        T* at = a.sq_norm + (unit + u) * width + v * kLanes;
+        store<T, kLanes>(at, load<T, kLanes>(at) + squares[u]);
       }
     }
   }
 }
 
-// Adds up all positions of kAtOnce units, from `unit` on, into those of `block` from `first` on.
-template <Pairing kPairing, int kAtOnce, class T, int kLanes, int kUnits, int kRows, int kVectors>
-SIGEO_INLINE void sum_positions(const Tile<T>& a, int64_t unit,
-                                Block<T, kLanes, kUnits, kRows, kVectors>& block, int first) {
-  const T* x[kAtOnce];
-  const T* d[kAtOnce];
-  for (int u = 0; u < kAtOnce; ++u) {
-    x[u] = a.x + (unit + u) * a.unit * a.x_sample;
-    d[u] = a.d + (unit + u) * a.unit * a.d_sample;
-  }
-  for (int64_t sample = 0; sample < a.unit; ++sample) {
-    int64_t from = 0;
-    do {
-      Block<T, kLanes, kAtOnce, kRows, kVectors> run;
-      run.clear();
-      const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
-      run.template accumulate<kPairing>(x, d, a, from, to);
-      if (sample == 0 && from == 0) block.template take<false>(run, first);
-      else block.template take<true>(run, first);
-      from = to;
-    } while (from < a.positions);
-    for (int u = 0; u < kAtOnce; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
+// Adds up positions [from, to) of a sample of kAtOnce units, for the rows from kRow on of which
+// kRowsAtOnce fit into registers, into those of `block` from `unit` on.
+template <Pairing kPairing, int kAtOnce, int kRowsAtOnce, int kRow = 0, class T, int kLanes,
+          int kUnits, int kRows, int kVectors>
+SIGEO_INLINE void sum_rows(const Tile<T>& a, const T* const (&x)[kAtOnce],
+                           const T* const (&d)[kAtOnce], int64_t from, int64_t to, bool more,
+                           Block<T, kLanes, kUnits, kRows, kVectors>& block, int unit) {
+  if constexpr (kRow < kRows) {
+    constexpr int kSome = kRows - kRow < kRowsAtOnce ? kRows - kRow : kRowsAtOnce;
+    Block<T, kLanes, kAtOnce, kSome, kVectors> run;
+    run.clear();
+    run.template accumulate<kPairing, kRow>(x, d, a, from, to);
+    if (more) block.template take<true>(run, unit, kRow);
+    else block.template take<false>(run, unit, kRow);
+    sum_rows<kPairing, kAtOnce, kRowsAtOnce, kRow + kSome>(a, x, d, from, to, more, block, unit);
   }
 }
 
-// All units of a tile. The statistics are updated for kUnits units at a time, of which kAtOnce
-// are summed up in registers together; `a.units` must be a multiple of kUnits.
-template <Pairing kPairing, class T, int kLanes, int kUnits, int kAtOnce, int kRows, int kVectors>
+// All units of a tile. The statistics are updated for kUnits units at a time, of which kAtOnce,
+// and kRowsAtOnce of their rows, are summed up in registers together; `a.units` must be a multiple
+// of kUnits.
+template <Pairing kPairing, class T, int kLanes, int kUnits, int kAtOnce, int kRows,
+          int kRowsAtOnce, int kVectors>
 SIGEO_INLINE void tile_body(const Tile<T>& a) {
   static_assert(kUnits % kAtOnce == 0);
   for (int64_t unit = 0; unit < a.units; unit += kUnits) {
     Block<T, kLanes, kUnits, kRows, kVectors> block;
     for (int first = 0; first < kUnits; first += kAtOnce) {
-      sum_positions<kPairing, kAtOnce>(a, unit + first, block, first);
+      const T* x[kAtOnce];
+      const T* d[kAtOnce];
+      for (int u = 0; u < kAtOnce; ++u) {
+        x[u] = a.x + (unit + first + u) * a.unit * a.x_sample;
+        d[u] = a.d + (unit + first + u) * a.unit * a.d_sample;
+      }
+      for (int64_t sample = 0; sample < a.unit; ++sample) {
+        int64_t from = 0;
+        do {
+          const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
+          sum_rows<kPairing, kAtOnce, kRowsAtOnce>(a, x, d, from, to, sample > 0 || from > 0, block,
+                                                   first);
+          from = to;
+        } while (from < a.positions);
+        for (int u = 0; u < kAtOnce; ++u) x[u] += a.x_sample, d[u] += a.d_sample;
+      }
     }
     update(a, block, unit);
   }

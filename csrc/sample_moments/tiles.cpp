@@ -7,19 +7,21 @@
 namespace sigeo_ext::sample_moments {
 namespace {
 
-// A level has kBytes of a vector, kAccumulators of them for a tile beside its operands, and the
+// A level has kBytes of a vector, kAccumulators of them for sums beside their operands, and the
 // function for a shape, compiled for it.
-#define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                                     \
-  struct Name {                                                                            \
-    static constexpr int kBytes = Bytes, kAccumulators = Accumulators;                     \
-    template <Pairing kPairing, class T, int kUnits, int kAtOnce, int kRows, int kVectors> \
-    Target static void run(const Tile<T>& tile) {                                          \
-      tile_body<kPairing, T, Bytes / sizeof(T), kUnits, kAtOnce, kRows, kVectors>(tile);   \
-    }                                                                                      \
-    template <class T>                                                                     \
-    Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) {           \
-      scale_body<T, Bytes / sizeof(T)>(job, from, to);                                     \
-    }                                                                                      \
+#define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                                          \
+  struct Name {                                                                                 \
+    static constexpr int kBytes = Bytes, kAccumulators = Accumulators;                          \
+    template <Pairing kPairing, class T, int kUnits, int kAtOnce, int kRows, int kRowsAtOnce,   \
+              int kVectors>                                                                     \
+    Target static void run(const Tile<T>& tile) {                                               \
+      tile_body<kPairing, T, Bytes / sizeof(T), kUnits, kAtOnce, kRows, kRowsAtOnce, kVectors>( \
+          tile);                                                                                \
+    }                                                                                           \
+    template <class T>                                                                          \
+    Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) {                \
+      scale_body<T, Bytes / sizeof(T)>(job, from, to);                                          \
+    }                                                                                           \
   }
 #define SIGEO_NO_TARGET
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
@@ -34,14 +36,17 @@ constexpr int units_within(int units, int accumulators_of_one, int accumulators)
   return units;
 }
 
+// `rows` one part after another, as few as fit into the accumulators and as even as may be.
+constexpr int rows_at_once(int rows, int vectors, int accumulators) {
+  const int most = accumulators / vectors, parts = (rows + most - 1) / most;
+  return (rows + parts - 1) / parts;
+}
+
 template <class Level, Pairing kPairing, class T, int kUnits, int kRows, int kVectors>
 constexpr typename Tiles<T>::Run run_of() {
-  if constexpr (kRows * kVectors > Level::kAccumulators) {
-    return nullptr;
-  } else {
-    constexpr int kAtOnce = units_within(kUnits, kRows * kVectors, Level::kAccumulators);
-    return &Level::template run<kPairing, T, kUnits, kAtOnce, kRows, kVectors>;
-  }
+  constexpr int kRowsAtOnce = rows_at_once(kRows, kVectors, Level::kAccumulators);
+  constexpr int kAtOnce = units_within(kUnits, kRowsAtOnce * kVectors, Level::kAccumulators);
+  return &Level::template run<kPairing, T, kUnits, kAtOnce, kRows, kRowsAtOnce, kVectors>;
 }
 
 template <class Level, Pairing kPairing, class T, int kUnits, int kRows>
@@ -64,8 +69,8 @@ constexpr typename Tiles<T>::Table by_units() {
 }
 
 template <class Level, class T>
-constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)), Level::kAccumulators,
-                          &Level::template scale<T>, by_units<Level, Pairing::kAll, T>(),
+constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)), &Level::template scale<T>,
+                          by_units<Level, Pairing::kAll, T>(),
                           by_units<Level, Pairing::kEach, T>()};
 
 int most_bytes = 64;

@@ -17,14 +17,14 @@ template <class T>
 struct Tiles {
   using Run = void (*)(const Tile<T>&);
 
-  int lanes;         // values of a vector
-  int accumulators;  // vectors that a tile may hold: rows * vectors
+  int lanes;  // values of a vector
 
   // The work of `scale` on samples [from, to).
   void (*scale)(const ScaleJob<T>& job, int64_t from, int64_t to);
 
-  // For one unit at a time or kTogether, `kRows` and 1 or 2 vectors; null where those are too many.
-  static constexpr std::array<int, 6> kRows{1, 2, 4, 6, 8, 16};
+  // For one unit at a time or kTogether, `kRows` and 1 or 2 vectors. Images have 3 channels, the
+  // usual kernels 9 taps.
+  static constexpr std::array<int, 8> kRows{1, 2, 3, 4, 8, 9, 16, 24};
   using Table = std::array<std::array<std::array<Run, kMostVectors>, kRows.size()>, 2>;
   Table all, each;
 
