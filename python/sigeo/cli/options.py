@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sigeo.cli import names
 from sigeo.errors import InputError
+from sigeo.space_sizes import SIZES
 
 if TYPE_CHECKING:
     from sigeo.data import ImageData
@@ -140,10 +141,10 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("networks and data")
     group.add_argument(
         "--space",
-        type=names.one_of(names.SIZES),
+        type=names.one_of(SIZES),
         default="nasbench201",
         metavar="NAME",
-        help=f"search space: {', '.join(names.SIZES)} (default: %(default)s)",
+        help=f"search space: {', '.join(SIZES)} (default: %(default)s)",
     )
     group.add_argument(
         "--size",
@@ -259,10 +260,9 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
     """The sizes of the space that are given; before anything is loaded.
 
     Raises:
-        InputError: One is given twice, is a word where numbers are expected or none of the words
-            that are, or the space has none of that name.
+        InputError: One is given twice or is not what it may be, or the space has none of that name.
     """
-    known = names.SIZES[args.space]
+    known = SIZES[args.space]
     own = ((name, f"--{name}", getattr(args, name)) for name in ("channels", "cells"))
     given = [(name, option, value) for name, option, value in own if value is not None]
     given += [(name, f"--size {name}", value) for name, value in args.size]
@@ -272,15 +272,10 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--size: {name} is given twice")
         if name not in known:
             raise InputError(f"{option}: {args.space} has no such size, it has {', '.join(known)}")
-        parts = value if isinstance(value, tuple) else (value,)
-        text = ",".join(map(str, parts))
-        if name in names.WORDS:
-            if value not in names.WORDS[name]:
-                expected = " or ".join(names.WORDS[name])
-                raise InputError(f"{option}: must be {expected}, got {text!r}")
-        elif any(isinstance(part, str) for part in parts):
-            expected = "a number" if len(parts) == 1 else "numbers"
-            raise InputError(f"{option}: must be {expected}, got {text!r}")
+        try:
+            known[name](value)
+        except InputError as error:
+            raise InputError(f"{option}: {error}") from None
         sizes[name] = value
     return sizes
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 
 from sigeo import proxies, spaces
 from sigeo.cli import names
 from sigeo.fewshot import choice, kinds, metrics, partition, recipes
-from sigeo.spaces.transformer import Pool
+from sigeo.space_sizes import SIZES
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
@@ -42,6 +41,10 @@ REFUSED = (
     ("train", "--space", "mlp", "--channels", "4"),
     ("train", "--archs-file", "none.txt"),
     ("rank", "--space", "mlp", "--size", "widths=a,8"),
+    ("rank", "--size", "channels=4,8"),
+    ("rank", "--space", "mlp", "--size", "widths=8,4"),
+    ("rank", "--space", "mlp", "--size", "dropout=1"),
+    ("rank", "--space", "mobilenet", "--size", "kernels=3,4"),
     ("rank", "--space", "transformer", "--size", "pool=class,mean"),
     ("rank", "--space", "transformer", "--size", "pool=max"),
     ("rank", "--space", "transformer", "--size", "pool=1"),
@@ -69,14 +72,9 @@ REFUSED = (
 
 
 def test_the_names_are_those_that_the_packages_know():
-    assert list(names.SIZES) == spaces.names()
-    for space, sizes in names.SIZES.items():
-        defaults = spaces.sizes_of(space)
-        assert list(sizes) == list(defaults)
-        assert {n for n in sizes if n in names.WORDS} == {
-            n for n in sizes if isinstance(defaults[n], str)
-        }
-    assert get_args(Pool) == names.WORDS["pool"]
+    assert list(SIZES) == spaces.names()
+    for space, sizes in SIZES.items():
+        assert list(sizes) == list(spaces.sizes_of(space))
     assert list(names.PROXIES) == proxies.names()
     assert list(names.RECIPES) == recipes.names()
     for recipe, known in names.RECIPES.items():
