@@ -82,10 +82,10 @@ def run(args: argparse.Namespace) -> int:
 
     from sigeo.tables import correlate, parts_first, quality, read_table
 
+    table = read_table(args.table)  # first, as torch is imported with the scores
+    truth = table.lookup(args.metric)
     given_scores = read_any_scores(scores_file)
     archs = given_scores.archs
-    table = read_table(args.table)
-    truth = table.lookup(args.metric)
     known = [i for i, arch in enumerate(archs) if arch in truth]
     if len(known) < 3:
         other = "" if known else f": those ranked are like {archs[0]}, these like {table.archs[0]}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sigeo.proxies import Proxy
     from sigeo.scoring.networks import Init
     from sigeo.spaces import SearchSpace
+    from sigeo.tables import Table
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -343,6 +344,22 @@ def metric(args: argparse.Namespace) -> str:
     if args.metric is not None and args.table is None:
         raise InputError("--metric: has no effect without --table")
     return METRIC if args.metric is None else str(args.metric)
+
+
+def table(file: str | None, metric: str) -> Table | None:
+    """The benchmark table of a file, None without one; read before torch is imported.
+
+    Raises:
+        InputError: It cannot be read, or has no such column.
+    """
+    if file is None:
+        return None
+
+    from sigeo.tables import read_table
+
+    found = read_table(file)
+    found.column(metric)
+    return found
 
 
 def add_top(parser: argparse._ActionsContainer) -> None:

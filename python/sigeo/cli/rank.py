@@ -61,17 +61,15 @@ def run(args: argparse.Namespace) -> int:
     init = _Init.parse(args)
     metric = options.metric(args)
     _check(args, init)
+    table = options.table(args.table, metric)
 
     from sigeo.cli.report import write_report
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks
     from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
-    from sigeo.tables import read_table
 
     data, space = options.load_data_and_space(args)
-    if args.table is not None:  # a wrong name must not cost a ranking
-        read_table(args.table).column(metric)
     protocol = _protocol(args, init, len(data.train))
     shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
@@ -109,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(rows, names, args.top, networks, parted)
     export.write_scores(folder / "scores.parquet", document, names)
-    write_report(folder / "scores.parquet", folder / "report.html", args.table, metric)
+    write_report(folder / "scores.parquet", folder / "report.html", table, metric)
     if not args.json:
         console.say(f"scores: {folder / 'scores.parquet'}\nreport: {folder / 'report.html'}")
     return 0

@@ -17,7 +17,7 @@ from sigeo.cli import console, options, shared_weights, split_options, warmup_op
 from sigeo.cli.split_options import add_arguments
 
 if TYPE_CHECKING:
-    from sigeo.fewshot import Analysis, Known, Plan, Splitting
+    from sigeo.fewshot import Analysis, Plan, Splitting
     from sigeo.scoring.networks import Init, Networks
     from sigeo.spaces import SearchSpace
 
@@ -34,13 +34,15 @@ def run(args: argparse.Namespace) -> int:
     """
     split_options.check(args)
     options.space_sizes(args)
+    wanted = options.METRIC if args.metric_column is None else args.metric_column
+    table = options.table(args.table, wanted)
 
-    from sigeo.fewshot import analyse, draw_plan, plan_document, save_plan
+    from sigeo.fewshot import Known, analyse, draw_plan, plan_document, save_plan
     from sigeo.scoring import export
 
     data, space = options.load_data_and_space(args)
     split_options.check_sizes(args, space)
-    known, column = _known(args, space)
+    known = None if table is None else Known(space, table.lookup(wanted))
     if args.kind is not None:
         plan, settings = _by_kind(args, space)
         save_plan(options.run_folder(args) / "plan.json", plan, settings)
@@ -50,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     seen = None
     if known is not None:
         seen = analyse(plan, known, top=0.01 if args.top is None else args.top)
+    column = None if table is None else table.column(wanted)
     folder = options.run_folder(args)
     document = {
         "schema": export.SCHEMA,
@@ -67,18 +70,6 @@ def run(args: argparse.Namespace) -> int:
         _show(plan, seen, column)
     draw_plan(plan, folder / "plan.svg")
     return 0
-
-
-def _known(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Known | None, str | None]:
-    """The table's values and their column; read before anything is measured."""
-    from sigeo.fewshot import Known
-    from sigeo.tables import read_table
-
-    if args.table is None:
-        return None, None
-    table = read_table(args.table)
-    wanted = options.METRIC if args.metric_column is None else args.metric_column
-    return Known(space, table.lookup(wanted)), table.column(wanted)
 
 
 def _by_kind(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:

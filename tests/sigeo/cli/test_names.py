@@ -104,17 +104,29 @@ for arguments in {REFUSED}:
 
 def test_what_a_table_lacks_is_said_before_torch_is_imported(tmp_path):
     (tmp_path / "t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\nd,\n")
-    code = """
+    wrong = ("--table", "t.csv", "--metric", "auc")
+    given = (
+        ("compare", "--table", "t.csv", "--metric", "acc", "--archs", "4"),
+        ("compare", *wrong),
+        ("rank", *wrong),
+        ("split", "--table", "t.csv", "--metric-column", "auc"),
+        ("report", "t.csv", *wrong),
+        ("correlate", "--scores", "t.csv", *wrong),
+    )
+    code = f"""
 import sys
 from sigeo.cli import main
-code = main(["compare", "--table", "t.csv", "--metric", "acc", "--archs", "4"])
-assert code == 2 and "torch" not in sys.modules
+for arguments in {given}:
+    assert main(arguments) == 2 and "torch" not in sys.modules, arguments
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    assert "--archs: t.csv has 3 architectures with acc, got 4" in result.stderr
+    first, *others = result.stderr.splitlines()
+    assert "--archs: t.csv has 3 architectures with acc, got 4" in first
+    assert len(others) == len(given) - 1
+    assert all("t.csv: expected a column for metric 'auc', found acc" in line for line in others)
 
 
 @pytest.fixture
