@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from rich.table import Table
 
 Report = Callable[[int, int], None]
 _SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_OF_SILENCE = 2.0
 _STDERR = Console(stderr=True, highlight=False)
 """One for bars and lines: it moves a running bar below what is said."""
 
@@ -62,6 +64,25 @@ def announced(line: str, report: Report) -> Report:
         report(done, total)
 
     return announce
+
+
+@contextmanager
+def said_if_slow(line: str) -> Iterator[None]:
+    """Say a line if what is done inside takes long.
+
+    Args:
+        line: What is being done.
+
+    Yields:
+        Once, to do it.
+    """
+    timer = threading.Timer(_SECONDS_OF_SILENCE, say, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def say(text: str) -> None:

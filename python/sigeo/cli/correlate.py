@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options
+from sigeo.cli import console, options, table_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="differences in the metric, in its unit, that sparse Kendall takes for noise "
         "(default: %(default)s, for percent)",
     )
-    options.add_top(parser)
+    table_options.add_top(parser)
     parser.add_argument(
         "--draws",
         type=options.positive,
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
             f"found {len(known)}{other}"
         )
-    top = options.top(args, len(known))
+    top = table_options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])
     scores = {proxy: column[known] for proxy, column in given_scores.columns.items()}
     scores |= _baselines([archs[i] for i in known], scores, given_scores.head)

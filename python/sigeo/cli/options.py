@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sigeo.cli import names
+from sigeo.cli import console, names
 from sigeo.errors import InputError
 from sigeo.space_sizes import SIZES
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from sigeo.proxies import Proxy
     from sigeo.scoring.networks import Init
     from sigeo.spaces import SearchSpace
-    from sigeo.tables import Table
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -42,8 +41,6 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
     return convert
 
-
-METRIC = "cifar10.test"
 
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
@@ -250,9 +247,10 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     sizes = space_sizes(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    images = data.load(args.data)
-    if args.image_size is not None:
-        images = images.resized(args.image_size)
+    with console.said_if_slow(f"reading the images of {args.data}"):
+        images = data.load(args.data)
+        if args.image_size is not None:
+            images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
     return images, spaces.get(args.space, shape, **sizes)
 
@@ -325,65 +323,6 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
         return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
 
     return tuple(resolve([made(name) for name in names.listed(args.proxy)]))
-
-
-def add_table(parser: argparse.ArgumentParser, why: str) -> None:
-    """A benchmark table and its column."""
-    parser.add_argument(
-        "--table", type=existing_file, metavar="FILE", help=f"benchmark table {why}"
-    )
-    parser.add_argument("--metric", help=f"its column (default: {METRIC})")
-
-
-def metric(args: argparse.Namespace) -> str:
-    """The column of the table.
-
-    Raises:
-        InputError: A column without a table.
-    """
-    if args.metric is not None and args.table is None:
-        raise InputError("--metric: has no effect without --table")
-    return METRIC if args.metric is None else str(args.metric)
-
-
-def table(file: str | None, metric: str) -> Table | None:
-    """The benchmark table of a file, None without one; read before torch is imported.
-
-    Raises:
-        InputError: It cannot be read, or has no such column.
-    """
-    if file is None:
-        return None
-
-    from sigeo.tables import read_table
-
-    found = read_table(file)
-    found.column(metric)
-    return found
-
-
-def add_top(parser: argparse._ActionsContainer) -> None:
-    """How many of the architectures that are ranked count as the best."""
-    parser.add_argument(
-        "--top",
-        type=positive,
-        help="how many are the best (default: a tenth, 5 at least, or all of fewer)",
-    )
-
-
-def top(args: argparse.Namespace, count: int) -> int:
-    """How many of ``count`` are the best; by default so many that Kendall's tau among them counts.
-
-    Raises:
-        InputError: More than there are.
-    """
-    from sigeo.tables import FEWEST
-
-    if args.top is None:
-        return min(count, max(FEWEST, -(-count // 10)))
-    if args.top > count:
-        raise InputError(f"--top: must be at most the {count} architectures ranked, got {args.top}")
-    return int(args.top)
 
 
 def run_folder(args: argparse.Namespace) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import architectures, console, options, shared_weights, warmup_options
+from sigeo.cli import architectures, console, options, shared_weights, table_options, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="networks in one pass; auto measures on the first ones whether many are faster than "
         "one by one (default: %(default)s)",
     )
-    options.add_table(parser, "for the report")
+    table_options.add(parser, "for the report")
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rank."""
     init = _Init.parse(args)
-    metric = options.metric(args)
+    metric = table_options.metric(args)
     _check(args, init)
-    table = options.table(args.table, metric)
+    table = table_options.read(args.table, metric)
 
     from sigeo.cli.report import write_report
     from sigeo.scoring import export

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigeo.cli import console, options
+from sigeo.cli import compare, console, options, table_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,17 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.there("a run's folder or a file"),
         help="a run's folder, or its scores.parquet",
     )
-    options.add_table(parser, "to compare with")
+    table_options.add(parser, "to compare with")
     parser.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write."""
+    """Write.
+
+    Raises:
+        InputError: The folder holds no ranking, but a comparison.
+    """
     given = Path(args.run)
     scores = given / "scores.parquet" if given.is_dir() else given
     out = Path(args.out) if args.out is not None else scores.with_name("report.html")
-    metric = options.metric(args)
-    write_report(scores, out, options.table(args.table, metric), metric)
+    metric = table_options.metric(args)
+    if not scores.exists() and (given / compare.PAGE).exists():
+        raise InputError(f"{given}: holds a comparison, whose report is {given / compare.PAGE}")
+    write_report(scores, out, table_options.read(args.table, metric), metric)
     console.say(f"report: {out}")
     return 0
 

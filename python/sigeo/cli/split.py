@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options, shared_weights, split_options, warmup_options
+from sigeo.cli import console, options, shared_weights, split_options, table_options, warmup_options
 from sigeo.cli.split_options import add_arguments
 
 if TYPE_CHECKING:
@@ -34,8 +34,8 @@ def run(args: argparse.Namespace) -> int:
     """
     split_options.check(args)
     options.space_sizes(args)
-    wanted = options.METRIC if args.metric_column is None else args.metric_column
-    table = options.table(args.table, wanted)
+    wanted = table_options.METRIC if args.metric_column is None else args.metric_column
+    table = table_options.read(args.table, wanted)
 
     from sigeo.fewshot import Known, analyse, draw_plan, plan_document, save_plan
     from sigeo.scoring import export
