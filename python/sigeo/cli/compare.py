@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sigeo.cli import compare_options, console, names, options, table_options
 from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(standings, ceiling)
     text = export.strict_dumps(document, indent=1) + "\n"
-    export.write_whole(
+    write_whole(
         folder / "comparison.json", lambda partial: partial.write_text(text, encoding="utf-8")
     )
     page = render_comparison(
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
         standings,
         ceiling,
     )
-    export.write_whole(folder / PAGE, lambda partial: partial.write_text(page, encoding="utf-8"))
+    write_whole(folder / PAGE, lambda partial: partial.write_text(page, encoding="utf-8"))
     if not args.json:
         console.say(f"report: {folder / PAGE}")
     return 0

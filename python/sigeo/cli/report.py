@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sigeo.cli import compare, console, options, table_options
 from sigeo.errors import InputError
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from sigeo.report import Measured
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 def write_report(scores: Path, out: Path, table: Table | None, metric: str) -> None:
     """Write the report of a scores file; ``table`` may be None."""
     from sigeo.report import render
-    from sigeo.scoring.export import read_scores, write_whole
+    from sigeo.scoring.export import read_scores
 
     head, rows = read_scores(scores)
     columns = {name: rows[name].to_pylist() for name in rows.column_names}

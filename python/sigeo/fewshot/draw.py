@@ -9,7 +9,7 @@ from rich.tree import Tree
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Node, Plan, size_of
-from sigeo.scoring.export import write_whole
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
