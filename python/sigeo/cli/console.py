@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -99,10 +99,15 @@ def show_table(
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    show(table)
+
+
+def show(what: RenderableType) -> None:
+    """A table or a tree on standard output."""
     console = Console(markup=False)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe: no reason to fold
-    console.print(table)
+    console.print(what)
 
 
 def one_line(text: object) -> str:

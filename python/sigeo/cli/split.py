@@ -38,20 +38,23 @@ def run(args: argparse.Namespace) -> int:
     table = table_options.read(args.table, wanted)
 
     from sigeo.fewshot import Known, analyse, draw_plan, plan_document, save_plan
+    from sigeo.fewshot.analysis import best_count
     from sigeo.scoring import export
 
+    values = {} if table is None else table.lookup(wanted)
+    top = 0.01 if args.top is None else args.top
+    if table is not None:  # a wrong share must not cost a split
+        best_count(top, len(values))
     data, space = options.load_data_and_space(args)
     split_options.check_sizes(args, space)
-    known = None if table is None else Known(space, table.lookup(wanted))
+    known = None if table is None else Known(space, values)
     if args.kind is not None:
         plan, settings = _by_kind(args, space)
         save_plan(options.run_folder(args) / "plan.json", plan, settings)
     else:
         how = split_options.splitting(args, space, known)
         plan, settings = _by_metric(args, space, data, how)
-    seen = None
-    if known is not None:
-        seen = analyse(plan, known, top=0.01 if args.top is None else args.top)
+    seen = None if known is None else analyse(plan, known, top=top)
     column = None if table is None else table.column(wanted)
     folder = options.run_folder(args)
     document = {
@@ -178,14 +181,9 @@ def _analysis(seen: Analysis) -> dict[str, Any]:
 
 
 def _show(plan: Plan[Any], seen: Analysis | None, column: str | None) -> None:
-    from rich.console import Console
-
     from sigeo.fewshot import plan_tree
 
-    terminal = Console()
-    if not terminal.is_terminal:
-        terminal.width = 200  # a file or a pipe: no reason to fold
-    terminal.print(plan_tree(plan))
+    console.show(plan_tree(plan))
     if seen is None:
         return
 

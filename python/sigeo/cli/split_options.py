@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batches", type=options.positive, default=4, help="batches measured on (default: 4)"
     )
     group.add_argument(
-        "--batch-size", type=options.whole(2), default=64, help="images of one (default: 64)"
+        "--batch-size", type=options.at_least_two, default=64, help="images of one (default: 64)"
     )
     group.add_argument(
         "--kind",
