@@ -21,11 +21,11 @@ from sigeo.whole_files import write_whole
 
 _FORMAT = "sigeo-supernet-1"
 _NOTHING = object()
-M = TypeVar("M")
+_SHOWN = 60  # characters of a setting in a message
 
+M = TypeVar("M")
 Weights = dict[str, Tensor]
 """The state of a module."""
-_SHOWN = 60  # characters of a setting in a message
 
 
 class OtherSettings(InputError):
@@ -130,16 +130,25 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    places = {int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}
+    try:
+        places = {int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}
+        settings = json.loads(metadata["settings"])
+        progress = json.loads(metadata.get("progress", "{}"))  # older files have none
+        step = int(metadata["step"])
+    except (KeyError, ValueError, RecursionError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise InputError(f"checkpoint {path}: damaged metadata ({what})") from None
+    if not isinstance(settings, dict) or not isinstance(progress, dict):
+        raise InputError(f"checkpoint {path}: damaged metadata, expected settings as an object")
     state = TrainingState(
-        step=int(metadata["step"]),
+        step=step,
         weights=part("weights/"),
         momentum=part("momentum/"),
         memory=part("memory/"),
-        progress=json.loads(metadata.get("progress", "{}")),  # older files have none
+        progress=progress,
         kept=[part(f"kept/{place}/") for place in sorted(places)],
     )
-    return state, json.loads(metadata["settings"])
+    return state, settings
 
 
 def load_weights(module: nn.Module, state: TrainingState, path: Path) -> None:
