@@ -85,7 +85,7 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     rows = document["rows"]
     columns: dict[str, Any] = {
         "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
-        "index": _indices([row["index"] for row in rows]),
+        "index": indices([row["index"] for row in rows]),
         "arch_str": pa.array([row["arch"] for row in rows], pa.string()),
     }
     if any("standing" in row for row in rows):
@@ -106,8 +106,8 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     write_whole(path, lambda partial: parquet.write_table(table, partial))
 
 
-def _indices(numbers: list[int]) -> pa.Array:
-    """Numbers of architectures, as text where a space has more than int64 can count."""
+def indices(numbers: Sequence[int]) -> pa.Array:
+    """Numbers of architectures as a column: text where one is beyond what int64 can count."""
     if any(number >= 1 << 63 for number in numbers):
         return pa.array(map(str, numbers), pa.string())
     return pa.array(numbers, pa.int64())
