@@ -51,7 +51,7 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
   }
   for (const auto& [name, tensor] : {std::pair("x", &x), std::pair("d", &d)}) {
     STD_TORCH_CHECK(tensor->dim() == dims + 2, op, ": ", name, " must be [samples, ", dims,
-                    " sizes, channels], got ", tensor->dim(), " dimensions");
+                    " sizes, channels], got ", sizes_text(*tensor));
   }
   Sizes in(dims), out(dims);
   for (int64_t a = 0; a < dims; ++a) {

@@ -2,14 +2,11 @@
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "common/tensor.h"
 #include "sample_moments/sample_moments.h"
 
 namespace sigeo_ext::sample_moments {
-
-using Sizes = std::vector<int64_t>;
 
 // Two contiguous tensors of one dtype, float32 or float64, with the same number of samples.
 void check_pair(const char* op, const Tensor& x, const Tensor& d);
