@@ -146,21 +146,20 @@ def check_convolution(
     _check.require(x.device == d.device, op, "x and d must be on one device")
     number = f"x and d must have the same number of samples, got {x.shape[0]} and {d.shape[0]}"
     _check.require(x.shape[0] == d.shape[0], op, number)
+    positive = min((*kernel, *stride, *dilation)) > 0 and min(padding) >= 0
+    signs = "kernel, stride and dilation must be positive, padding at least 0"
+    _check.require(positive, op, signs)
+    geometry = zip(x.shape[1:-1], d.shape[1:-1], kernel, stride, padding, dilation, strict=True)
+    for dim, (size, out, k, step, pad, apart) in enumerate(geometry, 1):
+        padded, reach = size + 2 * pad, apart * (k - 1) + 1
+        fits = f"kernel must fit into the padded size {padded} of dimension {dim}, got {reach}"
+        _check.require(padded >= reach, op, fits)
+        expected = (padded - reach) // step + 1
+        same = f"d must have size {expected} in dimension {dim}, got {out}"
+        _check.require(out == expected, op, same)
     even = groups > 0 and x.shape[-1] % groups == 0 and d.shape[-1] % groups == 0
     divides = f"groups must divide the channels {x.shape[-1]} and {d.shape[-1]}, got {groups}"
     _check.require(even, op, divides)
-    for a, (size, k, p, dil) in enumerate(
-        zip(x.shape[1:-1], kernel, padding, dilation, strict=True)
-    ):
-        fits = f"kernel must fit into the padded size {size + 2 * p} of dimension {a + 1}"
-        _check.require(size + 2 * p > dil * (k - 1), op, f"{fits}, got {dil * (k - 1) + 1}")
-    out = [
-        (size + 2 * p - dil * (k - 1) - 1) // s + 1
-        for size, k, s, p, dil in zip(x.shape[1:-1], kernel, stride, padding, dilation, strict=True)
-    ]
-    _check.require(
-        list(d.shape[1:-1]) == out, op, f"d must have sizes {out}, got {list(d.shape[1:-1])}"
-    )
 
 
 def convolution(
@@ -228,6 +227,9 @@ def check_entries(
     fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
     _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
     if units is None:
+        whole = entries > 0 and len(rows) <= count * entries
+        number = f"entries must be the number of entries of a unit, got {entries}"
+        _check.require(whole, op, number)
         units = torch.arange(len(rows), device=rows.device) // entries
     for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
         long = values.dtype == torch.int64 and values.shape == rows.shape

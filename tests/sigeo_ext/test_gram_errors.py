@@ -14,6 +14,7 @@ X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)
 BAD_CALLS = {
     "dtype": ("convolution", (X.int(), D, [1], [1], [0], [1], 1, 1), "x must be float32"),
     "size": ("convolution", (X, D, [3], [1], [0], [1], 1, 1), "d must have size"),
+    "number": ("convolution", (X[0, 0, 0], D, [1], [1], [0], [1], 1, 1), "x must be .samples,"),
     "unit": ("convolution", (X, D, [1], [1], [0], [1], 1, 3), "unit must divide the 4 samples"),
     "count": ("lists", ([X], 0, False), "count must be at least 1, got 0"),
     "tensors": ("lists", ([X, X, X], 2, False), "for each of 2, got 3 tensors"),

@@ -110,6 +110,9 @@ BAD_CALLS = {
     ),
     "size": ((X, D[:, :5].contiguous(), *GEOMETRY, 1, 1, 1, 1.0), "d must have size"),
     "dims": ((X, D, [1, 1], [1] * 2, [0] * 2, [1] * 2, 1, 1, 1, 1, 1.0), "x must be"),
+    "number": ((X[0, 0, 0], D, *GEOMETRY, 1, 1, 1, 1.0), r"x must be .*, got \[\]"),
+    "stride": ((X, D, [1], [0], [0], [1], 1, 1, 1, 1, 1.0), "stride and dilation must be positive"),
+    "padding": ((X, D, [1], [1], [-1], [1], 1, 1, 1, 1, 1.0), "padding at least 0"),
     "entries": (
         (X, D, [1], [1, 1], [0], [1], 1, 1, 1, 1, 1.0),
         "stride must have 1 entries, got 2",
