@@ -8,6 +8,9 @@
 
 namespace sigeo_ext::sample_moments {
 
+// A contiguous tensor, float32 or float64.
+void check_values(const char* op, const char* name, const Tensor& tensor);
+
 // Two contiguous tensors of one dtype, float32 or float64, with the same number of samples.
 void check_pair(const char* op, const Tensor& x, const Tensor& d);
 

@@ -13,6 +13,7 @@ namespace {
 
 using sample_moments::check_entries;
 using sample_moments::check_pair;
+using sample_moments::check_values;
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kSqNorm = 1 << sample_moments::kStatistics;  // the last bit of `want`
@@ -93,7 +94,7 @@ Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double f
   const char* op = "sample_moments_rows";
   STD_TORCH_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", rows.dim(),
                   " dimensions");
-  check_pair(op, rows, rows);
+  check_values(op, "rows", rows);
   check_units(op, rows.size(0), unit, segments, want);
   if (rows.scalar_type() == ScalarType::Double) {
     return run_rows<double>(rows, unit, segments, want, factor);
@@ -201,7 +202,7 @@ Tensors tables(Tensor rows, Tensor gradients, int64_t unit, int64_t want, double
                       rows.size(1) == gradients.size(1),
                   op, ": rows must be [samples, tables] and gradients [samples, tables, width]");
   STD_TORCH_CHECK(rows.size(1) > 0, op, ": rows must be of at least one table, got none");
-  check_pair(op, gradients, gradients);
+  check_values(op, "gradients", gradients);
   check_units(op, rows.size(0), unit, 1, want);
   STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Long && rows.is_contiguous(), op,
                   ": rows must be contiguous int64");

@@ -242,6 +242,10 @@ X = randn(3, 2, 4)
             lambda: gather.convolution(X[:, :, None], randn(2, 5, 4, 3)),
             "weight must be [blocks, outputs, inputs, *kernel]",
         ),
+        (
+            lambda: gather.convolution(X, randn(3, 5, 4)),
+            "weight must be [blocks, outputs, inputs, *kernel]",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(call, text):
