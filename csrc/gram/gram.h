@@ -15,6 +15,10 @@
 
 namespace sigeo_ext::gram {
 
+// Values that a lane's sum may stand for before it goes on in float64: bounds rounding errors, and
+// alike however many lanes a processor has.
+inline constexpr int kOfLane = 256;
+
 // What is added up over the coordinates of a pair (a, b) of vectors.
 enum class Pair { kProduct, kSquaredDifference };
 
