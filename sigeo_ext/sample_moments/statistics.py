@@ -26,10 +26,6 @@ class SampleMoments(NamedTuple):
     """Sum of g_u^2 over the weight, [units]."""
 
 
-# The one statistic of units rather than of the weight.
-SQ_NORM = 1 << STATISTICS.index("sq_norm")
-
-
 def bits_of(want: Iterable[str]) -> int:
     """The statistics as bits, in the order of `STATISTICS`.
 

@@ -306,14 +306,14 @@ def _scatter(
     chunks = -(-count // _TOKENS)
     wide = torch.float64 if d.dtype == torch.float64 else torch.float32
     partial = d.new_empty(chunks, width, dtype=wide)
-    constants: dict[str, Any] = {"DTYPE": results.dtype_of(d), "LENGTH": _TOKENS, "BLOCK": block}
-    constants |= results.OPTIONS
+    compiled: dict[str, Any] = {"DTYPE": results.dtype_of(d), "LENGTH": _TOKENS, "BLOCK": block}
+    compiled |= results.OPTIONS
     with torch.cuda.device_of(into):
         if chunks > 1:
             chunks_kernel[(chunks * across,)](
-                d, ordered, order, partial, count, width, padding, *d.stride(), **constants
+                d, ordered, order, partial, count, width, padding, *d.stride(), **compiled
             )
         scatter_kernel[(count * across,)](
             d, ordered, order, partial, into, _dense(column_index), columns[0], count, len(into),
-            width, padding, *d.stride(), *into.stride(), ADD=add, **constants,
+            width, padding, *d.stride(), *into.stride(), ADD=add, **compiled,
         )  # fmt: skip
