@@ -189,12 +189,13 @@ def test_sparse_statistics_come_without_a_warning(recwarn):
     assert not [w for w in recwarn if "parse" in str(w.message)]
 
 
-def test_a_loss_that_reaches_no_parameter_has_statistics_of_zero():
-    model, x = nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
-    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
-        model(x)
-        x.square().mean().backward()
-    assert (stats.sample_sq_norm == 0).all() and (stats["weight"].abs_sum == 0).all()
+@pytest.mark.parametrize("grads", [True, False])
+def test_parameters_that_the_loss_does_not_reach_have_statistics_of_zero(grads):
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), torch.randn(5, 4)
+    model.register_parameter("bare", nn.Parameter(torch.ones(3)))
+    with capture(model, {"abs_sum", "sample_sq_norm"}, params="layers", grads=grads) as stats:
+        (model(x).detach() * model.bare).sum().backward()  # which is not measured
+    assert (stats.sample_sq_norm == 0).all() and (stats["0.weight"].abs_sum == 0).all()
 
 
 @pytest.mark.parametrize("unit", [1, 2, 3])

@@ -165,7 +165,10 @@ class _Captured(SampleStatistics):
 
     def _complete(self) -> None:
         if self._session.finished and not self._session.begun:
-            raise InputError("capture: no backward pass was in the body, so nothing was measured")
+            raise InputError(
+                "capture: no backward pass in the body reached a parameter of the model, so "
+                "nothing was measured; expected (a loss of model(inputs)).backward()"
+            )
         if not self._session.plan.samples:
             raise InputError(
                 "capture: the model itself was not called in the body, so its samples are not "
@@ -230,7 +233,9 @@ def capture(
     Raises:
         InputError: An argument out of its range, a lazy layer that has not been run, inputs without
             one number of samples, a parameter that cannot be served, batch norm that the policy
-            refuses, a second backward pass; and when statistics are read, that there was none.
+            refuses, a module that `torch.jit` compiled, other tensors in the place of parameters, a
+            second backward pass, a capture in the body of another; and when statistics are read,
+            that no backward pass reached the model.
     """
     if isinstance(want, str):
         raise InputError(f"want: expected a set or list of names, got the text {want!r}")
