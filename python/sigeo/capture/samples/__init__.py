@@ -10,6 +10,7 @@ parameter that no layer is known for, or that the `graph` alone knows of, a modu
 """
 
 from sigeo.capture.samples.api import SampleStatistics, capture
+from sigeo.capture.samples.recognised.norms import SamplesCoupled
 from sigeo.capture.samples.session import BatchNormPolicy
 
-__all__ = ["BatchNormPolicy", "SampleStatistics", "capture"]
+__all__ = ["BatchNormPolicy", "SampleStatistics", "SamplesCoupled", "capture"]
