@@ -133,6 +133,8 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     if isinstance(fallback, str):
         session.cannot([record.name for record in local.values()], fallback)
         return None
+    size = sum(record.parameter.nbytes for record in local.values())
+    fallback.holds = size * session.plan.units <= session.max_bytes // 2
     fallback.buffers = frame.buffers
     fallback.frozen = coupled if session.batch_norm == "frozen" else []
     for name, record in local.items():

@@ -296,7 +296,8 @@ def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
     drift = torch.zeros_like(parameter, dtype=wide)
     norms, inner = [], []
     origin: Tensor | None = None
-    for begin in range(0, plan.units, at_once):
+    gram_alone = not plan.want and not plan.inner
+    for begin in range(0, 0 if gram_alone else plan.units, at_once):
         units = slice(begin, min(plan.units, begin + at_once))
         g = sum(part(units) for part in rows)
         assert isinstance(g, Tensor)
