@@ -22,6 +22,23 @@ class Odd(torch.autograd.Function):
         return d.flip(0)
 
 
+def _overwritten(write, view=lambda z: z):
+    """Something made of the samples x, by ``write(view of it, x)`` in place."""
+
+    def how(x):
+        z = x.clone()
+        write(view(z), x)
+        return z
+
+    return how
+
+
+def _rolled_into_zeros(x):
+    z = x.new_zeros(x.shape)
+    z[:] = x.roll(1, 0)
+    return x + z
+
+
 class Flipping(nn.Module):
     """Shuffles the samples where nobody sees it."""
 
@@ -44,6 +61,15 @@ class Flipping(nn.Module):
         (lambda x: x.cumsum(0), "along the samples"),
         (lambda x: x.t() @ x @ x.t() @ x, "over the samples"),
         (lambda x: torch.linalg.qr(x)[0], "no rule"),
+        (lambda x: x / torch.linalg.vector_norm(x, 1, dim=0), "over the samples"),
+        (lambda x: x * x.norm(p=1, dim=0), "over the samples"),
+        (_overwritten(lambda z, x: z[1:].add_(x[:-1])), "part of the samples"),
+        (_overwritten(lambda z, x: z[1:].add_(other=x[:-1])), "part of the samples"),
+        (_overwritten(lambda z, x: z.__setitem__(slice(1, None), x[:-1])), "part of the samples"),
+        (_overwritten(lambda z, x: z.__setitem__(slice(None), x.roll(1, 0))), "along the samples"),
+        (_overwritten(lambda z, x: z.mul_(z.flip(0)), lambda z: z.view(-1, 2, 2)), "along the"),
+        (_overwritten(lambda z, x: z.copy_((x.t() @ x)[:1])), "over the samples"),
+        (_rolled_into_zeros, "along the samples"),
     ],
 )
 def test_what_mixes_samples_is_refused_by_name(how, reason):
