@@ -61,7 +61,7 @@ def where(tensor: Tensor) -> Where:
     noted = found is not None or hasattr(tensor, _NAME)
     if noted or not tensor.requires_grad or tensor.is_leaf or _of_constants(tensor.grad_fn):
         return found
-    return Lost("it was made by something that is not followed, such as a custom function")
+    return Lost("it was made by something not followed, such as a custom or a scripted function")
 
 
 def written(whole: Tensor, part: Tensor, place: Axis | Lost) -> None:

@@ -164,6 +164,7 @@ class Use:
         shape: Of the argument.
         plan: What is measured.
         serial: Counts the uses of a pass.
+        session: Whose pass it is; None where the use was not noted, as in a reentrant checkpoint.
         rows: After the backward pass, if the parameter is used more than once: the units' gradients
             of the whole parameter, [units of the slice, *shape].
         inner: <theta, g_u> of this use, [units].
@@ -199,7 +200,7 @@ class Use:
 
     @property
     def factor(self) -> float:
-        """Of `Plan`."""
+        """What turns a unit's share into the gradient of its mean loss; see `Plan.factor`."""
         return self.plan.factor
 
     def backward(
