@@ -6,6 +6,8 @@ plain routes, found in a few rounds first: slice then layer, and full layer then
 better one is then timed in turn with ours, because a full layer leaves the caches as no slice finds
 them. In the rows of mode ``accumulate`` the super-weights have gradients already, to which the pass
 adds, as several subnets a step do.
+
+    python bench/run.py --only elastic
 """
 
 from __future__ import annotations

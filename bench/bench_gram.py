@@ -3,6 +3,8 @@
 ``over_plain`` is the median, over rounds in one process, of a route's CPU time over that of a plain
 forward and backward pass of the same batch. The peer is the vmap of grad of ``torch.func`` followed
 by J J^T.
+
+    python bench/run.py --only gram
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ the loop of plain slices, ``over_slices`` over that of ``slices.linear``.
 
 The statistics over subnets are compared with a loop in plain torch that forms each subnet's
 gradient and updates the sums in the super-weight's places.
+
+    python bench/run.py --only grouped
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 Random subnets of one supernet, of NAS-Bench-201 and of the elastic spaces; both routes do what the
 ranking does, in turn, in one process with the heap reused. ``python -m bench.bench_many memory K``
 measures the memory of one pass in a process of its own.
+
+    python bench/run.py --only many
 """
 
 from __future__ import annotations

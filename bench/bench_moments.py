@@ -1,4 +1,10 @@
-"""The moments kernels: bytes a second against the machine's own stream, and against plain torch."""
+"""The moments kernels: bytes a second against the machine's own stream, and against plain torch.
+
+The stream reads and writes as much, in place: the ceiling of an update on this machine. The cases
+of pytest-benchmark at the end have the small sizes and the reductions.
+
+    python bench/run.py --only moments
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,6 @@ import torch
 from torch import Tensor
 
 from bench import harness
-from bench.harness import Times
 from sigeo_ext import moments
 from sigeo_ext.moments import reference
 
@@ -146,7 +151,6 @@ def summaries(sizes: list[int], shape: str, threads: int, rounds: int = 9) -> li
 
 def on_gpu(sizes: list[int], shape: str, rounds: int = 15) -> list[dict[str, Any]]:
     """`update_` and the reductions on a GPU, beside a copy with its bytes counted and torch."""
-    calls = 20  # a round is this many, so that the wait at its end does not count
     a, mean, m2, *units = lists(sizes, "cuda")
     total = sum(sizes)
     source, target = torch.randn(4 * total, device="cuda"), torch.empty(4 * total, device="cuda")
@@ -159,20 +163,13 @@ def on_gpu(sizes: list[int], shape: str, rounds: int = 15) -> list[dict[str, Any
         "dot": (8, lambda: moments.dot(a, mean)),
     }
 
-    def repeated(call: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(calls):
-                call()
-
-        return run
-
-    measured = harness.in_turn(
-        {name: repeated(call) for name, (_, call) in programs.items()},
+    times = harness.in_turn(
+        {name: call for name, (_, call) in programs.items()},
         rounds=rounds,
         warmup=3,
         clock=time.perf_counter,
+        calls=20,
     )
-    times = {n: Times(tuple(s / calls for s in t.seconds)) for n, t in measured.items()}
     copy = 32 * total / times["copy"].median / 1e9
     return [
         harness.row(
@@ -217,6 +214,7 @@ def gpu_rows() -> Iterator[list[dict[str, Any]]]:
 @pytest.mark.parametrize("coordinates", [4096, 262_144, COORDINATES])
 @pytest.mark.parametrize("implementation", ["kernel", "reference"])
 def test_update(benchmark: Any, implementation: str, coordinates: int, threads: int) -> None:
+    """`update_` of one tensor, in the caches and out of them."""
     a, mean, m2, g, *_ = lists([coordinates])
     benchmark.extra_info.update(
         op="moments_update_",
@@ -235,6 +233,7 @@ def test_update(benchmark: Any, implementation: str, coordinates: int, threads: 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("op", ["rows_summary", "summary", "dot", "row_dots"])
 def test_reductions(benchmark: Any, op: str, threads: int) -> None:
+    """What only reads, over the layers of a ResNet-50."""
     a, mean, m2, *units = lists(RESNET50)
     total = sum(RESNET50)
     images, gradients = (torch.randn(64, total // 64) for _ in range(2))
@@ -250,6 +249,3 @@ def test_reductions(benchmark: Any, op: str, threads: int) -> None:
     )
     with harness.thread_count(threads):
         benchmark(call)
-
-
-__all__ = ["Times", "rows"]

@@ -3,15 +3,15 @@
 SiGeo over 4 batches of 64 images of random NAS-Bench-201 networks, full size. The plain route takes
 NCHW images, runs every edge and keeps every gradient in NumPy. Both routes score the same
 candidates in turn, in one process. What equal networks save comes on top and is counted apart.
+
+    python bench/run.py --only pipeline
 """
 
 from __future__ import annotations
 
-import os
 import random
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,9 +27,9 @@ from sigeo.tables import spearman
 
 def images(count: int = 256) -> ImageData:
     """CIFAR-10 if the data folder beside the checkout holds it, else random pixels of its shape."""
-    shared = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-    if (shared / "data" / "cifar10_raw_subset.npz").exists():
-        return load(shared / "data" / "cifar10_raw_subset.npz")
+    path = harness.SHARED / "data" / "cifar10_raw_subset.npz"
+    if path.exists():
+        return load(path)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, 10, (count,), generator=generator)

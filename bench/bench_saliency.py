@@ -1,4 +1,9 @@
-"""The saliency kernel: bytes a second against a read of the same memory, and plain torch."""
+"""The saliency kernel: bytes a second against a read of the same memory, and plain torch.
+
+The read is this machine's ceiling for a reduction; plain torch takes the sums tensor by tensor.
+
+    python bench/run.py --only saliency
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,6 @@ from torch import Tensor
 
 from bench import harness
 from bench.bench_moments import COORDINATES, RESNET50
-from bench.harness import Times
 from sigeo_ext import saliency
 
 # What is asked for, the bytes of a float32 coordinate read for it, and the same in plain torch.
@@ -103,28 +107,20 @@ def reductions(
 
 def on_gpu(sizes: Sequence[int], shape: str, rounds: int = 15) -> list[dict[str, Any]]:
     """Each program on a GPU, beside a copy with its bytes counted."""
-    calls = 20  # a round is this many, so that the wait at its end does not count
     weights, gradients = lists(sizes, "cuda")
     total = sum(sizes)
     source, target = torch.randn(4 * total, device="cuda"), torch.empty(4 * total, device="cuda")
 
-    def repeated(call: Callable[[], object]) -> Callable[[], None]:
-        def run() -> None:
-            for _ in range(calls):
-                call()
-
-        return run
-
     programs: dict[str, Callable[[], object]] = {"copy": lambda: target.copy_(source)}
     for name, (want, _, _) in PROGRAMS.items():
         programs[name] = lambda w=want: saliency.sums(weights, gradients, want=w)
-    measured = harness.in_turn(
-        {name: repeated(call) for name, call in programs.items()},
+    times = harness.in_turn(
+        programs,
         rounds=rounds,
         warmup=3,
         clock=time.perf_counter,
+        calls=20,
     )
-    times = {n: Times(tuple(s / calls for s in t.seconds)) for n, t in measured.items()}
     copy = 32 * total / times["copy"].median / 1e9
     return [
         harness.row(
@@ -168,6 +164,7 @@ def gpu_rows() -> Iterator[list[dict[str, Any]]]:
 @pytest.mark.parametrize("coordinates", [4096, 262_144, COORDINATES])
 @pytest.mark.parametrize("column", ["abs_product", "log1p_product"])
 def test_sums(benchmark: Any, column: str, coordinates: int, threads: int) -> None:
+    """One column of one tensor, in the caches and out of them."""
     weights, gradients = lists([coordinates])
     benchmark.extra_info.update(
         op=f"saliency {column}",
@@ -178,6 +175,3 @@ def test_sums(benchmark: Any, column: str, coordinates: int, threads: int) -> No
     )
     with harness.thread_count(threads):
         benchmark(lambda: saliency.sums(weights, gradients, want=[column]))
-
-
-__all__ = ["rows"]

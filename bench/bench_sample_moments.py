@@ -2,6 +2,8 @@
 
 On the GPU if there is one, once for each precision; else on one thread of the processor. A row's
 ``over_gradient`` is the median over rounds of its time over that of the weight gradient alone.
+
+    python bench/run.py --only sample_moments
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from typing import Any
 import torch
 
 from bench import harness
-from bench.harness import Times
 from sigeo_ext.sample_moments import matmul_precision, op, precision, tiles
 
 
@@ -82,14 +83,14 @@ def layer_rows(layer: Layer, rounds: int, calls: int) -> list[dict[str, Any]]:
     """The statistics, and the weight gradient beside them, in turn."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = layer.statistics(tiles.FEW, device)
-    programs = {"weight gradient": partial(_repeat, layer.gradient(device), calls)}
+    programs = {"weight gradient": layer.gradient(device)}
     if device == "cuda":
         for name in precision.PRECISIONS:
-            programs[f"triton, {name}"] = partial(_with_precision, name, run, calls)
+            programs[f"triton, {name}"] = partial(_with_precision, name, run)
     else:
-        programs["kernel"] = partial(_repeat, run, calls)
+        programs["kernel"] = run
     with harness.thread_count(1):
-        times = harness.in_turn(programs, rounds=rounds, clock=time.perf_counter)
+        times = harness.in_turn(programs, rounds=rounds, clock=time.perf_counter, calls=calls)
         plain = times["weight gradient"]
         return [
             harness.row(
@@ -97,7 +98,7 @@ def layer_rows(layer: Layer, rounds: int, calls: int) -> list[dict[str, Any]]:
                 if name != "weight gradient"
                 else "convolution_backward",
                 name,
-                Times(tuple(seconds / calls for seconds in found.seconds)),
+                found,
                 baseline="weight gradient",
                 device=device,
                 shape=str(layer),
@@ -108,16 +109,11 @@ def layer_rows(layer: Layer, rounds: int, calls: int) -> list[dict[str, Any]]:
         ]
 
 
-def _repeat(call: Callable[[], object], calls: int) -> None:
-    for _ in range(calls):
-        call()
-
-
-def _with_precision(name: str, call: Callable[[], object], calls: int) -> None:
+def _with_precision(name: str, call: Callable[[], object]) -> None:
     before = matmul_precision()
     precision.set_matmul_precision(name)
     try:
-        _repeat(call, calls)
+        call()
     finally:
         precision.set_matmul_precision(before)
 

@@ -5,6 +5,8 @@ that of the plain passes beside it, on a GPU of what a user waits. The peers are
 samples, the vmap of grad of ``torch.func``, and, where they are installed and take the model,
 Opacus and BackPACK; all followed by the same statistics in plain torch, but for Opacus' ghost
 norms, which are norms alone.
+
+    python bench/run.py --only samples
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 On a GPU the networks have the published size, and the aim is two minutes for all 15,625 cells; on a
 CPU they are small. Every cell is scored, or one of those that are the same network. The rate is
 given for the first tenth of the time and for the last.
+
+    python bench/run.py --only space
 """
 
 from __future__ import annotations

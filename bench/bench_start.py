@@ -1,4 +1,7 @@
-"""What it costs to begin: imports in fresh processes, and a build from scratch."""
+"""What it costs to begin: imports in fresh processes, and a build from scratch.
+
+python bench/run.py --only start
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,9 @@
 The statistics' time is the CPU time inside `sigeo_ext.moments` while a proxy is measured; that of
 the passes is all the rest, SiGeo's steps among it. The published route keeps every gradient as a
 NumPy array; its statistics' time is that of keeping and reducing them, over the same passes.
+
+    python bench/run.py --only statistics
+    python bench/run.py --only memory
 """
 
 from __future__ import annotations

@@ -28,6 +28,8 @@ from typing import Any
 import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
+SHARED = Path(os.environ.get("SIGEO_SHARED", RESULTS.parents[2] / "shared"))
+"""The data folder beside the checkout."""
 HEAP_REUSED = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_MMAP_THRESHOLD_": "8000000000",
@@ -61,6 +63,7 @@ def in_turn(
     rounds: int = 7,
     warmup: int = 1,
     clock: Callable[[], float] = time.process_time,
+    calls: int = 1,
 ) -> dict[str, Times]:
     """Time programs in rounds, each round in another order.
 
@@ -70,6 +73,8 @@ def in_turn(
         warmup: Rounds before them.
         clock: `time.process_time` for the CPU time of all threads of this process, which a busy
             machine disturbs less; `time.perf_counter` for what a user waits.
+        calls: Of a program in its turn, so that the wait for a GPU at the end hardly counts; times
+            are those of one call.
     """
     order = list(programs)
     rng = random.Random(0)
@@ -80,11 +85,12 @@ def in_turn(
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             begin = clock()
-            programs[name]()
+            for _ in range(calls):
+                programs[name]()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if index >= 0:
-                seconds[name].append(clock() - begin)
+                seconds[name].append((clock() - begin) / calls)
     return {name: Times(tuple(values)) for name, values in seconds.items()}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -44,6 +45,11 @@ class Benchmark:
     smoke: Rows
     gpu: Callable[[], Iterator[list[dict[str, Any]]]] | None = None
 
+    def measures(self) -> str:
+        """What it measures: the first line of its module."""
+        text = importlib.import_module(f"bench.{self.module}").__doc__ or ""
+        return text.partition("\n")[0]
+
 
 def parted(name: str, *parts: str) -> tuple[str, ...]:
     """The test files of one subject: that of its name, and those of its parts."""
@@ -51,7 +57,7 @@ def parted(name: str, *parts: str) -> tuple[str, ...]:
 
 
 CAPTURE = parted("sigeo/test_capture", "_inner_products", "_inputs", "_layers", "_state")
-MOMENTS = parted("sigeo_ext/test_moments", "_errors", "_memory", "_numbers")
+MOMENTS = parted("sigeo_ext/test_moments", "_errors", "_memory", "_numbers", "_op", "_state")
 SAMPLE_MOMENTS = parted(
     "sigeo_ext/test_sample_moments", "_embedding", "_norms", "_op", "_small_parameters"
 )
@@ -72,7 +78,7 @@ BENCHMARKS = (
     Benchmark(
         "saliency",
         "bench_saliency",
-        ("tests/sigeo_ext/test_saliency.py",),
+        parted("sigeo_ext/test_saliency", "_op"),
         bench_saliency.rows,
         lambda: bench_saliency.reductions([10_000], "smoke", 1, rounds=1),
         bench_saliency.gpu_rows,
@@ -102,12 +108,7 @@ BENCHMARKS = (
     Benchmark(
         "gram",
         "bench_gram",
-        (
-            "tests/sigeo_ext/test_gram.py",
-            "tests/sigeo_ext/test_gram_errors.py",
-            "tests/sigeo_ext/test_gram_triton.py",
-            "tests/sigeo/test_ntk.py",
-        ),
+        (*parted("sigeo_ext/test_gram", "_errors", "_triton"), "tests/sigeo/test_ntk.py"),
         bench_gram.rows,
         lambda: bench_gram.ntk_rows("CTR 10,000 rows", rounds=1),
         bench_gram.gpu_rows,
@@ -124,11 +125,7 @@ BENCHMARKS = (
         "elastic",
         "bench_elastic",
         (
-            "tests/sigeo_ext/test_slices.py",
-            "tests/sigeo_ext/test_slices_lists.py",
-            "tests/sigeo_ext/test_slices_op.py",
-            "tests/sigeo_ext/test_slices_routes.py",
-            "tests/sigeo_ext/test_slices_triton.py",
+            *parted("sigeo_ext/test_slices", "_lists", "_op", "_routes", "_triton"),
             "tests/sigeo/test_elastic.py",
         ),
         bench_elastic.rows,
@@ -138,11 +135,7 @@ BENCHMARKS = (
     Benchmark(
         "grouped",
         "bench_grouped",
-        (
-            "tests/sigeo_ext/test_grouped.py",
-            "tests/sigeo_ext/test_grouped_op.py",
-            "tests/sigeo_ext/test_grouped_moments.py",
-        ),
+        parted("sigeo_ext/test_grouped", "_op", "_moments"),
         bench_grouped.rows,
         lambda: bench_grouped.case_rows(bench_grouped.CASES[0], 1, rounds=1),
     ),
@@ -157,8 +150,7 @@ BENCHMARKS = (
         "many",
         "bench_many",
         (
-            *parted("sigeo_ext/test_gather", "_op"),
-            "tests/sigeo_ext/test_gather_cell.py",
+            *parted("sigeo_ext/test_gather", "_op", "_batch_norm", "_cell"),
             "tests/sigeo/test_many.py",
             "tests/sigeo/test_elastic_many.py",
         ),

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import study_gradual, study_norms, study_systems
+from bench import headlines, study_gradual, study_norms, study_systems
 from bench.harness import RESULTS
 
 ROOT = RESULTS.parent.parent
@@ -45,7 +45,7 @@ def rows_of(bench: str) -> dict[str, list[Row]]:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; columns after the first are right-aligned if they hold numbers."""
+    """A table in Markdown; all columns aligned to the left."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
@@ -331,22 +331,22 @@ def grouped() -> str:
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
 
+_PARTS: dict[str, Callable[[], str]] = {
+    "summary": summary,
+    "headlines": lambda: headlines.page(rows_of, table),
+    "accuracy": accuracy,
+    "elastic-summary": elastic,
+    "grouped-summary": grouped,
+    "systems": lambda: study_systems.page(table),
+    "norms": lambda: study_norms.page(table),
+    "gradual": lambda: study_gradual.page(table),
+}
+
+
 def part(name: str) -> str:
     """What stands in the part of a name."""
-    if name == "summary":
-        return summary()
-    if name == "accuracy":
-        return accuracy()
-    if name == "elastic-summary":
-        return elastic()
-    if name == "grouped-summary":
-        return grouped()
-    if name == "systems":
-        return study_systems.page(table)
-    if name == "norms":
-        return study_norms.page(table)
-    if name == "gradual":
-        return study_gradual.page(table)
+    if name in _PARTS:
+        return _PARTS[name]()
     kind, _, rest = name.partition("-")
     return ranking(rest) if kind == "ranking" else benchmark(name)
 

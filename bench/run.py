@@ -1,7 +1,8 @@
 """Runs the benchmarks: ``python bench/run.py [--only NAME] [--base REF] [--smoke | --gpu]``.
 
 For each benchmark the tests that guard it run first; on red nothing is measured. Rows go to
-bench/results/<machine>.jsonl, in the place of earlier rows of the same benchmark.
+bench/results/<machine>.jsonl, in the place of earlier rows of the same benchmark, and from there to
+the pages by ``python -m bench.report``.
 ``--gpu`` measures what a benchmark has for a GPU and nothing else, without its tests, which
 bench/gpu.sh runs before; rows are kept from part to part.
 """
@@ -14,7 +15,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,18 +33,12 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", **HEAP_REUSED}
 
 def main() -> int:
     """Run the benchmarks that are asked for."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--only", help="a benchmark's name")
-    parser.add_argument("--base", metavar="REF", help="also measure this commit of the repository")
-    part = parser.add_mutually_exclusive_group()
-    part.add_argument("--smoke", action="store_true", help="one quick repetition, nothing kept")
-    part.add_argument("--gpu", action="store_true", help="what runs on a GPU, without the tests")
-    args = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):
         os.environ.update(ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, *sys.argv])
     from bench import registry
 
+    args = parser_of(registry.BENCHMARKS).parse_args()
     listed = [b for b in registry.BENCHMARKS if b.gpu is not None or not args.gpu]
     chosen = [b for b in listed if args.only in (None, b.name)]
     if not chosen:
@@ -62,6 +57,22 @@ def main() -> int:
             rows += at_commit(args.base, benchmark.name)
         keep(benchmark.name, rows, args.smoke)
     return 0
+
+
+def parser_of(benchmarks: Sequence[registry.Benchmark]) -> argparse.ArgumentParser:
+    """The command line, whose help lists the benchmarks and what each measures."""
+    names = [f"  {b.name:<16}{b.measures()}" for b in benchmarks]
+    parser = argparse.ArgumentParser(
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description=(__doc__ or "").partition("\n\n")[2],
+        epilog="\n".join(["benchmarks:", *names]),
+    )
+    parser.add_argument("--only", metavar="NAME", help="one benchmark, not all of them")
+    parser.add_argument("--base", metavar="REF", help="also measure this commit of the repository")
+    part = parser.add_mutually_exclusive_group()
+    part.add_argument("--smoke", action="store_true", help="one quick repetition, nothing kept")
+    part.add_argument("--gpu", action="store_true", help="what runs on a GPU, without the tests")
+    return parser
 
 
 def on_gpu(chosen: list[registry.Benchmark]) -> int:

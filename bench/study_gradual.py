@@ -12,17 +12,15 @@ Needs the data folder beside the checkout (SIGEO_SHARED) with data/cifar10_jpeg.
 from __future__ import annotations
 
 import json
-import os
 import random
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from bench.harness import RESULTS, commit, machine
+from bench.harness import RESULTS, SHARED, commit, machine
 from sigeo import data, spaces
 from sigeo.fewshot import recipes, whole_space
 from sigeo.fewshot.develop import develop
@@ -33,7 +31,6 @@ from sigeo.store import RunStore
 from sigeo.supernet import WarmUp, load_checkpoint, load_weights
 from sigeo.tables import Estimate, repeated_kendall
 
-SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RUN = RESULTS.parent.parent / "runs" / "gradual"
 SIZES = {"channels": 8, "depths": (2, 2), "ratios": (0.5, 0.75, 1)}
 SUBNETS, RUNS, SEEDS = 20, 2, (0, 1)

@@ -21,8 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bench.harness import RESULTS, commit, machine
-from bench.study_systems import SHARED
+from bench.harness import RESULTS, SHARED, commit, machine
 from sigeo import data, spaces
 from sigeo.fewshot.study import Study
 from sigeo.supernet import Uniform, evaluate, train_supernet

@@ -17,7 +17,6 @@ import functools
 import itertools
 import json
 import math
-import os
 import random
 import sys
 from collections.abc import Mapping, Sequence
@@ -28,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.harness import RESULTS, commit, machine
+from bench.harness import RESULTS, SHARED, commit, machine
 from sigeo import data, proxies, spaces
 from sigeo.data import ImageData
 from sigeo.proxies import Proxy
@@ -38,7 +37,6 @@ from sigeo.store import RunStore
 from sigeo.supernet import WarmUp
 from sigeo.tables import Estimate, Table, correlate, read_table, spearman, spearman_difference
 
-SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 FOLDER = Path("runs") / "study"
 METRIC = "cifar10.test"
 FULL = {"channels": 16, "cells": 5}

@@ -11,15 +11,12 @@ checkout (SIGEO_SHARED) with data/cifar10_jpeg.npz and data/nasbench201.csv.gz.
 from __future__ import annotations
 
 import json
-import os
 import sys
-from pathlib import Path
 from typing import Any
 
-from bench.harness import RESULTS, commit, machine
+from bench.harness import RESULTS, SHARED, commit, machine
 from sigeo.cli import main as sigeo
 
-SHARED = Path(os.environ.get("SIGEO_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 RUN = RESULTS.parent.parent / "runs" / "systems"
 SYSTEMS = (
     "one-shot",

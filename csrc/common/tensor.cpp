@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <string>
 #include <utility>
 
 #include <torch/headeronly/util/Exception.h>
@@ -12,14 +11,6 @@ namespace sigeo_ext {
 namespace {
 
 using torch::headeronly::ScalarType;
-
-std::string shape_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
-  }
-  return text + "]";
-}
 
 bool same_sizes(const Tensor& a, const Tensor& b) {
   if (a.dim() != b.dim()) return false;
@@ -55,6 +46,16 @@ bool is_dense(const Tensor& tensor) {
 
 }  // namespace
 
+Sizes sizes_of(const Tensor& tensor) { return {tensor.sizes().begin(), tensor.sizes().end()}; }
+
+std::string sizes_text(const Tensor& tensor) {
+  std::string text = "[";
+  for (int64_t d = 0; d < tensor.dim(); ++d) {
+    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
+  }
+  return text + "]";
+}
+
 Tensor reordered(const Tensor& tensor, const Tensor& like) {
   std::array<StableIValue, 7> stack{
       torch::stable::detail::from(tensor),         torch::stable::detail::from(like.sizes()),
@@ -81,7 +82,7 @@ void Lists::check_length(const char* name, size_t length) {
 
 void Lists::check_like(const Place& place, const Tensor& tensor, const Tensor& like) const {
   STD_TORCH_CHECK(same_sizes(tensor, like), text(place), " must have its layer's shape ",
-                  shape_of(like), ", got ", shape_of(tensor));
+                  sizes_text(like), ", got ", sizes_text(tensor));
 }
 
 Array Lists::array(const Place& place, const Tensor& tensor, size_t layer) {
@@ -160,7 +161,7 @@ std::vector<Array> Lists::rows(const char* name, const OptionalTensors& tensors)
 }
 
 Tensor Lists::new_float64(std::initializer_list<int64_t> sizes) const {
-  const std::vector<int64_t> shape(sizes);
+  const Sizes shape(sizes);
   if (first_.has_value()) return torch::stable::new_empty(*first_, shape, ScalarType::Double);
   return torch::stable::empty(shape, ScalarType::Double);
 }

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -18,6 +19,12 @@ namespace sigeo_ext {
 using torch::stable::Tensor;
 using Tensors = std::vector<Tensor>;
 using OptionalTensors = std::vector<std::optional<Tensor>>;
+using Sizes = std::vector<int64_t>;
+
+Sizes sizes_of(const Tensor& tensor);
+
+// The sizes as messages have them: "[2, 3]".
+std::string sizes_text(const Tensor& tensor);
 
 // Gathers the arguments of one call. Each list holds one tensor a layer; the first list added sets
 // the layers' shapes, memory order and device, and what differs from it is refused or, where only

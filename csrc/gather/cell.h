@@ -20,7 +20,6 @@
 namespace sigeo_ext::gather {
 
 using torch::stable::detail::from;
-using Sizes = std::vector<int64_t>;
 
 inline constexpr int64_t kIdentity = -1, kPool = -2;
 

@@ -29,13 +29,11 @@ class CellBackward {
         last_(nodes - 1),
         mean_(kept[kept.size() - 2]),
         rstd_(kept[kept.size() - 1]) {
-    into_x =
-        torch::stable::new_empty(d_, Sizes{d.size(0), d.size(1), d.size(2), d.size(3), d.size(4)});
+    into_x = torch::stable::new_empty(d_, sizes_of(d));
     for (const Tensor& w : weight) {
       const Sizes rows{w.size(0), w.size(1)};
       // A row that no edge names has a gradient of zero.
-      into_weight.push_back(torch::stable::new_zeros(
-          d_, Sizes{w.size(0), w.size(1), w.size(2), w.size(3), w.size(4)}));
+      into_weight.push_back(torch::stable::new_zeros(d_, sizes_of(w)));
       into_scale.push_back(torch::stable::new_zeros(d_, rows));
       into_shift.push_back(torch::stable::new_zeros(d_, rows));
     }

@@ -26,7 +26,7 @@ class CellForward {
     const Sizes rows{plan_.rows, x.size(4)};
     mean_ = torch::stable::new_empty(x, rows);
     rstd_ = torch::stable::new_empty(x, rows);
-    y = torch::stable::new_empty(x, Sizes{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)});
+    y = torch::stable::new_empty(x, sizes_of(x));
   }
 
   void run() {

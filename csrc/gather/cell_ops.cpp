@@ -19,7 +19,6 @@ namespace sigeo_ext {
 namespace {
 
 using gather::Edge;
-using gather::Sizes;
 using torch::headeronly::ScalarType;
 
 std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, int64_t nodes,

@@ -27,6 +27,22 @@ void for_each_piece(int64_t items, int64_t size, int64_t piece, const Parallel& 
   });
 }
 
+// How the values of a block are cut: into steps, and into pieces of several steps.
+struct Cuts {
+  Lanes lanes;
+  int64_t channels, size;  // of a block
+  int64_t step, piece;     // values of one
+  int64_t pieces;          // of a block
+
+  explicit Cuts(const Shape& shape)
+      : lanes(shape),
+        channels(shape.channels),
+        size(shape.size()),
+        step(lanes.step * channels),
+        piece(kStepsAtOnce * step),
+        pieces(piece > 0 ? (size + piece - 1) / piece : 0) {}
+};
+
 // Mean and sum of squared deviations of each channel over some positions.
 struct Moments {
   double count = 0;
@@ -134,6 +150,94 @@ std::vector<Place> normed_entries(std::span<const Term<T>> terms) {
   });
 }
 
+// The mean and the 1/deviation of every block of the normed terms.
+template <class T>
+void write_statistics(std::span<const Term<T>> terms, const Cuts& cuts, double eps,
+                      const Parallel& parallel) {
+  const auto entries = normed_entries(terms);
+  const int64_t channels = cuts.channels;
+  std::vector<Moments> parts(entries.size() * cuts.pieces, Moments(0));
+  for_each_piece(entries.size(), cuts.size, cuts.piece, parallel,
+                 [&](int64_t entry, int64_t number, int64_t begin, int64_t end) {
+                   const auto [term, block] = entries[entry];
+                   parts[entry * cuts.pieces + number] =
+                       moments_of(terms[term].x.at(block) + begin, (end - begin) / channels,
+                                  cuts.lanes, channels);
+                 });
+  for (size_t entry = 0; entry < entries.size(); ++entry) {
+    Moments all(channels);
+    for (int64_t number = 0; number < cuts.pieces; ++number) {
+      const Moments& part = parts[entry * cuts.pieces + number];
+      all.add(part.count, part.mean.data(), part.m2.data());
+    }
+    const auto [term, block] = entries[entry];
+    finish(all, eps, terms[term].mean + block * channels, terms[term].rstd + block * channels);
+  }
+}
+
+// What the gradient of a normed entry's block subtracts from d in each channel: the average of d,
+// and for every (x - mean) this slope. Rows [entries, channels].
+template <class T>
+struct Corrections {
+  std::vector<T> averages, slopes;
+};
+
+// From the sums of d and of d * xhat over each normed block, which are the gradients of its bias
+// and weight and are written there.
+template <class T>
+Corrections<T> corrections_of(const T* d, std::span<const Term<T>> terms,
+                              std::span<const TermGradients<T>> into, const Shape& shape,
+                              const Cuts& cuts, const Parallel& parallel) {
+  const auto entries = normed_entries(terms);
+  const Lanes& lanes = cuts.lanes;
+  const int64_t channels = cuts.channels;
+  // Of each piece: the sums of d, then those of d * xhat.
+  std::vector<double> parts(entries.size() * cuts.pieces * 2 * channels);
+  for_each_piece(
+      entries.size(), cuts.size, cuts.piece, parallel,
+      [&](int64_t entry, int64_t number, int64_t begin, int64_t end) {
+        const auto [place, block] = entries[entry];
+        const Term<T>& term = terms[place];
+        const T* gradient = d + term.target[block] * cuts.size;
+        const T* x = term.x.at(block);
+        std::vector<T> mean(lanes.width), rstd(lanes.width), sum(lanes.width), inner(lanes.width);
+        spread(term.mean + block * channels, lanes, channels, mean.data());
+        spread(term.rstd + block * channels, lanes, channels, rstd.data());
+        std::vector<double> part(channels);
+        double* sums = &parts[(entry * cuts.pieces + number) * 2 * channels];
+        for (int64_t at = begin; at < end; at += cuts.step) {
+          std::fill(sum.begin(), sum.end(), T{0});
+          std::fill(inner.begin(), inner.end(), T{0});
+          add_products(gradient + at, x + at, mean.data(), rstd.data(),
+                       std::min(cuts.step, end - at), lanes.width, sum.data(), inner.data());
+          fold(sum.data(), lanes, channels, part.data());
+          for (int64_t c = 0; c < channels; ++c) sums[c] += part[c];
+          fold(inner.data(), lanes, channels, part.data());
+          for (int64_t c = 0; c < channels; ++c) sums[channels + c] += part[c];
+        }
+      });
+  const size_t size = entries.size() * channels;
+  Corrections<T> found{std::vector<T>(size), std::vector<T>(size)};
+  for (size_t entry = 0; entry < entries.size(); ++entry) {
+    const auto [place, block] = entries[entry];
+    for (int64_t c = 0; c < channels; ++c) {
+      double sum = 0, inner = 0;
+      for (int64_t number = 0; number < cuts.pieces; ++number) {
+        const double* sums = &parts[(entry * cuts.pieces + number) * 2 * channels];
+        sum += sums[c];
+        inner += sums[channels + c];
+      }
+      const int64_t row = block * channels + c;
+      into[place].weight[row] = static_cast<T>(inner);
+      into[place].bias[row] = static_cast<T>(sum);
+      found.averages[entry * channels + c] = static_cast<T>(sum / shape.positions);
+      found.slopes[entry * channels + c] =
+          static_cast<T>(inner / shape.positions * terms[place].rstd[row]);
+    }
+  }
+  return found;
+}
+
 }  // namespace
 
 template <class T>
@@ -184,29 +288,11 @@ void dispatch_backward(Strided<const T> x, int64_t count, const Shape& shape,
 template <class T>
 void combine(std::span<const Term<T>> terms, int64_t count, const Shape& shape, double eps, T* y,
              const Parallel& parallel) {
-  const auto target = [](const Term<T>& term) { return term.target; };
-  const auto entries = normed_entries(terms);
-  const Lanes lanes(shape);
-  const int64_t channels = shape.channels, size = shape.size(), step = lanes.step * channels;
-  const int64_t piece = kStepsAtOnce * step;
-  const int64_t pieces = piece > 0 ? (size + piece - 1) / piece : 0;
-  std::vector<Moments> parts(entries.size() * pieces, Moments(0));
-  for_each_piece(entries.size(), size, piece, parallel,
-                 [&](int64_t entry, int64_t number, int64_t begin, int64_t end) {
-                   const auto [term, block] = entries[entry];
-                   parts[entry * pieces + number] = moments_of(
-                       terms[term].x.at(block) + begin, (end - begin) / channels, lanes, channels);
-                 });
-  for (size_t entry = 0; entry < entries.size(); ++entry) {
-    Moments all(channels);
-    for (int64_t number = 0; number < pieces; ++number) {
-      const Moments& part = parts[entry * pieces + number];
-      all.add(part.count, part.mean.data(), part.m2.data());
-    }
-    const auto [term, block] = entries[entry];
-    finish(all, eps, terms[term].mean + block * channels, terms[term].rstd + block * channels);
-  }
-  const auto places = places_of(terms, count, target);
+  const Cuts cuts(shape);
+  const Lanes& lanes = cuts.lanes;
+  const int64_t channels = cuts.channels, size = cuts.size, step = cuts.step;
+  write_statistics(terms, cuts, eps, parallel);
+  const auto places = places_of(terms, count, [](const Term<T>& term) { return term.target; });
   const auto add_up = [&](int64_t block, int64_t begin, int64_t end) {
     T* out = y + block * size;
     std::vector<Constants<T>> constants;
@@ -234,7 +320,7 @@ void combine(std::span<const Term<T>> terms, int64_t count, const Shape& shape, 
     }
   };
   for_each_piece(
-      count, size, piece, parallel,
+      count, size, cuts.piece, parallel,
       [&](int64_t block, int64_t, int64_t begin, int64_t end) { add_up(block, begin, end); });
 }
 
@@ -242,61 +328,19 @@ template <class T>
 void combine_backward(const T* d, std::span<const Term<T>> terms,
                       std::span<const TermGradients<T>> into, const Shape& shape,
                       const Parallel& parallel) {
+  const Cuts cuts(shape);
+  const Lanes& lanes = cuts.lanes;
+  const int64_t channels = cuts.channels, size = cuts.size;
+  const Corrections<T> corrections = corrections_of(d, terms, into, shape, cuts, parallel);
   const auto entries = normed_entries(terms);
-  const Lanes lanes(shape);
-  const int64_t channels = shape.channels, size = shape.size(), step = lanes.step * channels;
-  const int64_t piece = kStepsAtOnce * step;
-  const int64_t pieces = piece > 0 ? (size + piece - 1) / piece : 0;
-  // Of each piece: the sums of d, then those of d * xhat.
-  std::vector<double> parts(entries.size() * pieces * 2 * channels);
-  for_each_piece(entries.size(), size, piece, parallel,
-                 [&](int64_t entry, int64_t number, int64_t begin, int64_t end) {
-                   const auto [place, block] = entries[entry];
-                   const Term<T>& term = terms[place];
-                   const T *gradient = d + term.target[block] * size, *x = term.x.at(block);
-                   std::vector<T> mean(lanes.width), rstd(lanes.width), sum(lanes.width),
-                       inner(lanes.width);
-                   spread(term.mean + block * channels, lanes, channels, mean.data());
-                   spread(term.rstd + block * channels, lanes, channels, rstd.data());
-                   std::vector<double> part(channels);
-                   double* sums = &parts[(entry * pieces + number) * 2 * channels];
-                   for (int64_t at = begin; at < end; at += step) {
-                     std::fill(sum.begin(), sum.end(), T{0});
-                     std::fill(inner.begin(), inner.end(), T{0});
-                     add_products(gradient + at, x + at, mean.data(), rstd.data(),
-                                  std::min(step, end - at), lanes.width, sum.data(), inner.data());
-                     fold(sum.data(), lanes, channels, part.data());
-                     for (int64_t c = 0; c < channels; ++c) sums[c] += part[c];
-                     fold(inner.data(), lanes, channels, part.data());
-                     for (int64_t c = 0; c < channels; ++c) sums[channels + c] += part[c];
-                   }
-                 });
-  std::vector<T> averages(entries.size() * channels), slopes(entries.size() * channels);
-  for (size_t entry = 0; entry < entries.size(); ++entry) {
-    const auto [place, block] = entries[entry];
-    for (int64_t c = 0; c < channels; ++c) {
-      double sum = 0, inner = 0;
-      for (int64_t number = 0; number < pieces; ++number) {
-        const double* sums = &parts[(entry * pieces + number) * 2 * channels];
-        sum += sums[c];
-        inner += sums[channels + c];
-      }
-      const int64_t row = block * channels + c;
-      into[place].weight[row] = static_cast<T>(inner);
-      into[place].bias[row] = static_cast<T>(sum);
-      averages[entry * channels + c] = static_cast<T>(sum / shape.positions);
-      slopes[entry * channels + c] =
-          static_cast<T>(inner / shape.positions * terms[place].rstd[row]);
-    }
-  }
-  for_each_piece(entries.size(), size, piece, parallel,
+  for_each_piece(entries.size(), size, cuts.piece, parallel,
                  [&](int64_t entry, int64_t, int64_t begin, int64_t end) {
                    const auto [place, block] = entries[entry];
                    const Term<T>& term = terms[place];
                    const Constants<T> constants(term, block, lanes, channels);
                    std::vector<T> average(lanes.width), slope(lanes.width);
-                   spread(&averages[entry * channels], lanes, channels, average.data());
-                   spread(&slopes[entry * channels], lanes, channels, slope.data());
+                   spread(&corrections.averages[entry * channels], lanes, channels, average.data());
+                   spread(&corrections.slopes[entry * channels], lanes, channels, slope.data());
                    input_gradient(d + term.target[block] * size + begin, term.x.at(block) + begin,
                                   constants.mean.data(), slope.data(), average.data(),
                                   constants.scale.data(), end - begin, lanes.width,

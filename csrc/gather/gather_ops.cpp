@@ -17,15 +17,6 @@ namespace sigeo_ext {
 namespace {
 
 using torch::headeronly::ScalarType;
-using Sizes = std::vector<int64_t>;
-
-std::string sizes_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
-  }
-  return text + "]";
-}
 
 bool wide(const Tensor& tensor) {
   return tensor.scalar_type() == ScalarType::Float || tensor.scalar_type() == ScalarType::Double;
@@ -34,7 +25,7 @@ bool wide(const Tensor& tensor) {
 void check_blocks(const char* op, const std::string& name, const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 3 && wide(x), op, ": ", name,
                   " must be float32 or float64 [blocks, positions, channels], got ",
-                  torch::headeronly::toString(x.scalar_type()), " ", sizes_of(x));
+                  torch::headeronly::toString(x.scalar_type()), " ", sizes_text(x));
 }
 
 void check_device(const char* op, const std::string& name, const Tensor& tensor,
@@ -71,7 +62,7 @@ class Places {
     STD_TORCH_CHECK(
         places.dim() == 1 && places.scalar_type() == ScalarType::Long && places.numel() == length,
         op_, ": ", name, " must be int64 [", length, "], got ",
-        torch::headeronly::toString(places.scalar_type()), " ", sizes_of(places));
+        torch::headeronly::toString(places.scalar_type()), " ", sizes_text(places));
     check_device(op_, name, places, like_);
     kept_.push_back(torch::stable::contiguous(places));
     const std::span<const int64_t> values{static_cast<const int64_t*>(kept_.back().data_ptr()),
@@ -163,8 +154,8 @@ Tensor dispatch_backward(Tensors grads, Tensor x, Tensors index, int64_t rectifi
       const Tensor& grad = grads[list];
       const bool like = grad.dim() == 3 && grad.size(1) == x.size(1) && grad.size(2) == x.size(2) &&
                         grad.scalar_type() == x.scalar_type();
-      STD_TORCH_CHECK(like, op, ": ", name, " must be blocks like x, ", sizes_of(x), ", got ",
-                      sizes_of(grad));
+      STD_TORCH_CHECK(like, op, ": ", name, " must be blocks like x, ", sizes_text(x), ", got ",
+                      sizes_text(grad));
       check_device(op, name, grad, x);
       kept.push_back(torch::stable::contiguous(grad));
       copies.push_back({places.add(index[list], grad.size(0), list),
@@ -191,7 +182,7 @@ class Terms {
     const bool same = x.size(1) == like_.size(1) && x.size(2) == like_.size(2) &&
                       x.scalar_type() == like_.scalar_type();
     STD_TORCH_CHECK(same, op_, ": ", name, " must be blocks like the other terms', ",
-                    sizes_of(like_), ", got ", sizes_of(x));
+                    sizes_text(like_), ", got ", sizes_text(x));
     check_device(op_, name, x, like_);
     gather::Term<T> term{};
     term.x = strided<T>(keep(dense(x)), x.size(0));
@@ -205,7 +196,7 @@ class Terms {
     const bool like = rows.dim() == 2 && rows.size(0) == count && rows.size(1) == like_.size(2) &&
                       rows.scalar_type() == like_.scalar_type();
     STD_TORCH_CHECK(like, op_, ": ", name, " must be [", count, ", ", like_.size(2),
-                    "] like its term, got ", sizes_of(rows));
+                    "] like its term, got ", sizes_text(rows));
     check_device(op_, name, rows, like_);
     return strided<T>(keep(dense(rows)), count);
   }

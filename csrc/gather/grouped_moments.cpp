@@ -1,6 +1,5 @@
 #include "gather/grouped_moments.h"
 
-#include <algorithm>
 #include <cmath>
 
 #include "common/array.h"

@@ -1,6 +1,5 @@
 // Statistics over the gradients of many subnets, tile by tile of the super-weight: a subnet's
 // gradient of a tile is a product of the library's, and is gone when the statistics have it.
-#include <algorithm>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -17,7 +16,6 @@ namespace {
 
 using gather::block;
 using gather::Places;
-using gather::Sizes;
 using gather::Subnet;
 using torch::headeronly::ScalarType;
 

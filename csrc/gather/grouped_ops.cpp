@@ -23,7 +23,6 @@ using gather::Band;
 using gather::block;
 using gather::Places;
 using gather::product;
-using gather::Sizes;
 using gather::Stack;
 using gather::Subnet;
 
@@ -31,7 +30,7 @@ using gather::Subnet;
 std::vector<Subnet> subnets_of(const char* op, const Tensors& x, const Tensor& weight,
                                const Sizes& outputs, const Sizes& inputs) {
   STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
-                  gather::sizes_of(weight));
+                  sizes_text(weight));
   const Sizes size{weight.size(0), weight.size(1)};
   auto subnets = gather::subnets_of(op, x, size, outputs, inputs);
   for (const Tensor& rows : x) gather::check_dtypes(op, rows, weight);
@@ -247,7 +246,7 @@ std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor
   const auto nothing = [&] { return gather::room_for(weight, Sizes{0}); };
   Tensors into_x;
   for (size_t s = 0; need[0] && s < x.size(); ++s) {
-    into_x.push_back(gather::room_for(x[s], Sizes(x[s].sizes().begin(), x[s].sizes().end())));
+    into_x.push_back(gather::room_for(x[s], sizes_of(x[s])));
   }
   const auto stacks = gather::stacks_of(subnets);
   std::vector<Work> works;

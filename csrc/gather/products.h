@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
@@ -39,8 +38,8 @@ inline Tensor block(const Tensor& x, const Places& rows, const Places& columns,
 }
 
 // Memory for a result of such sizes, of the dtype of `like`, without the dispatcher as well.
-inline Tensor room_for(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size());
+inline Tensor room_for(const Tensor& like, const Sizes& sizes) {
+  Sizes strides(sizes.size());
   int64_t run = 1;
   for (size_t d = sizes.size(); d-- > 0; run *= std::max<int64_t>(1, sizes[d])) strides[d] = run;
   int32_t dtype = 0;

@@ -19,9 +19,7 @@ namespace {
 
 using gather::Places;
 using gather::Selection;
-using gather::Sizes;
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
 
 // Channels innermost in memory, and not by a coincidence of sizes alone.
@@ -41,8 +39,6 @@ Tensor with_format(const Tensor& y, bool last) {
   const auto format = y.dim() == 5 ? MemoryFormat::ChannelsLast3d : MemoryFormat::ChannelsLast;
   return torch::stable::contiguous(y, format);
 }
-
-Sizes sizes_of(const Tensor& x) { return {x.sizes().begin(), x.sizes().end()}; }
 
 Tensor narrowed(const Tensor& x, int64_t dim, int64_t begin, int64_t count) {
   if (begin == 0 && count == x.size(dim)) return x;
@@ -228,7 +224,7 @@ struct Call {
     STD_TORCH_CHECK(x.dim() == weight.dim() && x.dim() >= 3 && x.dim() <= 5, op,
                     ": x must be [B, inputs, *size] and weight [outputs, inputs / groups, "
                     "*kernel], got x ",
-                    gather::sizes_of(x), ", weight ", gather::sizes_of(weight));
+                    sizes_text(x), ", weight ", sizes_text(weight));
     return weight.size(dim);
   }
 

@@ -12,7 +12,6 @@ namespace sigeo_ext {
 namespace {
 
 using gather::Selection;
-using gather::Sizes;
 using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
 
@@ -24,7 +23,7 @@ class Tokens {
     STD_TORCH_CHECK(dtype == ScalarType::Long || dtype == ScalarType::Int, op,
                     ": tokens must be int64 or int32, got ", torch::headeronly::toString(dtype));
     STD_TORCH_CHECK(table.dim() == 2, op, ": weight must be [rows, columns], got ",
-                    gather::sizes_of(table));
+                    sizes_text(table));
     gather::check_dtypes(op, table, table);
     kept_ = torch::stable::contiguous(
         dtype == ScalarType::Long ? tokens : torch::stable::to(tokens, ScalarType::Long));
@@ -49,7 +48,7 @@ Tensor embedding(Tensor tokens, Tensor weight, Sizes columns, OptionalTensor col
   const char* op = "gather_slice_embedding";
   const Tokens rows(op, tokens, weight);
   const Selection selection(op, "columns", columns, column_index, weight.size(1));
-  Sizes sizes(tokens.sizes().begin(), tokens.sizes().end());
+  Sizes sizes = sizes_of(tokens);
   sizes.push_back(selection.count());
   const Tensor y = torch::stable::new_empty(weight, sizes);
   const auto count = static_cast<int64_t>(rows.list().size());
@@ -78,7 +77,7 @@ void add(const char* op, const Tensor& d, const Tokens& tokens, const Selection&
   const Tensor gradients = torch::stable::contiguous(d);
   const auto count = static_cast<int64_t>(tokens.list().size());
   STD_TORCH_CHECK(d.numel() == count * columns.count(), op, ": d must be rows of ", count,
-                  " tokens, got ", gather::sizes_of(d));
+                  " tokens, got ", sizes_text(d));
   const auto run = [&]<class T>(T) {
     gather::add_rows<T>(static_cast<const T*>(gradients.data_ptr()), tokens.list(),
                         columns.places(), padding, gather::matrix_of(into), torch_parallel_each);

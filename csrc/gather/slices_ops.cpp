@@ -1,7 +1,6 @@
 // Linear layers on a part of a super-weight. Windows go as strided views into the
 // library's products; lists are read tile by tile into a workspace that fits the cache.
 #include <algorithm>
-#include <string>
 #include <tuple>
 
 #include <torch/csrc/stable/library.h>
@@ -16,13 +15,10 @@ namespace sigeo_ext {
 namespace {
 
 using gather::as_rows;
-using gather::Places;
 using gather::product;
 using gather::Rest;
 using gather::Selection;
-using gather::Sizes;
 using gather::transposed;
-using torch::headeronly::ScalarType;
 using OptionalTensor = std::optional<Tensor>;
 
 // Of a tile: about a second-level cache. Smaller ones make the library pack the other factor anew
@@ -86,7 +82,7 @@ void spread(const Tensor& part, const Tensor& x, const Selection& selection) {
 
 void check(const char* op, const Tensor& x, const Tensor& weight) {
   STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
-                  gather::sizes_of(weight));
+                  sizes_text(weight));
   gather::check_dtypes(op, x, weight);
 }
 
@@ -185,7 +181,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor d, Tensor x, Tensor we
   Tensor into_weight = need[1] ? x : nothing();
   Tensor into_bias = need[2] ? x : nothing();
   if (need[0]) {
-    into_x = torch::stable::new_empty(x, Sizes(x.sizes().begin(), x.sizes().end()));
+    into_x = torch::stable::new_empty(x, sizes_of(x));
     const Tensor into = as_rows(into_x);
     const Part part(weight, rows, cols);
     if (!masked || cols.whole()) {

@@ -20,7 +20,7 @@ Selection::Selection(const char* op, const char* name, const Sizes& window,
   }
   STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long, op, ": ", name,
                   " must be int64 [n], got ", torch::headeronly::toString(index->scalar_type()),
-                  " ", sizes_of(*index));
+                  " ", sizes_text(*index));
   list_ = torch::stable::contiguous(*index);
   places_ = {0, list_->numel(), static_cast<const int64_t*>(list_->data_ptr())};
   std::vector<char> seen(size, 0);
@@ -49,14 +49,6 @@ Tensor Selection::columns_of(const Tensor& x) const {
   return copy;
 }
 
-std::string sizes_of(const Tensor& tensor) {
-  std::string text = "[";
-  for (int64_t d = 0; d < tensor.dim(); ++d) {
-    text += (d == 0 ? "" : ", ") + std::to_string(tensor.size(d));
-  }
-  return text + "]";
-}
-
 Matrix<std::byte> matrix_of(const Tensor& tensor) {
   return {static_cast<std::byte*>(tensor.data_ptr()),
           tensor.size(0),
@@ -79,7 +71,7 @@ Tensor as_rows(const Tensor& x) {
 }
 
 Sizes with_last(const Tensor& x, int64_t last) {
-  Sizes sizes(x.sizes().begin(), x.sizes().end());
+  Sizes sizes = sizes_of(x);
   sizes.back() = last;
   return sizes;
 }
@@ -100,7 +92,7 @@ void check_bias(const char* op, const Tensor& bias, const Tensor& weight) {
   const bool fits = bias.dim() == 1 && bias.numel() == weight.size(0) &&
                     bias.scalar_type() == weight.scalar_type();
   STD_TORCH_CHECK(fits, op, ": bias must be [", weight.size(0), "] of the weight's dtype, got ",
-                  torch::headeronly::toString(bias.scalar_type()), " ", sizes_of(bias));
+                  torch::headeronly::toString(bias.scalar_type()), " ", sizes_text(bias));
 }
 
 void check_width(const char* op, const char* name, const Tensor& x, const Selection& selection,

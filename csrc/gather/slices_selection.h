@@ -3,14 +3,11 @@
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "common/tensor.h"
 #include "gather/slices.h"
 
 namespace sigeo_ext::gather {
-
-using Sizes = std::vector<int64_t>;
 
 // A window, or a list of different places, of `size` places.
 class Selection {
@@ -35,8 +32,6 @@ class Selection {
   Places places_;
   std::optional<Tensor> list_;  // keeps the places alive
 };
-
-std::string sizes_of(const Tensor& tensor);
 
 Matrix<std::byte> matrix_of(const Tensor& tensor);
 Matrix<const std::byte> const_matrix_of(const Tensor& tensor);

@@ -7,7 +7,6 @@
 
 #include <cstdint>
 #include <span>
-#include <vector>
 
 #include "common/array.h"
 #include "common/parallel.h"
@@ -15,6 +14,10 @@
 #include "sample_moments/sample_moments.h"
 
 namespace sigeo_ext::gram {
+
+// Values that a lane's sum may stand for before it goes on in float64: bounds rounding errors, and
+// alike however many lanes a processor has.
+inline constexpr int kOfLane = 256;
 
 // What is added up over the coordinates of a pair (a, b) of vectors.
 enum class Pair { kProduct, kSquaredDifference };

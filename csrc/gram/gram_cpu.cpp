@@ -1,8 +1,8 @@
 #include "gram/gram.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
+#include <vector>
 
 #include "common/chunks.h"
 #include "common/load.h"

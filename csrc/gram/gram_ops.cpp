@@ -11,7 +11,6 @@
 namespace sigeo_ext {
 namespace {
 
-using sample_moments::Sizes;
 using torch::headeronly::ScalarType;
 
 Tensor square(const Tensor& like, int64_t count) {
@@ -39,10 +38,10 @@ Tensor gram_lists(OptionalTensors rows, int64_t count, bool difference) {
 Tensor gram_convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes padding,
                         Sizes dilation, int64_t groups, int64_t unit) {
   const char* op = "gram_convolution";
+  const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
   sample_moments::check_pair(op, x, d);
   STD_TORCH_CHECK(unit > 0 && x.size(0) % unit == 0, op, ": unit must divide the ", x.size(0),
                   " samples, got ", unit);
-  const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
   Tensor out = square(x, x.size(0) / unit);
   const auto run = [&]<class T>(T) {
     gram::of_convolution(shape, static_cast<const T*>(x.data_ptr()),

@@ -7,10 +7,6 @@
 namespace sigeo_ext::gram {
 namespace {
 
-// Values that a lane's sum may stand for before it goes on in float64: bounds rounding errors, and
-// alike however many lanes a processor has.
-constexpr int64_t kOfLane = 256;
-
 template <class T, int kLanes>
 struct Vector {
   typedef T type __attribute__((vector_size(kLanes * sizeof(T))));
@@ -59,7 +55,7 @@ SIGEO_INLINE void block(const T* const (&a)[kRows], const T* const (&b)[kColumns
 
 template <Pair kPair, class T, int kLanes, int kRows, int kColumns>
 SIGEO_INLINE void pairs_body(const T* const* rows, int64_t count, int64_t length, double* out) {
-  constexpr int64_t kAtOnce = kOfLane * kLanes;
+  constexpr int64_t kAtOnce = int64_t{kOfLane} * kLanes;
   for (int64_t from = 0; from < length; from += kAtOnce) {
     const int64_t values = std::min(kAtOnce, length - from);
     for (int64_t i0 = 0; i0 < count; i0 += kRows) {

@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "common/cuda.cuh"
+#include "gram/gram.h"
 
 namespace sigeo_ext::gram {
 
@@ -24,9 +25,6 @@ constexpr int kWide = 32;
 
 // Rows on each side of the square of pairs that a thread has in registers.
 constexpr int kSide = 4;
-
-// Values that a lane's sum may stand for before it goes on in the wide type, as on a CPU.
-constexpr int kOfLane = 256;
 
 // Blocks of threads to aim at: some waves of them on any GPU.
 constexpr int64_t kBlocks = 2048;

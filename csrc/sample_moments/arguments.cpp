@@ -12,14 +12,16 @@ using torch::headeronly::ScalarType;
 // The kernels' offsets into a sample are of 32 bits, and positions at most 64 values apart.
 constexpr int64_t kMostPlaces = std::numeric_limits<int32_t>::max() / 64;
 
+void check_values(const char* op, const char* name, const Tensor& tensor) {
+  const ScalarType dtype = tensor.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
+                  " must be float32 or float64, got ", torch::headeronly::toString(dtype));
+  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
 void check_pair(const char* op, const Tensor& x, const Tensor& d) {
-  for (const auto& [name, tensor] : {std::pair("x", &x), std::pair("d", &d)}) {
-    STD_TORCH_CHECK(
-        tensor->scalar_type() == ScalarType::Float || tensor->scalar_type() == ScalarType::Double,
-        op, ": ", name, " must be float32 or float64, got ",
-        torch::headeronly::toString(tensor->scalar_type()));
-    STD_TORCH_CHECK(tensor->is_contiguous(), op, ": ", name, " must be contiguous");
-  }
+  check_values(op, "x", x);
+  check_values(op, "d", d);
   STD_TORCH_CHECK(x.scalar_type() == d.scalar_type(), op, ": x and d must have one dtype, got ",
                   torch::headeronly::toString(x.scalar_type()), " and ",
                   torch::headeronly::toString(d.scalar_type()));
@@ -51,7 +53,7 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
   }
   for (const auto& [name, tensor] : {std::pair("x", &x), std::pair("d", &d)}) {
     STD_TORCH_CHECK(tensor->dim() == dims + 2, op, ": ", name, " must be [samples, ", dims,
-                    " sizes, channels], got ", tensor->dim(), " dimensions");
+                    " sizes, channels], got ", sizes_text(*tensor));
   }
   Sizes in(dims), out(dims);
   for (int64_t a = 0; a < dims; ++a) {
@@ -92,7 +94,7 @@ void check_entries(const char* op, const Tensor& rows, const std::optional<Tenso
                    const Tensor& gradients, int64_t count, int64_t entries) {
   STD_TORCH_CHECK(gradients.dim() == 2 && rows.dim() == 1 && rows.size(0) == gradients.size(0), op,
                   ": rows must be [entries] and gradients [entries, width]");
-  check_pair(op, gradients, gradients);
+  check_values(op, "gradients", gradients);
   const auto check_indices = [&](const char* name, const Tensor& indices, int64_t limit) {
     STD_TORCH_CHECK(indices.scalar_type() == ScalarType::Long && indices.is_contiguous() &&
                         indices.dim() == 1 && indices.size(0) == rows.size(0),

@@ -2,14 +2,14 @@
 #pragma once
 
 #include <optional>
-#include <vector>
 
 #include "common/tensor.h"
 #include "sample_moments/sample_moments.h"
 
 namespace sigeo_ext::sample_moments {
 
-using Sizes = std::vector<int64_t>;
+// A contiguous tensor, float32 or float64.
+void check_values(const char* op, const char* name, const Tensor& tensor);
 
 // Two contiguous tensors of one dtype, float32 or float64, with the same number of samples.
 void check_pair(const char* op, const Tensor& x, const Tensor& d);

@@ -1,5 +1,4 @@
 #include <algorithm>
-#include <limits>
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
@@ -14,7 +13,7 @@ namespace {
 
 using sample_moments::check_entries;
 using sample_moments::check_pair;
-using sample_moments::Sizes;
+using sample_moments::check_values;
 using torch::headeronly::ScalarType;
 
 constexpr int64_t kSqNorm = 1 << sample_moments::kStatistics;  // the last bit of `want`
@@ -55,9 +54,9 @@ Tensors run(const sample_moments::Convolution& shape, const Sizes& result, const
 Tensors convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes padding, Sizes dilation,
                     int64_t groups, int64_t unit, int64_t segments, int64_t want, double factor) {
   const char* op = "sample_moments_convolution";
+  const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
   check_pair(op, x, d);
   check_units(op, x.size(0), unit, segments, want);
-  const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
   Sizes result{segments, shape.out_channels};
   result.insert(result.end(), kernel.begin(), kernel.end());
   result.push_back(shape.in_channels / groups);
@@ -95,7 +94,7 @@ Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double f
   const char* op = "sample_moments_rows";
   STD_TORCH_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", rows.dim(),
                   " dimensions");
-  check_pair(op, rows, rows);
+  check_values(op, "rows", rows);
   check_units(op, rows.size(0), unit, segments, want);
   if (rows.scalar_type() == ScalarType::Double) {
     return run_rows<double>(rows, unit, segments, want, factor);
@@ -203,7 +202,7 @@ Tensors tables(Tensor rows, Tensor gradients, int64_t unit, int64_t want, double
                       rows.size(1) == gradients.size(1),
                   op, ": rows must be [samples, tables] and gradients [samples, tables, width]");
   STD_TORCH_CHECK(rows.size(1) > 0, op, ": rows must be of at least one table, got none");
-  check_pair(op, gradients, gradients);
+  check_values(op, "gradients", gradients);
   check_units(op, rows.size(0), unit, 1, want);
   STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Long && rows.is_contiguous(), op,
                   ": rows must be contiguous int64");
@@ -249,7 +248,7 @@ Tensors run_scale(const Tensor& x, const Tensor& d, const std::optional<Tensor>&
   };
   job.scale = add(mean.has_value(), sums);
   job.shift = add(shift, sums);
-  job.dx = add(factor.has_value(), {x.size(0), x.size(1), x.size(2)});
+  job.dx = add(factor.has_value(), sizes_of(x));
   sample_moments::scale(job, torch_parallel_each);
   return results;
 }
@@ -257,21 +256,13 @@ Tensors run_scale(const Tensor& x, const Tensor& d, const std::optional<Tensor>&
 Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tensor> rstd,
               std::optional<Tensor> factor, bool channels_last, bool shift) {
   const char* op = "sample_moments_scale";
-  check_pair(op, x, d);
   STD_TORCH_CHECK(x.dim() == 3, op, ": x must have 3 dimensions, got ", x.dim());
-  for (int64_t dim = 0; dim < 3; ++dim) {
-    STD_TORCH_CHECK(d.dim() == 3 && d.size(dim) == x.size(dim), op,
-                    ": d must have the shape of x, got another");
-  }
+  STD_TORCH_CHECK(sizes_of(d) == sizes_of(x), op, ": d must have the shape of x, got another");
+  check_pair(op, x, d);
   STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op,
                   ": mean and rstd must be given together");
-  if (mean.has_value()) {
-    bool same = mean->dim() == rstd->dim();
-    for (int64_t dim = 0; same && dim < mean->dim(); ++dim) {
-      same = mean->size(dim) == rstd->size(dim);
-    }
-    STD_TORCH_CHECK(same, op, ": mean and rstd must have one shape");
-  }
+  STD_TORCH_CHECK(!mean.has_value() || sizes_of(*mean) == sizes_of(*rstd), op,
+                  ": mean and rstd must have one shape");
   const int64_t positions = x.size(channels_last ? 1 : 2), channels = x.size(channels_last ? 2 : 1);
   for (const auto& [name, tensor] :
        {std::pair("mean", &mean), std::pair("rstd", &rstd), std::pair("factor", &factor)}) {

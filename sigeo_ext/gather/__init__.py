@@ -234,7 +234,19 @@ def convolution(
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer on each block: x [n, B, I], weight [n, O, I], bias [n, O] to [n, B, O]."""
+    """A linear layer on each block with its own weight. Differentiable.
+
+    Args:
+        x: [n, B, I].
+        weight: [n, O, I], of x's dtype.
+        bias: [n, O] or None.
+
+    Returns:
+        [n, B, O].
+
+    Raises:
+        RuntimeError: Shapes that do not fit together, in torch's words.
+    """
     if bias is None:
         return torch.bmm(x, weight.mT)
     return torch.baddbmm(bias[:, None], x, weight.mT)

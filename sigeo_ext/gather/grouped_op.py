@@ -67,7 +67,7 @@ def _backward(ctx: Any, d: Sequence[Tensor | None]) -> tuple[Any, ...]:
             found, *rest = gather_grouped_linear_backward(gradients, rows, weight, *windows, need)
     for s, gradient in zip(used, found, strict=need[0]):
         into_x[s] = gradient if need_x[s] else None
-    rest = [g if wanted else None for g, wanted in zip(rest, need[1:], strict=True)]
+    rest = [g if needed else None for g, needed in zip(rest, need[1:], strict=True)]
     return into_x, *rest, None, None, None
 
 
@@ -83,10 +83,10 @@ def _twice(
     x, weight = [rows.view_as(rows) for rows in x], weight.view_as(weight)
     bias = weight.new_zeros(len(weight), requires_grad=True)  # its gradient needs no value
     leaves = [*x, weight, bias]
-    wanted = [leaf for leaf in leaves if leaf.requires_grad]
+    asked = [leaf for leaf in leaves if leaf.requires_grad]
     y = reference.linear(x, weight, bias, *windows, False)
-    found = torch.autograd.grad(y, wanted, d, create_graph=True, allow_unused=True)
-    by_leaf = {id(leaf): gradient for leaf, gradient in zip(wanted, found, strict=True)}
+    found = torch.autograd.grad(y, asked, d, create_graph=True, allow_unused=True)
+    by_leaf = {id(leaf): gradient for leaf, gradient in zip(asked, found, strict=True)}
     each = [by_leaf.get(id(leaf)) for leaf in leaves]
     return each[: len(x)] if need[0] else [], each[len(x) :]
 

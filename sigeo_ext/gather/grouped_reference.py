@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sigeo_ext import _check
 from sigeo_ext.gather.selection import check_dtypes, check_width, select
-from sigeo_ext.gather.slices_reference import check_bias, rows_of
+from sigeo_ext.gather.slices_checks import check_bias
+from sigeo_ext.gather.slices_reference import rows_of
 from sigeo_ext.sample_moments.reference import check_units, of_units
 
 Windows = Sequence[int]

@@ -87,7 +87,7 @@ def _to_last(y: Tensor) -> Tensor:
 
 def _check_convolution(x: Tensor, weight: Tensor) -> None:
     message = "weight must be [blocks, outputs, inputs, *kernel] for x [blocks, B, *size, channels]"
-    ok = weight.dim() == x.dim() and len(weight) == len(x)
+    ok = 3 < weight.dim() == x.dim() < 7 and len(weight) == len(x)
     _check.require(
         ok, "gather.convolution", f"{message}, got {list(weight.shape)} for {list(x.shape)}"
     )

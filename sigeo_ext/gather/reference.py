@@ -113,8 +113,9 @@ def _check_places(op: str, name: str, places: Tensor, length: int, blocks: int) 
     ok = places.dim() == 1 and places.dtype == torch.int64 and len(places) == length
     message = f"{name} must be int64 [{length}], got"
     _check.require(ok, op, f"{message} {_check.dtype_of(places)} {list(places.shape)}")
-    inside = bool(((places >= 0) & (places < blocks)).all())
-    _check.require(inside, op, f"{name} must be blocks below {blocks}")
+    outside = places[(places < 0) | (places >= blocks)].tolist()
+    if outside:
+        _check.require(False, op, f"{name} must be blocks below {blocks}, got {outside[0]}")
 
 
 def _check_dispatch(op: str, x: Tensor, index: Sequence[Tensor], rectified: int) -> None:

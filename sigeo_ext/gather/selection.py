@@ -43,6 +43,13 @@ def window_of(name: str, argument: str, selection: Selection, size: int) -> Wind
     return [0, selection], None
 
 
+def check_list(op: str, name: str, index: Tensor | None) -> None:
+    """Require that an index can be a list of places, whatever it holds."""
+    if index is not None and (index.dim() != 1 or index.dtype != torch.int64):
+        got = f"got {_check.dtype_of(index)} {list(index.shape)}"
+        _check.require(False, op, f"{name} must be int64 [n], {got}")
+
+
 def check_index(op: str, name: str, index: Tensor | None, size: int) -> None:
     """Require a list of different places below ``size``."""
     if index is None:
@@ -50,10 +57,7 @@ def check_index(op: str, name: str, index: Tensor | None, size: int) -> None:
     seen = None if index.is_inference() else (index._version, index.shape, size)
     if seen is not None and _checked.get(index) == seen:
         return
-    got = f"got {_check.dtype_of(index)} {list(index.shape)}"
-    _check.require(
-        index.dim() == 1 and index.dtype == torch.int64, op, f"{name} must be int64 [n], {got}"
-    )
+    check_list(op, name, index)
     if index.numel():
         _check_places(op, name, index, size)
     if seen is not None:

@@ -143,6 +143,9 @@ def convolution(
     if dims not in (1, 2, 3):
         message = "weight must be [outputs, inputs / groups, *kernel] of one to three dimensions"
         _check.require(False, name, f"{message}, got {list(weight.shape)}")
+    if groups < 1 or weight.shape[0] % groups:
+        message = f"groups must divide the {weight.shape[0]} outputs, got {groups}"
+        _check.require(False, name, message)
     columns, column_index = window_of(name, "inputs", inputs, weight.shape[1] * groups)
     if groups == 1:
         rows, row_index = window_of(name, "outputs", outputs, weight.shape[0])
@@ -191,7 +194,8 @@ def embedding(
 
     Raises:
         RuntimeError: A selection that the table does not have, or, on a CPU, a token that it does
-            not have; Triton's kernels give NaN for it, and no gradient.
+            not have (an IndexError where plain torch serves); Triton's kernels give NaN for it, and
+            no gradient.
     """
     name = "slices.embedding"
     _check_dims(name, weight, 2, "weight must be [rows, columns]")

@@ -81,13 +81,16 @@ def group_norm(
         Like ``x``.
 
     Raises:
-        RuntimeError: A selection that the channels do not have or that cuts a group.
+        RuntimeError: A selection that the channels do not have or that cuts a group, or groups that
+            do not divide the channels.
     """
     name = "slices.group_norm"
     given = _size(name, weight, bias, size)
     window, index = window_of(name, "channels", channels, given)
     check_index(name, "channels", index, given)
     _check_width(name, x, 1, given if masked else length(window, index))
+    message = f"groups must divide the {given} channels, got {groups}"
+    _check.require(groups > 0 and given % groups == 0, name, message)
     if masked:
         return _hidden(F.group_norm(x, groups, weight, bias, eps), 1, given, window, index)
     width = given // groups

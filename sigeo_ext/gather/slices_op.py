@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext._op import define, refuse_tangents
+from sigeo_ext.gather import slices_checks as checks
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.selection import length
 
@@ -70,6 +71,9 @@ def _linear_fake(
     masked: bool,
     accumulate: bool,
 ) -> Tensor:
+    op, selection = "gather_slice_linear", (outputs, inputs, output_index, input_index)
+    checks.check_linear_shapes(op, x, weight, masked, *selection)
+    checks.check_bias(op, bias, weight)
     width = weight.shape[0] if masked else length(outputs, output_index)
     return x.new_empty(*x.shape[:-1], width)
 
@@ -143,8 +147,11 @@ gather_slice_linear_accumulate = define(
 
 
 def _convolution_fake(x: Tensor, weight: Tensor, bias: Tensor | None, *given: Any) -> Tensor:
-    outputs, _, output_index, _, kernel, stride, padding, dilation, _, masked, _ = given
-    size = reference.convolved(x, kernel, stride, padding, dilation)
+    outputs, inputs, output_index, input_index, kernel, *geometry, groups, masked, _ = given
+    op, selection = "gather_slice_convolution", (outputs, inputs, output_index, input_index)
+    checks.check_convolution_shapes(op, x, weight, *selection, groups, masked)
+    checks.check_bias(op, bias, weight)
+    size = reference.convolved(x, kernel, *geometry)
     width = weight.shape[0] if masked else length(outputs, output_index)
     format = reference.format_of(x, weight)
     return torch.empty(
@@ -226,6 +233,18 @@ def _embedding_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(tokens, weight, index)
 
 
+def _embedding_fake(
+    tokens: Tensor,
+    weight: Tensor,
+    columns: Sequence[int],
+    column_index: Tensor | None,
+    padding: int,
+    accumulate: bool,
+) -> Tensor:
+    checks.check_embedding_shapes("gather_slice_embedding", tokens, weight, column_index)
+    return weight.new_empty(*tokens.shape, length(columns, column_index))
+
+
 def _embedding_backward(ctx: Any, d: Tensor) -> tuple[Any, ...]:
     tokens, weight, index = ctx.saved_tensors
     if torch.is_grad_enabled():
@@ -248,9 +267,7 @@ _COLUMNS = "SymInt[] columns, Tensor? column_index, SymInt padding"
 gather_slice_embedding = define(
     f"gather_slice_embedding(Tensor tokens, Tensor weight, {_COLUMNS}, bool accumulate) -> Tensor",
     lambda *given: reference.embedding(*given).contiguous(),  # a view where tokens are few
-    fake=lambda tokens, weight, columns, index, padding, accumulate: weight.new_empty(
-        *tokens.shape, length(columns, index)
-    ),
+    fake=_embedding_fake,
     setup_context=_embedding_context,
     backward=_embedding_backward,
     triton=f"{_TRITON}:embedding",

@@ -16,40 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sigeo_ext import _check
 from sigeo_ext.gather.selection import (
     add_block,
-    check_dtypes,
-    check_index,
     check_width,
     crop,
-    length,
     place,
     place_block,
     select,
 )
+from sigeo_ext.gather.slices_checks import (
+    check_bias,
+    check_convolution,
+    check_embedding,
+    check_linear,
+)
 
 aten = torch.ops.aten
-
-
-def check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: Any) -> None:
-    """Require a weight, a selection of it and an input that fit together."""
-    _, inputs, output_index, input_index = selection
-    if weight.dim() != 2:
-        got = f"got {list(weight.shape)}"
-        _check.require(False, op, f"weight must be [outputs, inputs], {got}")
-    check_index(op, "outputs", output_index, weight.shape[0])
-    check_index(op, "inputs", input_index, weight.shape[1])
-    check_width(op, "x", x, -1, weight.shape[1], masked, inputs, input_index)
-    check_dtypes(op, x, weight)
-
-
-def check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
-    """Require one value an output, of the weight's dtype."""
-    if bias is not None and (bias.shape != weight.shape[:1] or bias.dtype != weight.dtype):
-        expected = f"bias must be [{weight.shape[0]}] of the weight's dtype"
-        got = f"{_check.dtype_of(bias)} {list(bias.shape)}"
-        _check.require(False, op, f"{expected}, got {got}")
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -168,30 +150,6 @@ def _block_of(
     return outputs, [0, weight.shape[1]], output_index, None
 
 
-def _check_convolution(
-    op: str,
-    x: Tensor,
-    weight: Tensor,
-    outputs: Sequence[int],
-    inputs: Sequence[int],
-    output_index: Tensor | None,
-    input_index: Tensor | None,
-    groups: int,
-    masked: bool,
-) -> int:
-    """How many groups are selected."""
-    if x.dim() != weight.dim() or x.dim() not in (3, 4, 5):
-        expected = "x must be [B, inputs, *size] and weight [outputs, inputs / groups, *kernel]"
-        got = f"got x {list(x.shape)}, weight {list(weight.shape)}"
-        _check.require(False, op, f"{expected}, {got}")
-    width = weight.shape[1]
-    check_index(op, "outputs", output_index, weight.shape[0])
-    check_index(op, "inputs", input_index, width * groups)
-    check_width(op, "x", x, 1, width * groups, masked, inputs, input_index)
-    check_dtypes(op, x, weight)
-    return 1 if groups == 1 else int(length(inputs, input_index) // width)
-
-
 def convolution(
     x: Tensor,
     weight: Tensor,
@@ -210,7 +168,7 @@ def convolution(
 ) -> Tensor:
     """The layer on the selected part of the weight; more than one group: of whole groups."""
     selection = (outputs, inputs, output_index, input_index)
-    selected = _check_convolution("gather_slice_convolution", x, weight, *selection, groups, masked)
+    selected = check_convolution("gather_slice_convolution", x, weight, *selection, groups, masked)
     check_bias("gather_slice_convolution", bias, weight)
     part = _convolution_part(weight, *selection, kernel, groups)
     shift = None if bias is None else select(bias, 0, outputs, output_index)
@@ -266,7 +224,7 @@ def convolution_backward(
     """Gradients of the input, the super-weight and its bias, as far as needed."""
     op = "gather_slice_convolution_backward"
     selection = (outputs, inputs, output_index, input_index)
-    selected = _check_convolution(op, x, weight, *selection, groups, masked)
+    selected = check_convolution(op, x, weight, *selection, groups, masked)
     check_width(op, "d", d, 1, weight.shape[0], masked, outputs, output_index)
     format = format_of(x, weight)
     if masked:
@@ -309,7 +267,7 @@ def convolution_accumulate(
     """Add the weight's gradient to ``into``, the gradient of the whole super-weight."""
     op = "gather_slice_convolution_accumulate"
     selection = (outputs, inputs, output_index, input_index)
-    selected = _check_convolution(op, x, into, *selection, groups, masked)
+    selected = check_convolution(op, x, into, *selection, groups, masked)
     check_width(op, "d", d, 1, into.shape[0], masked, outputs, output_index)
     if masked:
         d, x = select(d, 1, outputs, output_index), select(x, 1, inputs, input_index)
@@ -320,16 +278,6 @@ def convolution_accumulate(
     geometry = (stride, padding, dilation, False, [0] * len(stride), selected)
     _, gradient, _ = aten.convolution_backward(d, x, part, None, *geometry, [False, True, False])
     add_block(gradient, into, *_block_of(into, *selection, groups))
-
-
-def check_embedding(op: str, tokens: Tensor, weight: Tensor, columns: Tensor | None) -> None:
-    """Require tokens, a table and a list of its columns."""
-    whole = tokens.dtype in (torch.int64, torch.int32)
-    _check.require(whole, op, f"tokens must be int64 or int32, got {_check.dtype_of(tokens)}")
-    _check.require(
-        weight.dim() == 2, op, f"weight must be [rows, columns], got {list(weight.shape)}"
-    )
-    check_index(op, "columns", columns, weight.shape[1])
 
 
 def embedding(

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sigeo_ext import _check
 from sigeo_ext.gram import op
 from sigeo_ext.sample_moments import patches
 from sigeo_ext.sample_moments.layout import as_channels_last, each_dimension, widened
@@ -96,7 +97,9 @@ def convolution(
 
     Raises:
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
+        ValueError: Another word for the route.
     """
+    _check_route(route)
     dims = len(kernel_size)
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
     if transposed:
@@ -126,7 +129,9 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
 
     Raises:
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
+        ValueError: Another word for the route.
     """
+    _check_route(route)
     if x.dim() == 2:
         x, d = x[:, None], d[:, None]
     if route != "direct" and patches.fit(x, d, unit) and x.shape[1] == d.shape[1]:
@@ -136,6 +141,11 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
             return _by_positions(x, d)
     geometry = ([1], [1], [0], [1], 1)
     return op.gram_convolution(widened(x).contiguous(), widened(d).contiguous(), *geometry, unit)
+
+
+def _check_route(given: str) -> None:
+    if given not in get_args(Route):
+        raise ValueError(f"route: must be of {', '.join(get_args(Route))}, got {given!r}")
 
 
 def _chosen(wanted: Route, units: int, positions: int, inputs: int, outputs: int) -> str:
@@ -170,6 +180,8 @@ def rows(gradients: Tensor, *, unit: int = 1) -> Tensor:
     Raises:
         RuntimeError: Samples that are not whole units.
     """
+    whole = f"unit must divide the {len(gradients)} samples, got {unit}"
+    _check.require(unit > 0 and len(gradients) % unit == 0, "gram.rows", whole)
     flat = (gradients[:, None] if gradients.dim() == 1 else gradients.flatten(1)).double()
     flat = flat if unit == 1 else flat.unflatten(0, (-1, unit)).sum(1)
     return flat @ flat.t()

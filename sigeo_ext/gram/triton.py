@@ -13,13 +13,12 @@ from torch import Tensor
 
 from sigeo_ext.gram import reference
 from sigeo_ext.sample_moments import triton
-from sigeo_ext.sample_moments.reference import STATISTICS
+from sigeo_ext.sample_moments.reference import SUM
 
 __all__ = ["convolution"]
 
 # Gradients that are held at once, in values.
 _AT_ONCE = 1 << 24
-_SUM = 1 << STATISTICS.index("sum")
 
 
 def convolution(
@@ -45,7 +44,7 @@ def convolution(
     values = units * math.prod(kernel) * (x.shape[-1] // groups)  # of one output
     for of_x, of_d, of_groups in _parts(x, d, groups, max(1, _AT_ONCE // max(1, values))):
         geometry = (kernel, stride, padding, dilation, of_groups)
-        (gradients,) = triton.convolution(of_x, of_d, *geometry, unit, units, _SUM, 1.0)
+        (gradients,) = triton.convolution(of_x, of_d, *geometry, unit, units, SUM, 1.0)
         out += torch.ops.sigeo_ext.gram_lists(list(gradients.unbind()), units, False)
     return out
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sigeo_ext.sample_moments import op, patches, positions
 from sigeo_ext.sample_moments.layout import as_channels_last, each_dimension, widened
-from sigeo_ext.sample_moments.reference import STATISTICS
-from sigeo_ext.sample_moments.statistics import SQ_NORM, SampleMoments, bits_of, named
+from sigeo_ext.sample_moments.reference import ABS_SUM, M2, SIGN_SUM, SQ_NORM, SQ_SUM, SUM
+from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
 def convolution(
@@ -68,7 +68,7 @@ def convolution(
         *spread,
         groups,
         unit,
-        segments or 1,
+        1 if segments is None else segments,
         bits,
         factor,
     )
@@ -102,7 +102,9 @@ def linear(
     """
     bits = bits_of(want)
     if x.dim() == 2:
-        if unit == 1 and segments is None and not bits & _NEEDS_EACH:
+        fits = d.dim() == 2 and len(x) == len(d) and x.dtype == d.dtype
+        alone = fits and x.is_floating_point() and unit == 1 and segments is None
+        if alone and not bits & (M2 | SIGN_SUM):
             return _separable(widened(x), widened(d), bits, factor)
         x, d = x[:, None], d[:, None]
     by_positions = (
@@ -119,7 +121,7 @@ def linear(
         [1],
         1,
         unit,
-        segments or 1,
+        1 if segments is None else segments,
         bits,
         factor,
     )
@@ -128,24 +130,23 @@ def linear(
     return named(bits, [r if r.dim() == 1 else r.view(whole) for r in results])
 
 
-# Of one position, all but these are products of what x and d give alone: |d x| = |d| |x|.
-_NEEDS_EACH = 1 << STATISTICS.index("m2") | 1 << STATISTICS.index("sign_sum")
-
-
 def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
-    """A linear layer of one position: a matrix product for each statistic."""
+    """A linear layer of one position: a matrix product for each statistic.
+
+    All but m2 and sign_sum are products of what x and d give alone: |d x| = |d| |x|.
+    """
     results: dict[str, Tensor] = {}
-    if bits & 1:
+    if bits & SUM:
         results["sum"] = d.t() @ x
-    if bits & (2 | 4 | 32):
+    if bits & (ABS_SUM | SQ_SUM | SQ_NORM):
         scaled = d * factor
-    if bits & 2:
+    if bits & ABS_SUM:
         results["abs_sum"] = scaled.abs().t() @ x.abs()
-    if bits & (4 | 32):
+    if bits & (SQ_SUM | SQ_NORM):
         dd, xx = scaled.square_(), x.square()
-        if bits & 4:
+        if bits & SQ_SUM:
             results["sq_sum"] = dd.t() @ xx
-        if bits & 32:
+        if bits & SQ_NORM:
             wide = torch.float64
             results["sq_norm"] = dd.sum(1, dtype=wide) * xx.sum(1, dtype=wide)
     return SampleMoments(**results)

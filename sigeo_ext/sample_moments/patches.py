@@ -42,7 +42,8 @@ def seen_by_positions(x: Tensor, axes: Sequence[Axis]) -> Tensor:
 def fit(x: Tensor, d: Tensor, unit: int, segments: int | None = None) -> bool:
     """Whether x and d are what the ops would take, so that another route may."""
     same = x.dtype == d.dtype and x.device == d.device and x.dim() == d.dim() > 2
-    whole = unit > 0 and len(x) % (unit * (segments or 1)) == 0
+    run = unit * (1 if segments is None else segments)
+    whole = run > 0 and unit > 0 and len(x) % run == 0
     return same and whole and len(x) == len(d) and x.is_floating_point()
 
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from sigeo_ext import _check
 
 STATISTICS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sq_norm")
+# The bits of ``want``.
+SUM, ABS_SUM, SQ_SUM, M2, SIGN_SUM, SQ_NORM = (1 << bit for bit in range(len(STATISTICS)))
 
 
 def wanted(want: int) -> list[str]:
@@ -78,6 +80,17 @@ def of_units(
     return [results[name] for name in wanted(want)]
 
 
+def check_scale(x: Tensor, d: Tensor, mean: Tensor | None, rstd: Tensor | None) -> None:
+    """Require a norm's input, the gradient of its output, and statistics that belong together."""
+    op = "sample_moments_scale"
+    _check.require(x.dim() == 3, op, f"x must have 3 dimensions, got {x.dim()}")
+    _check.require(x.shape == d.shape, op, "d must have the shape of x, got another")
+    together = "mean and rstd must be given together"
+    _check.require((mean is None) == (rstd is None), op, together)
+    alike = mean is None or rstd is None or mean.shape == rstd.shape
+    _check.require(alike, op, "mean and rstd must have one shape")
+
+
 def scale(
     x: Tensor,
     d: Tensor,
@@ -88,13 +101,7 @@ def scale(
     shift: bool,
 ) -> list[Tensor]:
     """Sums over positions of d * (x - mean) * rstd and of d [samples, channels], and d * factor."""
-    op = "sample_moments_scale"
-    _check.require(x.dim() == 3, op, f"x must have 3 dimensions, got {x.dim()}")
-    _check.require(x.shape == d.shape, op, "d must have the shape of x, got another")
-    together = "mean and rstd must be given together"
-    _check.require((mean is None) == (rstd is None), op, together)
-    alike = mean is None or rstd is None or mean.shape == rstd.shape
-    _check.require(alike, op, "mean and rstd must have one shape")
+    check_scale(x, d, mean, rstd)
     positions = 1 if channels_last else 2
 
     def spread(values: Tensor) -> Tensor:
@@ -113,6 +120,12 @@ def scale(
     if factor is not None:
         results.append(d * spread(factor))
     return results
+
+
+def check_floating(op: str, name: str, tensor: Tensor) -> None:
+    """Require one of the four floating types."""
+    floating = f"{name} must be float32, float64, bfloat16 or float16"
+    _check.require(_check.is_floating(tensor), op, f"{floating}, got {_check.dtype_of(tensor)}")
 
 
 def check_convolution(
@@ -139,28 +152,26 @@ def check_convolution(
             op,
             f"{name} must be [samples, {dims} sizes, channels], {came}",
         )
-        floating = f"{name} must be float32, float64, bfloat16 or float16"
-        _check.require(_check.is_floating(tensor), op, f"{floating}, got {_check.dtype_of(tensor)}")
+        check_floating(op, name, tensor)
     same = f"x and d must have one dtype, got {_check.dtype_of(x)} and {_check.dtype_of(d)}"
     _check.require(x.dtype == d.dtype, op, same)
     _check.require(x.device == d.device, op, "x and d must be on one device")
     number = f"x and d must have the same number of samples, got {x.shape[0]} and {d.shape[0]}"
     _check.require(x.shape[0] == d.shape[0], op, number)
+    positive = min((*kernel, *stride, *dilation)) > 0 and min(padding) >= 0
+    signs = "kernel, stride and dilation must be positive, padding at least 0"
+    _check.require(positive, op, signs)
+    geometry = zip(x.shape[1:-1], d.shape[1:-1], kernel, stride, padding, dilation, strict=True)
+    for dim, (size, out, k, step, pad, apart) in enumerate(geometry, 1):
+        padded, reach = size + 2 * pad, apart * (k - 1) + 1
+        fits = f"kernel must fit into the padded size {padded} of dimension {dim}, got {reach}"
+        _check.require(padded >= reach, op, fits)
+        expected = (padded - reach) // step + 1
+        same = f"d must have size {expected} in dimension {dim}, got {out}"
+        _check.require(out == expected, op, same)
     even = groups > 0 and x.shape[-1] % groups == 0 and d.shape[-1] % groups == 0
     divides = f"groups must divide the channels {x.shape[-1]} and {d.shape[-1]}, got {groups}"
     _check.require(even, op, divides)
-    for a, (size, k, p, dil) in enumerate(
-        zip(x.shape[1:-1], kernel, padding, dilation, strict=True)
-    ):
-        fits = f"kernel must fit into the padded size {size + 2 * p} of dimension {a + 1}"
-        _check.require(size + 2 * p > dil * (k - 1), op, f"{fits}, got {dil * (k - 1) + 1}")
-    out = [
-        (size + 2 * p - dil * (k - 1) - 1) // s + 1
-        for size, k, s, p, dil in zip(x.shape[1:-1], kernel, stride, padding, dilation, strict=True)
-    ]
-    _check.require(
-        list(d.shape[1:-1]) == out, op, f"d must have sizes {out}, got {list(d.shape[1:-1])}"
-    )
 
 
 def convolution(
@@ -227,7 +238,11 @@ def check_entries(
     """Require entries that fit together, and indices within their ranges; returns the units."""
     fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
     _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
+    check_floating(op, "gradients", gradients)
     if units is None:
+        whole = entries > 0 and len(rows) <= count * entries
+        number = f"entries must be the number of entries of a unit, got {entries}"
+        _check.require(whole, op, number)
         units = torch.arange(len(rows), device=rows.device) // entries
     for name, values, limit in (("rows", rows, 2**63 - 1), ("units", units, count)):
         long = values.dtype == torch.int64 and values.shape == rows.shape
@@ -287,18 +302,25 @@ def check_tables(rows: Tensor, gradients: Tensor, unit: int, want: int) -> None:
     shapes = "rows must be [samples, tables] and gradients [samples, tables, width]"
     _check.require(fits, op, shapes)
     _check.require(rows.shape[1] > 0, op, "rows must be of at least one table, got none")
+    check_floating(op, "gradients", gradients)
     check_units(op, len(rows), unit, 1, want)
     _check.require(rows.dtype == torch.int64, op, "rows must be contiguous int64")
     lowest = int(rows.min()) if rows.numel() else 0
     _check.require(lowest >= 0, op, f"rows must be at least 0, got {lowest}")
 
 
-def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:
-    """Statistics [segments, size] and sq_norm [units] of gradients that are there."""
+def check_rows(rows: Tensor, unit: int, segments: int, want: int) -> None:
+    """Require gradients, one a sample, of whole units."""
     op = "sample_moments_rows"
     message = f"rows must be [samples, size], got {rows.dim()} dimensions"
     _check.require(rows.dim() == 2, op, message)
+    check_floating(op, "rows", rows)
     check_units(op, len(rows), unit, segments, want)
+
+
+def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:
+    """Statistics [segments, size] and sq_norm [units] of gradients that are there."""
+    check_rows(rows, unit, segments, want)
     units = len(rows) // unit
     g = rows.double().view(units, unit, rows.shape[1]).sum(1)
     return of_units(iter(g), rows, rows.shape[1:], units, segments, want, factor)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sigeo_ext import _check
 from sigeo_ext.sample_moments import op
 from sigeo_ext.sample_moments.layout import widened
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
@@ -34,11 +35,14 @@ def rows(
         ValueError: An unknown statistic.
     """
     bits = bits_of(want)
+    if not gradients.dim():
+        _check.require(False, "sample_moments.rows", "gradients must be [samples, *shape], got []")
     shape = gradients.shape[1:]
     flat = widened(gradients)
     if len(shape) != 1:
         flat = flat.flatten(1) if shape else flat[:, None]
-    results = op.sample_moments_rows(flat.contiguous(), unit, segments or 1, bits, factor)
+    runs = 1 if segments is None else segments
+    results = op.sample_moments_rows(flat.contiguous(), unit, runs, bits, factor)
     whole = shape if segments is None else (segments, *shape)
     return named(bits, [r if r.dim() == 1 else r.view(whole) for r in results])
 

@@ -25,9 +25,15 @@ class SampleMoments(NamedTuple):
     sq_norm: Tensor | None = None
     """Sum of g_u^2 over the weight, [units]."""
 
-
-# The one statistic of units rather than of the weight.
-SQ_NORM = 1 << STATISTICS.index("sq_norm")
+    def __repr__(self) -> str:
+        """The statistics that there are, by dtype and shape."""
+        there = [
+            f"{name}={'sparse ' if value.is_sparse else ''}"
+            f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
+            for name, value in self._asdict().items()
+            if value is not None
+        ]
+        return f"SampleMoments({', '.join(there)})"
 
 
 def bits_of(want: Iterable[str]) -> int:

@@ -12,12 +12,14 @@ import json
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
+from sigeo_ext.sample_moments.reference import ABS_SUM, SQ_NORM, SQ_SUM, SUM
+
 TABLE = Path(__file__).with_name("tiles.json")
 
 SIDES = (16, 32, 64)
 """Classes of a group's outputs and of its columns: the smallest that holds them, or the last."""
-FEW = 0b100111
-"""sum, abs_sum, sq_sum, sq_norm: with m2 or sign_sum there are more tiles to keep."""
+FEW = SUM | ABS_SUM | SQ_SUM | SQ_NORM
+"""With m2 or sign_sum there are more tiles to keep."""
 FEWEST_CHANNELS = 8
 """Groups with fewer outputs or columns go to the kernel of single pairs."""
 FEWEST_POSITIONS = 4

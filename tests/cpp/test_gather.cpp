@@ -3,9 +3,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -20,22 +18,6 @@ using namespace sigeo_ext;          // NOLINT: a test
 using namespace sigeo_ext::gather;  // NOLINT
 
 namespace {
-
-// Splits into as many threads as there are pieces, in reverse order.
-void many_threads(int64_t n, const Range& body) {
-  std::vector<std::thread> threads;
-  for (int64_t i = n - 1; i >= 0; --i) threads.emplace_back(body, i, i + 1);
-  for (std::thread& thread : threads) thread.join();
-}
-
-template <class T>
-std::vector<T> random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(n);
-  for (T& value : values) value = static_cast<T>(normal(generator));
-  return values;
-}
 
 template <class T>
 void copies_come_back_as_gradients(const Shape& shape) {
@@ -393,6 +375,5 @@ int main() {
   all_shapes<double>();
   all_selections<float>();
   all_selections<double>();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

@@ -37,15 +37,6 @@ Lists some_lists(const std::vector<int64_t>& sizes, int64_t count) {
 }
 
 template <class T>
-std::vector<T> random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(n);
-  for (T& value : values) value = static_cast<T>(normal(generator));
-  return values;
-}
-
-template <class T>
 std::vector<T> unwritten(int64_t n) {
   return std::vector<T>(n, static_cast<T>(NAN));
 }
@@ -279,6 +270,5 @@ int main() {
   all_shapes<double>(std::span(kShapes).first(8));
   long_lists_keep_their_order();
   pieces_grow_with_the_positions();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

@@ -83,5 +83,5 @@ int main() {
   test_lists_equal_their_definition();
   test_convolution_equals_its_definition();
   test_hamming_counts_bits();
-  return failures;
+  return exit_status();
 }

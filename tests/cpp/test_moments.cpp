@@ -1,8 +1,6 @@
 // The moments cores alone: no torch, no Python.
 #include <cstdint>
 #include <limits>
-#include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -14,24 +12,8 @@ using namespace sigeo_ext::moments;  // NOLINT
 
 namespace {
 
-template <class T>
-std::vector<T> random_values(int64_t n, unsigned seed) {
-  std::mt19937 generator(seed);
-  std::normal_distribution<double> normal;
-  std::vector<T> values(n);
-  for (T& value : values) value = static_cast<T>(normal(generator));
-  return values;
-}
-
 Array array(std::vector<float>& values) {
   return {values.data(), DType::kFloat32, static_cast<int64_t>(values.size())};
-}
-
-// Splits into as many threads as there are chunks, in reverse order.
-void many_threads(int64_t n, const Range& body) {
-  std::vector<std::thread> threads;
-  for (int64_t i = n - 1; i >= 0; --i) threads.emplace_back(body, i, i + 1);
-  for (std::thread& thread : threads) thread.join();
 }
 
 void summaries_equal_the_definition(int64_t n) {
@@ -117,6 +99,5 @@ int main() {
   folded_rows_are_a_state();
   half_precision_is_read_exactly();
   empty_lists_and_layers_do_nothing();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

@@ -2,7 +2,6 @@
 #include <cstdint>
 #include <limits>
 #include <random>
-#include <thread>
 #include <vector>
 
 #include "check.h"
@@ -21,13 +20,6 @@ template <class T>
 Array array(std::vector<T>& values) {
   const DType dtype = sizeof(T) == sizeof(float) ? DType::kFloat32 : DType::kFloat64;
   return {values.data(), dtype, static_cast<int64_t>(values.size())};
-}
-
-// Splits into as many threads as there are chunks, in reverse order.
-void many_threads(int64_t n, const Range& body) {
-  std::vector<std::thread> threads;
-  for (int64_t i = n - 1; i >= 0; --i) threads.emplace_back(body, i, i + 1);
-  for (std::thread& thread : threads) thread.join();
 }
 
 template <class T>
@@ -114,6 +106,5 @@ int main() {
   logs_of_any_magnitude_are_right();
   log1p_is_within_three_units();
   empty_lists_and_absent_gradients_are_zeros();
-  std::printf("%d failures\n", failures);
-  return failures == 0 ? 0 : 1;
+  return exit_status();
 }

@@ -53,6 +53,34 @@ def cross_attention() -> nn.Module:
     )  # fmt: skip
 
 
+def overwritten() -> nn.Module:
+    """Parts of tensors are written in place, none with what is of other samples."""
+
+    def run(m, x):
+        x = m.first(x)
+        shifted, filled, ones = x.clone(), torch.zeros_like(x), x.new_ones(x.shape)
+        shifted[:, 1:] = x[:, :-1]
+        shifted[:, 0].mul_(x[:, 1])
+        shifted[x > 1] = 0.5
+        filled.transpose(0, 1).copy_(x.transpose(0, 1))
+        filled.view(-1, 6).add_(x.reshape(-1, 6))
+        ones[:, :, 2:4] = x[..., :2]
+        return m.out((shifted + filled * ones).mean(1))
+
+    return Function(run, first=nn.Linear(6, 6), out=nn.Linear(6, CLASSES))
+
+
+def normed() -> nn.Module:
+    """Norms of orders that are also dimensions."""
+
+    def run(m, x):
+        x = m.first(x)
+        norms = [torch.linalg.vector_norm(x, order, dim=1) for order in (1, 2, 3)]
+        return m.out(sum(norms) + torch.linalg.vector_norm(x, 1, dim=(1, 2))[:, None])
+
+    return Function(run, first=nn.Linear(6, 6), out=nn.Linear(6, CLASSES))
+
+
 def convolved() -> nn.Module:
     """[T, B, E] to [B, E, T] for a convolution over time."""
 
@@ -105,6 +133,13 @@ def test_samples_in_the_second_dimension(build):
         F.cross_entropy(model(x), labels).backward()
     assert not stats.unsupported
     assert_statistics(stats, rows, model)
+
+
+@pytest.mark.parametrize("build", [overwritten, normed], ids=lambda build: build.__name__)
+def test_samples_in_the_first_dimension(build):
+    torch.manual_seed(0)
+    labels = torch.arange(SAMPLES) % CLASSES
+    check(build().double(), (sequences(SAMPLES, SAMPLES, 6),), labels)
 
 
 def test_the_wrong_dimension_is_another_question():

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sigeo import InputError
-from sigeo.capture import SGD, Batches, ClippedAdagrad, Request, gradient_statistics
+from sigeo.capture import SGD, Batches, ClippedAdagrad, Request, gradient_statistics, select
 from sigeo_ext.testing import assert_close
 from tests.sigeo.models import (
     Recurrent,
@@ -210,4 +210,22 @@ def test_gradients_are_measured_whatever_mode_is_on(mode):
 
 def test_a_loss_that_no_parameter_reaches_is_said():
     model = golden_net().requires_grad_(False)
-    assert not gradient_statistics(model, image_batches())[0].reached
+    found = gradient_statistics(model, image_batches())[0]
+    assert not found.reached and "the loss reaches none of the parameters" in repr(found)
+
+
+def test_statistics_are_shown_in_a_line():
+    first = []
+    model, batches = golden_net(), image_batches()
+    requests = [Request(), Request(samples=True, rows=True)]
+    plain, full = gradient_statistics(model, batches, requests=requests, observer=first.append)
+    count, losses = len(select(model, "layers")), plain.losses.tolist()
+    start = (
+        f"<GradientStatistics: {count} parameters; {len(batches)} batches; "
+        f"loss {losses[0]:.4g} at first, {losses[-1]:.4g} at last"
+    )
+    samples = sum(len(labels) for _, labels in batches)
+    assert repr(plain) == start + ">"
+    assert repr(full) == f"{start}; sample_inner of {samples} samples; rows>"
+    reaches = f"{count} parameters, of which the loss reaches {count}"
+    assert repr(first[0]) == f"<FirstGradient: {reaches}; loss {losses[0]:.4g}>"

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sigeo import InputError
 from sigeo.capture import capture
-from sigeo.capture.samples.custom_functions import CustomFunctions
+from sigeo.capture.samples.graph import Graph
 from tests.sigeo.sample_loop import SAMPLES, check
 from tests.sigeo.zoo import CLASSES, Function
 
@@ -112,8 +112,40 @@ def test_functions_are_found_once_and_others_are_not():
     weight, other = (torch.randn(3, 3, requires_grad=True) for _ in range(2))
     x = torch.randn(2, 3)
     y = Product.apply(x, weight.t()) @ other
-    found = CustomFunctions()
-    assert [(name, leaf is weight) for name, leaf in found.uses([y])] == [("Product", True)]
-    assert list(found.uses([y * 2, x])) == []
-    assert [name for name, _ in found.uses([Product.apply(y, other)])] == ["Product"]
-    assert [name for name, _ in CustomFunctions().uses([Straight.apply(other)])] == ["Straight"]
+    graph = Graph()
+    assert [(name, leaf is weight) for name, leaf in _of_custom(graph, y)] == [("Product", True)]
+    assert list(graph.leaves([y * 2, x])) == []
+    assert [name for name, _ in _of_custom(graph, Product.apply(y, other))] == ["Product"]
+    assert [name for name, _ in _of_custom(Graph(), Straight.apply(other))] == ["Straight"]
+
+
+def _of_custom(graph, output):
+    return [(name, leaf) for name, leaf in graph.leaves([output]) if name is not None]
+
+
+class Scripted(nn.Module):
+    """A scripted function takes a parameter, behind a layer or alone."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first, self.weight = layer, nn.Parameter(torch.randn(3))
+        self.gated = torch.jit.script(_gated)
+
+    def forward(self, x):
+        return self.gated(self.first(x), self.weight)
+
+
+def _gated(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return x * weight.sigmoid()
+
+
+@pytest.mark.parametrize("layer", [nn.Identity(), nn.Linear(3, 3)])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_parameters_of_scripted_functions_are_not_passed_over(layer):
+    model, x = Scripted(layer), torch.randn(SAMPLES, 3)
+    for _ in range(3):  # torch changes the function's graph after the first runs
+        with capture(model, strict=False) as stats:
+            model(x).square().sum().backward()
+        assert set(stats.unsupported) == {"weight"}
+        with pytest.raises(InputError, match="weight has no per-sample"), capture(model):
+            model(x)

@@ -160,3 +160,5 @@ def test_bad_settings():
         InPlaceDistillation(temperature=0)
     with pytest.raises(InputError, match="label_smoothing: must be from 0 to 1, got 2"):
         InPlaceDistillation(label_smoothing=2)
+    with pytest.raises(InputError, match="label_smoothing: must be from 0 to 1, got 2"):
+        MutualDistillation(Teacher(SPACE.supernet()), label_smoothing=2)

@@ -74,6 +74,17 @@ def test_scores_do_not_depend_on_how_many_go_at_once(name, at_once):
     ]
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_scores_do_not_depend_on_the_grad_mode(mode):
+    chosen = space("mlp")
+    net, archs, given = supernet(chosen), archs_of(chosen, 3), batches()
+    names = ["zico", "zico_sample", "synflow"]
+    expected = score_many(net, archs, given, names)
+    with mode():
+        found = score_many(net, archs, given, names)
+    assert found == expected and all(score.finite for row in found for score in row.values())
+
+
 @EACH
 def test_scores_are_those_of_the_standalone_network_of_the_seed(name):
     chosen = space(name)

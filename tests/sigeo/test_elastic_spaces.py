@@ -224,7 +224,9 @@ def test_published_sizes():
         ("resnet", {"ratios": (0.5, "a")}, "resnet: ratios must be numbers, got 'a'"),
         ("mlp", {"widths": "abc"}, "mlp: widths must be a whole number of at least 1, got 'abc'"),
         ("mlp", {"widths": (8, 4)}, "mlp: widths must be ascending and above 0, got [8, 4]"),
-        ("nasbench201", {"cells": "a"}, "nasbench201: cells must be a whole number, got 'a'"),
+        ("nasbench201", {"cells": "a"}, "cells must be a whole number of at least 1, got 'a'"),
+        ("transformer", {"ratios": (float("inf"),)}, "ratios must be ascending and above 0, got"),
+        ("mlp", {"widths": None}, "mlp: widths must be a whole number of at least 1, got None"),
     ],
 )
 def test_bad_sizes_are_refused(name, sizes, message):

@@ -60,6 +60,21 @@ def test_batch_statistics_one_by_one_and_together(make, at_once):
     assert found.images == 5 * 21
 
 
+@pytest.mark.parametrize("name", ["resnet", "mlp"])
+def test_paths_that_are_kept_are_not_made_anew(name, monkeypatch):
+    space = elastic_space(name)
+    net, given = space.supernet(seed=1), elastic_batches()
+    archs = [space.smallest, space.largest, space.smallest]
+    together = evaluate(net, archs, given, at_once=3)
+    assert not any(map(net.keeps, archs))
+    alone = evaluate(net, archs, given, at_once=1)
+    assert all(map(net.keeps, archs))
+    monkeypatch.setattr(space, "network", lambda *_, **__: pytest.fail("made anew"))
+    kept = evaluate(net, archs, given, at_once=3)
+    assert torch.equal(kept.accuracy, together.accuracy) and torch.equal(kept.loss, alone.loss)
+    assert_evaluated(kept, (together.accuracy, together.loss))
+
+
 def test_tracked_statistics_are_used_as_they_are():
     supernet = tracked(SPACE.supernet(seed=1))
     with torch.no_grad():

@@ -361,7 +361,7 @@ def test_bad_sizes_are_refused():
         spaces.get("darts", SMALL)
     with pytest.raises(InputError, match="images must be at least 4 x 4, got 2"):
         spaces.get("nasbench201", spaces.InputShape(3, 2, 10))
-    with pytest.raises(InputError, match="cells must be at least 1, got 0"):
+    with pytest.raises(InputError, match="cells must be a whole number of at least 1, got 0"):
         space(cells=0)
     with pytest.raises(InputError, match="index must be from 0 to 15624, got 15625"):
         space().at(15_625)

@@ -78,8 +78,13 @@ def test_contributions_add_up_to_the_gradient_of_the_batch():
     torch.manual_seed(0)
     model, inputs, _ = zoo.made("batch norm", 6)
     model.train()
-    with pytest.raises(InputError, match="batch norm uses the statistics of the batch"):
-        ntk(model, inputs)
+    for outputs in ("sum", "trace", "full"):
+        text = r"batch norm uses .* or the outputs' gradients .* \(batch_norm=\"coupled\"\), got"
+        with pytest.raises(InputError, match=text):
+            ntk(model, inputs, outputs=outputs)
+        assert ntk(model, inputs, outputs=outputs, batch_norm="coupled").isfinite().all()
+    with pytest.raises(InputError, match=r"or the decomposition .*, got"), capture(model):
+        model(*inputs)
     twin = copy.deepcopy(model)
     twin(*inputs).sum().backward()
     total = sum(float(p.grad.square().sum()) for p in twin.parameters())

@@ -189,12 +189,13 @@ def test_sparse_statistics_come_without_a_warning(recwarn):
     assert not [w for w in recwarn if "parse" in str(w.message)]
 
 
-def test_a_loss_that_reaches_no_parameter_has_statistics_of_zero():
-    model, x = nn.Linear(4, 3), torch.randn(5, 4, requires_grad=True)
-    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
-        model(x)
-        x.square().mean().backward()
-    assert (stats.sample_sq_norm == 0).all() and (stats["weight"].abs_sum == 0).all()
+@pytest.mark.parametrize("grads", [True, False])
+def test_parameters_that_the_loss_does_not_reach_have_statistics_of_zero(grads):
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3)), torch.randn(5, 4)
+    model.register_parameter("bare", nn.Parameter(torch.ones(3)))
+    with capture(model, {"abs_sum", "sample_sq_norm"}, params="layers", grads=grads) as stats:
+        (model(x).detach() * model.bare).sum().backward()  # which is not measured
+    assert (stats.sample_sq_norm == 0).all() and (stats["0.weight"].abs_sum == 0).all()
 
 
 @pytest.mark.parametrize("unit", [1, 2, 3])
@@ -247,6 +248,29 @@ def test_common_models_run_no_module_again(name, monkeypatch):
     check(model, inputs, labels)
 
 
+@pytest.mark.parametrize(
+    ("max_bytes", "want", "runs"),
+    [
+        (1 << 28, EVERYTHING - {"gram"}, SAMPLES),
+        (1 << 28, {"gram"}, SAMPLES),
+        (1, EVERYTHING - {"gram"}, 4 * SAMPLES),  # one parameter after another
+    ],
+)
+def test_a_module_runs_once_for_each_unit(max_bytes, want, runs):
+    torch.manual_seed(0)
+    model, inputs, labels = zoo.made("lstm", SAMPLES)
+    (recurrent,) = (m for m in model.modules() if isinstance(m, nn.LSTM))
+    assert len(list(recurrent.parameters())) == 4
+    seen = []
+    recurrent.register_forward_hook(lambda *_: seen.append(None))
+    with capture(model, want, max_bytes=max_bytes):
+        output = model(*inputs)
+        seen.clear()
+        F.cross_entropy(output, labels).backward()
+    assert len(seen) == runs
+    check(model, inputs, labels, max_bytes=max_bytes)
+
+
 def test_an_expanded_parameter_is_added_without_running_a_module_again(monkeypatch):
     monkeypatch.setattr(Fallback, "of", lambda *_: pytest.fail("a module would run again"))
 
@@ -286,6 +310,35 @@ def test_small_parameters_are_the_same_whether_measured_at_once_or_together(
             assert torch.equal(a, b), name
     if grads:
         assert all(torch.equal(a, b) for a, b in zip(gradients, ordinary, strict=True))
+
+
+def test_statistics_are_shown_in_a_line():
+    torch.manual_seed(0)
+    model, x = Odd(), torch.randint(0, 9, (SAMPLES, 2))
+    with capture(model, {"sample_sq_norm", "abs_sum"}, unit=2, strict=False) as stats:
+        output = model(x)
+        assert "after loss.backward(), not before" in repr(stats)
+        output.sum().backward()
+    assert repr(stats) == (
+        "<SampleStatistics: 6 parameters; 3 units; abs_sum, sample_sq_norm; modules ran again for "
+        "each unit: cell.weight_ih_l0 and 3 more; unsupported: out.weight>"
+    )
+    assert repr(stats["out.bias"]) == "SampleMoments(abs_sum=float32 [3], sq_norm=float64 [3])"
+    table = "SampleMoments(abs_sum=sparse float32 [9, 2], sq_norm=float64 [3])"
+    assert repr(stats["table.weight"]) == table
+
+
+class Odd(nn.Module):
+    """A table, a module that runs again, and a weight behind a mixture of the samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.cell = nn.Embedding(9, 2), nn.LSTM(2, 3, batch_first=True)
+        self.out = nn.Linear(3, 3)
+
+    def forward(self, x):
+        last = self.cell(self.table(x))[0][:, -1]
+        return last + self.out.bias + F.linear(last.flip(0), self.out.weight)
 
 
 def test_norms_are_the_same_before_and_after_a_table_is_read():

@@ -22,6 +22,23 @@ class Odd(torch.autograd.Function):
         return d.flip(0)
 
 
+def _overwritten(write, view=lambda z: z):
+    """Something made of the samples x, by ``write(view of it, x)`` in place."""
+
+    def how(x):
+        z = x.clone()
+        write(view(z), x)
+        return z
+
+    return how
+
+
+def _rolled_into_zeros(x):
+    z = x.new_zeros(x.shape)
+    z[:] = x.roll(1, 0)
+    return x + z
+
+
 class Flipping(nn.Module):
     """Shuffles the samples where nobody sees it."""
 
@@ -44,6 +61,15 @@ class Flipping(nn.Module):
         (lambda x: x.cumsum(0), "along the samples"),
         (lambda x: x.t() @ x @ x.t() @ x, "over the samples"),
         (lambda x: torch.linalg.qr(x)[0], "no rule"),
+        (lambda x: x / torch.linalg.vector_norm(x, 1, dim=0), "over the samples"),
+        (lambda x: x * x.norm(p=1, dim=0), "over the samples"),
+        (_overwritten(lambda z, x: z[1:].add_(x[:-1])), "part of the samples"),
+        (_overwritten(lambda z, x: z[1:].add_(other=x[:-1])), "part of the samples"),
+        (_overwritten(lambda z, x: z.__setitem__(slice(1, None), x[:-1])), "part of the samples"),
+        (_overwritten(lambda z, x: z.__setitem__(slice(None), x.roll(1, 0))), "along the samples"),
+        (_overwritten(lambda z, x: z.mul_(z.flip(0)), lambda z: z.view(-1, 2, 2)), "along the"),
+        (_overwritten(lambda z, x: z.copy_((x.t() @ x)[:1])), "over the samples"),
+        (_rolled_into_zeros, "along the samples"),
     ],
 )
 def test_what_mixes_samples_is_refused_by_name(how, reason):
@@ -103,10 +129,90 @@ def test_without_a_backward_pass_there_is_nothing_to_read():
     with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
         loss = F.cross_entropy(model(x), y)
     for read in (lambda: stats.sample_sq_norm, lambda: stats["weight"]):
-        with pytest.raises(InputError, match="no backward pass was in the body"):
+        with pytest.raises(InputError, match="no backward pass in the body reached a parameter"):
             read()
     with pytest.raises(InputError, match="backward pass must be in the body, got one behind it"):
         loss.backward()
+
+
+def _without_gradients(model, x):
+    with torch.no_grad():
+        return model(x)
+
+
+@pytest.mark.parametrize("backward", [torch.Tensor.backward, torch.autograd.backward])
+@pytest.mark.parametrize(
+    "outside", [lambda model, x: x, lambda model, x: model(x).detach(), _without_gradients]
+)
+def test_a_backward_pass_that_reaches_no_parameter_is_said(outside, backward):
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.ReLU()), torch.randn(5, 4)
+    scale = torch.ones((), requires_grad=True)
+    with capture(model, {"abs_sum", "sample_sq_norm"}) as stats:
+        model(x)
+        backward((outside(model, x) * scale).sum())
+    for read in (lambda: stats.sample_sq_norm, lambda: stats["0.weight"]):
+        with pytest.raises(InputError, match="no backward pass in the body reached a parameter"):
+            read()
+
+
+def test_tensors_in_the_place_of_parameters_are_refused_by_name():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(5, 4)
+    own = dict(model.named_parameters())
+    alike = {name: (2 * p).detach().requires_grad_() for name, p in own.items()}
+    parts = [alike, {"1.bias": alike["1.bias"]}, {name: 2 * p for name, p in own.items()}]
+    for others in parts:
+        first = next(iter(others))
+        message = f"parameter {first} has no .* in its place, as torch.func.functional_call does"
+        with pytest.raises(InputError, match=message), capture(model):
+            torch.func.functional_call(model, others, (x,))
+    with capture(model, strict=False) as stats:
+        torch.func.functional_call(model, parts[1], (x,)).sum().backward()
+    assert set(stats.unsupported) == {"1.bias"} and (stats["1.weight"].abs_sum > 0).any()
+
+
+def test_constants_in_the_place_of_parameters_are_a_teacher():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Tanh()), torch.randn(5, 4)
+    teacher = {name: p.detach() + 1 for name, p in model.named_parameters()}
+    with capture(model, reduction="sum") as stats:
+        target = torch.func.functional_call(model, teacher, (x,))
+        (model(x) - target).square().sum().backward()
+    with capture(model, reduction="sum") as expected:
+        (model(x) - target).square().sum().backward()
+    torch.testing.assert_close(stats.sample_sq_norm, expected.sample_sq_norm)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_compiled_modules_with_parameters_are_refused_by_name():
+    x = torch.randn(5, 4)
+    scripted, traced = torch.jit.script(nn.Linear(4, 3)), torch.jit.trace(nn.Linear(4, 3), x)
+    cases = [(traced, "the model itself"), (nn.Sequential(nn.ReLU(), scripted), "1")]
+    for model, name in cases:
+        with pytest.raises(InputError, match=f"model: {name} was compiled"), capture(model):
+            pass
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), torch.jit.trace(nn.ReLU(), torch.randn(5, 3)))
+    expected = nn.Sequential(model[0], nn.ReLU())
+    norms = []
+    for net in (model, expected):
+        with capture(net) as stats:
+            net(x).square().mean().backward()
+        norms.append(stats.sample_sq_norm)
+    torch.testing.assert_close(*norms)
+
+
+def test_a_capture_in_another_one_is_refused():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2)), torch.randn(5, 4)
+    for inner in (model, model[1], nn.Linear(2, 2)):
+        refused = pytest.raises(InputError, match="expected one at a time")
+        with refused, capture(model), capture(inner):
+            pass
+        assert not inner._forward_pre_hooks
+    with capture(model) as first:
+        model(x).sum().backward()
+        with capture(model[1]) as second:  # the first has measured its pass
+            model[1](x[:, :3]).sum().backward()
+    assert first.units == second.units == 5
 
 
 def test_a_model_of_fallbacks_alone_can_be_read_in_the_body_and_measures_one_pass():

@@ -92,6 +92,15 @@ def test_noise_and_the_table(tmp_path):
     assert math.isnan(alone.noise) and math.isnan(alone.ceiling)
 
 
+def test_numbers_beyond_int64_are_text():
+    shape = spaces.InputShape(1, 8, 2)
+    space = spaces.get("mlp", shape, widths=(2, 3, 4, 5), depths=tuple(range(1, 36)))
+    archs = (space.smallest, space.largest)
+    table = standalone.as_table(space, standalone.Measurements(archs, np.ones((2, 1))))
+    assert table["index"].to_pylist() == [str(space.index(arch)) for arch in archs]
+    assert space.index(space.largest) >= 1 << 63
+
+
 def test_trainings_that_cannot_be(tmp_path):
     untested = ImageData("halves", DATA.train, Split(DATA.test.images[:0], DATA.test.labels[:0]), 2)
     nothing = standalone.Standalone(WarmUp(0), runs=1)

@@ -81,12 +81,16 @@ def test_two_equal_commands_at_the_same_time(tmp_path):
 def test_two_writers_of_one_checkpoint_do_not_meet(tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
     replaced = []
-    monkeypatch.setattr(Path, "replace", lambda partial, to: replaced.append((partial, to)))
+
+    def replace(partial, to):
+        replaced.append((partial, to, partial.exists()))
+
+    monkeypatch.setattr(Path, "replace", replace)
     for process in (1, 2):
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
         save_checkpoint(path, TrainingState(1, {"w": torch.ones(1)}, {}), {})
-    (first, to), (second, _) = replaced
-    assert first.exists() and second.exists() and first != second and to == path
+    (first, to, there), (second, _, there_too) = replaced
+    assert there and there_too and first != second and to == path
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):

@@ -148,6 +148,25 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         load_checkpoint(path)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {},
+        {"step": "x"},
+        {"settings": "{"},
+        {"settings": "[1]"},
+        {"settings": "{}", "progress": "3"},
+        {"settings": "{}", "tensor": "kept/x/weight"},
+    ],
+)
+def test_damaged_metadata_is_one_line(wrong, tmp_path):
+    path = tmp_path / "c.safetensors"
+    metadata = {"format": "sigeo-supernet-1", "step": "1", **wrong}
+    save_file({metadata.pop("tensor", "weights/w"): torch.ones(1)}, path, metadata)
+    with pytest.raises(InputError, match="^checkpoint .*: damaged metadata"):
+        load_checkpoint(path)
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_full_disk_is_one_clear_line(tmp_path):
     trainer = Trainer(torch.nn.Linear(2, 2), lambda batch, _: batch[0], config())

@@ -225,11 +225,11 @@ X = randn(3, 2, 4)
     ("call", "text"),
     [
         (lambda: gather.dispatch(X[0], [places(0)]), "x must be float32 or float64 [blocks, pos"),
-        (lambda: gather.dispatch(X, [places(3)]), "must be blocks below 3"),
+        (lambda: gather.dispatch(X, [places(3)]), "must be blocks below 3, got 3"),
         (lambda: gather.dispatch(X, [places(0).int()]), "index[0] must be int64 [1], got Int"),
         (lambda: gather.combine([], 3), "expected at least one term, got none"),
         (lambda: gather.combine([Term(X, places(0))], 3), "must be int64 [3]"),
-        (lambda: gather.combine([Term(X, places(0, 1, 5))], 3), "must be blocks below 3"),
+        (lambda: gather.combine([Term(X, places(0, 1, 5))], 3), "must be blocks below 3, got 5"),
         (
             lambda: gather.combine([Term(X, places(0, 1, 2)), Term(X[:, :1], places(0, 1, 2))], 3),
             "plain[1] must be blocks like the other terms'",
@@ -240,6 +240,10 @@ X = randn(3, 2, 4)
         ),
         (
             lambda: gather.convolution(X[:, :, None], randn(2, 5, 4, 3)),
+            "weight must be [blocks, outputs, inputs, *kernel]",
+        ),
+        (
+            lambda: gather.convolution(X, randn(3, 5, 4)),
             "weight must be [blocks, outputs, inputs, *kernel]",
         ),
     ],

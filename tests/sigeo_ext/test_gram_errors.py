@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -14,6 +16,7 @@ X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)
 BAD_CALLS = {
     "dtype": ("convolution", (X.int(), D, [1], [1], [0], [1], 1, 1), "x must be float32"),
     "size": ("convolution", (X, D, [3], [1], [0], [1], 1, 1), "d must have size"),
+    "number": ("convolution", (X[0, 0, 0], D, [1], [1], [0], [1], 1, 1), "x must be .samples,"),
     "unit": ("convolution", (X, D, [1], [1], [0], [1], 1, 3), "unit must divide the 4 samples"),
     "count": ("lists", ([X], 0, False), "count must be at least 1, got 0"),
     "tensors": ("lists", ([X, X, X], 2, False), "for each of 2, got 3 tensors"),
@@ -49,6 +52,18 @@ def test_layers_that_do_not_fit_together_are_refused_by_every_route(route):
     ):
         with pytest.raises(RuntimeError, match="gram_convolution: "):
             gram.linear(x, d, route=route)
+
+
+@pytest.mark.parametrize("layer", [gram.linear, partial(gram.convolution, kernel_size=[1])])
+def test_another_route_is_refused(layer):
+    with pytest.raises(ValueError, match="route: must be of auto, gram, direct, got 'fast'"):
+        layer(X, D, route="fast")
+
+
+@pytest.mark.parametrize("unit", [0, 3])
+def test_samples_that_are_not_whole_units_are_refused(unit):
+    with pytest.raises(RuntimeError, match=f"unit must divide the 4 samples, got {unit}"):
+        gram.rows(X, unit=unit)
 
 
 def test_entries_without_units_are_equally_many():

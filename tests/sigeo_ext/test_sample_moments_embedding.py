@@ -42,6 +42,9 @@ def test_embedding_entries_in_order_and_a_row_that_is_skipped():
     assert_close(got[1:], expected[1:], tolerance=1e-6)
     with pytest.raises(RuntimeError, match=r"units\[0\] must be from 0 to 2, got 7"):
         op.sample_moments_embedding(row, row.clamp_min(7), gradients, 3, 2, 9, 63, 1.0)
+    for embedding in (op.sample_moments_embedding, reference.embedding):
+        with pytest.raises(RuntimeError, match="entries must be the number of .* unit, got 0"):
+            embedding(row, None, gradients, 3, 0, 9, 63, 1.0)
 
 
 @pytest.mark.parametrize("unit", [1, 2])

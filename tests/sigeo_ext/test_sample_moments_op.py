@@ -110,6 +110,9 @@ BAD_CALLS = {
     ),
     "size": ((X, D[:, :5].contiguous(), *GEOMETRY, 1, 1, 1, 1.0), "d must have size"),
     "dims": ((X, D, [1, 1], [1] * 2, [0] * 2, [1] * 2, 1, 1, 1, 1, 1.0), "x must be"),
+    "number": ((X[0, 0, 0], D, *GEOMETRY, 1, 1, 1, 1.0), r"x must be .*, got \[\]"),
+    "stride": ((X, D, [1], [0], [0], [1], 1, 1, 1, 1, 1.0), "stride and dilation must be positive"),
+    "padding": ((X, D, [1], [1], [-1], [1], 1, 1, 1, 1, 1.0), "padding at least 0"),
     "entries": (
         (X, D, [1], [1, 1], [0], [1], 1, 1, 1, 1, 1.0),
         "stride must have 1 entries, got 2",
@@ -124,6 +127,48 @@ def test_errors_name_argument_expectation_and_what_came(implementation, name):
     call = reference.convolution if implementation == "reference" else op.sample_moments_convolution
     with pytest.raises(RuntimeError, match=f"sample_moments_convolution: .*{message}"):
         call(*arguments)
+
+
+LAYERS = {
+    "convolution": lambda segments: sm.convolution(X.mT, D.mT, [1], segments=segments),
+    "norms": lambda segments: sm.convolution(X.mT, D.mT, [1], segments=segments, want=["sq_norm"]),
+    "linear": lambda segments: sm.linear(X, D, segments=segments),
+    "rows": lambda segments: sm.rows(X, segments=segments),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_no_segments_are_refused(layer):
+    with pytest.raises(RuntimeError, match="segments must be at least 1, got 0"):
+        LAYERS[layer](0)
+
+
+@pytest.mark.parametrize(
+    ("d", "text"),
+    [(D[0, 0], "d must be .samples, 1 sizes, channels., got"),
+     (D[:3, 0], "x and d must have the same number of samples, got 4 and 3"),
+     (D[:, 0].double(), "x and d must have one dtype, got Float and Double")],
+)  # fmt: skip
+def test_linear_layers_of_one_position_refuse_what_the_kernels_refuse(d, text):
+    with pytest.raises(RuntimeError, match=f"sample_moments_convolution: {text}"):
+        sm.linear(X[:, 0], d)
+
+
+@pytest.mark.parametrize("implementation", ["op", "reference"])
+def test_gradients_that_are_no_numbers_of_ours_are_refused_by_name(implementation):
+    module, prefix = (reference, "") if implementation == "reference" else (op, "sample_moments_")
+    calls = {
+        "rows": (X[0].int(), 1, 1, 1, 1.0),
+        "embedding": (torch.arange(4), None, X[:, 0].int(), 4, 1, -1, 1, 1.0),
+        "tables": (torch.arange(4)[:, None], X[:, :1].int(), 1, 1, 1.0),
+    }
+    for function, arguments in calls.items():
+        name = "rows" if function == "rows" else "gradients"
+        text = f"sample_moments_{function}: {name} must be float32"
+        with pytest.raises(RuntimeError, match=text):
+            getattr(module, prefix + function)(*arguments)
+    with pytest.raises(RuntimeError, match=r"gradients must be \[samples, \*shape\], got \[\]"):
+        sm.rows(X[0, 0, 0])
 
 
 def test_an_unknown_statistic_is_refused():

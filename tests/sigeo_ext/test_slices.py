@@ -319,6 +319,13 @@ def listed(*places):
             lambda: slices.group_norm(IMAGE[:, :1], 1, V, V, channels=listed(0)),
             "channels must be whole groups of 3 channels, got a list of places",
         ),
+        (lambda: slices.group_norm(IMAGE, 2, V, V), "groups must divide the 3 channels, got 2"),
+        (lambda: slices.group_norm(IMAGE, 0, V, V), "groups must divide the 3 channels, got 0"),
+        (
+            lambda: slices.convolution(IMAGE, G, groups=3),
+            f"groups must divide the {len(G)} outputs, got 3",
+        ),
+        (lambda: slices.convolution(IMAGE, G, groups=0), "outputs, got 0"),
         (
             lambda: slices.batch_norm(IMAGE, None, None, V, V, channels=2),
             "x must have 2 values in dimension 1, got 3",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.coupled import coupled_gram
 from sigeo.capture.layers import Selection, select
-from sigeo.capture.samples import BatchNormPolicy, capture
+from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, capture
 from sigeo.capture.state import preserved, undistributed
 from sigeo.errors import InputError
 
@@ -86,6 +86,17 @@ def ntk(
             output.backward()
         return found.gram
 
+    def separate(batch: Any) -> Tensor:
+        if outputs == "sum":
+            return measured(batch, lambda rows: rows)
+        with torch.no_grad(), preserved(model, parameters=False), undistributed(model):
+            count = _rows(call(model, batch)).shape[1]
+        if outputs == "trace":
+            kernels = [measured(batch, lambda rows, c=c: rows[:, c]) for c in range(count)]
+            return torch.stack(kernels).sum(0)
+        often = _repeated(batch, count)
+        return measured(often, lambda rows: rows.unflatten(0, (-1, count)).diagonal(0, 1, 2))
+
     def coupled(batch: Any) -> Tensor:
         rows = _rows(call(model, batch))
         if not rows.requires_grad:
@@ -100,15 +111,11 @@ def ntk(
         if batch_norm == "coupled":
             with undistributed(model):
                 return coupled(batch)
-        if outputs == "sum":
-            return measured(batch, lambda rows: rows)
-        with torch.no_grad(), preserved(model, parameters=False), undistributed(model):
-            count = _rows(call(model, batch)).shape[1]
-        if outputs == "trace":
-            kernels = [measured(batch, lambda rows, c=c: rows[:, c]) for c in range(count)]
-            return torch.stack(kernels).sum(0)
-        often = _repeated(batch, count)
-        return measured(often, lambda rows: rows.unflatten(0, (-1, count)).diagonal(0, 1, 2))
+        try:
+            return separate(batch)
+        except SamplesCoupled:
+            coupled_too = 'the outputs\' gradients through the whole batch (batch_norm="coupled")'
+            raise InputError(str(SamplesCoupled(coupled_too))) from None
 
 
 def _rows(output: object) -> Tensor:

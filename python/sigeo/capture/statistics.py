@@ -69,6 +69,19 @@ class GradientStatistics:
     rows: tuple[Gradients, ...] = ()
     weights: dict[str, Tensor] | None = None
 
+    def __repr__(self) -> str:
+        """What was measured, in a line."""
+        first, last = float(self.losses[0]), float(self.losses[-1])
+        parts = [f"{len(self.names)} parameters", f"{self.count} batches"]
+        parts.append(f"loss {first:.4g} at first, {last:.4g} at last")
+        if self.sample_inner is not None:
+            parts.append(f"sample_inner of {len(self.sample_inner)} samples")
+        if self.rows:
+            parts.append("rows")
+        if not self.reached:
+            parts.append("the loss reaches none of the parameters")
+        return f"<GradientStatistics: {'; '.join(parts)}>"
+
 
 @dataclass(frozen=True)
 class FirstGradient:
@@ -87,6 +100,14 @@ class FirstGradient:
     weights: tuple[Tensor, ...]
     loss: Tensor
     reached: bool = True
+
+    def __repr__(self) -> str:
+        """What there is, in a line."""
+        reached = sum(gradient is not None for gradient in self.grads)
+        return (
+            f"<FirstGradient: {len(self.names)} parameters, of which the loss reaches {reached}; "
+            f"loss {float(self.loss):.4g}>"
+        )
 
 
 Observer = Callable[[FirstGradient], None]

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import compare_options, console, names, options
+from sigeo.cli import compare_options, console, names, options, table_options
 from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "compare one-shot and few-shot systems"
+
+PAGE = "comparison.html"
 
 
 def run(args: argparse.Namespace) -> int:
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = read_table(args.table)  # what it lacks is said before torch is imported
     ranked = _ranked(args, table)
-    top = options.top(args, len(ranked))
+    top = table_options.top(args, len(ranked))
 
     from sigeo import proxies
     from sigeo.fewshot import comparison
@@ -88,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(standings, ceiling)
     text = export.strict_dumps(document, indent=1) + "\n"
-    export.write_whole(
+    write_whole(
         folder / "comparison.json", lambda partial: partial.write_text(text, encoding="utf-8")
     )
     page = render_comparison(
@@ -98,11 +101,9 @@ def run(args: argparse.Namespace) -> int:
         standings,
         ceiling,
     )
-    export.write_whole(
-        folder / "comparison.html", lambda partial: partial.write_text(page, encoding="utf-8")
-    )
+    write_whole(folder / PAGE, lambda partial: partial.write_text(page, encoding="utf-8"))
     if not args.json:
-        console.say(f"report: {folder / 'comparison.html'}")
+        console.say(f"report: {folder / PAGE}")
     return 0
 
 

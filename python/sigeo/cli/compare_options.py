@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, names, options, warmup_options
+from sigeo.cli import console, names, options, table_options, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="benchmark table; sigeo train makes one",
     )
-    judged.add_argument("--metric", default=options.METRIC, help="a column (default: %(default)s)")
+    judged.add_argument(
+        "--metric", default=table_options.METRIC, help="a column (default: %(default)s)"
+    )
     judged.add_argument(
         "--archs",
         type=options.whole(3),
@@ -64,7 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="of sparse Kendall, in the metric's unit (default: %(default)s)",
     )
-    options.add_top(judged)
+    table_options.add_top(judged)
     judged.add_argument(
         "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
     )

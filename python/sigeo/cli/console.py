@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 Report = Callable[[int, int], None]
 _SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_OF_SILENCE = 2.0
 _STDERR = Console(stderr=True, highlight=False)
 """One for bars and lines: it moves a running bar below what is said."""
 
@@ -64,6 +66,25 @@ def announced(line: str, report: Report) -> Report:
     return announce
 
 
+@contextmanager
+def said_if_slow(line: str) -> Iterator[None]:
+    """Say a line if what is done inside takes long.
+
+    Args:
+        line: What is being done.
+
+    Yields:
+        Once, to do it.
+    """
+    timer = threading.Timer(_SECONDS_OF_SILENCE, say, (line,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def say(text: str) -> None:
     """One line to standard error."""
     _STDERR.print(text, markup=False, soft_wrap=True)
@@ -78,10 +99,15 @@ def show_table(
         table.add_column(heading, justify="right" if number else "left", overflow="fold")
     for row in rows:
         table.add_row(*row)
+    show(table)
+
+
+def show(what: RenderableType) -> None:
+    """A table or a tree on standard output."""
     console = Console(markup=False)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe: no reason to fold
-    console.print(table)
+    console.print(what)
 
 
 def one_line(text: object) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import operator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options
+from sigeo.cli import console, options, table_options
+from sigeo.cli.scores_file import read_any_scores
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 HELP = "correlate scores with a benchmark table"
 
 BASELINES = ("params", "flops")
-_NOT_SCORES = {"rank", "index", "seconds"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="differences in the metric, in its unit, that sparse Kendall takes for noise "
         "(default: %(default)s, for percent)",
     )
-    options.add_top(parser)
+    table_options.add_top(parser)
     parser.add_argument(
         "--draws",
         type=options.positive,
@@ -82,10 +80,10 @@ def run(args: argparse.Namespace) -> int:
 
     from sigeo.tables import correlate, parts_first, quality, read_table
 
+    table = read_table(args.table)  # first, as torch is imported with the scores
+    truth = table.lookup(args.metric)
     given_scores = read_any_scores(scores_file)
     archs = given_scores.archs
-    table = read_table(args.table)
-    truth = table.lookup(args.metric)
     known = [i for i, arch in enumerate(archs) if arch in truth]
     if len(known) < 3:
         other = "" if known else f": those ranked are like {archs[0]}, these like {table.archs[0]}"
@@ -93,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
             f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
             f"found {len(known)}{other}"
         )
-    top = options.top(args, len(known))
+    top = table_options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])
     scores = {proxy: column[known] for proxy, column in given_scores.columns.items()}
     scores |= _baselines([archs[i] for i in known], scores, given_scores.head)
@@ -131,88 +129,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Scores of architectures from a file.
-
-    Attributes:
-        archs: Their strings, [n].
-        columns: A column a proxy, [n] each; NaN where not finite.
-        head: What ``rank`` wrote of how they were made; empty of another program's.
-        standing: [n], of the parts of the space where a system prefers some, else None.
-    """
-
-    archs: list[str]
-    columns: dict[str, NDArray[np.float64]]
-    head: dict[str, Any]
-    standing: NDArray[np.int64] | None
-
-
-def read_any_scores(path: Path) -> Scores:
-    """Read scores of any of the three kinds of files.
-
-    Raises:
-        InputError: The file is none of the three kinds.
-    """
-    import numpy as np
-
-    from sigeo.scoring.export import is_ranking, read_scores
-    from sigeo.tables import read_table
-
-    if path.suffix == ".json":
-        found = _from_json(path)
-    else:
-        head: dict[str, Any] = {}
-        standing = None
-        table = read_table(path)
-        archs = list(table.archs)
-        names = [n for n in table.values if n not in _NOT_SCORES]
-        if is_ranking(table.whole):  # else every numeric column is a score
-            head = read_scores(path)[0]
-            names = head["proxies"]
-            if "standing" in table.values:
-                standing = table.values["standing"].astype(np.int64)
-        found = Scores(archs, {name: table.values[name] for name in names}, head, standing)
-    if not found.columns:
-        raise InputError(f"{path}: expected at least one column of scores, found none")
-    return found
-
-
-def _from_json(path: Path) -> Scores:
-    import numpy as np
-
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-        rows = document["rows"]
-        archs = [str(row["arch"]) for row in rows]
-        names = list(rows[0]["scores"])
-        columns = {
-            name: np.array([_score(row, name) for row in rows], dtype=np.float64) for name in names
-        }
-        standing = None
-        if any("standing" in row for row in rows):
-            standing = np.array([operator.index(row["standing"]) for row in rows], dtype=np.int64)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
-        ) from None
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
-    except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-        what = f"{type(error).__name__} {error}".strip()
-        raise InputError(f"{path}: expected the JSON of sigeo rank ({what})") from None
-    return Scores(archs, columns, document, standing)
-
-
-def _score(row: dict[str, Any], name: str) -> float:
-    value = row["scores"][name]
-    if value is None:
-        return float("nan")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InputError(f"scores of {row['arch']}: {name} must be a number or null, got {value!r}")
-    return float(value)
-
-
 def _baselines(
     archs: list[str], columns: dict[str, Any], head: dict[str, Any]
 ) -> dict[str, NDArray[np.float64]]:
@@ -227,8 +143,7 @@ def _baselines(
     if not missing:
         return {}
     unknown = f"{' and '.join(missing)}: not known"
-    settings = head.get("settings")
-    sizes = settings.get("space") if isinstance(settings, dict) else None
+    sizes = _sizes(head)
     try:
         space = _space(sizes)
     except InputError as error:
@@ -255,12 +170,17 @@ def _baselines(
 
 def _different(archs: list[str], head: dict[str, Any]) -> int | None:
     """How many different networks architectures are; None of a space that is not known."""
-    settings = head.get("settings")
     try:
-        space = _space(settings.get("space") if isinstance(settings, dict) else None)
+        space = _space(_sizes(head))
         return len({space.representative(space.parse(arch)) for arch in archs})
     except InputError:
         return None
+
+
+def _sizes(head: dict[str, Any]) -> Any:
+    """The description of the space that scores are of; None where they do not say."""
+    settings = head.get("settings")
+    return settings.get("space") if isinstance(settings, dict) else None
 
 
 def _space(sizes: Any) -> SearchSpace[Any]:

@@ -12,38 +12,6 @@ from collections.abc import Callable, Iterable
 
 from sigeo import option_text
 
-SIZES = {
-    "mlp": ("widths", "depths", "dropout"),
-    "mobilenet": (
-        "channels",
-        "blocks",
-        "strides",
-        "stem",
-        "first",
-        "last",
-        "stem_stride",
-        "kernels",
-        "expansions",
-        "width",
-    ),
-    "nasbench201": ("channels", "cells"),
-    "resnet": ("channels", "depths", "least", "ratios", "stem"),
-    "transformer": (
-        "patch",
-        "widths",
-        "depths",
-        "heads",
-        "ratios",
-        "head_width",
-        "pool",
-        "dropout",
-    ),
-}
-"""Of the spaces."""
-
-WORDS = {"pool": ("class", "mean")}
-"""Sizes that are one of a few words, where all others are numbers."""
-
 PROXIES = (
     "diag_fisher",
     "fisher_trace",

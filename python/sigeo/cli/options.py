@@ -12,8 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sigeo.cli import names
+from sigeo.cli import console, names
 from sigeo.errors import InputError
+from sigeo.space_sizes import SIZES
 
 if TYPE_CHECKING:
     from sigeo.data import ImageData
@@ -40,8 +41,6 @@ def whole(low: int, high: int | None = None) -> Callable[[str], int]:
 
     return convert
 
-
-METRIC = "cifar10.test"
 
 positive = whole(1)
 seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
@@ -140,10 +139,10 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("networks and data")
     group.add_argument(
         "--space",
-        type=names.one_of(names.SIZES),
+        type=names.one_of(SIZES),
         default="nasbench201",
         metavar="NAME",
-        help=f"search space: {', '.join(names.SIZES)} (default: %(default)s)",
+        help=f"search space: {', '.join(SIZES)} (default: %(default)s)",
     )
     group.add_argument(
         "--size",
@@ -248,9 +247,10 @@ def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpac
     sizes = space_sizes(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
-    images = data.load(args.data)
-    if args.image_size is not None:
-        images = images.resized(args.image_size)
+    with console.said_if_slow(f"reading the images of {args.data}"):
+        images = data.load(args.data)
+        if args.image_size is not None:
+            images = images.resized(args.image_size)
     shape = spaces.InputShape(images.channels, images.size, images.classes)
     return images, spaces.get(args.space, shape, **sizes)
 
@@ -259,10 +259,9 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
     """The sizes of the space that are given; before anything is loaded.
 
     Raises:
-        InputError: One is given twice, is a word where numbers are expected or none of the words
-            that are, or the space has none of that name.
+        InputError: One is given twice or is not what it may be, or the space has none of that name.
     """
-    known = names.SIZES[args.space]
+    known = SIZES[args.space]
     own = ((name, f"--{name}", getattr(args, name)) for name in ("channels", "cells"))
     given = [(name, option, value) for name, option, value in own if value is not None]
     given += [(name, f"--size {name}", value) for name, value in args.size]
@@ -272,15 +271,10 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"--size: {name} is given twice")
         if name not in known:
             raise InputError(f"{option}: {args.space} has no such size, it has {', '.join(known)}")
-        parts = value if isinstance(value, tuple) else (value,)
-        text = ",".join(map(str, parts))
-        if name in names.WORDS:
-            if value not in names.WORDS[name]:
-                expected = " or ".join(names.WORDS[name])
-                raise InputError(f"{option}: must be {expected}, got {text!r}")
-        elif any(isinstance(part, str) for part in parts):
-            expected = "a number" if len(parts) == 1 else "numbers"
-            raise InputError(f"{option}: must be {expected}, got {text!r}")
+        try:
+            known[name](value)
+        except InputError as error:
+            raise InputError(f"{option}: {error}") from None
         sizes[name] = value
     return sizes
 
@@ -329,49 +323,6 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
         return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
 
     return tuple(resolve([made(name) for name in names.listed(args.proxy)]))
-
-
-def add_table(parser: argparse.ArgumentParser, why: str) -> None:
-    """A benchmark table and its column."""
-    parser.add_argument(
-        "--table", type=existing_file, metavar="FILE", help=f"benchmark table {why}"
-    )
-    parser.add_argument("--metric", help=f"its column (default: {METRIC})")
-
-
-def metric(args: argparse.Namespace) -> str:
-    """The column of the table.
-
-    Raises:
-        InputError: A column without a table.
-    """
-    if args.metric is not None and args.table is None:
-        raise InputError("--metric: has no effect without --table")
-    return METRIC if args.metric is None else str(args.metric)
-
-
-def add_top(parser: argparse._ActionsContainer) -> None:
-    """How many of the architectures that are ranked count as the best."""
-    parser.add_argument(
-        "--top",
-        type=positive,
-        help="how many are the best (default: a tenth, 5 at least, or all of fewer)",
-    )
-
-
-def top(args: argparse.Namespace, count: int) -> int:
-    """How many of ``count`` are the best; by default so many that Kendall's tau among them counts.
-
-    Raises:
-        InputError: More than there are.
-    """
-    from sigeo.tables import FEWEST
-
-    if args.top is None:
-        return min(count, max(FEWEST, -(-count // 10)))
-    if args.top > count:
-        raise InputError(f"--top: must be at most the {count} architectures ranked, got {args.top}")
-    return int(args.top)
 
 
 def run_folder(args: argparse.Namespace) -> Path:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import architectures, console, options, shared_weights, warmup_options
+from sigeo.cli import architectures, console, options, shared_weights, table_options, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="networks in one pass; auto measures on the first ones whether many are faster than "
         "one by one (default: %(default)s)",
     )
-    options.add_table(parser, "for the report")
+    table_options.add(parser, "for the report")
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
@@ -59,19 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Rank."""
     init = _Init.parse(args)
-    metric = options.metric(args)
+    metric = table_options.metric(args)
     _check(args, init)
+    table = table_options.read(args.table, metric)
 
     from sigeo.cli.report import write_report
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks
     from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
-    from sigeo.tables import read_table
 
     data, space = options.load_data_and_space(args)
-    if args.table is not None:  # a wrong name must not cost a ranking
-        read_table(args.table).column(metric)
     protocol = _protocol(args, init, len(data.train))
     shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
@@ -109,7 +107,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(rows, names, args.top, networks, parted)
     export.write_scores(folder / "scores.parquet", document, names)
-    write_report(folder / "scores.parquet", folder / "report.html", args.table, metric)
+    write_report(folder / "scores.parquet", folder / "report.html", table, metric)
     if not args.json:
         console.say(f"scores: {folder / 'scores.parquet'}\nreport: {folder / 'report.html'}")
     return 0

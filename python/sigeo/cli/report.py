@@ -6,11 +6,13 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sigeo.cli import console, options
+from sigeo.cli import compare, console, options, table_options
 from sigeo.errors import InputError
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from sigeo.report import Measured
+    from sigeo.tables import Table
 
 HELP = "write the HTML report of a ranking"
 
@@ -22,24 +24,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.there("a run's folder or a file"),
         help="a run's folder, or its scores.parquet",
     )
-    options.add_table(parser, "to compare with")
+    table_options.add(parser, "to compare with")
     parser.add_argument("--out", metavar="FILE", help="default: report.html beside the scores")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write."""
+    """Write.
+
+    Raises:
+        InputError: The folder holds no ranking, but a comparison.
+    """
     given = Path(args.run)
     scores = given / "scores.parquet" if given.is_dir() else given
     out = Path(args.out) if args.out is not None else scores.with_name("report.html")
-    write_report(scores, out, args.table, options.metric(args))
+    metric = table_options.metric(args)
+    if not scores.exists() and (given / compare.PAGE).exists():
+        raise InputError(f"{given}: holds a comparison, whose report is {given / compare.PAGE}")
+    write_report(scores, out, table_options.read(args.table, metric), metric)
     console.say(f"report: {out}")
     return 0
 
 
-def write_report(scores: Path, out: Path, table: str | None, metric: str) -> None:
+def write_report(scores: Path, out: Path, table: Table | None, metric: str) -> None:
     """Write the report of a scores file; ``table`` may be None."""
     from sigeo.report import render
-    from sigeo.scoring.export import read_scores, write_whole
+    from sigeo.scoring.export import read_scores
 
     head, rows = read_scores(scores)
     columns = {name: rows[name].to_pylist() for name in rows.column_names}
@@ -49,22 +58,21 @@ def write_report(scores: Path, out: Path, table: str | None, metric: str) -> Non
 
 
 def _measured(
-    proxies: list[str], columns: dict[str, list[object]], table: str, metric: str
+    proxies: list[str], columns: dict[str, list[object]], table: Table, metric: str
 ) -> Measured:
     import numpy as np
 
     from sigeo.cli.correlate import BASELINES
     from sigeo.report import Measured
-    from sigeo.tables import correlate, read_table
+    from sigeo.tables import correlate
 
-    benchmark = read_table(table)
-    truth = benchmark.lookup(metric)
+    truth = table.lookup(metric)
     archs = columns["arch_str"]
     values = np.array([truth.get(str(arch), np.nan) for arch in archs])
     known = np.isfinite(values)
     if known.sum() < 3:
         raise InputError(
-            f"--table: expected at least 3 of the {len(archs)} architectures in {benchmark.path}, "
+            f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
             f"found {known.sum()}"
         )
     standing = np.array(columns["standing"])[known] if "standing" in columns else None
@@ -74,4 +82,4 @@ def _measured(
         correlations[proxy] = correlate(
             scores[known], values[known], standing=None if proxy in BASELINES else standing
         )
-    return Measured(benchmark.column(metric), benchmark.path.name, values, correlations)
+    return Measured(table.column(metric), table.path.name, values, correlations)

@@ -13,11 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options, shared_weights, split_options, warmup_options
+from sigeo.cli import console, options, shared_weights, split_options, table_options, warmup_options
 from sigeo.cli.split_options import add_arguments
 
 if TYPE_CHECKING:
-    from sigeo.fewshot import Analysis, Known, Plan, Splitting
+    from sigeo.fewshot import Analysis, Plan, Splitting
     from sigeo.scoring.networks import Init, Networks
     from sigeo.spaces import SearchSpace
 
@@ -34,22 +34,28 @@ def run(args: argparse.Namespace) -> int:
     """
     split_options.check(args)
     options.space_sizes(args)
+    wanted = table_options.METRIC if args.metric_column is None else args.metric_column
+    table = table_options.read(args.table, wanted)
 
-    from sigeo.fewshot import analyse, draw_plan, plan_document, save_plan
+    from sigeo.fewshot import Known, analyse, draw_plan, plan_document, save_plan
+    from sigeo.fewshot.analysis import best_count
     from sigeo.scoring import export
 
+    values = {} if table is None else table.lookup(wanted)
+    top = 0.01 if args.top is None else args.top
+    if table is not None:  # a wrong share must not cost a split
+        best_count(top, len(values))
     data, space = options.load_data_and_space(args)
     split_options.check_sizes(args, space)
-    known, column = _known(args, space)
+    known = None if table is None else Known(space, values)
     if args.kind is not None:
         plan, settings = _by_kind(args, space)
         save_plan(options.run_folder(args) / "plan.json", plan, settings)
     else:
         how = split_options.splitting(args, space, known)
         plan, settings = _by_metric(args, space, data, how)
-    seen = None
-    if known is not None:
-        seen = analyse(plan, known, top=0.01 if args.top is None else args.top)
+    seen = None if known is None else analyse(plan, known, top=top)
+    column = None if table is None else table.column(wanted)
     folder = options.run_folder(args)
     document = {
         "schema": export.SCHEMA,
@@ -67,18 +73,6 @@ def run(args: argparse.Namespace) -> int:
         _show(plan, seen, column)
     draw_plan(plan, folder / "plan.svg")
     return 0
-
-
-def _known(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Known | None, str | None]:
-    """The table's values and their column; read before anything is measured."""
-    from sigeo.fewshot import Known
-    from sigeo.tables import read_table
-
-    if args.table is None:
-        return None, None
-    table = read_table(args.table)
-    wanted = options.METRIC if args.metric_column is None else args.metric_column
-    return Known(space, table.lookup(wanted)), table.column(wanted)
 
 
 def _by_kind(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
@@ -187,14 +181,9 @@ def _analysis(seen: Analysis) -> dict[str, Any]:
 
 
 def _show(plan: Plan[Any], seen: Analysis | None, column: str | None) -> None:
-    from rich.console import Console
-
     from sigeo.fewshot import plan_tree
 
-    terminal = Console()
-    if not terminal.is_terminal:
-        terminal.width = 200  # a file or a pipe: no reason to fold
-    terminal.print(plan_tree(plan))
+    console.show(plan_tree(plan))
     if seen is None:
         return
 

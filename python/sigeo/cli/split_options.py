@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import names, options, shared_weights, warmup_options
+from sigeo.cli import names, options, shared_weights, table_options, warmup_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batches", type=options.positive, default=4, help="batches measured on (default: 4)"
     )
     group.add_argument(
-        "--batch-size", type=options.whole(2), default=64, help="images of one (default: 64)"
+        "--batch-size", type=options.at_least_two, default=64, help="images of one (default: 64)"
     )
     group.add_argument(
         "--kind",
@@ -113,7 +113,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="benchmark table to look at the plan with",
     )
-    parser.add_argument("--metric-column", help=f"its column (default: {options.METRIC})")
+    parser.add_argument("--metric-column", help=f"its column (default: {table_options.METRIC})")
     parser.add_argument(
         "--top", type=float, metavar="SHARE", help="of the table's best to find (default: 0.01)"
     )

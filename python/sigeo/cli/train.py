@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import architectures, console, options
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from sigeo.scoring.standalone import Measurements, Standalone
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         _show(found, protocol)
     head = {key: value for key, value in document.items() if key != "rows"}
     table = table.replace_schema_metadata({"sigeo.training": export.strict_dumps(head)})
-    export.write_whole(path, lambda partial: parquet.write_table(table, partial))
+    write_whole(path, lambda partial: parquet.write_table(table, partial))
     if not args.json:
         console.say(f"table: {path}")
     return 0

@@ -91,6 +91,21 @@ class Analysis:
         return max(known, key=lambda i: (float(getattr(self.children[i], by)), -i))
 
 
+def best_count(top: float, count: int) -> int:
+    """How many of ``count`` architectures are the best.
+
+    Args:
+        top: A share below 1, rounded down but at least one, or their number.
+        count: How many there are.
+
+    Raises:
+        InputError: ``top`` is neither.
+    """
+    if not 0 < top <= count or (top > 1 and top != int(top)):
+        raise InputError(f"analysis: top must be a share or a number up to {count}, got {top}")
+    return int(top) if top >= 1 else max(1, math.floor(top * count))
+
+
 def analyse(
     plan: Plan[Any],
     known: Known,
@@ -103,8 +118,7 @@ def analyse(
     Args:
         plan: The plan.
         known: The table's values.
-        top: How many count as the best: a share below 1, rounded down but at least one, or their
-            number.
+        top: How many count as the best, see `best_count`.
         predictions: Architecture string to what its supernet says, higher is better; those of
             other architectures are not looked at.
 
@@ -113,9 +127,7 @@ def analyse(
             two predictions of architectures that the table knows.
     """
     count = len(known.values)
-    best = int(top) if top >= 1 else max(1, math.floor(top * count))
-    if not 0 < top <= count or best != (top if top >= 1 else best):
-        raise InputError(f"analysis: top must be a share or a number up to {count}, got {top}")
+    best = best_count(top, count)
     leaves = np.array([plan.route(arch) for arch in known.archs])
     order = np.argsort(-known.values, kind="stable")
     ranks = np.empty(count, dtype=np.int64)

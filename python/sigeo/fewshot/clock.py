@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sigeo.errors import InputError
-from sigeo.scoring.export import write_whole
+from sigeo.whole_files import write_whole
 
 
 class Clock:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
 from rich.tree import Tree
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Node, Plan, size_of
-from sigeo.scoring.export import write_whole
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +21,7 @@ _COLOUR = "#1f6f8b"
 
 def plan_tree(plan: Plan[Any]) -> Tree:
     """The tree for rich to print: cuts, groups, leaves with their numbers and sizes."""
-    tree = Tree(_title(plan.root), highlight=False)
+    tree = Tree(Text(_title(plan.root)), highlight=False)
     _grow(tree, plan.root, 0)
     return tree
 
@@ -91,7 +92,7 @@ def _grow(tree: Tree, node: Node[Any], first: int) -> None:
         text = f"{cut_text(node)}: {group_text(node, place)}"
         if child.cut is None:
             text += f"  [{first}] {size_text(child)}"
-        _grow(tree.add(text.replace("[", r"\[")), child, first)
+        _grow(tree.add(Text(text)), child, first)
         first += child.leaf_count
 
 

@@ -21,7 +21,6 @@ from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.narrowing import hierarchy_cuts
 from sigeo.fewshot.plan import Cut, Node, Plan, joint
 from sigeo.fewshot.recipe import Hierarchy
-from sigeo.scoring.export import write_whole
 from sigeo.spaces import Product, Supernet
 from sigeo.supernet import (
     Budget,
@@ -36,6 +35,7 @@ from sigeo.supernet import (
 from sigeo.supernet.checkpoint import OtherSettings, Weights
 from sigeo.supernet.distillation import MutualDistillation, Teacher
 from sigeo.supernet.samplers.base import draw_connected, generator
+from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development

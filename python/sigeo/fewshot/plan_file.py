@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Cut, Node, Plan, describe_root
-from sigeo.scoring.export import strict_dumps, write_whole
+from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Kind, Product, SearchSpace
+from sigeo.whole_files import write_whole
 
 A = TypeVar("A")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ import sigeo_ext
 from sigeo.errors import InputError
 from sigeo.scoring.networks import Networks
 from sigeo.scoring.rank import Row
+from sigeo.whole_files import write_whole
 
 SCHEMA = 1
 _HEAD = b"sigeo"
@@ -85,7 +85,7 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     rows = document["rows"]
     columns: dict[str, Any] = {
         "rank": pa.array(range(1, len(rows) + 1), pa.int64()),
-        "index": _indices([row["index"] for row in rows]),
+        "index": indices([row["index"] for row in rows]),
         "arch_str": pa.array([row["arch"] for row in rows], pa.string()),
     }
     if any("standing" in row for row in rows):
@@ -106,8 +106,8 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     write_whole(path, lambda partial: parquet.write_table(table, partial))
 
 
-def _indices(numbers: list[int]) -> pa.Array:
-    """Numbers of architectures, as text where a space has more than int64 can count."""
+def indices(numbers: Sequence[int]) -> pa.Array:
+    """Numbers of architectures as a column: text where one is beyond what int64 can count."""
     if any(number >= 1 << 63 for number in numbers):
         return pa.array(map(str, numbers), pa.string())
     return pa.array(numbers, pa.int64())
@@ -148,20 +148,6 @@ def _is_whole(table: pa.Table, proxies: Sequence[str]) -> bool:
     if "standing" in kinds and (kinds["standing"] != pa.int64() or table["standing"].null_count):
         return False
     return all(kinds.get(name) == pa.float64() for name in proxies)
-
-
-def write_whole(path: Path, write: Any) -> None:
-    """Call write(other path), then put that file in the place of ``path``.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
 
 
 def finite_or_none(value: float) -> float | None:

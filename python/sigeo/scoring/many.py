@@ -117,6 +117,8 @@ def stackable(proxy: Proxy, supernet: Supernet[Any] | None = None) -> bool:
     return isinstance(measurement, OnGradient)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def score_many(
     supernet: Supernet[Any],
     archs: Sequence[Any],

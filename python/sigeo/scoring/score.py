@@ -80,6 +80,8 @@ def check_needs(
             raise InputError(f"{proxy.name} needs at least {least} batches, got {batches}")
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def score(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -115,17 +117,25 @@ def score(
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
     check_needs(wanted, batches=len(data), labelled=data.labelled)
+    outcomes = _measure_models(model, data, wanted)
+    outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
+    outcomes |= _measure_losses(model, data, wanted, loss_fn)
+    outcomes |= _measure_samples(model, data, wanted, loss_fn)
+    return {proxy.name: proxy.score(outcomes[proxy.name]) for proxy in wanted}
+
+
+def _measure_models(
+    model: nn.Module, data: Batches, proxies: Sequence[Proxy]
+) -> dict[str, Outcome]:
+    """The outcomes of the proxies that run the model themselves, if they run it at all."""
     outcomes: dict[str, Outcome] = {}
-    for proxy in wanted:
+    for proxy in proxies:
         if isinstance(proxy.measurement, OnModel):
             outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
         elif isinstance(proxy.measurement, OnInputs):
             inputs = [data[index][0] for index in range(proxy.measurement.batches)]
             outcomes[proxy.name] = proxy.measurement.function(model, inputs)
-    outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
-    outcomes |= _measure_losses(model, data, wanted, loss_fn)
-    outcomes |= _measure_samples(model, data, wanted, loss_fn)
-    return {proxy.name: proxy.score(outcomes[proxy.name]) for proxy in wanted}
+    return outcomes
 
 
 def _measure_gradients(
@@ -176,8 +186,6 @@ def _measure_losses(
             continue
         with (
             preserved(model, parameters=False),
-            torch.inference_mode(False),
-            torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
         ):
             model.train()
@@ -202,7 +210,6 @@ def _measure_samples(
         inputs, labels = data[0]
         with (
             preserved(model, parameters=False),
-            torch.enable_grad(),
             capture(model, want, params=params, batch_norm=policy, grads=False) as statistics,
         ):
             output = call(model, inputs)

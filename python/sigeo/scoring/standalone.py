@@ -17,6 +17,7 @@ from torch import nn
 
 from sigeo.data import ImageData
 from sigeo.errors import InputError
+from sigeo.scoring.export import indices
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record, RunStore
 from sigeo.supernet import Source, WarmUp, warm_up_alone
@@ -158,7 +159,7 @@ def as_table(space: SearchSpace[Any], measured: Measurements) -> pa.Table:
     costs = [space.cost(arch) for arch in measured.archs]
     columns: dict[str, Any] = {
         "arch_str": [str(arch) for arch in measured.archs],
-        "index": pa.array([space.index(arch) for arch in measured.archs], pa.int64()),
+        "index": indices([space.index(arch) for arch in measured.archs]),
         "test_accuracy": measured.accuracy.mean(1),
     }
     for run in range(measured.accuracy.shape[1]):

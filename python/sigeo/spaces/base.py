@@ -244,7 +244,7 @@ class SearchSpace(Protocol[A]):
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Name and sizes, as JSON can hold them; `spaces.get` makes the same space of them."""
+        """Name and sizes, as JSON can hold them; `described` makes the same space of them."""
         ...
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
-from sigeo.spaces.sizes import check_ascending, check_each, check_share, listed
 
 
 class MLP(ElasticSpace):
@@ -38,11 +38,10 @@ class MLP(ElasticSpace):
         Raises:
             InputError: A size out of its range.
         """
-        self.widths, self.depths = (
-            check_ascending(self.name, name, check_each(self.name, name, listed(values)))
-            for name, values in (("widths", widths), ("depths", depths))
-        )
-        self.dropout = check_share(self.name, "dropout", dropout)
+        kept = checked(MLP.name, widths=widths, depths=depths, dropout=dropout)
+        self.widths: tuple[int, ...] = kept["widths"]
+        self.depths: tuple[int, ...] = kept["depths"]
+        self.dropout: float = kept["dropout"]
         super().__init__(shape, list(self._choices()))
 
     def _choices(self) -> Iterator[Choice]:

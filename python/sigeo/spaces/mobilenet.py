@@ -16,10 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigeo.errors import InputError
+from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
-from sigeo.spaces.sizes import check_ascending, check_each, check_whole, listed
 
 IDENTITY = "identity"
 
@@ -123,25 +123,32 @@ class MobileNet(ElasticSpace):
         Raises:
             InputError: A size out of its range, or lists that do not fit together.
         """
-        self.channels = check_each(self.name, "channels", listed(channels))
-        self.blocks = check_each(self.name, "blocks", listed(blocks))
-        self.strides = check_each(self.name, "strides", listed(strides))
-        self.ends = tuple(check_whole(self.name, n, v) for n, v in _pairs(stem, first, last))
-        self.stem_stride = check_whole(self.name, "stem_stride", stem_stride)
-        self.kernels = check_ascending(self.name, "kernels", listed(kernels))
-        self.expansions = check_ascending(self.name, "expansions", listed(expansions))
+        kept = checked(
+            MobileNet.name,
+            channels=channels,
+            blocks=blocks,
+            strides=strides,
+            stem=stem,
+            first=first,
+            last=last,
+            stem_stride=stem_stride,
+            kernels=kernels,
+            expansions=expansions,
+            width=width,
+        )
+        self.channels: tuple[int, ...] = kept["channels"]
+        self.blocks: tuple[int, ...] = kept["blocks"]
+        self.strides: tuple[int, ...] = kept["strides"]
+        self.ends: tuple[int, int, int] = (stem, first, last)
+        self.stem_stride = stem_stride
+        self.kernels: tuple[int, ...] = kept["kernels"]
+        self.expansions: tuple[int, ...] = kept["expansions"]
         self.width = width
-        check_each(self.name, "kernels", self.kernels)
-        check_each(self.name, "expansions", self.expansions)
-        if not all(kernel % 2 for kernel in self.kernels):
-            raise InputError(f"{self.name}: kernels must be odd, got {list(self.kernels)}")
         if not len(self.channels) == len(self.blocks) == len(self.strides):
             raise InputError(
                 f"{self.name}: channels, blocks and strides must be as many, got "
                 f"{len(self.channels)}, {len(self.blocks)} and {len(self.strides)}"
             )
-        if isinstance(width, bool) or not isinstance(width, (int, float)) or not 0 < width <= 64:
-            raise InputError(f"{self.name}: width must be above 0 and at most 64, got {width!r}")
         super().__init__(shape, list(self._choices()))
 
     @classmethod
@@ -217,13 +224,9 @@ class MobileNet(ElasticSpace):
             "channels": list(self.channels),
             "blocks": list(self.blocks),
             "strides": list(self.strides),
-            **dict(_pairs(*self.ends)),
+            **dict(zip(("stem", "first", "last"), self.ends, strict=True)),
             "stem_stride": self.stem_stride,
             "kernels": list(self.kernels),
             "expansions": list(self.expansions),
             "width": self.width,
         }
-
-
-def _pairs(stem: int, first: int, last: int) -> list[tuple[str, int]]:
-    return [("stem", stem), ("first", first), ("last", last)]

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sigeo.errors import InputError
+from sigeo.space_sizes import check, checked, whole
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace, Groups
-from sigeo.spaces.sizes import check_ascending, check_each, check_whole, listed
 
 RATIOS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 _COARSE = 64  # channels from which on widths are multiples of 8
@@ -115,19 +115,16 @@ class ResNet(ElasticSpace):
         Raises:
             InputError: A size out of its range, or images that the stages use up.
         """
-        self.channels = check_whole(self.name, "channels", channels)
-        self.depths = check_each(self.name, "depths", listed(depths))
-        self.least = check_whole(self.name, "least", least)
-        self.ratios = check_ascending(self.name, "ratios", listed(ratios))
-        self.stem = stem
+        kept = checked(
+            ResNet.name, channels=channels, depths=depths, least=least, ratios=ratios, stem=stem
+        )
+        self.channels, self.least, self.stem = channels, least, stem
+        self.depths: tuple[int, ...] = kept["depths"]
+        self.ratios: tuple[float, ...] = kept["ratios"]
         if self.least > min(self.depths):
             raise InputError(
                 f"{self.name}: least must be at most the smallest of depths, got {least}"
             )
-        if self.ratios[-1] != 1:
-            raise InputError(f"{self.name}: ratios must end with 1, got {list(self.ratios)}")
-        if stem not in (3, 7):
-            raise InputError(f"{self.name}: stem must be 3 or 7, got {stem!r}")
         needed = (4 if stem == 7 else 1) << (len(self.depths) - 1)
         if shape.size < needed:
             raise InputError(
@@ -192,7 +189,7 @@ class ResNet(ElasticSpace):
         Raises:
             InputError: None.
         """
-        check_whole(self.name, "groups", count)
+        check(self.name, "groups", count, whole)
         names = [choice.name for choice in self.choices]
         found = []
         for stage, depth in enumerate(self.depths, start=1):

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from sigeo.elastic import Attention, Tokens
 from sigeo.errors import InputError
+from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
-from sigeo.spaces.sizes import check_ascending, check_each, check_share, check_whole, listed
 
 Pool = Literal["class", "mean"]
 
@@ -120,21 +120,28 @@ class Transformer(ElasticSpace):
         Raises:
             InputError: A size out of its range, or images that patches do not fill.
         """
-        self.patch = check_whole(self.name, "patch", patch)
-        self.widths, self.depths, self.heads = (
-            check_ascending(self.name, name, check_each(self.name, name, listed(values)))
-            for name, values in (("widths", widths), ("depths", depths), ("heads", heads))
+        kept = checked(
+            Transformer.name,
+            patch=patch,
+            widths=widths,
+            depths=depths,
+            heads=heads,
+            ratios=ratios,
+            head_width=head_width,
+            pool=pool,
+            dropout=dropout,
         )
-        self.ratios = check_ascending(self.name, "ratios", listed(ratios))
-        self.head_width = check_whole(self.name, "head_width", head_width)
+        self.patch, self.head_width = patch, head_width
+        self.widths: tuple[int, ...] = kept["widths"]
+        self.depths: tuple[int, ...] = kept["depths"]
+        self.heads: tuple[int, ...] = kept["heads"]
+        self.ratios: tuple[float, ...] = kept["ratios"]
+        self.pool: Pool = pool
+        self.dropout: float = kept["dropout"]
         if shape.size % patch:
             raise InputError(
                 f"{self.name}: patch must divide the images' {shape.size} pixels, got {patch}"
             )
-        if pool not in ("class", "mean"):
-            raise InputError(f"{self.name}: pool must be class or mean, got {pool!r}")
-        self.pool: Pool = pool
-        self.dropout = check_share(self.name, "dropout", dropout)
         super().__init__(shape, list(self._choices()))
 
     @classmethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import hashlib
 import json
@@ -18,14 +17,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from sigeo.errors import InputError
+from sigeo.whole_files import write_whole
 
 _FORMAT = "sigeo-supernet-1"
 _NOTHING = object()
-M = TypeVar("M")
+_SHOWN = 60  # characters of a setting in a message
 
+M = TypeVar("M")
 Weights = dict[str, Tensor]
 """The state of a module."""
-_SHOWN = 60  # characters of a setting in a message
 
 
 class OtherSettings(InputError):
@@ -54,9 +54,7 @@ class TrainingState:
 
 
 def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) -> None:
-    """Write a checkpoint, by way of a second file, so that a kill leaves the old one.
-
-    The second file is this process's own, so that two that write the same checkpoint do not meet.
+    """Write a checkpoint; a kill leaves the old one.
 
     Raises:
         InputError: The file cannot be written.
@@ -73,18 +71,18 @@ def save_checkpoint(path: Path, state: TrainingState, settings: dict[str, Any]) 
         "progress": json.dumps(state.progress),
     }
     header, values = _ordered(save(_unshared(tensors), metadata))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
+
+    def write(partial: Path) -> None:
         with partial.open("wb") as file:
             file.write(header)
             file.write(values)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
-            partial.unlink()
-        raise InputError(f"checkpoint {path}: {error.strerror}") from None
+
+    try:
+        write_whole(path, write)
+    except InputError as error:
+        raise InputError(f"checkpoint {error}") from None
 
 
 def _ordered(content: bytes) -> tuple[bytes, memoryview]:
@@ -132,16 +130,25 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
-    places = {int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}
+    try:
+        places = {int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}
+        settings = json.loads(metadata["settings"])
+        progress = json.loads(metadata.get("progress", "{}"))  # older files have none
+        step = int(metadata["step"])
+    except (KeyError, ValueError, RecursionError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise InputError(f"checkpoint {path}: damaged metadata ({what})") from None
+    if not isinstance(settings, dict) or not isinstance(progress, dict):
+        raise InputError(f"checkpoint {path}: damaged metadata, expected settings as an object")
     state = TrainingState(
-        step=int(metadata["step"]),
+        step=step,
         weights=part("weights/"),
         momentum=part("momentum/"),
         memory=part("memory/"),
-        progress=json.loads(metadata.get("progress", "{}")),  # older files have none
+        progress=progress,
         kept=[part(f"kept/{place}/") for place in sorted(places)],
     )
-    return state, json.loads(metadata["settings"])
+    return state, settings
 
 
 def load_weights(module: nn.Module, state: TrainingState, path: Path) -> None:

@@ -57,6 +57,9 @@ def mutual_distillation(
         siblings: Logits of the other children; none for no such term.
         temperature: Of the divergences.
         label_smoothing: Of the cross-entropy.
+
+    Raises:
+        InputError: A share of smoothing that is not from 0 to 1.
     """
     loss = smoothed_cross_entropy(label_smoothing)(logits, labels)
     if parent is not None:
@@ -121,12 +124,14 @@ class MutualDistillation(Objective):
             label_smoothing: Of the cross-entropy.
 
         Raises:
-            InputError: No teacher at all, or a temperature that is not positive.
+            InputError: No teacher at all, a temperature that is not positive, or a share of
+                smoothing that is not from 0 to 1.
         """
         if parent is None and not siblings:
             raise InputError("mutual_distillation: expected a parent or siblings, got neither")
         self.parent, self.siblings = parent, tuple(siblings)
         self.temperature = positive(temperature, "mutual_distillation: temperature")
+        smoothed_cross_entropy(label_smoothing)  # which refuses a wrong share
         self.label_smoothing = label_smoothing
 
     def forwards(self, paths: int) -> int:
@@ -189,7 +194,8 @@ class InPlaceDistillation(Objective):
             label_smoothing: Of the first path's cross-entropy.
 
         Raises:
-            InputError: A temperature that is not positive.
+            InputError: A temperature that is not positive, or a share of smoothing that is not from
+                0 to 1.
         """
         self.temperature = positive(temperature, "in_place_distillation: temperature")
         self.label_smoothing = label_smoothing

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sigeo.capture import LossFunction, batch_loss
 from sigeo.errors import InputError
-from sigeo.spaces import Supernet
+from sigeo.spaces import ElasticSupernet, Stack, Supernet
 from sigeo.supernet.many import shared_pass
 from sigeo.supernet.settings import Batch
 
@@ -58,7 +58,9 @@ def evaluate(
             statistics of training; "recalibrated", for each subnet the mean of the statistics of
             the batches of ``calibration``.
         calibration: Training batches, of "recalibrated" alone.
-        at_once: Subnets that go in one pass where that is possible, with batch statistics.
+        at_once: Subnets that go in one pass where that is possible, with batch statistics. Of an
+            elastic supernet those whose paths it keeps from earlier calls, the last 64 or fewer, go
+            one by one, which is faster; a pass of several keeps none.
         loss_fn: (output, labels) to the mean loss of a batch.
 
     Raises:
@@ -71,7 +73,7 @@ def evaluate(
     with torch.no_grad(), _evaluating(module, norm) as norms:
         for first in range(0, len(archs), at_once):
             group = archs[first : first + at_once]
-            stack = shared_pass(supernet, group) if norm == "batch" and at_once > 1 else None
+            stack = _stack(supernet, group) if norm == "batch" and at_once > 1 else None
             if stack is not None:
                 judge.take(stack)
                 continue
@@ -108,6 +110,13 @@ def _check(
     if (norm == "recalibrated") != (len(calibration) > 0):
         expected = "at least one batch" if norm == "recalibrated" else "no batch"
         raise InputError(f"calibration: norm={norm!r} takes {expected}, got {len(calibration)}")
+
+
+def _stack(supernet: Supernet[Any], archs: Sequence[Any]) -> Stack | None:
+    """A stack of subnets; None where they go one by one, as they must or faster."""
+    if isinstance(supernet, ElasticSupernet) and all(map(supernet.keeps, archs)):
+        return None  # a stack makes networks anew, which costs more than equal beginnings save
+    return shared_pass(supernet, archs)
 
 
 class _Judge:

@@ -68,8 +68,10 @@ class TwoPaths(Objective):
 
     def resume(self, memory: dict[str, Tensor]) -> None:
         """Go on where `memory` was taken."""
-        weights = {n: value for n, value in memory.items() if n.startswith("teacher/")}
-        self.teacher.resume({n.removeprefix("teacher/"): value for n, value in weights.items()})
+        prefix = "teacher/"
+        self.teacher.resume(
+            {n.removeprefix(prefix): v for n, v in memory.items() if n.startswith(prefix)}
+        )
 
 
 class CrossPath(TwoPaths):
@@ -100,7 +102,8 @@ class CrossPath(TwoPaths):
             label_smoothing: Of the cross-entropies.
 
         Raises:
-            InputError: A temperature that is not positive.
+            InputError: A temperature that is not positive, or a share of smoothing that is not from
+                0 to 1.
         """
         super().__init__(views, decay)
         self.label_smoothing = label_smoothing

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import os
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from sigeo.errors import InputError
+from sigeo.whole_files import write_whole
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
 _LISTED = 5  # columns that a message names all of
@@ -122,11 +121,4 @@ def write_parquet(table: Table, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        parquet.write_table(table.whole, partial)
-        os.replace(partial, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise InputError(f"{path}: {error.strerror or error}") from None
+    write_whole(path, lambda partial: parquet.write_table(table.whole, partial))

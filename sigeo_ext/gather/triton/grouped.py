@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sigeo_ext.gather import grouped_reference as reference
 from sigeo_ext.gather.grouped_reference import Windows, window
-from sigeo_ext.gather.slices_reference import check_bias, rows_of
+from sigeo_ext.gather.slices_checks import check_bias
+from sigeo_ext.gather.slices_reference import rows_of
 from sigeo_ext.gather.triton.grouped_kernels import COLUMNS, rows_kernel, weight_kernel
 from sigeo_ext.sample_moments.precision import matmul_precision
 

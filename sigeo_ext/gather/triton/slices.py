@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext.gather import slices_checks as checks
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.selection import add_block, check_width, length, place, select
 from sigeo_ext.gather.slices_reference import rows_of
@@ -53,8 +54,8 @@ def linear(
     if not _has_kernel(x, weight, output_index, input_index):
         return reference.linear(x, weight, bias, *selection, masked, accumulate)
     op = "gather_slice_linear"
-    reference.check_linear(op, x, weight, masked, *selection)
-    reference.check_bias(op, bias, weight)
+    checks.check_linear(op, x, weight, masked, *selection)
+    checks.check_bias(op, bias, weight)
     _check_device(op, weight, x, bias, output_index, input_index)
     return _product(
         x, weight, bias, (inputs, input_index), (outputs, output_index), weight.stride()[::-1],
@@ -186,7 +187,7 @@ def _check_device(op: str, weight: Tensor, *tensors: Tensor | None) -> None:
 
 
 def _check_embedding(op: str, tokens: Tensor, weight: Tensor, columns: Tensor | None) -> None:
-    reference.check_embedding(op, tokens, weight, columns)
+    checks.check_embedding(op, tokens, weight, columns)
     expected = "weight must be float32, float64, bfloat16 or float16"
     got = _check.dtype_of(weight)
     _check.require(_check.is_floating(weight), op, f"{expected}, got {got}")
@@ -205,7 +206,7 @@ def _check_gradient(
     masked: bool,
 ) -> None:
     """Require a gradient of the output that such an input gives."""
-    reference.check_linear(op, x, weight, masked, outputs, inputs, output_index, input_index)
+    checks.check_linear(op, x, weight, masked, outputs, inputs, output_index, input_index)
     check_width(op, "d", d, -1, weight.shape[0], masked, outputs, output_index)
     expected = f"d must be {_check.dtype_of(x)} {list(x.shape[:-1])} but for its last dimension"
     fits = d.dtype == x.dtype and d.shape[:-1] == x.shape[:-1]
@@ -306,14 +307,14 @@ def _scatter(
     chunks = -(-count // _TOKENS)
     wide = torch.float64 if d.dtype == torch.float64 else torch.float32
     partial = d.new_empty(chunks, width, dtype=wide)
-    constants: dict[str, Any] = {"DTYPE": results.dtype_of(d), "LENGTH": _TOKENS, "BLOCK": block}
-    constants |= results.OPTIONS
+    compiled: dict[str, Any] = {"DTYPE": results.dtype_of(d), "LENGTH": _TOKENS, "BLOCK": block}
+    compiled |= results.OPTIONS
     with torch.cuda.device_of(into):
         if chunks > 1:
             chunks_kernel[(chunks * across,)](
-                d, ordered, order, partial, count, width, padding, *d.stride(), **constants
+                d, ordered, order, partial, count, width, padding, *d.stride(), **compiled
             )
         scatter_kernel[(count * across,)](
             d, ordered, order, partial, into, _dense(column_index), columns[0], count, len(into),
-            width, padding, *d.stride(), *into.stride(), ADD=add, **constants,
+            width, padding, *d.stride(), *into.stride(), ADD=add, **compiled,
         )  # fmt: skip

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sigeo_ext import _check
 from sigeo_ext.sample_moments import reference, tiles
+from sigeo_ext.sample_moments.reference import SQ_NORM
 from sigeo_ext.sample_moments.triton.results import (
     OPTIONS,
-    SQ_NORM,
     Results,
     dtype_of,
     empty,
@@ -24,10 +23,7 @@ from sigeo_ext.sample_moments.triton.statistic_kernels import (
 
 def rows(rows: Tensor, unit: int, segments: int, want: int, factor: float) -> list[Tensor]:
     """Statistics [segments, size] and sq_norm [units] of gradients that are there."""
-    op = "sample_moments_rows"
-    message = f"rows must be [samples, size], got {rows.dim()} dimensions"
-    _check.require(rows.dim() == 2, op, message)
-    reference.check_units(op, len(rows), unit, segments, want)
+    reference.check_rows(rows, unit, segments, want)
     units, size = len(rows) // unit, rows.shape[1]
     if 0 in (units, size):
         return zeros(rows, (size,), units, segments, want)

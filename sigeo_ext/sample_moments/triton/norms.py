@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
-from sigeo_ext.sample_moments import tiles
+from sigeo_ext.sample_moments import reference, tiles
 from sigeo_ext.sample_moments.triton.norm_kernels import scale_kernel
 from sigeo_ext.sample_moments.triton.results import OPTIONS, dtype_of
 
@@ -22,10 +22,7 @@ def scale(
 ) -> list[Tensor]:
     """Sums over positions of d * (x - mean) * rstd and of d [samples, channels], and d * factor."""
     op = "sample_moments_scale"
-    _check.require(x.dim() == 3, op, f"x must have 3 dimensions, got {x.dim()}")
-    _check.require(x.shape == d.shape, op, "d must have the shape of x, got another")
-    together = "mean and rstd must be given together"
-    _check.require((mean is None) == (rstd is None), op, together)
+    reference.check_scale(x, d, mean, rstd)
     samples = x.shape[0]
     positions, channels = x.shape[1:] if channels_last else (x.shape[2], x.shape[1])
     steps = (0, 0, 1)

@@ -11,10 +11,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sigeo_ext.sample_moments import reference, tiles
+from sigeo_ext.sample_moments.reference import M2, SQ_NORM, SUM
 from sigeo_ext.sample_moments.triton.statistic_kernels import combine_kernel
 
-SQ_NORM = 1 << reference.STATISTICS.index("sq_norm")
-_M2 = reference.STATISTICS.index("m2")
 # Products and sums in one instruction, whatever Triton's default. All the registers there are: the
 # compiler would spill to have more programs on a multiprocessor.
 OPTIONS = {"enable_fp_fusion": True, "maxnreg": 255}
@@ -66,7 +65,7 @@ class Results:
         self._partial = None
         if self.parts > 1:
             sizes = (segments, self.parts, self.size)
-            mean = empty(like, sizes, want >> _M2 & 1)[0]
+            mean = empty(like, sizes, SUM if want & M2 else 0)[0]
             self._partial = (*empty(like, sizes, want), mean)
 
     @property

@@ -47,6 +47,8 @@ def test_compare_two_systems(capsys):
     assert [found["top"] for system in systems for found in system["quality"]] == [5] * 12
     code, out, err = run(*given, "--top", "4", capsys=capsys)  # everything is there
     assert code == 0 and "Ranked by other measures" in out and "noise ceiling" in err
+    code, _, err_of_report = run("report", "c", capsys=capsys)
+    assert code == 2 and "c: holds a comparison, whose report is c/comparison.html" in err_of_report
     page = Path("c/comparison.html").read_text()
     assert "efs-nas" in page and "<svg" in page and "noise ceiling" in page
     for text in ("Kendall, best 4: takes 5 architectures or m", "of training and dividing, not"):

@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 
 from sigeo.cli import console
 
@@ -22,6 +23,20 @@ def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(monkeypatch,
     assert capsys.readouterr().err.splitlines() == [
         f"training: {seconds},000 of 100,000" for seconds in (30, 60, 90)
     ]
+
+
+def test_only_slow_work_is_said(monkeypatch):
+    said = threading.Event()
+    monkeypatch.setattr(console, "say", lambda line: said.set() if line == "reading" else None)
+    with console.said_if_slow("reading"):
+        assert not said.is_set()
+    for timer in threading.enumerate():
+        if isinstance(timer, threading.Timer):
+            timer.join()  # at once: it was stopped
+    assert not said.is_set()
+    monkeypatch.setattr(console, "_SECONDS_OF_SILENCE", 0.0)
+    with console.said_if_slow("reading"):
+        assert said.wait(60)
 
 
 def test_what_is_said_beside_a_running_bar_has_a_line_of_its_own():

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import get_args
 
 import pytest
 
 from sigeo import proxies, spaces
 from sigeo.cli import names
 from sigeo.fewshot import choice, kinds, metrics, partition, recipes
-from sigeo.spaces.transformer import Pool
+from sigeo.space_sizes import SIZES
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
@@ -42,6 +41,10 @@ REFUSED = (
     ("train", "--space", "mlp", "--channels", "4"),
     ("train", "--archs-file", "none.txt"),
     ("rank", "--space", "mlp", "--size", "widths=a,8"),
+    ("rank", "--size", "channels=4,8"),
+    ("rank", "--space", "mlp", "--size", "widths=8,4"),
+    ("rank", "--space", "mlp", "--size", "dropout=1"),
+    ("rank", "--space", "mobilenet", "--size", "kernels=3,4"),
     ("rank", "--space", "transformer", "--size", "pool=class,mean"),
     ("rank", "--space", "transformer", "--size", "pool=max"),
     ("rank", "--space", "transformer", "--size", "pool=1"),
@@ -69,14 +72,9 @@ REFUSED = (
 
 
 def test_the_names_are_those_that_the_packages_know():
-    assert list(names.SIZES) == spaces.names()
-    for space, sizes in names.SIZES.items():
-        defaults = spaces.sizes_of(space)
-        assert list(sizes) == list(defaults)
-        assert {n for n in sizes if n in names.WORDS} == {
-            n for n in sizes if isinstance(defaults[n], str)
-        }
-    assert get_args(Pool) == names.WORDS["pool"]
+    assert list(SIZES) == spaces.names()
+    for space, sizes in SIZES.items():
+        assert list(sizes) == list(spaces.sizes_of(space))
     assert list(names.PROXIES) == proxies.names()
     assert list(names.RECIPES) == recipes.names()
     for recipe, known in names.RECIPES.items():
@@ -106,17 +104,29 @@ for arguments in {REFUSED}:
 
 def test_what_a_table_lacks_is_said_before_torch_is_imported(tmp_path):
     (tmp_path / "t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\nd,\n")
-    code = """
+    wrong = ("--table", "t.csv", "--metric", "auc")
+    given = (
+        ("compare", "--table", "t.csv", "--metric", "acc", "--archs", "4"),
+        ("compare", *wrong),
+        ("rank", *wrong),
+        ("split", "--table", "t.csv", "--metric-column", "auc"),
+        ("report", "t.csv", *wrong),
+        ("correlate", "--scores", "t.csv", *wrong),
+    )
+    code = f"""
 import sys
 from sigeo.cli import main
-code = main(["compare", "--table", "t.csv", "--metric", "acc", "--archs", "4"])
-assert code == 2 and "torch" not in sys.modules
+for arguments in {given}:
+    assert main(arguments) == 2 and "torch" not in sys.modules, arguments
 """
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
     )
     assert result.returncode == 0, result.stderr
-    assert "--archs: t.csv has 3 architectures with acc, got 4" in result.stderr
+    first, *others = result.stderr.splitlines()
+    assert "--archs: t.csv has 3 architectures with acc, got 4" in first
+    assert len(others) == len(given) - 1
+    assert all("t.csv: expected a column for metric 'auc', found acc" in line for line in others)
 
 
 @pytest.fixture

@@ -108,14 +108,15 @@ def test_numbers_beyond_int64_are_text_in_the_table(capsys):
         (["--space", "vgg"], "--space: must be one of mlp, mobilenet, nasbench201, resnet"),
         (
             ["--space", "mlp", "--size", "widths=a,8"],
-            "--size widths: must be numbers, got 'a,8'",
+            "--size widths: must be a whole number of at least 1, got 'a'",
         ),
-        (["--space", "mlp", "--size", "dropout=x"], "--size dropout: must be a number, got 'x'"),
+        (["--size", "channels=4,8"], "channels: must be a whole number of at least 1, got (4, 8)"),
+        (["--space", "mlp", "--size", "dropout=x"], "--size dropout: must be from 0 to below 1, g"),
         (
             ["--space", "transformer", "--size", "pool=class,mean"],
-            "--size pool: must be class or mean, got 'class,mean'",
+            "--size pool: must be class or mean, got ('class', 'mean')",
         ),
-        (["--space", "mlp", "--size", "widths=0,8"], "mlp: widths must be a whole number"),
+        (["--space", "mlp", "--size", "widths=0,8"], "--size widths: must be a whole number"),
     ],
 )
 def test_wrong_sizes_are_one_line(arguments, message, capsys):

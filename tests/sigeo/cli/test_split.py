@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from sigeo import spaces
+from sigeo.cli import options as cli_options
 from sigeo.fewshot import load_plan
 from sigeo.spaces.nasbench201 import Cell
 from sigeo.spaces.nasbench201.cell import all_cells
@@ -130,11 +131,12 @@ def test_a_finished_plan_is_not_measured_again(capsys, monkeypatch):
         run(*given, "--seed", "1", capsys=capsys)
 
 
-def test_a_share_that_is_none_loses_no_plan(capsys):
+def test_a_share_that_is_none_is_refused_before_the_split(capsys, monkeypatch):
     given = [*GIVEN, "--leaves", "2", *write_table()]
-    code, _, err = run(*given, "--top", "0", capsys=capsys)
-    assert code == 2 and "top must be a share or a number up to 2233, got 0" in err
-    assert load_plan(Path("s/plan.json"), SPACE)[0].sizes
+    monkeypatch.setattr(cli_options, "load_data_and_space", lambda _: pytest.fail("went on"))
+    for top in ("0", "nan", "inf", "1.5"):
+        code, _, err = run(*given, "--top", top, capsys=capsys)
+        assert code == 2 and f"top must be a share or a number up to 2233, got {float(top)}" in err
 
 
 REFUSED = {

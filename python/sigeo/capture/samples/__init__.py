@@ -5,11 +5,12 @@ The way of a pass: `mode` hands every call of the model to the `session`, which 
 all others, of which `functions` says what needs no closer look, and `follower` and `axis_rules`
 keep track of where the samples are in between (`axis`). Each layer call (`calls`, `scaled`,
 `embedding`) measures its parameters on the way back and hands the results to `uses`; for a
-parameter that no layer is known for, a module takes over (`takeover`, `fallback`). `api` is what a
-user sees.
+parameter that no layer is known for, or that the `graph` alone knows of, a module takes over
+(`takeover`, `fallback`). `api` is what a user sees.
 """
 
 from sigeo.capture.samples.api import SampleStatistics, capture
+from sigeo.capture.samples.recognised.norms import SamplesCoupled
 from sigeo.capture.samples.session import BatchNormPolicy
 
-__all__ = ["BatchNormPolicy", "SampleStatistics", "capture"]
+__all__ = ["BatchNormPolicy", "SampleStatistics", "SamplesCoupled", "capture"]

@@ -83,6 +83,21 @@ class SampleStatistics(ABC):
         """
         return self._asked_for("gram")
 
+    def __repr__(self) -> str:
+        """What was measured, in a line."""
+        wanted = [name for name in WANTS if name in self.want]
+        parts = [f"{len(self.keys())} parameters", f"{self.units} units", ", ".join(wanted)]
+        again = self._ran_again()
+        if again:
+            parts.append(f"modules ran again for each unit: {_some(again)}")
+        if self.unsupported:
+            parts.append(f"unsupported: {_some(self.unsupported)}")
+        return f"<SampleStatistics: {'; '.join(part for part in parts if part)}>"
+
+    def _ran_again(self) -> list[str]:
+        """The parameters whose modules ran once more for every unit, which takes its time."""
+        return []
+
     def _asked_for(self, name: str) -> Tensor:
         if name not in self.want:
             raise InputError(f"want: {name} was not asked for")
@@ -91,6 +106,12 @@ class SampleStatistics(ABC):
     @abstractmethod
     def _over_parameters(self, name: str) -> Tensor:
         """One of the statistics that are about all parameters together."""
+
+
+def _some(names: Iterable[str]) -> str:
+    """The first of some names, and how many there are beside them."""
+    first, *others = names
+    return f"{first} and {len(others)} more" if others else first
 
 
 class _Captured(SampleStatistics):
@@ -145,6 +166,16 @@ class _Captured(SampleStatistics):
             moments = moments._replace(**sparse)
         return moments
 
+    def __repr__(self) -> str:
+        try:
+            self._complete()
+        except InputError as error:
+            return f"<SampleStatistics, not to be read: {error}>"
+        return super().__repr__()
+
+    def _ran_again(self) -> list[str]:
+        return [name for name in self.keys() if name in self._session.handed_over]
+
     def _over_parameters(self, name: str) -> Tensor:
         self._complete()
         if name == "fisher_rao":
@@ -165,7 +196,10 @@ class _Captured(SampleStatistics):
 
     def _complete(self) -> None:
         if self._session.finished and not self._session.begun:
-            raise InputError("capture: no backward pass was in the body, so nothing was measured")
+            raise InputError(
+                "capture: no backward pass in the body reached a parameter of the model, so "
+                "nothing was measured; expected (a loss of model(inputs)).backward()"
+            )
         if not self._session.plan.samples:
             raise InputError(
                 "capture: the model itself was not called in the body, so its samples are not "
@@ -230,7 +264,9 @@ def capture(
     Raises:
         InputError: An argument out of its range, a lazy layer that has not been run, inputs without
             one number of samples, a parameter that cannot be served, batch norm that the policy
-            refuses, a second backward pass; and when statistics are read, that there was none.
+            refuses, a module that `torch.jit` compiled, other tensors in the place of parameters, a
+            second backward pass, a capture in the body of another; and when statistics are read,
+            that no backward pass reached the model.
     """
     if isinstance(want, str):
         raise InputError(f"want: expected a set or list of names, got the text {want!r}")

@@ -61,7 +61,26 @@ def where(tensor: Tensor) -> Where:
     noted = found is not None or hasattr(tensor, _NAME)
     if noted or not tensor.requires_grad or tensor.is_leaf or _of_constants(tensor.grad_fn):
         return found
-    return Lost("it was made by something that is not followed, such as a custom function")
+    return Lost("it was made by something not followed, such as a custom or a scripted function")
+
+
+def written(whole: Tensor, part: Tensor, place: Axis | Lost) -> None:
+    """Note that samples were written to a part of a tensor.
+
+    Args:
+        whole: The tensor.
+        part: A view of it, each of whose dimensions has the stride that it has in the tensor.
+        place: Where the samples now are in the part.
+    """
+    if isinstance(place, Axis):
+        if place.samples == 1:
+            return
+        along = part.stride(place.dim), part.shape[place.dim]
+        dims = [d for d in range(whole.dim()) if (whole.stride(d), whole.shape[d]) == along]
+        if len(dims) == 1 and getattr(whole, _NAME, None) in (None, place.at(dims[0])):
+            return mark(whole, place.at(dims[0]))
+        place = Lost("samples were written to places of others")
+    return mark(whole, place)
 
 
 def leaf_behind(node: Any) -> Tensor | None:

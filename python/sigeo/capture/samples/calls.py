@@ -30,6 +30,9 @@ aten = torch.ops.aten
 class Call(ABC):
     """One call of one layer.
 
+    Its methods get the input x, the gradient d of the output, in the output's shape, and what the
+    forward pass saved.
+
     Attributes:
         axis: Where the samples are in its input and its output.
         uses: What it uses of which parameter, by the argument's name; absent where that is none.
@@ -46,7 +49,7 @@ class Call(ABC):
     def input_gradient(
         self, d: Tensor, x: Tensor, weight: Tensor | None, saved: Sequence[Tensor]
     ) -> Tensor:
-        """The gradient of the input."""
+        """The gradient of the input, in its shape."""
 
     @abstractmethod
     def measure(

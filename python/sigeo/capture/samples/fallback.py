@@ -43,6 +43,9 @@ class Fallback:
         buffers: As the call found them, where they may have changed in it.
         frozen: Batch norms that take running statistics.
         versions: Of the inputs at the call: autograd's count of changes in place.
+        holds: Whether one run for a unit serves all parameters, those that are not asked for yet
+            being held; else there is one for each, in less memory.
+        held: Gradients of parameters by name and unit.
     """
 
     module: nn.Module
@@ -57,6 +60,8 @@ class Fallback:
     buffers: dict[str, Tensor] = field(default_factory=dict)
     frozen: list[nn.Module] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
+    holds: bool = False
+    held: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -103,7 +108,15 @@ class Fallback:
 
     def unit_gradients(self, name: str, units: slice) -> Tensor:
         """The units' gradients of one parameter [units, *shape]."""
-        rows = [self._of_unit(unit)[name] for unit in range(units.start, units.stop)]
+        rows = []
+        for unit in range(units.start, units.stop):
+            row = self.held.pop((name, unit), None)
+            if row is None:
+                found = self._of_unit(unit)
+                row = found.pop(name)
+                if self.holds:
+                    self.held.update(((other, unit), g) for other, g in found.items())
+            rows.append(row)
         return torch.stack(rows)
 
     def _of_unit(self, unit: int) -> dict[str, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sigeo.capture.samples.axis import Lost, Where, where
+from sigeo.capture.samples.axis import Axis, Lost, Where, where
 from sigeo.capture.samples.axis_rules import follow
 from sigeo.capture.samples.functions import leaves, tensors_in
 
@@ -25,6 +26,7 @@ class Follower(TorchDispatchMode):
         """Start from what is noted on the tensors among the arguments."""
         super().__init__()  # type: ignore[no-untyped-call]
         self._known: dict[Any, Where] = {_key(t): where(t) for t in tensors_in(arguments)}
+        self._writes: list[tuple[Tensor, Axis | Lost]] = []
 
     def __torch_dispatch__(
         self,
@@ -34,12 +36,21 @@ class Follower(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Run one operation and note where the samples of its results are."""
+        before = self.of(args[0]) if _writes_first(func) else None
         result = func(*args, **(kwargs or {}))
         found = follow(func, args, kwargs or {}, result, self.of)
         for leaf, axis in zip(leaves(result), found, strict=True):
             if isinstance(leaf, Tensor):
                 self._known[_key(leaf)] = axis
+        place = found[0] if _writes_first(func) else None
+        if place is not None and moved(before, place) and takes_samples(args[1:], self.of):
+            self._writes.append((args[0], place))
         return result
+
+    def writes_to(self, tensor: Tensor) -> list[tuple[Tensor, Axis | Lost]]:
+        """The parts of a tensor that samples were written to, and where they now are in them."""
+        memory = tensor.untyped_storage()._cdata
+        return [(p, at) for p, at in self._writes if p.untyped_storage()._cdata == memory]
 
     def note(self, tensor: Tensor, place: Where) -> None:
         """Note what another way of following found."""
@@ -52,6 +63,24 @@ class Follower(TorchDispatchMode):
     def of_result(self, tensor: Tensor) -> Where:
         """The same of something that the call returned, which must have been seen."""
         return self._known.get(_key(tensor), Lost("it was made where nothing could be followed"))
+
+
+@functools.cache
+def _writes_first(func: Any) -> bool:
+    """Whether an operation writes to its first argument, and returns it."""
+    arguments, results = func._schema.arguments, func._schema.returns
+    alias = arguments[0].alias_info if arguments and results else None
+    return alias is not None and bool(alias.is_write)
+
+
+def moved(before: Where, after: Where) -> bool:
+    """Whether the samples in what was written to may be others than before."""
+    return isinstance(after, Lost) or after != before
+
+
+def takes_samples(values: Any, of: Callable[[Tensor], Where]) -> bool:
+    """Whether samples are among what is written; indices and masks have no gradients."""
+    return any(t.is_floating_point() and of(t) is not None for t in tensors_in(values))
 
 
 def _key(tensor: Tensor) -> Any:

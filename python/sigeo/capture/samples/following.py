@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
-from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where
+from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where, written
 from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
-from sigeo.capture.samples.follower import Follower
+from sigeo.capture.samples.follower import Follower, moved, takes_samples
 from sigeo.capture.samples.functions import (
     LOSSES,
     OF_BATCH,
@@ -65,11 +65,23 @@ def followed(
             place = leading(places[0], dims[0], POOLS[func])
         for leaf in tensors_in(output):
             mark(leaf, place)
+        in_place = output is tensors[0] and moved(places[0], place)
+        if in_place and place is not None and takes_samples((args[1:], kwargs), where):
+            _note_write(output, output, place)
         return output
     with Follower((args, kwargs)) as follower:
         output = func(*args, **kwargs)
     _mark(output, follower)
+    for part, place in follower.writes_to(tensors[0]):
+        _note_write(tensors[0], part, place)
     return output
+
+
+def _note_write(target: Tensor, part: Tensor, place: Axis | Lost) -> None:
+    """Note a write to a part of a tensor, also for what the tensor is a view of."""
+    for whole in (target, target._base):
+        if whole is not None:
+            written(whole, part, place)
 
 
 def _mark(output: Any, follower: Follower) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from sigeo.capture.samples.functions import LOOKED_AT
+from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
@@ -35,8 +36,8 @@ class Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is Tensor.backward:
-            self._session.begun = True  # also where it reaches no parameter
-            return _backward(self, *args, **(kwargs or {}))
+            _backward(self, *args, **(kwargs or {}))
+            return self._session.note_backward(args[0])
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = in_backward() and not torch.is_grad_enabled()
         name = func.__name__
@@ -55,6 +56,22 @@ def eager() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+def check_alone() -> None:
+    """Check that no capture is open in this thread, but such as have measured their pass.
+
+    Two would take each other's calls and mark the same tensors.
+
+    Raises:
+        InputError: There is one.
+    """
+    modes = torch.overrides._get_current_function_mode_stack()
+    if any(isinstance(mode, Mode) and not mode._session.finished for mode in modes):
+        raise InputError(
+            "capture: expected one at a time, got one in the body of another; end the other first, "
+            "or capture one module that holds both models"
+        )
 
 
 def _backward(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
@@ -33,6 +34,16 @@ class Parameters:
         }
         self._by_id = {id(r.parameter): r for r in self.records.values()}
         self._plan = plan
+
+    def replaced(self, modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
+        """The parameters in whose place a module now has another tensor that gets gradients."""
+        others = (
+            f"{prefix}.{name}" if prefix else name
+            for prefix, module in modules
+            for name, tensor in module._parameters.items()
+            if id(tensor) not in self._by_id and tensor is not None and tensor.requires_grad
+        )
+        return [name for name in others if name in self.records]
 
     def within(self, module: nn.Module) -> dict[str, Record]:
         """Those of a module, by its own names."""

@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
 from sigeo.capture.samples.axis import Axis, Where, mark, where
-from sigeo.capture.samples.custom_functions import CustomFunctions
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain
 from sigeo.capture.samples.following import followed
 from sigeo.capture.samples.functions import tensors_in
-from sigeo.capture.samples.mode import Mode, eager, in_backward
+from sigeo.capture.samples.graph import Graph
+from sigeo.capture.samples.mode import Mode, check_alone, eager, in_backward
 from sigeo.capture.samples.parameters import Parameters
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.small_parameters import finish_rows
-from sigeo.capture.samples.takeover import Frame, hand_over, owners, take_over
+from sigeo.capture.samples.takeover import Frame, check_followable, hand_over, owners, take_over
 from sigeo.capture.samples.uses import Plan, Use, combined
 from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
@@ -58,10 +58,11 @@ class Session:
         self.inner: list[Tensor] = []
         self.grams: list[Tensor] = []
         self.frames: list[Frame] = []
-        self.custom = CustomFunctions()
+        self.graph = Graph()
         self.handed_over: set[str] = set()
         self.serial = 0
         self._told = False
+        self._modules: list[tuple[str, nn.Module]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -70,7 +71,9 @@ class Session:
         Yields:
             Once, when calls are seen.
         """
-        modules = list(self.model.named_modules())
+        check_alone()
+        modules = self._modules = list(self.model.named_modules())
+        check_followable(modules)
         counters = []
         if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
             counters = [
@@ -106,6 +109,12 @@ class Session:
             return
         with torch._C.DisableTorchFunction():
             self._note_inputs(tensors_in(*args, *kwargs.values()))
+            if torch.is_grad_enabled():
+                reason = (
+                    "the model is called with another tensor in its place, as "
+                    "torch.func.functional_call does; load it into the model instead"
+                )
+                self.cannot(self.parameters.replaced(self._modules), reason)
 
     def _note_inputs(self, tensors: list[Tensor]) -> None:
         """Find the samples in a batch that the model is given.
@@ -154,11 +163,13 @@ class Session:
         return take_over(self, frame, output)
 
     def _hand_over_unseen(self, output: Any) -> None:
-        """Let the outermost module take over for parameters that custom functions took."""
-        for function, leaf in self.custom.uses(tensors_in(output)):
+        """Let the outermost module take over for parameters that were used where nobody looked."""
+        for function, leaf in self.graph.leaves(tensors_in(output)):
             found = self.parameters.resolve(leaf)
-            if found is not None and found[0].measured and found[0].name not in self.handed_over:
-                hand_over(self, found[0], function)
+            if found is None or not found[0].measured or found[0].name in self.handed_over:
+                continue
+            if function is not None or not found[0].uses:
+                hand_over(self, found[0], function or "a function that is not seen")
 
     def where(self, tensor: Tensor) -> Where:
         """Where the samples of a layer's input are.
@@ -244,6 +255,12 @@ class Session:
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(self.finish)
 
+    def note_backward(self, loss: Tensor) -> None:
+        """Note that a backward pass from a tensor has ended: it counts if it reached the model."""
+        if not self.begun:
+            leaves = (self.parameters.resolve(leaf) for _, leaf in Graph().leaves([loss]))
+            self.begun = any(found is not None for found in leaves)
+
     def _refuse_more(self) -> None:
         """Complain of a pass after the one that was measured.
 
@@ -294,4 +311,4 @@ class Session:
             use.record.uses.clear()
         self.look_ups.clear()
         self.waiting.clear()
-        self.custom.forget()
+        self.graph.forget()

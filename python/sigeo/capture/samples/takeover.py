@@ -15,6 +15,7 @@ from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.functions import is_served, tensors_in
 from sigeo.capture.samples.mode import in_backward
 from sigeo.capture.samples.uses import Record, Use
+from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
@@ -41,8 +42,25 @@ class Frame:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
+def check_followable(modules: Sequence[tuple[str, nn.Module]]) -> None:
+    """Check that the calls of a model's modules can be seen.
+
+    Raises:
+        InputError: A module was compiled by `torch.jit`, and has a parameter that is trained.
+    """
+    for name, module in modules:
+        if isinstance(module, torch.jit.ScriptModule) and any(
+            p.requires_grad for p in module.parameters()
+        ):
+            raise InputError(
+                f"model: {name or 'the model itself'} was compiled by torch.jit.script or "
+                "torch.jit.trace, whose calls cannot be seen; expected the module it was made from"
+            )
+
+
 def owners(modules: Sequence[tuple[str, nn.Module]]) -> list[nn.Module]:
     """The modules that may have to take over for a parameter: it is in them or below them."""
+    modules = [(n, m) for n, m in modules if not isinstance(m, torch.jit.ScriptModule)]
     names = {""}
     for name, module in modules:
         if module._parameters:
@@ -115,6 +133,8 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     if isinstance(fallback, str):
         session.cannot([record.name for record in local.values()], fallback)
         return None
+    size = sum(record.parameter.nbytes for record in local.values())
+    fallback.holds = size * session.plan.units <= session.max_bytes // 2
     fallback.buffers = frame.buffers
     fallback.frozen = coupled if session.batch_norm == "frozen" else []
     for name, record in local.items():

@@ -164,6 +164,7 @@ class Use:
         shape: Of the argument.
         plan: What is measured.
         serial: Counts the uses of a pass.
+        session: Whose pass it is; None where the use was not noted, as in a reentrant checkpoint.
         rows: After the backward pass, if the parameter is used more than once: the units' gradients
             of the whole parameter, [units of the slice, *shape].
         inner: <theta, g_u> of this use, [units].
@@ -199,7 +200,7 @@ class Use:
 
     @property
     def factor(self) -> float:
-        """Of `Plan`."""
+        """What turns a unit's share into the gradient of its mean loss; see `Plan.factor`."""
         return self.plan.factor
 
     def backward(
@@ -296,7 +297,8 @@ def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
     drift = torch.zeros_like(parameter, dtype=wide)
     norms, inner = [], []
     origin: Tensor | None = None
-    for begin in range(0, plan.units, at_once):
+    gram_alone = not plan.want and not plan.inner
+    for begin in range(0, 0 if gram_alone else plan.units, at_once):
         units = slice(begin, min(plan.units, begin + at_once))
         g = sum(part(units) for part in rows)
         assert isinstance(g, Tensor)

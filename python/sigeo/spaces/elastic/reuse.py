@@ -121,13 +121,19 @@ def _signature(piece: nn.Module) -> tuple[Any, ...]:
     """
     shapes = tuple((place.name, tuple(place.value.shape)) for place in places(piece))
     settings = tuple(
-        (name, type(module), _settled({n: v for n, v in vars(module).items() if n not in _VALUES}))
+        (name, type(module), _settled(_settings(module)))
         for name, module in piece.named_modules(remove_duplicate=False)
     )
     return shapes, settings
 
 
 _VALUES = ("_parameters", "_buffers", "_modules", "training")
+_OF_ALL = frozenset(vars(nn.Module()))
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module has beside values, without the places for hooks that every module has empty."""
+    return {n: v for n, v in vars(module).items() if n not in _VALUES and (n not in _OF_ALL or v)}
 
 
 def _settled(value: Any) -> Any:

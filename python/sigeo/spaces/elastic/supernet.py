@@ -86,6 +86,10 @@ class ElasticSupernet(nn.Module):
             self._paths[arch] = self._assembled(arch)
         return self._paths[arch].train(self.training)
 
+    def keeps(self, arch: Architecture) -> bool:
+        """Whether the path of an architecture is still there from an earlier call."""
+        return arch in self._paths
+
     def _assembled(self, arch: Architecture) -> nn.Module:
         network = self.space.skeleton(arch)
         layers, weights = dict(self.named_modules()), dict(self.named_parameters())

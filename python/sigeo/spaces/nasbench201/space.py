@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, Cost, InputShape
 from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
 from sigeo.spaces.nasbench201.cell import (
@@ -46,9 +47,7 @@ class NASBench201:
         if shape.size < 4:
             raise InputError(f"{self.name}: images must be at least 4 x 4, got {shape.size}")
         self.shape = shape
-        for name, value in (("channels", channels), ("cells", cells)):
-            if not isinstance(value, int):
-                raise InputError(f"{self.name}: {name} must be a whole number, got {value!r}")
+        checked(NASBench201.name, channels=channels, cells=cells)
         try:
             self.skeleton = Skeleton(channels, cells, shape.classes, shape.channels)
         except ValueError as error:

@@ -24,13 +24,13 @@ def pointwise(given: list[Where], dims: list[int], out_dims: int) -> Where:
     return found
 
 
-@rule("_prelu_kernel")
+@rule("_prelu_kernel", "copy")
 def broadcast(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     """`pointwise` of all the tensors that an operation was given."""
     return pointwise(given, [t.dim() for t in tensors_in(*args, *kwargs.values())], result.dim())
 
 
-@rule("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "copy", "native_dropout")
+@rule("clone", "contiguous", "detach", "alias", "_to_copy", "lift_fresh", "native_dropout")
 def _same(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     return first(given)
 

@@ -88,17 +88,22 @@ RULES["gather"] = _along(1)
 
 
 @rule(
-    "sum", "mean", "amax", "amin", "prod", "var", "std", "logsumexp", "linalg_vector_norm", "max",
-    "min", "argmax", "argmin", "all", "any", "var_mean", "std_mean", "norm", "median", "mode",
+    "sum", "mean", "amax", "amin", "prod", "var", "std", "logsumexp", "max", "min", "argmax",
+    "argmin", "all", "any", "var_mean", "std_mean", "median", "mode",
 )  # fmt: skip
 def _reduced(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
-    axis, source = first(given), args[0]
-    # The dimensions that are left out are found from the arguments: a list, or one number.
-    named = kwargs.get("dim")
-    for value in args[1:]:
-        if named is None and not isinstance(value, (bool, float)) and value is not None:
-            named = value
-    if named is None or named == []:
+    return _over(first(given), args[0], args[1] if len(args) > 1 else kwargs.get("dim"), result)
+
+
+@rule("linalg_vector_norm", "norm")
+def _normed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """As `_reduced`, behind the order of the norm."""
+    return _over(first(given), args[0], args[2] if len(args) > 2 else kwargs.get("dim"), result)
+
+
+def _over(axis: Axis, source: Tensor, named: Any, result: Tensor) -> Where:
+    """The rule of reductions over the dimensions named: a list, one number, or none for all."""
+    if named is None or named == [] or isinstance(named, bool):  # std(x, unbiased)
         return mixed("a reduction over everything")
     dims = {d % source.dim() for d in ([named] if isinstance(named, int) else named)}
     if axis.dim in dims:

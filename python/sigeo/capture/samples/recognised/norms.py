@@ -18,6 +18,23 @@ if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
 
 
+class SamplesCoupled(InputError):
+    """Batch norm uses the batch's statistics, and the policy is to refuse that."""
+
+    def __init__(self, *others: str):
+        """The error, with what else the caller would take."""
+        ways = [
+            'frozen statistics (batch_norm="frozen" or model.eval())',
+            'micro-batches (batch_norm="per_unit")',
+            'the decomposition of the batch\'s gradient (batch_norm="contribution")',
+            *others,
+        ]
+        super().__init__(
+            "batch norm uses the statistics of the batch, so its samples have no gradients of "
+            f'their own: expected {", ".join(ways[:-1])} or {ways[-1]}, got batch_norm="refuse"'
+        )
+
+
 @handles(F.batch_norm)
 def _batch_norm(
     session: Session,
@@ -44,12 +61,7 @@ def _batch_norm(
     shape = (input.shape[1],)
     policy = session.batch_norm
     if coupled and policy == "refuse":
-        raise InputError(
-            "batch norm uses the statistics of the batch, so its samples have no gradients of "
-            'their own: expected frozen statistics (batch_norm="frozen" or model.eval()), '
-            'micro-batches (batch_norm="per_unit") or the decomposition of the batch\'s gradient '
-            '(batch_norm="contribution"), got batch_norm="refuse"'
-        )
+        raise SamplesCoupled
     if coupled and policy == "frozen" and (running_mean is None or running_var is None):
         raise InputError(
             'batch_norm="frozen" needs running statistics; this batch norm tracks none '
