@@ -42,6 +42,7 @@ class Draw {
       c.in_channels = c.groups * from(1, 40);
       c.out_channels = c.groups * from(1, 40);
     }
+    const int64_t longest = from(0, 4) == 0 ? 14 : 8;  // more positions than are summed at once
     for (int a = 1; a < 3; ++a) {
       if (kind != 0) {
         c.kernel[a] = from(1, 3);
@@ -50,7 +51,7 @@ class Draw {
       }
       c.stride[a] = from(0, 3) == 0 ? 2 : 1;
       const int64_t reach = c.dilation[a] * (c.kernel[a] - 1) + 1;
-      c.in_size[a] = std::max(from(1, 8), reach - 2 * c.padding[a]);
+      c.in_size[a] = std::max(from(1, longest), reach - 2 * c.padding[a]);
       c.out_size[a] = (c.in_size[a] + 2 * c.padding[a] - reach) / c.stride[a] + 1;
     }
     return {c, unit, segments};
