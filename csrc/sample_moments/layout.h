@@ -118,6 +118,14 @@ struct CacheAligned {
 template <class T>
 using Packed = std::vector<T, CacheAligned<T>>;
 
+// Packed memory of a thread beyond this is given back after a call.
+inline constexpr size_t kKeptBytes = 64 << 20;
+
+template <class T>
+void keep_little(Packed<T>& memory) {
+  if (memory.size() * sizeof(T) > kKeptBytes) Packed<T>().swap(memory);
+}
+
 // Panels packed together: side by side in memory, they are read as fast as memory goes. More would
 // be written to places that share few sets of the first-level cache.
 inline constexpr int64_t kPanelsTogether = 4;

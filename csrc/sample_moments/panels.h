@@ -20,7 +20,7 @@ inline constexpr int64_t kSlabBytes = 128 * 1024;
 // the kTogether units that share it.
 inline constexpr int64_t kFewPositions = 256;
 
-// Input channels of a packed panel: a cache line of float32, and the rows of the largest tile.
+// Input channels of a packed panel, and so the most rows of a tile there: a cache line of float32.
 inline constexpr int64_t kPackedRows = 16;
 
 // Positions that lie further apart than this are packed: their lines would share few places in the
@@ -29,9 +29,6 @@ inline constexpr int64_t kFarBytes = 256;
 
 // So many pieces may each pack the same panel of x: more than that, and once for all is cheaper.
 inline constexpr int64_t kFewPanels = 2;
-
-// Packed memory of a thread beyond this is given back after a call.
-inline constexpr size_t kKeptBytes = 64 << 20;
 
 // A piece is one tap, one panel of output channels of one group, all its input channels and all
 // units.
@@ -95,7 +92,7 @@ class Panels {
 
   ~Panels() {
     for (auto* memory : {&packed_x_, &packed_d_, &packed_block_x_, &packed_block_d_}) {
-      if (memory->size() * sizeof(T) > kKeptBytes) Packed<T>().swap(*memory);
+      keep_little(*memory);
     }
   }
 

@@ -5,6 +5,7 @@
 #include <utility>
 #include <vector>
 
+#include "sample_moments/outer.h"
 #include "sample_moments/panels.h"
 #include "sample_moments/tiles.h"
 
@@ -22,6 +23,12 @@ constexpr int64_t kSquare = 16;
 inline bool is_symmetric(const Convolution& c) {
   return c.groups == 1 && product(c.kernel) == 1 && c.in_size == c.out_size &&
          product(c.stride) == 1 && c.padding == decltype(c.padding){};
+}
+
+// Whether every unit's gradient is an outer product: a linear layer of one position.
+template <class T>
+bool is_outer(const Convolution& c, const Job<T>& job) {
+  return is_symmetric(c) && product(c.in_size) == 1 && job.unit == 1 && c.samples > 0;
 }
 
 // One weight's worth of work, piece by piece. Every piece reads all of x, so the wider of two that
@@ -254,7 +261,8 @@ class Work {
 
 template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel) {
-  Work<T>(shape, job, parallel).measure(parallel);
+  if (is_outer(shape, job)) outer(shape, job, parallel);
+  else Work<T>(shape, job, parallel).measure(parallel);
 }
 
 template <class T>

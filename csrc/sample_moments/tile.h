@@ -9,9 +9,8 @@
 
 namespace sigeo_ext::sample_moments {
 
-// Positions added up before the sum goes to a second one: their lines of x and d stay in the
-// first-level cache while one row after another is summed up, and rounding errors grow little.
-inline constexpr int64_t kRun = 128;
+// Positions added up before the sum goes to a second one: bounds the growth of rounding errors.
+inline constexpr int64_t kRun = 1024;
 
 // One tile: kRows consecutive input channels of one tap, or taps of a depthwise convolution, and
 // some consecutive output channels.
@@ -173,6 +172,7 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
   T* const sign_sum = a.slab[kSignSum];
   T* const m2 = a.slab[kM2];
   T* const each = a.each;
+  T* const sq_norm = a.sq_norm;
   const int64_t width = a.width, before = a.before + unit;
   const T share = static_cast<T>(kUnits) / static_cast<T>(before + kUnits);
   const T between = static_cast<T>(before) * share;
@@ -185,8 +185,10 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
       V g[kUnits];
 #pragma GCC unroll 64
       for (int u = 0; u < kUnits; ++u) g[u] = block.g[u][r][v];
+      if (sq_norm) {
 #pragma GCC unroll 64
-      for (int u = 0; u < kUnits; ++u) squares[u] += g[u] * g[u];
+        for (int u = 0; u < kUnits; ++u) squares[u] += g[u] * g[u];
+      }
       if (sum) add_terms<kSum, T, kLanes>(g, sum + at);
       if (abs_sum) add_terms<kAbsSum, T, kLanes>(g, abs_sum + at);
       if (sq_sum) add_terms<kSqSum, T, kLanes>(g, sq_sum + at);
@@ -201,10 +203,10 @@ SIGEO_INLINE void update(const Tile<T>& a, const Block<T, kLanes, kUnits, kRows,
         }
       }
     }
-    if (a.sq_norm) {
+    if (sq_norm) {
 #pragma GCC unroll 64
       for (int u = 0; u < kUnits; ++u) {
-        T* at = a.sq_norm + (unit + u) * width + v * kLanes;
+        T* at = sq_norm + (unit + u) * width + v * kLanes;
         store<T, kLanes>(at, load<T, kLanes>(at) + squares[u]);
       }
     }

@@ -8,7 +8,7 @@ namespace sigeo_ext::sample_moments {
 namespace {
 
 // A level has kBytes of a vector, kAccumulators of them for sums beside their operands, and the
-// function for a shape, compiled for it.
+// functions, compiled for it.
 #define SIGEO_LEVEL(Name, Target, Bytes, Accumulators)                                          \
   struct Name {                                                                                 \
     static constexpr int kBytes = Bytes, kAccumulators = Accumulators;                          \
@@ -21,6 +21,10 @@ namespace {
     template <class T>                                                                          \
     Target static void scale(const ScaleJob<T>& job, int64_t from, int64_t to) {                \
       scale_body<T, Bytes / sizeof(T)>(job, from, to);                                          \
+    }                                                                                           \
+    template <class T>                                                                          \
+    Target static void outer(const OuterJob<T>& job, int64_t from, int64_t to) {                \
+      outer_body<T, Bytes / sizeof(T)>(job, from, to);                                          \
     }                                                                                           \
   }
 #define SIGEO_NO_TARGET
@@ -70,7 +74,7 @@ constexpr typename Tiles<T>::Table by_units() {
 
 template <class Level, class T>
 constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)), &Level::template scale<T>,
-                          by_units<Level, Pairing::kAll, T>(),
+                          &Level::template outer<T>, by_units<Level, Pairing::kAll, T>(),
                           by_units<Level, Pairing::kEach, T>()};
 
 int most_bytes = 64;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 
+#include "sample_moments/outer.h"
 #include "sample_moments/tile.h"
 
 namespace sigeo_ext::sample_moments {
@@ -22,9 +23,12 @@ struct Tiles {
   // The work of `scale` on samples [from, to).
   void (*scale)(const ScaleJob<T>& job, int64_t from, int64_t to);
 
+  // The work of `outer` on panels [from, to) of x.
+  void (*outer)(const OuterJob<T>& job, int64_t from, int64_t to);
+
   // For one unit at a time or kTogether, `kRows` and 1 or 2 vectors. Images have 3 channels, the
   // usual kernels 9 taps.
-  static constexpr std::array<int, 8> kRows{1, 2, 3, 4, 8, 9, 16, 24};
+  static constexpr std::array<int, 10> kRows{1, 2, 3, 4, 6, 8, 9, 12, 16, 24};
   using Table = std::array<std::array<std::array<Run, kMostVectors>, kRows.size()>, 2>;
   Table all, each;
 

@@ -29,9 +29,15 @@ class Draw {
 
   Case next() {
     sm::Convolution c{0, 0, 0, 1, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {1, 1, 1}, {0, 0, 0}, {1, 1, 1}};
-    const int64_t unit = from(0, 2) == 0 ? from(2, 3) : 1, segments = from(1, 2);
+    const int64_t kind = from(0, 4);
+    const int64_t unit = kind != 4 && from(0, 2) == 0 ? from(2, 3) : 1, segments = from(1, 2);
     c.samples = unit * segments * from(1, 7);
-    const int64_t kind = from(0, 3);
+    if (kind == 4) {  // outer products
+      c.samples *= 40;
+      c.in_channels = from(1, 70);
+      c.out_channels = from(1, 30);
+      return {c, unit, segments};
+    }
     if (kind == 0) {  // where x and d may change places
       c.in_channels = from(1, 150);
       c.out_channels = from(1, 150);
@@ -42,7 +48,7 @@ class Draw {
       c.in_channels = c.groups * from(1, 40);
       c.out_channels = c.groups * from(1, 40);
     }
-    const int64_t longest = from(0, 4) == 0 ? 14 : 8;  // more positions than are summed at once
+    const int64_t longest = from(0, 4) == 0 ? 14 : 8;
     for (int a = 1; a < 3; ++a) {
       if (kind != 0) {
         c.kernel[a] = from(1, 3);
