@@ -8,6 +8,7 @@ everything else is made of; what has no rule loses the axis, with its name as th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +54,13 @@ Where = Axis | Lost | None
 def mark(tensor: Tensor, where: Where) -> None:
     """Note where the samples are."""
     setattr(tensor, _NAME, where)
+
+
+def forget(tensors: Iterable[Tensor]) -> None:
+    """Take back what was noted on tensors that outlive the pass, such as buffers."""
+    for tensor in tensors:
+        if hasattr(tensor, _NAME):
+            delattr(tensor, _NAME)
 
 
 def where(tensor: Tensor) -> Where:
