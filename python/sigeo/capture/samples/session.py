@@ -90,13 +90,11 @@ class Session:
                 and m.num_batches_tracked is not None
             ]
         # The model may be compiled by `torch.jit`, whose modules forbid the method but call hooks.
-        add_pre_hook, add_hook = (
-            nn.Module.register_forward_pre_hook,
-            nn.Module.register_forward_hook,
-        )
-        hooks = [add_pre_hook(self.model, self._begin, with_kwargs=True, prepend=True)]
+        add = nn.Module.register_forward_pre_hook
+        hooks = [add(self.model, self._begin, with_kwargs=True, prepend=True)]
         for module in compiled(modules):
-            hooks.append(add_hook(module, self._leave_compiled, with_kwargs=True))
+            leave = self._leave_compiled
+            hooks.append(nn.Module.register_forward_hook(module, leave, with_kwargs=True))
         for module in owners(modules):
             hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             hooks.append(
