@@ -33,6 +33,18 @@ def _overwritten(write, view=lambda z: z):
     return how
 
 
+def _twice_in_zeros(x):
+    z = x.new_zeros(2 * len(x), 4)
+    z[: len(x)], z[len(x) :] = x, x
+    return z[: len(x)] + z[len(x) :]
+
+
+def _partly_by_a_view(x):
+    z = x.new_zeros(len(x), 2, 2)
+    z.view(-1, 2)[:, :1].copy_(x.view(-1, 2)[:, :1])
+    return x + z.flatten(1)
+
+
 def _rolled_into_zeros(x):
     z = x.new_zeros(x.shape)
     z[:] = x.roll(1, 0)
@@ -69,6 +81,8 @@ class Flipping(nn.Module):
         (_overwritten(lambda z, x: z.__setitem__(slice(None), x.roll(1, 0))), "along the samples"),
         (_overwritten(lambda z, x: z.mul_(z.flip(0)), lambda z: z.view(-1, 2, 2)), "along the"),
         (_overwritten(lambda z, x: z.copy_((x.t() @ x)[:1])), "over the samples"),
+        (_twice_in_zeros, "a slice of another shape"),
+        (_partly_by_a_view, "a view or a slice of another shape"),
         (_rolled_into_zeros, "along the samples"),
     ],
 )
