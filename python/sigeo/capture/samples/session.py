@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sigeo.capture.layers import Selection
 from sigeo.capture.samples.axis import Axis, Where, forget, mark, where
 from sigeo.capture.samples.embedding import LookUp, finish_all
-from sigeo.capture.samples.fallback import CannotRunAgain
+from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
 from sigeo.capture.samples.following import followed
 from sigeo.capture.samples.functions import tensors_in
 from sigeo.capture.samples.graph import Graph
@@ -65,6 +65,8 @@ class Session:
         self.inner: list[Tensor] = []
         self.grams: list[Tensor] = []
         self.frames: list[Frame] = []
+        self.fallbacks: list[Fallback] = []
+        self.held = 0  # bytes of gradients that fallbacks may hold, all together
         self.graph = Graph()
         self.handed_over: set[str] = set()
         self.serial = 0
@@ -341,6 +343,9 @@ class Session:
         for use in uses:  # no cycle keeps statistics that nobody holds
             use.rows = None
             use.record.uses.clear()
+        for fallback in self.fallbacks:  # outputs that somebody keeps have hooks of theirs
+            fallback.held.clear()
+        self.fallbacks.clear()
         self.look_ups.clear()
         self.waiting.clear()
         self.graph.forget()

@@ -140,8 +140,11 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     if isinstance(fallback, str):
         session.cannot([record.name for record in local.values()], fallback)
         return None
-    size = sum(record.parameter.nbytes for record in local.values())
-    fallback.holds = size * session.plan.units <= session.max_bytes // 2
+    held = sum(record.parameter.nbytes for record in local.values()) * session.plan.units
+    if len(local) > 1 and session.held + held <= session.max_bytes // 2:
+        fallback.holds = True
+        session.held += held
+    session.fallbacks.append(fallback)
     fallback.buffers = frame.buffers
     fallback.frozen = coupled if session.batch_norm == "frozen" else []
     for name, record in local.items():
