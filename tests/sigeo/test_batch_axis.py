@@ -70,6 +70,21 @@ def overwritten() -> nn.Module:
     return Function(run, first=nn.Linear(6, 6), out=nn.Linear(6, CLASSES))
 
 
+def put_together() -> nn.Module:
+    """Tensors of zeros are filled through views of another shape that show all of them."""
+
+    def run(m, x):
+        x = m.first(x)
+        rows, steps, flat = torch.zeros_like(x), x.new_zeros(x.numel()), x.new_zeros(x.numel())
+        rows.view(-1, 6).copy_(x.reshape(-1, 6))
+        view = steps.view(x.shape)
+        view += x.exp()
+        flat.view(x.shape)[:] = x.sin()
+        return m.out((rows + steps.view(x.shape) * flat.view(x.shape)).mean(1))
+
+    return Function(run, first=nn.Linear(6, 6), out=nn.Linear(6, CLASSES))
+
+
 def normed() -> nn.Module:
     """Norms of orders that are also dimensions."""
 
@@ -135,11 +150,43 @@ def test_samples_in_the_second_dimension(build):
     assert_statistics(stats, rows, model)
 
 
-@pytest.mark.parametrize("build", [overwritten, normed], ids=lambda build: build.__name__)
+@pytest.mark.parametrize(
+    "build", [overwritten, put_together, normed], ids=lambda build: build.__name__
+)
 def test_samples_in_the_first_dimension(build):
     torch.manual_seed(0)
     labels = torch.arange(SAMPLES) % CLASSES
     check(build().double(), (sequences(SAMPLES, SAMPLES, 6),), labels)
+
+
+def _shifted(tokens):
+    shifted = tokens.new_zeros(tokens.shape)
+    shifted[:, 1:] = tokens[:, :-1].clone()
+    return shifted
+
+
+def _first_masked(tokens):
+    masked = tokens.clone()
+    masked[:, 1] = 0
+    return masked.masked_fill_(tokens == 2, 1)
+
+
+def _chosen(tokens):
+    chosen = torch.zeros_like(tokens)
+    chosen.view(-1).copy_(tokens.view(-1))
+    return chosen
+
+
+@pytest.mark.parametrize("write", [_shifted, _first_masked, _chosen])
+def test_tokens_that_are_written_in_place(write):
+    torch.manual_seed(0)
+    model = Function(
+        lambda m, tokens: m.out(m.table(write(tokens)).mean(1)),
+        table=nn.Embedding(5, 6),
+        out=nn.Linear(6, CLASSES),
+    )
+    labels = torch.arange(SAMPLES) % CLASSES
+    check(model.double(), (torch.randint(5, (SAMPLES, 7)),), labels)
 
 
 def test_the_wrong_dimension_is_another_question():

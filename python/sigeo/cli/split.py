@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     values = {} if table is None else table.lookup(wanted)
     top = 0.01 if args.top is None else args.top
-    if table is not None:  # a wrong share must not cost a split
+    if values:  # a wrong share must not cost a split; a table without values is refused below
         best_count(top, len(values))
     data, space = options.load_data_and_space(args)
     split_options.check_sizes(args, space)

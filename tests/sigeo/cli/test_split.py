@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from sigeo import spaces
 from sigeo.cli import options as cli_options
@@ -137,6 +140,14 @@ def test_a_share_that_is_none_is_refused_before_the_split(capsys, monkeypatch):
     for top in ("0", "nan", "inf", "1.5"):
         code, _, err = run(*given, "--top", top, capsys=capsys)
         assert code == 2 and f"top must be a share or a number up to 2233, got {float(top)}" in err
+
+
+def test_a_table_without_values_is_refused_as_such(capsys):
+    cells = [str(cell) for cell in all_cells()[:3]]
+    parquet.write_table(pyarrow.table({"arch_str": cells, "acc": [math.nan] * 3}), "t.parquet")
+    given = ["--leaves", "2", "--table", "t.parquet", "--metric-column", "acc"]
+    code, _, err = run(*GIVEN, *given, capsys=capsys)
+    assert code == 2 and "expected at least one architecture with a value, got none" in err
 
 
 REFUSED = {

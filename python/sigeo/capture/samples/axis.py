@@ -8,6 +8,7 @@ everything else is made of; what has no rule loses the axis, with its name as th
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +56,13 @@ def mark(tensor: Tensor, where: Where) -> None:
     setattr(tensor, _NAME, where)
 
 
+def forget(tensors: Iterable[Tensor]) -> None:
+    """Take back what was noted on tensors that outlive the pass, such as buffers."""
+    for tensor in tensors:
+        if hasattr(tensor, _NAME):
+            delattr(tensor, _NAME)
+
+
 def where(tensor: Tensor) -> Where:
     """What was noted; a constant if nothing was and gradients flow to constants at most."""
     found: Where = getattr(tensor, _NAME, None)
@@ -64,23 +72,12 @@ def where(tensor: Tensor) -> Where:
     return Lost("it was made by something not followed, such as a custom or a scripted function")
 
 
-def written(whole: Tensor, part: Tensor, place: Axis | Lost) -> None:
-    """Note that samples were written to a part of a tensor.
-
-    Args:
-        whole: The tensor.
-        part: A view of it, each of whose dimensions has the stride that it has in the tensor.
-        place: Where the samples now are in the part.
-    """
-    if isinstance(place, Axis):
-        if place.samples == 1:
-            return
-        along = part.stride(place.dim), part.shape[place.dim]
-        dims = [d for d in range(whole.dim()) if (whole.stride(d), whole.shape[d]) == along]
-        if len(dims) == 1 and getattr(whole, _NAME, None) in (None, place.at(dims[0])):
-            return mark(whole, place.at(dims[0]))
+def written(tensor: Tensor, place: Axis | Lost) -> None:
+    """Note that samples were written to a tensor, and where they are in it if others are there."""
+    noted = getattr(tensor, _NAME, None)
+    if isinstance(place, Axis) and noted not in (None, place):
         place = Lost("samples were written to places of others")
-    return mark(whole, place)
+    mark(tensor, place)
 
 
 def leaf_behind(node: Any) -> Tensor | None:

@@ -13,6 +13,9 @@ from sigeo.capture.samples.axis import Axis, Lost, Where, where
 from sigeo.capture.samples.axis_rules import follow
 from sigeo.capture.samples.functions import leaves, tensors_in
 
+# Operations that store a tensor as it is, which argument that is: no index, no mask.
+_STORED = {"aten::copy_": 1, "aten::index_put_": 2, "aten::_index_put_impl_": 2}
+
 
 class Follower(TorchDispatchMode):
     """Follows the axis through all the aten operations of one call."""
@@ -43,9 +46,16 @@ class Follower(TorchDispatchMode):
             if isinstance(leaf, Tensor):
                 self._known[_key(leaf)] = axis
         place = found[0] if _writes_first(func) else None
-        if place is not None and moved(before, place) and takes_samples(args[1:], self.of):
+        if place is not None and moved(before, place) and self._stores_samples(func, args):
             self._writes.append((args[0], place))
         return result
+
+    def _stores_samples(self, func: Any, args: tuple[Any, ...]) -> bool:
+        """Whether samples are among what an operation writes to its first argument."""
+        stored = _STORED.get(func._schema.name)
+        if stored is None:
+            return takes_samples(args[1:], self.of)
+        return self.of(args[stored]) is not None  # tokens are samples as well
 
     def writes_to(self, tensor: Tensor) -> list[tuple[Tensor, Axis | Lost]]:
         """The parts of a tensor that samples were written to, and where they now are in them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
@@ -79,9 +80,34 @@ def followed(
 
 def _note_write(target: Tensor, part: Tensor, place: Axis | Lost) -> None:
     """Note a write to a part of a tensor, also for what the tensor is a view of."""
+    if isinstance(place, Axis) and place.samples == 1:
+        return
     for whole in (target, target._base):
         if whole is not None:
-            written(whole, part, place)
+            written(whole, _in_whole(whole, part, place))
+
+
+def _in_whole(whole: Tensor, part: Tensor, place: Axis | Lost) -> Axis | Lost:
+    """Where the samples of a view are in the tensor that it shows, or shows a part of."""
+    if isinstance(place, Lost):
+        return place
+    span = _span(part)
+    if span is not None and span == _span(whole):  # all of it, in another shape
+        view = torch.ops.aten.view.default
+        return follow(view, (part, whole.shape), {}, whole, lambda _: place)[0] or place
+    along = part.stride(place.dim), part.shape[place.dim]
+    dims = [d for d in range(whole.dim()) if (whole.stride(d), whole.shape[d]) == along]
+    if len(dims) == 1:
+        return place.at(dims[0])
+    return Lost(
+        "samples were written through a view or a slice of another shape, which is not followed"
+    )
+
+
+def _span(tensor: Tensor) -> tuple[int, int] | None:
+    """Where in memory a tensor's entries begin and end; None if there are gaps or another order."""
+    start = int(tensor.storage_offset())
+    return (start, start + tensor.numel()) if tensor.is_contiguous() else None
 
 
 def _mark(output: Any, follower: Follower) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
 
 
+_NOTHING = nullcontext()
+
+
 class Mode(TorchFunctionMode):
     """Hands every call of the forward pass to a session."""
 
@@ -27,6 +30,7 @@ class Mode(TorchFunctionMode):
         """Not active before it is entered."""
         super().__init__()
         self._session = session
+        self._waits = False
 
     def __torch_function__(
         self,
@@ -36,18 +40,56 @@ class Mode(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is Tensor.backward:
+            others = open_sessions()
             _backward(self, *args, **(kwargs or {}))
-            return self._session.note_backward(args[0])
+            with torch._C.DisableTorchFunction():
+                for session in (self._session, *others):
+                    session.note_backward(args[0])
+            return None
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = in_backward() and not torch.is_grad_enabled()
         name = func.__name__
-        if backward or self._session.finished or name in LOOKED_AT:
+        if self._waits or backward or self._session.finished or name in LOOKED_AT:
             return func(*args, **(kwargs or {}))
-        if name == "__get__":  # of a property; most are no tensors
-            value = func(*args)
-            if not isinstance(value, Tensor):
-                return value
-        return self._session.call(func, args, kwargs or {})
+        below = [mode for mode in _modes() if not mode._session.finished]
+        if below and not self._in_charge(below, args, kwargs):
+            return func(*args, **(kwargs or {}))  # which asks those below
+        with _waiting(below) if below else _NOTHING:
+            if name == "__get__":  # of a property; most are no tensors
+                value = func(*args)
+                if not isinstance(value, Tensor):
+                    return value
+            return self._session.call(func, args, kwargs or {})
+
+    def _in_charge(self, below: list[Mode], *arguments: Any) -> bool:
+        """Whether this capture follows a call: that of the model which makes it does, alone.
+
+        All note samples on the same tensors, and each knows the layers of its own model only.
+        """
+        session, others = self._session, [mode._session for mode in below]
+        with torch._C.DisableTorchFunction():
+            if session.owns(*arguments):
+                return True
+            if any(other.owns(*arguments) for other in others):
+                return False
+        return session.runs or not any(other.runs for other in others)
+
+
+@contextmanager
+def _waiting(modes: list[Mode]) -> Iterator[None]:
+    """Captures that see nothing meanwhile.
+
+    Yields:
+        Once, when they wait.
+    """
+    modes = [mode for mode in modes if not mode._waits]
+    for mode in modes:
+        mode._waits = True
+    try:
+        yield
+    finally:
+        for mode in modes:
+            mode._waits = False
 
 
 def eager() -> AbstractContextManager[Any]:
@@ -58,19 +100,30 @@ def eager() -> AbstractContextManager[Any]:
     return stance
 
 
-def check_alone() -> None:
-    """Check that no capture is open in this thread, but such as have measured their pass.
+def _modes() -> list[Mode]:
+    """Those of captures in this thread, without the one that is at work."""
+    modes = torch.overrides._get_current_function_mode_stack()
+    return [mode for mode in modes if isinstance(mode, Mode)]
 
-    Two would take each other's calls and mark the same tensors.
+
+def open_sessions() -> list[Session]:
+    """Those of this thread that have yet to measure their pass."""
+    sessions = (mode._session for mode in _modes())
+    return [s for s in sessions if s.plan.measures and not s.finished]
+
+
+def check_apart(session: Session) -> None:
+    """Check that no other open capture has parameters of this one: it would miss their calls.
 
     Raises:
-        InputError: There is one.
+        InputError: One has.
     """
-    modes = torch.overrides._get_current_function_mode_stack()
-    if any(isinstance(mode, Mode) and not mode._session.finished for mode in modes):
+    taken = {id(r.parameter) for other in open_sessions() for r in other.records.values()}
+    shared = [r.name for r in session.records.values() if id(r.parameter) in taken]
+    if shared:
         raise InputError(
-            "capture: expected one at a time, got one in the body of another; end the other first, "
-            "or capture one module that holds both models"
+            f"capture: parameter {shared[0]} is captured already, by a capture that has yet to "
+            "measure its pass; end that one first, or capture one module that holds all models"
         )
 
 

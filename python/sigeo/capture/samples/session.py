@@ -11,17 +11,24 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
-from sigeo.capture.samples.axis import Axis, Where, mark, where
+from sigeo.capture.samples.axis import Axis, Where, forget, mark, where
 from sigeo.capture.samples.embedding import LookUp, finish_all
-from sigeo.capture.samples.fallback import CannotRunAgain
+from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
 from sigeo.capture.samples.following import followed
 from sigeo.capture.samples.functions import tensors_in
 from sigeo.capture.samples.graph import Graph
-from sigeo.capture.samples.mode import Mode, check_alone, eager, in_backward
+from sigeo.capture.samples.mode import Mode, check_apart, eager, in_backward, open_sessions
 from sigeo.capture.samples.parameters import Parameters
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.small_parameters import finish_rows
-from sigeo.capture.samples.takeover import Frame, check_followable, hand_over, owners, take_over
+from sigeo.capture.samples.takeover import (
+    Frame,
+    compiled,
+    hand_over,
+    note_compiled,
+    owners,
+    take_over,
+)
 from sigeo.capture.samples.uses import Plan, Use, combined
 from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
@@ -58,6 +65,8 @@ class Session:
         self.inner: list[Tensor] = []
         self.grams: list[Tensor] = []
         self.frames: list[Frame] = []
+        self.fallbacks: list[Fallback] = []
+        self.held = 0  # bytes of gradients that fallbacks may hold, all together
         self.graph = Graph()
         self.handed_over: set[str] = set()
         self.serial = 0
@@ -71,9 +80,9 @@ class Session:
         Yields:
             Once, when calls are seen.
         """
-        check_alone()
+        check_apart(self)
         modules = self._modules = list(self.model.named_modules())
-        check_followable(modules)
+        forget(self.model.buffers())  # a model that another capture saw run may have written them
         counters = []
         if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
             counters = [
@@ -82,7 +91,12 @@ class Session:
                 if isinstance(m, nn.modules.batchnorm._NormBase)
                 and m.num_batches_tracked is not None
             ]
-        hooks = [self.model.register_forward_pre_hook(self._begin, with_kwargs=True, prepend=True)]
+        # The model may be compiled by `torch.jit`, whose modules forbid the method but call hooks.
+        add = nn.Module.register_forward_pre_hook
+        hooks = [add(self.model, self._begin, with_kwargs=True, prepend=True)]
+        for module in compiled(modules):
+            leave = self._leave_compiled
+            hooks.append(nn.Module.register_forward_hook(module, leave, with_kwargs=True))
         for module in owners(modules):
             hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             hooks.append(
@@ -99,14 +113,29 @@ class Session:
         finally:
             for hook in hooks:
                 hook.remove()
+            forget(self.model.buffers())
             for parameter, grad in kept:
                 parameter.grad = grad
             for counter, count in counters:
                 counter.fill_(count)
 
+    @property
+    def runs(self) -> bool:
+        """Whether the model's forward pass is under way."""
+        return bool(self.frames) and self.frames[0].module is self.model
+
+    def owns(self, *arguments: Any) -> bool:
+        """Whether a parameter of the model is among a call's arguments."""
+        return any(self.parameters.resolve(t) is not None for t in tensors_in(*arguments))
+
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._finishing:  # a module runs again for its units' gradients
             return
+        if not in_backward() and any(s.runs for s in open_sessions() if s is not self):
+            raise InputError(
+                "capture: the model is called in the forward pass of another one that is captured "
+                "too; capture one module that holds both"
+            )
         with torch._C.DisableTorchFunction():
             self._note_inputs(tensors_in(*args, *kwargs.values()))
             if torch.is_grad_enabled():
@@ -162,11 +191,17 @@ class Session:
             return None
         return take_over(self, frame, output)
 
+    def _leave_compiled(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not self.finished and not in_backward():
+            note_compiled(self, module, (args, kwargs), output)
+
     def _hand_over_unseen(self, output: Any) -> None:
         """Let the outermost module take over for parameters that were used where nobody looked."""
         for function, leaf in self.graph.leaves(tensors_in(output)):
             found = self.parameters.resolve(leaf)
             if found is None or not found[0].measured or found[0].name in self.handed_over:
+                continue
+            if found[0].name in self.unsupported:
                 continue
             if function is not None or not found[0].uses:
                 hand_over(self, found[0], function or "a function that is not seen")
@@ -213,10 +248,9 @@ class Session:
             output = handler(self, *args, **kwargs)
             if output is not NotImplemented:
                 return output
-        tensors = tensors_in(*args, *kwargs.values())
-        if any(self.parameters.resolve(tensor) is not None for tensor in tensors):
+        if self.owns(args, kwargs):
             return self.foreign(func, args, kwargs)
-        return followed(func, args, kwargs, tensors)
+        return followed(func, args, kwargs, tensors_in(*args, *kwargs.values()))
 
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that uses parameters in no recognised way: their module takes over."""
@@ -309,6 +343,9 @@ class Session:
         for use in uses:  # no cycle keeps statistics that nobody holds
             use.rows = None
             use.record.uses.clear()
+        for fallback in self.fallbacks:  # outputs that somebody keeps have hooks of theirs
+            fallback.held.clear()
+        self.fallbacks.clear()
         self.look_ups.clear()
         self.waiting.clear()
         self.graph.forget()

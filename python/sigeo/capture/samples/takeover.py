@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from sigeo.capture.samples.axis import Axis, mark, where
+from sigeo.capture.samples.axis import Axis, Lost, mark, where
 from sigeo.capture.samples.fallback import Fallback
 from sigeo.capture.samples.functions import is_served, tensors_in
 from sigeo.capture.samples.mode import in_backward
 from sigeo.capture.samples.uses import Record, Use
-from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
@@ -42,20 +41,28 @@ class Frame:
     buffers: dict[str, Tensor] = field(default_factory=dict)
 
 
-def check_followable(modules: Sequence[tuple[str, nn.Module]]) -> None:
-    """Check that the calls of a model's modules can be seen.
+def compiled(modules: Sequence[tuple[str, nn.Module]]) -> list[nn.Module]:
+    """Those that `torch.jit` compiled: what they call cannot be seen."""
+    return [module for _, module in modules if isinstance(module, torch.jit.ScriptModule)]
+
+
+def note_compiled(session: Session, module: nn.Module, inputs: Any, output: Any) -> None:
+    """Note that a compiled module ran: its parameters, and samples it was given, are lost.
 
     Raises:
-        InputError: A module was compiled by `torch.jit`, and has a parameter that is trained.
+        InputError: It has a parameter that is measured, and the capture is strict.
     """
-    for name, module in modules:
-        if isinstance(module, torch.jit.ScriptModule) and any(
-            p.requires_grad for p in module.parameters()
-        ):
-            raise InputError(
-                f"model: {name or 'the model itself'} was compiled by torch.jit.script or "
-                "torch.jit.trace, whose calls cannot be seen; expected the module it was made from"
-            )
+    tensors = tensors_in(output)
+    if any(t.requires_grad for t in tensors):
+        records = session.parameters.within(module).values()
+        reason = (
+            "its module was compiled by torch.jit.script or torch.jit.trace, whose calls cannot be "
+            "seen; put the module that it was made from in its place"
+        )
+        session.cannot([record.name for record in records], reason)
+    if any(where(t) is not None for t in tensors_in(inputs)):
+        for tensor in tensors:
+            mark(tensor, Lost("made by a module that torch.jit compiled"))
 
 
 def owners(modules: Sequence[tuple[str, nn.Module]]) -> list[nn.Module]:
@@ -133,8 +140,11 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     if isinstance(fallback, str):
         session.cannot([record.name for record in local.values()], fallback)
         return None
-    size = sum(record.parameter.nbytes for record in local.values())
-    fallback.holds = size * session.plan.units <= session.max_bytes // 2
+    held = sum(record.parameter.nbytes for record in local.values()) * session.plan.units
+    if len(local) > 1 and session.held + held <= session.max_bytes // 2:
+        fallback.holds = True
+        session.held += held
+    session.fallbacks.append(fallback)
     fallback.buffers = frame.buffers
     fallback.frozen = coupled if session.batch_norm == "frozen" else []
     for name, record in local.items():
