@@ -230,6 +230,8 @@ class Session:
 
     def note_foreign(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Let modules take over for the parameters that a function used, if it did."""
+        if func is Tensor.__setitem__ and torch.is_grad_enabled():
+            output = args[0]  # it returns nothing
         tensors = tensors_in(output)
         if not any(t.requires_grad for t in tensors):
             return
