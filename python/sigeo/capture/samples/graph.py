@@ -1,6 +1,7 @@
 """Autograd's graph, asked where torch ran something without telling anybody.
 
-So it does with custom autograd functions and with functions that `torch.jit` compiled.
+So it does with custom autograd functions and with functions that `torch.jit` compiled. A parameter
+that a layer uses may have such a use as well: what takes it and is no layer of ours is a use.
 """
 
 from __future__ import annotations
@@ -59,9 +60,13 @@ class Graph:
 
 def _viewed_leaf(node: Any) -> Tensor | None:
     """The leaf that a node hands gradients to, as itself or as a view of it."""
-    while node is not None and (kind := _kind(type(node))) != "leaf":
+    while node is not None:
+        type_of_node: Any = type(node)
+        kind = _kind(type_of_node)
+        if kind == "leaf":
+            return node.variable  # type: ignore[no-any-return]
         node = node.next_functions[0][0] if kind == "view" else None
-    return None if node is None else node.variable
+    return None
 
 
 # Only looks at a tensor in another shape: what takes the view takes the tensor.

@@ -19,6 +19,7 @@ from sigeo.capture.samples.functions import tensors_in
 from sigeo.capture.samples.graph import Graph
 from sigeo.capture.samples.mode import Mode, check_alone, eager, in_backward
 from sigeo.capture.samples.parameters import Parameters
+from sigeo.capture.samples.places import lose_places
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.small_parameters import finish_rows
 from sigeo.capture.samples.takeover import Frame, check_followable, hand_over, owners, take_over
@@ -225,6 +226,7 @@ class Session:
             if not tensor.is_leaf and self.parameters.resolve(tensor) is not None:
                 mark(tensor, None)  # a view of a parameter, made where nobody looked
         output = followed(func, args, kwargs, tensors)
+        lose_places(func, args, output)
         self.note_foreign(func, args, kwargs, output)
         return output
 
