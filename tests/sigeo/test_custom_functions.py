@@ -10,6 +10,8 @@ from torch.utils.checkpoint import checkpoint
 
 from sigeo import InputError
 from sigeo.capture import capture
+from sigeo.capture.samples.axis import Axis
+from sigeo.capture.samples.calls import Layer, Linear
 from sigeo.capture.samples.graph import Graph
 from tests.sigeo.sample_loop import SAMPLES, check
 from tests.sigeo.zoo import CLASSES, Function
@@ -108,19 +110,57 @@ def test_what_an_unseen_function_makes_of_samples_is_no_constant(of):
         F.cross_entropy(model(*inputs), labels).backward()
 
 
-def test_functions_are_found_once_and_others_are_not():
+def test_functions_are_found_once():
     weight, other = (torch.randn(3, 3, requires_grad=True) for _ in range(2))
     x = torch.randn(2, 3)
-    y = Product.apply(x, weight.t()) @ other
+    y = Product.apply(x, weight.t()) @ other[:1].expand(3, 3)
     graph = Graph()
-    assert [(name, leaf is weight) for name, leaf in _of_custom(graph, y)] == [("Product", True)]
+    found = _of_functions(graph, y)
+    assert [(name, leaf is weight) for name, leaf in found] == [
+        ("MmBackward0", False),
+        ("Product", True),
+    ]
     assert list(graph.leaves([y * 2, x])) == []
-    assert [name for name, _ in _of_custom(graph, Product.apply(y, other))] == ["Product"]
-    assert [name for name, _ in _of_custom(Graph(), Straight.apply(other))] == ["Straight"]
+    assert [name for name, _ in _of_functions(graph, Product.apply(y, other))] == ["Product"]
+    assert [name for name, _ in _of_functions(Graph(), Straight.apply(other))] == ["Straight"]
 
 
-def _of_custom(graph, output):
+def _of_functions(graph, output):
     return [(name, leaf) for name, leaf in graph.leaves([output]) if name is not None]
+
+
+def test_what_only_reaches_a_layer_is_taken_by_no_function():
+    table, weight = (torch.randn(3, 3, requires_grad=True) for _ in range(2))
+    rows = F.embedding(torch.tensor([0, 2]), table)
+    bags = F.embedding_bag(torch.tensor([[0, 2]]), table)
+    y = Layer.apply(Linear(Axis(0, 2), {}), rows + bags, weight[1:].t().unsqueeze(0)[0].t(), None)
+    assert _of_functions(Graph(), y.tanh() * 2) == []
+
+
+@torch.jit.script
+def _writes(values: torch.Tensor, parameter: torch.Tensor):
+    values[:, 0] = parameter[1]
+
+
+def _writes_unseen(values, parameter):
+    with torch._C.DisableTorchFunction():
+        values[:, 0] = parameter[1]
+
+
+def _scales_unseen(values, parameter):
+    with torch._C.DisableTorchFunction():
+        values.mul_(parameter.exp())
+
+
+@pytest.mark.parametrize("write", [_writes, _writes_unseen, _scales_unseen])
+@pytest.mark.parametrize("of", [lambda m: m.first.bias, lambda m: m.weight.t()[1]])
+def test_what_an_unseen_function_writes_counts_beside_a_layer(write, of):
+    def run(m, x):
+        h = F.linear(m.first(x), m.weight).tanh().clone()
+        write(h, of(m))
+        return m.out(h)
+
+    check(model_of(run), *labelled())
 
 
 class Scripted(nn.Module):

@@ -1,6 +1,7 @@
 """Autograd's graph, asked where torch ran something without telling anybody.
 
-So it does with custom autograd functions and with functions that `torch.jit` compiled.
+So it does with custom autograd functions and with functions that `torch.jit` compiled. A parameter
+that a layer uses may have such a use as well: what takes it and is no layer of ours is a use.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ class Graph:
     def leaves(self, outputs: Iterable[Tensor]) -> Iterator[tuple[str | None, Tensor]]:
         """The leaves behind these tensors, where that was not said before.
 
-        Each comes for itself, and once more for every custom function that takes it; a view of a
-        leaf, a transposed weight say, counts as the leaf.
+        Each comes for itself, and once more for every function that takes it and is no layer of
+        ours; a view of a leaf, a transposed weight say, counts as the leaf.
 
         Yields:
-            The custom function's name, or None, and the leaf.
+            The function's name, or None, and the leaf.
         """
         waiting: list[Any] = [tensor.grad_fn for tensor in outputs]
         while waiting:
@@ -48,18 +49,46 @@ class Graph:
             if kind == "custom":
                 name = node.name().removesuffix("Backward")
                 yield from ((name, leaf) for leaf in map(leaf_behind, sources) if leaf is not None)
+            elif kind == "other":
+                taken = (leaf for leaf in map(_viewed_leaf, sources) if leaf is not None)
+                yield from ((type_of_node.__name__, leaf) for leaf in taken)
 
     def forget(self) -> None:
         """Let go of the graph."""
         self._seen.clear()
 
 
+def _viewed_leaf(node: Any) -> Tensor | None:
+    """The leaf that a node hands gradients to, as itself or as a view of it."""
+    while node is not None:
+        type_of_node: Any = type(node)
+        kind = _kind(type_of_node)
+        if kind == "leaf":
+            return node.variable  # type: ignore[no-any-return]
+        node = node.next_functions[0][0] if kind == "view" else None
+    return None
+
+
+# Only looks at a tensor in another shape: what takes the view takes the tensor.
+_VIEWS = {
+    "Alias", "AsStrided", "Diagonal", "Expand", "Permute", "ReshapeAlias", "Select", "Slice",
+    "Split", "SplitWithSizes", "Squeeze", "T", "Transpose", "Unbind", "Unfold", "Unsqueeze", "View",
+    "ViewAsComplex", "ViewAsReal",
+}  # fmt: skip
+_TABLES = {"Embedding", "EmbeddingBag"}  # their look-ups are seen, and measured by hooks
+
+
 @functools.lru_cache(1024)
-def _kind(node: Any) -> Literal["leaf", "custom", "other"]:
+def _kind(node: Any) -> Literal["leaf", "ours", "custom", "view", "other"]:
     """What a type of nodes stands for."""
     name: str = node.__name__
     if name == "AccumulateGrad":
         return "leaf"
     if issubclass(node, BackwardCFunction):
-        return "other" if getattr(node, "_forward_cls", None) is Layer else "custom"
-    return "custom" if name == "CppFunction" else "other"  # of C++; torch's have types of their own
+        return "ours" if getattr(node, "_forward_cls", None) is Layer else "custom"
+    if name == "CppFunction":  # of C++; torch's have types of their own
+        return "custom"
+    function = name.rstrip("0123456789").removesuffix("Backward")
+    if function in _TABLES:
+        return "ours"
+    return "view" if function in _VIEWS else "other"

@@ -19,6 +19,7 @@ from sigeo.capture.samples.functions import tensors_in
 from sigeo.capture.samples.graph import Graph
 from sigeo.capture.samples.mode import Mode, check_apart, eager, in_backward, open_sessions
 from sigeo.capture.samples.parameters import Parameters
+from sigeo.capture.samples.places import lose_places
 from sigeo.capture.samples.recognised import HANDLERS
 from sigeo.capture.samples.small_parameters import finish_rows
 from sigeo.capture.samples.takeover import (
@@ -259,11 +260,14 @@ class Session:
             if not tensor.is_leaf and self.parameters.resolve(tensor) is not None:
                 mark(tensor, None)  # a view of a parameter, made where nobody looked
         output = followed(func, args, kwargs, tensors)
+        lose_places(func, args, output)
         self.note_foreign(func, args, kwargs, output)
         return output
 
     def note_foreign(self, func: Any, args: Any, kwargs: Any, output: Any) -> None:
         """Let modules take over for the parameters that a function used, if it did."""
+        if func is Tensor.__setitem__ and torch.is_grad_enabled():
+            output = args[0]  # it returns nothing
         tensors = tensors_in(output)
         if not any(t.requires_grad for t in tensors):
             return

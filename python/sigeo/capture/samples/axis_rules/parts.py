@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from sigeo.capture.samples.axis import Axis, Lost, Where
+from sigeo.capture.samples.axis import Axis, Lost, Where, where
 from sigeo.capture.samples.axis_rules.registry import first, mixed, rule
 
 
@@ -35,6 +36,35 @@ def indexed(axis: Axis, dims: int, index: Any) -> Axis | None:
         else:
             return None
     return axis.at(place + max(0, axis.dim - source))
+
+
+def picks_samples(axis: Axis, dims: int, index: Any) -> bool:
+    """Whether ``x[index] = value`` may choose samples by their numbers; masks made of them do not.
+
+    Each then is treated as its place in the batch says, and alone would be treated otherwise.
+    """
+    entries = list(index) if isinstance(index, tuple) else [index]
+    sizes = [_taken(entry) for entry in entries]
+    source = 0
+    for entry, size in zip(entries, sizes, strict=True):
+        if entry is Ellipsis:
+            source += dims - sum(sizes)
+        elif source <= axis.dim < source + size:
+            whole = isinstance(entry, slice) and entry == slice(None)
+            masks = isinstance(entry, Tensor) and entry.dtype == torch.bool
+            place = where(entry) if masks else None
+            made = isinstance(place, Axis) and place.at(source + place.dim) == axis
+            return not (whole or made)
+        source += size
+    return False
+
+
+def _taken(entry: Any) -> int:
+    """How many dimensions an index takes."""
+    if entry is None or entry is Ellipsis:
+        return 0
+    masks = isinstance(entry, Tensor) and entry.dtype in (torch.bool, torch.uint8)
+    return entry.dim() if masks else 1
 
 
 def _part(axis: Axis, begin: int, size: int) -> Where:
