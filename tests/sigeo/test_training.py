@@ -335,6 +335,10 @@ def test_the_trainer_clips_norms_of_all_gradients_together():
     assert torch.cat([m.flatten() for m in moved]).norm() == pytest.approx(0.5, rel=1e-4)
 
 
+def test_a_source_shows_no_values():
+    assert repr(source()) == "Source(44 images, seed=3)"
+
+
 def test_images_are_changed_before_the_step():
     class Shift:
         def __call__(self, images, step, view=0):

@@ -279,6 +279,11 @@ class Source:
     seed: int
     augment: Augment | None = None
 
+    def __repr__(self) -> str:
+        """The number of images and the seed, not the order."""
+        changed = "" if self.augment is None else f", augment={self.augment!r}"
+        return f"Source({len(self.order)} images, seed={self.seed}{changed})"
+
     def take(self, config: Training, step: int) -> Batch:
         """The batch of a step.
 
