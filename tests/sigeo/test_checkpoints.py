@@ -12,6 +12,7 @@ from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.shared_weights import load_shared_weights
 from sigeo.store import Record
 from sigeo.supernet import (
+    CrossEntropy,
     TrainingState,
     Uniform,
     WarmUp,
@@ -129,9 +130,13 @@ def test_more_passes_than_there_are_are_refused():
     with pytest.raises(
         InputError, match="keep must be at most 2, its passes over 40 images, got 3"
     ):
-        kept_by(training(epochs=2, keep=3))
+        training(epochs=2, keep=3)
     with pytest.raises(InputError, match="keep must be a whole number of at least 1, got 0"):
         training(keep=0)
+    with pytest.raises(InputError, match="keep must be at most 2, its passes over 8 images, got 3"):
+        WarmUp.of_steps(2, 8, batch_size=8, keep=3)
+    assert WarmUp.of_steps(3, 8, batch_size=8, keep=3).passes == 3
+    assert WarmUp(0, keep=3).keep == 3  # settings of trainings to be made
 
 
 def test_settings_of_one_checkpoint_are_as_ever():
@@ -216,3 +221,50 @@ def test_equal_checkpoints_are_equal_files(tmp_path):
     for found in (back.weights, back.kept[0]):
         assert found.keys() == weights.keys()
         assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+
+def test_a_checkpoint_may_be_named_by_a_string(tmp_path):
+    path = tmp_path / "c.safetensors"
+    supernet, budget = trained(Uniform(SPACE, seed=3), path=str(path))
+    again, kept = trained(Uniform(SPACE, seed=3), path=str(path))
+    assert load_checkpoint(path)[0].step == 6 and kept == budget
+    assert_same(again, supernet)
+
+
+@pytest.mark.parametrize("clip", [5.0, None])
+def test_diverged_training_is_reported_with_its_first_broken_step(tmp_path, monkeypatch, clip):
+    """The checkpoint is then the last good one, from which the same call ends the same."""
+
+    def loss_of(supernet, paths, batch, step):
+        loss = CrossEntropy()(supernet, paths, batch, step)
+        return loss * float("nan") if step in (3, 4) else loss
+
+    monkeypatch.setattr("sigeo.supernet.loop._SECONDS_BETWEEN_SAVES", -1.0)
+    path = tmp_path / "c.safetensors"
+    what = "the loss of step 4 of 6 is not finite; take a smaller lr, it is 0.1"
+    what += "" if clip else r", or bound the gradients \(clip\)"
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"^training: {what}$"):
+            trained(Uniform(SPACE, seed=3), loss_of, path=path, config=training(clip=clip))
+        assert load_checkpoint(path)[0].step == 3
+    monkeypatch.setattr("sigeo.supernet.loop._SECONDS_BETWEEN_SAVES", 1e9)
+    with pytest.raises(InputError, match="the loss of step 4 of 6"):  # read at the end alone
+        trained(Uniform(SPACE, seed=3), loss_of, config=training(clip=clip))
+
+
+def test_weights_that_the_last_step_breaks_are_not_kept(tmp_path):
+    def steep(supernet, paths, batch, step):
+        loss = CrossEntropy()(supernet, paths, batch, step)
+        next(p.grad for p in supernet.parameters() if p.grad is not None).fill_(float("inf"))
+        return loss
+
+    path = tmp_path / "c.safetensors"
+    config = training(limit=1, clip=None)
+    with pytest.raises(InputError, match="a weight after step 1 of 1 is not finite; take a"):
+        trained(Uniform(SPACE, seed=3), steep, path=path, config=config)
+    assert not path.exists()
+
+
+def test_a_loss_that_is_no_tensor_is_refused():
+    with pytest.raises(InputError, match="must return the loss as a tensor, got NoneType"):
+        trained(Uniform(SPACE, seed=3), lambda *step: None)

@@ -66,6 +66,8 @@ def test_resized_images_are_means_of_areas():
 
 def test_digits():
     data = load("digits")
+    assert repr(data) == "digits: 1437 train, 360 test, 1x8x8, 10 classes"
+    assert repr(data.test) == "Split(360 images, 1x8x8)"
     assert (len(data.train), len(data.test), data.channels, data.size, data.classes) == (
         1437,
         360,

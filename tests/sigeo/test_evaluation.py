@@ -143,12 +143,32 @@ def test_bad_settings():
         ({"norm": "tracked"}, "keeps no running statistics"),
         ({"norm": "recalibrated"}, "takes at least one batch, got 0"),
         ({"calibration": batches()}, "norm='batch' takes no batch, got 2"),
+        ({"norm": "recalibrated", "calibration": batches()[0]}, "calibration: expected pairs, as"),
         ({"at_once": 0}, "at_once: must be at least 1, got 0"),
     ):
         with pytest.raises(InputError, match=message):
             evaluate(supernet, ARCHS, batches(), **options)
     with pytest.raises(InputError, match="batches: expected at least one, got none"):
         evaluate(supernet, ARCHS, [])
+    with pytest.raises(InputError, match=r"batches: expected pairs, as \[\(images, labels\)\]"):
+        evaluate(supernet, ARCHS, batches()[0])
+
+
+def test_architectures_come_in_anything_that_gives_several():
+    supernet = SPACE.supernet()
+    expected = evaluate(supernet, ARCHS, batches())
+    found = evaluate(supernet, (arch for arch in ARCHS), iter(batches()))
+    assert torch.equal(found.loss, expected.loss) and found.images == expected.images
+    scores = score_many(supernet, iter(ARCHS), batches(), ["zico"])
+    assert scores == score_many(supernet, ARCHS, batches(), ["zico"]) and len(scores) == 5
+    for one, said in ((ARCHS[0], "Cell"), (str(ARCHS[0]), "str"), (7, "int '7'")):
+        message = f"archs: expected several architectures, such as a list, got one {said}"
+        for call in (
+            lambda one: evaluate(supernet, one, batches()),
+            lambda one: score_many(supernet, one, batches(), ["zico"]),
+        ):
+            with pytest.raises(InputError, match=message):
+                call(one)
 
 
 def test_architectures_of_another_space_are_refused_in_one_line():

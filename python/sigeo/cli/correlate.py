@@ -88,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if len(known) < 3:
         other = "" if known else f": those ranked are like {archs[0]}, these like {table.archs[0]}"
         raise InputError(
-            f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
-            f"found {len(known)}{other}"
+            f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
+            f"{len(known)} of {len(archs)}{other}"
         )
     top = table_options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])

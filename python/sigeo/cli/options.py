@@ -325,10 +325,15 @@ def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
     return tuple(resolve([made(name) for name in names.listed(args.proxy)]))
 
 
+def run_path(args: argparse.Namespace) -> Path:
+    """The folder of a run."""
+    name = file_name(f"{args.space}-{Path(args.data).stem}")
+    return Path(args.out) if args.out is not None else Path("runs") / name
+
+
 def run_folder(args: argparse.Namespace) -> Path:
     """The folder of a run, made if it is not there."""
-    name = file_name(f"{args.space}-{Path(args.data).stem}")
-    folder = Path(args.out) if args.out is not None else Path("runs") / name
+    folder = run_path(args)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

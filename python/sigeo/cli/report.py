@@ -72,8 +72,8 @@ def _measured(
     known = np.isfinite(values)
     if known.sum() < 3:
         raise InputError(
-            f"--table: expected at least 3 of the {len(archs)} architectures in {table.path}, "
-            f"found {known.sum()}"
+            f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
+            f"{known.sum()} of {len(archs)}"
         )
     standing = np.array(columns["standing"])[known] if "standing" in columns else None
     correlations = {}

@@ -165,9 +165,9 @@ def _keywords(text: str) -> dict[str, Any]:
 
 
 def _said(error: BaseException) -> str:
-    """An exception's type and the first line of its message, if it has one."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    """An exception's type and its message in one line, if it has one."""
+    message = console.one_line(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _document(

@@ -129,6 +129,7 @@ def _carry_out(args: argparse.Namespace) -> int:
     entrant = Entrant.parse(args.recipe)
     held_out = 200 if args.held_out is None else args.held_out
     data, space = options.load_data_and_space(args)
+    keep, args.keep = args.keep, None  # of the trainings at the end, not of the budget
     config = warmup_options.warm_up(args, max(0, len(data.train) - held_out), "supernet")
     assert config is not None
     schedule = "cosine" if args.schedule is None else args.schedule
@@ -137,14 +138,14 @@ def _carry_out(args: argparse.Namespace) -> int:
         "lr": config.lr,
         "schedule": schedule,
     }
-    if config.keep > 1:
-        settings["keep"] = config.keep
+    if keep is not None and keep > 1:
+        settings["keep"] = keep
     budget = config.steps * config.batch_size
     study = Study(space, data, budget, held_out, settings, device=args.device)
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
     if args.schedule is not None and recipe.gradual is not None:
         raise InputError("--schedule: a recipe decides that itself")
-    folder = options.run_folder(args)
+    folder = options.run_path(args)  # made by the work, once nothing is refused
     own = folder / options.file_name(entrant.label) / str(args.seed)
     with console.progress(entrant.label) as report:
         work = Development(recipe, study, args.seed, own, report)

@@ -29,6 +29,10 @@ class Split:
         """The number of images."""
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        """Number and shape, not the values."""
+        return f"Split({len(self)} images, {_times(self.images.shape[1:])})"
+
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
@@ -82,6 +86,13 @@ class ImageData:
                 )
         if len(self.train) == 0:
             raise InputError(f"{self.name}: expected training images, got none")
+
+    def __repr__(self) -> str:
+        """Name, numbers and shape, not the values."""
+        return (
+            f"{self.name}: {len(self.train)} train, {len(self.test)} test, "
+            f"{_times(self.train.images.shape[1:])}, {self.classes} classes"
+        )
 
     @property
     def channels(self) -> int:
@@ -149,6 +160,10 @@ class ImageData:
         """A random order of the training images, the same for the same seed."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randperm(len(self.train), generator=generator)
+
+
+def _times(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _shrunk(images: Tensor, size: int) -> Tensor:

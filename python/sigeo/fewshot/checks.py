@@ -80,7 +80,7 @@ def _check_passes(work: Development) -> None:
             f"{recipe.name}: has no training at the end, so keep must be 1, got {study.keep}"
         )
     steps = work.steps_of(work.unit * recipe.after, "the last training")
-    passes = study.training(steps).passes
+    passes = study.training(steps, keep=1).passes
     if passes < study.keep:
         budget = _budget_of_passes(work)
         raise InputError(
@@ -93,6 +93,6 @@ def _check_passes(work: Development) -> None:
 def _budget_of_passes(work: Development) -> int:
     """The smallest budget whose trainings at the end begin as many passes as weights are kept."""
     recipe, study = work.recipe, work.study
-    a_pass = study.training(len(study.data.train)).steps_per_epoch
+    a_pass = study.training(len(study.data.train), keep=1).steps_per_epoch
     images = work.processed((study.keep - 1) * a_pass + 1)
     return max(work.least, work.budget_of(images / recipe.after))

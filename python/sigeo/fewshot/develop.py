@@ -285,7 +285,7 @@ class Development:
 
     def _images_of(self, steps: int) -> int:
         """Training images of the steps of a training, short last batches as what they hold."""
-        return self.study.training(steps).images_of(steps)
+        return self.study.training(steps, keep=1).images_of(steps)
 
     def charge(self, cost: Budget) -> None:
         """Count images."""

@@ -22,6 +22,7 @@ from sigeo.errors import InputError
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import check_needs, resolve, score, unreached
 from sigeo.spaces import Supernet
+from sigeo.spaces.base import listed
 from sigeo.supernet import (
     many_gradient_statistics,
     many_sample_statistics,
@@ -121,7 +122,7 @@ def stackable(proxy: Proxy, supernet: Supernet[Any] | None = None) -> bool:
 @torch.enable_grad()
 def score_many(
     supernet: Supernet[Any],
-    archs: Sequence[Any],
+    archs: Iterable[Any],
     batches: Iterable[object] | Batches,
     proxies: Sequence[str | Proxy] = ("sigeo", "zico"),
     *,
@@ -153,7 +154,7 @@ def score_many(
         The scores of each subnet, in the order given.
 
     Raises:
-        InputError: As `sigeo.score`; or a number that is not at least 1.
+        InputError: As `sigeo.score`; one architecture; or a number that is not at least 1.
     """
     wanted = resolve(proxies)
     if not callable(getattr(supernet, "stack", None)):
@@ -169,6 +170,7 @@ def score_many(
     check_needs(wanted, batches=len(data), labelled=data.labelled)
     if not isinstance(data[0][0], Tensor):
         raise InputError(f"batches: inputs must be one tensor, got {type(data[0][0]).__name__}")
+    archs = listed(archs)
     distinct = list(dict.fromkeys(archs))
     stacked = [proxy for proxy in wanted if stackable(proxy, supernet)]
     found: dict[Any, dict[str, Score]] = {arch: {} for arch in distinct}

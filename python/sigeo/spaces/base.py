@@ -3,16 +3,31 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from sigeo.errors import InputError
 from sigeo.spaces.streams import Streams
 
 A = TypeVar("A", bound=Hashable)
 A_in = TypeVar("A_in", bound=Hashable, contravariant=True)
+
+
+def listed(archs: Iterable[Any]) -> list[Any]:
+    """Architectures that are given in a list, or as a generator gives them.
+
+    Raises:
+        InputError: One architecture.
+    """
+    if isinstance(archs, str) or not isinstance(archs, Iterable):
+        raise InputError(
+            f"archs: expected several architectures, such as a list, got one "
+            f"{type(archs).__name__} {str(archs)!r}"
+        )
+    return list(archs)
 
 
 @dataclass(frozen=True)

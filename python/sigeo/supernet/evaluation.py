@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sigeo.capture import LossFunction, batch_loss
 from sigeo.errors import InputError
 from sigeo.spaces import ElasticSupernet, Stack, Supernet
+from sigeo.spaces.base import listed
 from sigeo.supernet.many import shared_pass
 from sigeo.supernet.settings import Batch
 
@@ -37,11 +38,11 @@ class Evaluation:
 
 def evaluate(
     supernet: Supernet[Any],
-    archs: Sequence[Any],
-    batches: Sequence[Batch],
+    archs: Iterable[Any],
+    batches: Iterable[Batch],
     *,
     norm: Statistics = "batch",
-    calibration: Sequence[Batch] = (),
+    calibration: Iterable[Batch] = (),
     at_once: int = 4,
     loss_fn: LossFunction = nn.functional.cross_entropy,
 ) -> Evaluation:
@@ -64,9 +65,10 @@ def evaluate(
         loss_fn: (output, labels) to the mean loss of a batch.
 
     Raises:
-        InputError: No batch, running statistics that are not there, or calibration that does not
-            go with ``norm``.
+        InputError: One architecture instead of several, no batch or no pairs, running statistics
+            that are not there, or calibration that does not go with ``norm``.
     """
+    archs, batches, calibration = listed(archs), list(batches), list(calibration)
     _check(norm, batches, calibration, at_once)
     module: nn.Module = supernet  # type: ignore[assignment]
     judge = _Judge(supernet, batches, loss_fn)
@@ -105,6 +107,9 @@ def _check(
         raise InputError(f"norm: must be batch, tracked or recalibrated, got {norm!r}")
     if len(batches) == 0:
         raise InputError("batches: expected at least one, got none")
+    for name, given in (("batches", batches), ("calibration", calibration)):
+        if not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in given):
+            raise InputError(f"{name}: expected pairs, as [(images, labels)]")
     if at_once < 1:
         raise InputError(f"at_once: must be at least 1, got {at_once}")
     if (norm == "recalibrated") != (len(calibration) > 0):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from sigeo.capture.state import device_of
@@ -52,7 +54,7 @@ def train_supernet(
     objective: LossHook | None = None,
     *,
     settings: Mapping[str, Any],
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     kept: list[Weights] | None = None,
 ) -> Budget:
@@ -79,8 +81,8 @@ def train_supernet(
 
     Raises:
         InputError: The checkpoint is damaged, of other settings, or cannot be written; the
-            settings are not what JSON can hold; or the weights of more passes are to be kept than
-            there are.
+            settings are not what JSON can hold; or a loss or the weights are not finite, which is
+            looked at every few seconds and at the end: the checkpoint is then the last one before.
     """
     objective = CrossEntropy() if objective is None else objective
     parts: dict[str, Any] = {"training": config, "sampler": sampler, "objective": objective}
@@ -122,32 +124,29 @@ def run(
     objective: LossHook,
     *,
     settings: dict[str, Any],
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     kept: list[Weights] | None = None,
 ) -> Budget:
     """As `train_supernet`, with all settings given.
 
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
-            weights of more passes are to be kept than there are.
+        InputError: As `train_supernet`.
     """
-    if config.keep > max(1, config.passes):
-        raise InputError(
-            f"{config.what}: keep must be at most {config.passes}, its passes over "
-            f"{config.images} images, got {config.keep}"
-        )
     training = _Run(supernet, config, source, sampler, objective)
-    if checkpoint is not None and checkpoint.exists():
-        training.resume(checkpoint, settings)
+    path = None if checkpoint is None else Path(checkpoint)
+    if path is not None and path.exists():
+        training.resume(path, settings)
     saved = time.monotonic()
     while not training.done:
         training.take()
         if progress is not None:
             progress(training.trainer.step, config.steps)
         due = time.monotonic() - saved > _SECONDS_BETWEEN_SAVES
-        if checkpoint is not None and (due or training.done):
-            training.save(checkpoint, settings)
+        if due or training.done:
+            training.check()  # first: broken weights must not take the place of good ones
+            if path is not None:
+                training.save(path, settings)
             saved = time.monotonic()
     if kept is not None:
         kept.extend(training.kept)
@@ -174,6 +173,7 @@ class _Run:
         self.trainer = Trainer(self.module, self._backward, config)
         self.budget = Budget()
         self.kept: list[Weights] = []
+        self._finite: list[Tensor] = []  # of each step since the last check; read then, as it waits
 
     @property
     def done(self) -> bool:
@@ -181,13 +181,44 @@ class _Run:
         return self.trainer.step >= self.config.steps or self.sampler.done
 
     def take(self) -> None:
-        """One step."""
+        """One step.
+
+        Raises:
+            InputError: The objective returns no tensor.
+        """
         step = self.trainer.step
         if self.config.keep > 1 and step > 0 and step % self.config.steps_per_epoch == 0:
             self._keep()
         if hasattr(self.supernet, "start_step"):
             self.supernet.start_step(step, self.config.steps, self.source.seed)
-        self.trainer.take(self.source.take(self.config, step))
+        loss = self.trainer.take(self.source.take(self.config, step))
+        if not isinstance(loss, Tensor):
+            raise InputError(
+                f"objective: must return the loss as a tensor, got {type(loss).__name__}"
+            )
+        self._finite.append(loss.isfinite().all())
+
+    def check(self) -> None:
+        """See that the losses since the last check and the weights are finite.
+
+        Raises:
+            InputError: They are not.
+        """
+        end = self.trainer.step
+        losses = torch.stack(self._finite).tolist() if self._finite else []
+        if not all(losses):
+            step = end - len(losses) + losses.index(False) + 1
+            raise self._diverged(f"the loss of step {step}")
+        self._finite.clear()
+        if not all(bool(p.isfinite().all()) for p in self.module.parameters()):
+            raise self._diverged(f"a weight after step {end}")
+
+    def _diverged(self, what: str) -> InputError:
+        bound = ", or bound the gradients (clip)" if self.config.clip is None else ""
+        return InputError(
+            f"{self.config.what}: {what} of {self.config.steps} is not finite; take a smaller lr, "
+            f"it is {self.config.lr:g}{bound}"
+        )
 
     def _keep(self) -> None:
         """Keep the weights at the end of a pass, now that there is a step after it.

@@ -107,8 +107,14 @@ class Training:
         ):
             if getattr(self, name) not in known:
                 raise InputError(
-                    f"{self.what}: {name} must be one of {known}, got {getattr(self, name)!r}"
+                    f"{self.what}: {name} must be one of {', '.join(map(str, known))}, "
+                    f"got {getattr(self, name)!r}"
                 )
+        if self.steps and self.keep > self.passes:  # of no step: settings of trainings to be made
+            raise InputError(
+                f"{self.what}: keep must be at most {self.passes}, its passes over {self.images} "
+                f"images, got {self.keep}"
+            )
 
     def _check_numbers(self) -> None:
         for name, right, expected in (
@@ -147,9 +153,9 @@ class Training:
                 f"{cls.what}: steps must be at least 1 on at least 2 images, "
                 f"got {steps} on {available}"
             )
-        one_pass = cls(min(available, steps * size), **settings)
+        one_pass = cls(min(available, steps * size), **{**settings, "keep": 1})
         epochs = -(-steps // one_pass.steps_per_epoch)
-        return replace(one_pass, epochs=epochs, limit=steps)
+        return replace(one_pass, epochs=epochs, limit=steps, keep=settings.get("keep", 1))
 
     @classmethod
     def of_budget(
@@ -272,6 +278,11 @@ class Source:
     batch: Callable[[Tensor], Batch]
     seed: int
     augment: Augment | None = None
+
+    def __repr__(self) -> str:
+        """The number of images and the seed, not the order."""
+        changed = "" if self.augment is None else f", augment={self.augment!r}"
+        return f"Source({len(self.order)} images, seed={self.seed}{changed})"
 
     def take(self, config: Training, step: int) -> Batch:
         """The batch of a step.

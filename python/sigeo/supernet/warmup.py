@@ -6,8 +6,8 @@ images, batches and sampled paths are the beginning of a longer one's.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -158,7 +158,7 @@ def warm_up_supernet(
     source: Source,
     *,
     settings: dict[str, Any],
-    checkpoint: Path | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
     kept: list[Weights] | None = None,
 ) -> Budget:
@@ -181,8 +181,7 @@ def warm_up_supernet(
         What it has cost, with the steps before an interruption.
 
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written; or the
-            sampler does not go with the space or the images.
+        InputError: As `train_supernet`; or the sampler does not go with the space or the images.
     """
     sampler = named(
         config.sampler,

@@ -260,8 +260,8 @@ def test_a_table_without_the_column_and_one_without_the_architectures(ranking, c
         (
             "b.csv",
             "acc",
-            "--table: expected at least 3 of the 12 architectures in b.csv, found 0: those ranked "
-            "are like |",
+            "--table: needs values of at least 3 of the architectures scored, b.csv has 0 of 12: "
+            "those ranked are like |",
         ),
     ):
         code, _, err = run(

@@ -114,7 +114,7 @@ def test_list_names_every_recipe_and_its_options(capsys):
         ),
         (
             ["--table", "t.csv", "--metric", "acc", "--recipes", 'one-shot:paths="x"'],
-            "recipe one-shot: paths must be like 1, got 'x'",
+            "recipe one-shot: paths must be a whole number, got 'x'",
         ),
         (["--recipes", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
         (["--recipes", "fair: repeats=4"], "of fair, whose options are width, got 'repeats=4'"),

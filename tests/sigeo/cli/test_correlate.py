@@ -119,6 +119,15 @@ def test_correlate_in_every_format(ranking, capsys):
     assert "Kendall, best 2: takes 5 architectures or more" in err and "larger" not in err
 
 
+def test_a_ranking_of_two_architectures_has_no_correlation(capsys):
+    Path("t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\n")
+    Path("s.csv").write_text("arch_str,zico\na,1\nx,2\n")
+    given = ["correlate", "--scores", "s.csv", "--table", "t.csv", "--metric", "acc"]
+    code, out, err = run(*given, capsys=capsys)
+    message = "needs values of at least 3 of the architectures scored, t.csv has 1 of 2"
+    assert (code, out, err) == (2, "", f"sigeo correlate: --table: {message}\n")
+
+
 def test_correlate_with_the_published_table(ranking, capsys):
     folder, _ = ranking
     table = str(shared_file("data/nasbench201.csv.gz"))

@@ -221,6 +221,10 @@ REFUSED = {
         ["--space", "mlp", "--metric", "gradient_matching", "--warmup-steps", "3"],
         "gradient_matching: does not serve mlp, whose supernet",
     ),
+    "lid-blocks": (
+        ["--space", "mlp", "--metric", "lid"],
+        "lid: does not serve mlp, whose networks do not say what their blocks are; a proxy such",
+    ),
     "too-many": (
         ["--metric", "random", "--leaves", "6", "--factors", "6"],
         "--leaves: must be at most 5, got 6 (split: cuts one below another need 1 or more choices",

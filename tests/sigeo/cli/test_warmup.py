@@ -192,6 +192,7 @@ def test_the_one_shot_to_few_shot_scheme_on_an_elastic_space(capsys):
     assert code == 2 and err.endswith("--schedule: a recipe decides that itself\n")
     code, _, err = run(*given[:-1], "--warmup-steps", "2", "--out", "h", capsys=capsys)
     assert code == 2 and "needs 384 processed images or more, got 32 of 2 steps" in err
+    assert not Path("h").exists()
 
 
 def test_rankings_average_over_the_checkpoints_that_are_kept(capsys):
@@ -229,3 +230,11 @@ def test_a_recipe_keeps_the_checkpoints_of_its_last_trainings(capsys):
     rank = ["rank", *SMALL, "--archs", "2", "--proxy", "zico", "--init", "family:f"]
     code, _, err = run(*rank, "--out", "r", capsys=capsys)
     assert code == 0 and "scores are means over 3 checkpoints of the weights" in err
+
+
+def test_a_diverged_warm_up_is_an_error_and_leaves_nothing(capsys):
+    given = [*WARM, "--warmup-steps", "8", "--warmup-lr", "1e12"]
+    code, out, err = run(*given, "--json", capsys=capsys)
+    assert (code, out) == (2, "") and err.startswith("sigeo warmup: warm-up: the loss of step ")
+    assert err.endswith(" of 8 is not finite; take a smaller lr, it is 1e+12\n")
+    assert not list(Path("w").glob("*.safetensors"))

@@ -29,10 +29,13 @@ def network_blocks(network: nn.Module) -> Sequence[nn.Module]:
     Raises:
         InputError: It has none.
     """
-    blocks = getattr(network, "blocks", None)
-    if not isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+    if not _has_blocks(network):
         raise InputError(f"lid: expected a network with blocks, got {type(network).__name__}")
-    return list(blocks)
+    return list(network.blocks)  # type: ignore[arg-type]
+
+
+def _has_blocks(network: nn.Module) -> bool:
+    return isinstance(getattr(network, "blocks", None), (nn.ModuleList, nn.Sequential))
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,13 @@ class LID:
             InputError: Networks without the blocks that are looked at, or a batch of k samples or
                 fewer.
         """
-        self.blocks(subject.networks().subnet(subject.paths(0)[0]))
+        network = subject.networks().subnet(subject.paths(0)[0])
+        if self.blocks is network_blocks and not _has_blocks(network):
+            raise InputError(
+                f"lid: does not serve {subject.space.name}, whose networks do not say what their "
+                "blocks are; a proxy such as zico does"
+            )
+        self.blocks(network)
         data = subject.data()
         check_samples(min(len(data[place][1]) for place in range(len(data))), self.k)
 

@@ -57,10 +57,9 @@ class Entry:
                 continue
             example = examples[option]
             if not _alike(value, example):
-                kind = "a whole number" if isinstance(example, int) else "a number"
-                expected = (
-                    f"like {example!r}" if defaults[option] is not None else f"{kind} or None"
-                )
+                expected = _expected(value, example)
+                if defaults[option] is None:
+                    expected += " or None"
                 raise InputError(f"recipe {self.name}: {option} must be {expected}, got {value!r}")
             found[option] = _as(value, example)
         return found
@@ -143,6 +142,19 @@ def _alike(value: Any, default: Any) -> bool:
     if isinstance(default, float):
         return number
     return type(value) is type(default)
+
+
+def _expected(value: Any, default: Any) -> str:
+    """What an option must be whose value is not of the kind of its default, in words."""
+    if isinstance(default, (tuple, list)):
+        return f"a list like {list(default)!r}"
+    if isinstance(default, bool):
+        return "true or false"
+    if isinstance(default, str):
+        return f"a name like {default}"
+    number = "a whole number" if isinstance(default, int) else "a number"
+    large = isinstance(value, (int, float)) and not abs(value) < _LARGEST
+    return f"{number} below {_LARGEST:g}" if large else number
 
 
 def _as(value: Any, default: Any) -> Any:
