@@ -15,6 +15,9 @@ inline constexpr int kOuterPanel = 8;
 inline constexpr int kOuterRows = 4;
 inline constexpr int kOuterVectors = 1;  // of x
 
+// Units added up before the sum goes to a second one: bounds the growth of rounding errors.
+inline constexpr int64_t kUnitsRun = 128;
+
 // Both packed as by `pack_panels`: x in panels of kOuterVectors vectors, d in those of kOuterPanel.
 template <class T>
 struct OuterJob {
@@ -37,8 +40,8 @@ struct OuterTile {
   // Adds up what `step(sums, g, r, v)` adds to `sums` of every unit's g.
   template <int kSums, class Step>
   SIGEO_INLINE void add_up(V (&total)[kSums][kOuterRows][kOuterVectors], const Step& step) const {
-    for (int64_t from = 0; from < units; from += kRun) {
-      const int64_t to = std::min(units, from + kRun);
+    for (int64_t from = 0; from < units; from += kUnitsRun) {
+      const int64_t to = std::min(units, from + kUnitsRun);
       V sums[kSums][kOuterRows][kOuterVectors] = {};
       for (int64_t unit = from; unit < to; ++unit) {
 #pragma GCC unroll 4
