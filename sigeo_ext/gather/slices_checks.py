@@ -18,22 +18,30 @@ from sigeo_ext.gather.selection import check_dtypes, check_index, check_list, ch
 
 def check_linear(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: Any) -> None:
     """Require a weight, a selection of it and an input that fit together."""
-    _, _, output_index, input_index = selection
-    check_linear_shapes(op, x, weight, masked, *selection)
+    _, inputs, output_index, input_index = selection
+    _check_linear_lists(op, weight, output_index, input_index)
     check_index(op, "outputs", output_index, weight.shape[0])
     check_index(op, "inputs", input_index, weight.shape[1])
+    check_width(op, "x", x, -1, weight.shape[1], masked, inputs, input_index)
+    check_dtypes(op, x, weight)
 
 
 def check_linear_shapes(op: str, x: Tensor, weight: Tensor, masked: bool, *selection: Any) -> None:
     """What `check_linear` requires of shapes and dtypes, and so of fake tensors."""
     _, inputs, output_index, input_index = selection
+    _check_linear_lists(op, weight, output_index, input_index)
+    check_width(op, "x", x, -1, weight.shape[1], masked, inputs, input_index)
+    check_dtypes(op, x, weight)
+
+
+def _check_linear_lists(
+    op: str, weight: Tensor, output_index: Tensor | None, input_index: Tensor | None
+) -> None:
     if weight.dim() != 2:
         got = f"got {list(weight.shape)}"
         _check.require(False, op, f"weight must be [outputs, inputs], {got}")
     check_list(op, "outputs", output_index)
     check_list(op, "inputs", input_index)
-    check_width(op, "x", x, -1, weight.shape[1], masked, inputs, input_index)
-    check_dtypes(op, x, weight)
 
 
 def check_bias(op: str, bias: Tensor | None, weight: Tensor) -> None:
