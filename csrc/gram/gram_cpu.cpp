@@ -95,9 +95,9 @@ void of_convolution(const sample_moments::Convolution& shape, const T* x, const 
   Slots slots(units);
   sample_moments::unit_gradients<T>(
       shape, x, d, unit, slots.slots(),
-      [&](int64_t slot, const T* g, int64_t length) {
+      [&](int64_t slot, const T* g, int64_t length, int64_t apart) {
         std::vector<const T*> rows(units);
-        for (int64_t u = 0; u < units; ++u) rows[u] = g + u * length;
+        for (int64_t u = 0; u < units; ++u) rows[u] = g + u * apart;
         add_pairs(Pair::kProduct, rows.data(), units, length, slots[slot]);
       },
       parallel);

@@ -139,10 +139,10 @@ class Touched {
 template <class T>
 void convolution(const Convolution& shape, const Job<T>& job, const Parallel& parallel);
 
-// Takes g [units, length]: a part of every unit's gradient, with zeros where a vector of channels
-// is filled up.
+// Takes g [units, length], `apart` values from one unit to the next: a part of every unit's
+// gradient, with zeros where a vector of channels is filled up.
 template <class T>
-using TakePart = std::function<void(int64_t slot, const T* g, int64_t length)>;
+using TakePart = std::function<void(int64_t slot, const T* g, int64_t length, int64_t apart)>;
 
 // Hands out every unit's gradient of the weight, part after part, from memory that is used again.
 // The parts are dealt to `slots` runs; those of one run come one after another, whatever the number

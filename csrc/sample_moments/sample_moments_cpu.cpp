@@ -15,6 +15,10 @@ namespace {
 // Of a part of every unit's gradient, which is read again for all pairs of units.
 constexpr int64_t kEachBytes = 384 * 1024;
 
+// Between one unit's part and the next: at a power of two from one to the next they would share few
+// places in the first-level cache.
+constexpr int64_t kApart = 16;
+
 // Rows of a slab that are transposed together: whole cache lines on both sides.
 constexpr int64_t kSquare = 16;
 
@@ -63,7 +67,9 @@ class Work {
       for (int64_t slot = from; slot < to; ++slot) {
         const int64_t last = pieces_ * (slot + 1) / slots;
         for (int64_t piece = pieces_ * slot / slots; piece < last; ++piece) {
-          hand_out_piece(piece, memory, [&](const T* g, int64_t size) { take(slot, g, size); });
+          hand_out_piece(piece, memory, [&](const T* g, int64_t length, int64_t apart) {
+            take(slot, g, length, apart);
+          });
         }
       }
     });
@@ -87,7 +93,8 @@ class Work {
         std::max<int64_t>(kPackedRows, kEachBytes / line / kPackedRows * kPackedRows);
     for (int64_t begin = 0; begin < rows_; begin += at_once) {
       const int64_t end = std::min(rows_, begin + at_once);
-      tile.each_unit = (end - begin) * tile.width;
+      const int64_t length = (end - begin) * tile.width;
+      tile.each_unit = length + kApart;
       memory.resize(std::max<size_t>(memory.size(), units_ * tile.each_unit));
       for (int64_t unit = 0; unit < units_; unit += block) {
         const int64_t count = std::min(block, units_ - unit);
@@ -99,7 +106,7 @@ class Work {
           row += run_rows(tile, row, end, nullptr, count);
         }
       }
-      take(memory.data(), tile.each_unit);
+      take(memory.data(), length, tile.each_unit);
     }
   }
 
