@@ -97,6 +97,39 @@ def test_what_mixes_samples_is_refused_by_name(how, reason):
         stats["second.weight"]
 
 
+class Penalised(nn.Module):
+    """A table and a layer whose parameters a loss also uses on their own."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.layer, self.last = nn.Embedding(7, 4), nn.Linear(4, 4), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.last(self.layer(self.table(x)).tanh())
+
+
+@pytest.mark.parametrize("names", [["layer.weight"], ["layer.bias", "table.weight"]])
+def test_what_was_served_in_part_is_left_out_of_sums_over_parameters(names):
+    model, x = Penalised().double(), torch.arange(SAMPLES) % 7
+    wants = {"sum", "sample_sq_norm", "fisher_rao", "gram"}
+    with capture(model, wants) as whole:
+        model(x).mean().backward()
+    with capture(model, wants, strict=False) as stats:
+        penalty = sum(p.square().sum() for n, p in model.named_parameters() if n in names)
+        (model(x).mean() + penalty).backward()
+    assert sorted(stats.unsupported) == sorted(names)
+    rest = {n: p for n, p in model.named_parameters() if n not in names}
+    rows = []
+    for one in x:
+        grads = torch.autograd.grad(model(one[None]).sum(), list(rest.values()))
+        rows.append(torch.cat([g.flatten() for g in grads]))
+    g, theta = torch.stack(rows), torch.cat([p.detach().flatten() for p in rest.values()])
+    torch.testing.assert_close(stats.sample_sq_norm, g.square().sum(1))
+    torch.testing.assert_close(stats.fisher_rao, g @ theta)
+    torch.testing.assert_close(stats.gram, g @ g.t())
+    assert (whole.sample_sq_norm > stats.sample_sq_norm).all()
+
+
 def test_bad_arguments():
     model = nn.Linear(4, 5)
     cases = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, samples_first
-from sigeo.capture.samples.small_parameters import of_rows
+from sigeo.capture.samples.small_parameters import gram_of_rows, of_rows
 from sigeo_ext import gram, moments, sample_moments
 from sigeo_ext.sample_moments import SampleMoments
 
@@ -92,11 +92,11 @@ class Call(ABC):
         return samples.view(plan.units, -1).sum(1)
 
     def gram(
-        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], plan: Plan
-    ) -> Tensor:
-        """<g_u, g_v> of one argument, float64 [units, units]."""
-        everything = slice(0, plan.units)
-        return gram.rows(self.unit_gradients(argument, x, d, saved, everything, plan.unit))
+        self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
+    ) -> Tensor | None:
+        """<g_u, g_v> of one argument, float64 [units, units]; None if its gradients wait."""
+        everything = slice(0, use.units)
+        return gram_of_rows(self.unit_gradients(argument, x, d, saved, everything, use.unit), use)
 
 
 class Layer(torch.autograd.Function):
@@ -195,13 +195,13 @@ class Linear(Call):
         return sample_moments.linear(x, d, unit=use.unit, want=use.want, factor=use.factor)
 
     def gram(
-        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], plan: Plan
-    ) -> Tensor:
+        self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
+    ) -> Tensor | None:
         """By the cheaper route."""
         if argument == "bias":
-            return super().gram(argument, x, d, saved, plan)
+            return super().gram(use, argument, x, d, saved)
         x = cast(self._positions(x), d.dtype)
-        return gram.linear(x, self._positions(d), unit=plan.unit)
+        return gram.linear(x, self._positions(d), unit=use.unit)
 
     def unit_gradients(
         self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], units: slice, unit: int
@@ -293,23 +293,23 @@ class Convolution(Call):
         )
 
     def gram(
-        self, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor], plan: Plan
-    ) -> Tensor:
+        self, use: Use, argument: str, x: Tensor, d: Tensor, saved: Sequence[Tensor]
+    ) -> Tensor | None:
         """By the cheaper route."""
         if argument == "bias":
-            return super().gram(argument, x, d, saved, plan)
+            return super().gram(use, argument, x, d, saved)
         d, images = self._images(d)
         x, _ = self._images(x)
         return gram.convolution(
             cast(x, d.dtype),
             d,
-            self.uses["weight"].shape[2:],
+            use.shape[2:],
             stride=self.stride,
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
             transposed=self.transposed,
-            unit=plan.unit * images,
+            unit=use.unit * images,
         )
 
     def unit_gradients(

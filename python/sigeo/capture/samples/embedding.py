@@ -6,7 +6,7 @@ until the backward pass has ended, and then each table is measured at once, tabl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +139,7 @@ class BagLookUp(LookUp):
         return rows, samples, gradients
 
 
-def finish_all(look_ups: Sequence[LookUp]) -> None:
+def finish_all(look_ups: Iterable[LookUp]) -> None:
     """Measure the tables: those of one width that samples look one row up in, all at once."""
     alike: dict[Any, list[LookUp]] = {}
     for look_up in look_ups:

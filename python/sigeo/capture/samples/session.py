@@ -21,7 +21,7 @@ from sigeo.capture.samples.mode import Mode, check_apart, eager, in_backward, op
 from sigeo.capture.samples.parameters import Parameters
 from sigeo.capture.samples.places import lose_places
 from sigeo.capture.samples.recognised import HANDLERS
-from sigeo.capture.samples.small_parameters import finish_rows
+from sigeo.capture.samples.small_parameters import finish_gram, finish_rows
 from sigeo.capture.samples.takeover import (
     Frame,
     compiled,
@@ -328,7 +328,7 @@ class Session:
             self._finishing = False
 
     def _work_out(self) -> None:
-        finish_all(self.look_ups)
+        finish_all(u for u in self.look_ups if u.use.record.name not in self.unsupported)
         finish_rows(self.waiting)
         for record in self.records.values():
             if record.name in self.unsupported or not record.measured:
@@ -341,12 +341,17 @@ class Session:
                     self.cannot([record.name], str(error))
             elif record.moments is None:
                 record.moments = SampleMoments()
-        uses = [use for record in self.records.values() for use in record.uses]
+        supported = [r for r in self.records.values() if r.name not in self.unsupported]
+        uses = [use for record in supported for use in record.uses]
+        finish_gram([use for use in uses if use.gram_waiting is not None])
         self.inner = [use.inner for use in uses if use.inner is not None]
         self.grams = [use.gram for use in uses if use.gram is not None]
-        for use in uses:  # no cycle keeps statistics that nobody holds
-            use.rows = None
-            use.record.uses.clear()
+        for record in self.records.values():
+            if record.name in self.unsupported:  # it may have been measured in part
+                record.moments = None
+            for use in record.uses:  # no cycle keeps statistics that nobody holds
+                use.rows = use.gram_waiting = None
+            record.uses.clear()
         for fallback in self.fallbacks:  # outputs that somebody keeps have hooks of theirs
             fallback.held.clear()
         self.fallbacks.clear()

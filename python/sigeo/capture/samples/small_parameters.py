@@ -1,8 +1,9 @@
 """Parameters so small that every sample's gradient is held: biases, scales and shifts.
 
 They are many, and a kernel's work on one is less than what a call costs. So the samples' gradients
-wait for the end of the backward pass, and those of one shape are measured together. The ordinary
-gradient cannot wait: autograd takes it from the backward pass of the layer.
+wait for the end of the backward pass, and those of one shape are measured together; for the Gram
+matrix of the whole model those of all shapes. The ordinary gradient cannot wait: autograd takes it
+from the backward pass of the layer.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sigeo.capture.samples.uses import Use
-from sigeo_ext import sample_moments
+from sigeo.capture.samples.uses import Use, flat
+from sigeo_ext import gram, sample_moments
 from sigeo_ext.sample_moments import SampleMoments
 
 # Entries of all samples' gradients of a parameter that may wait: 256 KiB in float32.
@@ -60,6 +61,26 @@ def finish_rows(uses: Iterable[Use]) -> None:
         columns = [[None] * len(group) if v is None else _of_each(v, len(group)) for v in found]
         for (use, _), *values in zip(group, *columns, strict=True):
             use.record.moments = SampleMoments(*values)
+
+
+def gram_of_rows(rows: Tensor, use: Use) -> Tensor | None:
+    """<g_u, g_v> of gradients that are there, [units, *shape]; None if they wait."""
+    if rows.numel() > _WAITING:
+        return gram.rows(rows)
+    use.gram_waiting = flat(rows)
+    return None
+
+
+def finish_gram(uses: Iterable[Use]) -> None:
+    """Give one of the uses whose gradients have waited the sum of all their products."""
+    alike: dict[Any, list[Use]] = {}
+    for use in uses:
+        rows = use.gram_waiting
+        assert rows is not None
+        alike.setdefault((rows.dtype, rows.device), []).append(use)
+    for group in alike.values():
+        rows = torch.cat([r for use in group if (r := use.gram_waiting) is not None], 1)
+        group[0].gram = gram.rows(rows) * group[0].factor ** 2
 
 
 def _of_each(statistic: Tensor, count: int) -> Sequence[Tensor]:

@@ -170,6 +170,7 @@ class Use:
         inner: <theta, g_u> of this use, [units].
         gram: <g_u, g_v> of this use, [units, units].
         waiting: The samples' gradients [samples, *shape], until the backward pass has ended.
+        gram_waiting: The units' gradients [units, size], likewise, for `gram`.
     """
 
     record: Record
@@ -182,6 +183,7 @@ class Use:
     inner: Tensor | None = None
     gram: Tensor | None = None
     waiting: Tensor | None = None
+    gram_waiting: Tensor | None = None
 
     @property
     def want(self) -> tuple[str, ...]:
@@ -245,7 +247,8 @@ class Use:
         if plan.inner and measured:
             self.inner = call.inner(argument, value, x, d, dx, saved, plan) * plan.factor
         if plan.gram and measured:
-            self.gram = call.gram(argument, x, d, saved, plan) * plan.factor**2
+            products = call.gram(self, argument, x, d, saved)
+            self.gram = None if products is None else products * plan.factor**2
         if not self.want:
             return None
         moments = call.measure(self, argument, x, d, saved)
