@@ -39,7 +39,7 @@ Tensor gram_convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes pa
                         Sizes dilation, int64_t groups, int64_t unit) {
   const char* op = "gram_convolution";
   const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
-  sample_moments::check_pair(op, x, d);
+  sample_moments::check_images(op, x, d);
   STD_TORCH_CHECK(unit > 0 && x.size(0) % unit == 0, op, ": unit must divide the ", x.size(0),
                   " samples, got ", unit);
   Tensor out = square(x, x.size(0) / unit);

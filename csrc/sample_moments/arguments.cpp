@@ -12,22 +12,51 @@ using torch::headeronly::ScalarType;
 // The kernels' offsets into a sample are of 32 bits, and positions at most 64 values apart.
 constexpr int64_t kMostPlaces = std::numeric_limits<int32_t>::max() / 64;
 
-void check_values(const char* op, const char* name, const Tensor& tensor) {
+namespace {
+
+void check_floats(const char* op, const char* name, const Tensor& tensor) {
   const ScalarType dtype = tensor.scalar_type();
   STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, op, ": ", name,
                   " must be float32 or float64, got ", torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
 }
 
-void check_pair(const char* op, const Tensor& x, const Tensor& d) {
-  check_values(op, "x", x);
-  check_values(op, "d", d);
+void check_alike(const char* op, const Tensor& x, const Tensor& d) {
   STD_TORCH_CHECK(x.scalar_type() == d.scalar_type(), op, ": x and d must have one dtype, got ",
                   torch::headeronly::toString(x.scalar_type()), " and ",
                   torch::headeronly::toString(d.scalar_type()));
   STD_TORCH_CHECK(x.size(0) == d.size(0), op,
                   ": x and d must have the same number of samples, got ", x.size(0), " and ",
                   d.size(0));
+}
+
+Steps steps_of(const char* op, const char* name, const Tensor& tensor) {
+  if (tensor.is_contiguous()) return {};
+  const bool lines = tensor.dim() == 3 && tensor.stride(2) == 1 &&
+                     std::min(tensor.stride(0), tensor.stride(1)) >= tensor.size(2);
+  STD_TORCH_CHECK(lines, op, ": ", name, " must be contiguous, or [samples, positions, channels] ",
+                  "with the channels of a position one after another");
+  STD_TORCH_CHECK(tensor.size(1) * tensor.stride(1) <= std::numeric_limits<int32_t>::max(), op,
+                  ": ", name, " must be contiguous where its positions lie so far apart");
+  return {tensor.stride(1), tensor.stride(0)};
+}
+
+}  // namespace
+
+void check_values(const char* op, const char* name, const Tensor& tensor) {
+  check_floats(op, name, tensor);
+  STD_TORCH_CHECK(tensor.is_contiguous(), op, ": ", name, " must be contiguous");
+}
+
+void check_pair(const char* op, const Tensor& x, const Tensor& d) {
+  check_values(op, "x", x);
+  check_values(op, "d", d);
+  check_alike(op, x, d);
+}
+
+void check_images(const char* op, const Tensor& x, const Tensor& d) {
+  check_floats(op, "x", x);
+  check_floats(op, "d", d);
+  check_alike(op, x, d);
 }
 
 namespace {
@@ -87,7 +116,9 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
           to_three(kernel, 1),
           to_three(stride, 1),
           to_three(padding, 0),
-          to_three(dilation, 1)};
+          to_three(dilation, 1),
+          steps_of(op, "x", x),
+          steps_of(op, "d", d)};
 }
 
 void check_entries(const char* op, const Tensor& rows, const std::optional<Tensor>& units,

@@ -14,7 +14,12 @@ void check_values(const char* op, const char* name, const Tensor& tensor);
 // Two contiguous tensors of one dtype, float32 or float64, with the same number of samples.
 void check_pair(const char* op, const Tensor& x, const Tensor& d);
 
-// The convolution that x [samples, size..., I] and d [samples, size..., O] belong to.
+// The same, in the memory orders that `shape_of` takes.
+void check_images(const char* op, const Tensor& x, const Tensor& d);
+
+// The convolution that x [samples, size..., I] and d [samples, size..., O] belong to. They are
+// contiguous; with one size also views of such, as long as the channels of a position lie one after
+// another.
 Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Sizes& kernel,
                      const Sizes& stride, const Sizes& padding, const Sizes& dilation,
                      int64_t groups);

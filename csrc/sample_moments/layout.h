@@ -58,7 +58,7 @@ inline int64_t round_up(int64_t n, int64_t step) { return (n + step - 1) / step 
 template <class T>
 struct Images {
   const T* data;
-  int64_t width;   // channels of a panel: the step from one position to the next
+  int64_t width;   // at least the channels of a panel: the step from one position to the next
   int64_t places;  // positions of a sample
   int64_t sample;  // from one sample to the next
   int64_t group;   // channels from one group to the next, each group's last panel filled up
@@ -134,48 +134,68 @@ inline constexpr int64_t kPanelsTogether = 4;
 // to see them coming.
 inline constexpr int64_t kLinesAhead = 8;
 
-// Of `lines` lines, `step` apart, kPanels times kWidth values, one panel after another.
+// Of `lines` lines, `step` apart, kPanels times kWidth values, each to a panel, `apart` from the
+// next.
 template <int64_t kPanels, int64_t kWidth, class T>
-void pack_lines(const T* from, int64_t lines, int64_t step, T* to) {
+void pack_lines(const T* from, int64_t lines, int64_t step, T* to, int64_t apart) {
   for (int64_t line = 0; line < lines; ++line, from += step, to += kWidth) {
     const bool more = line + kLinesAhead < lines;
     for (int64_t panel = 0; panel < kPanels; ++panel) {
       const T* at = from + panel * kWidth;
       if (more) __builtin_prefetch(at + kLinesAhead * step);
-      std::memcpy(to + panel * lines * kWidth, at, kWidth * sizeof(T));
+      std::memcpy(to + panel * apart, at, kWidth * sizeof(T));
     }
   }
 }
 
 // The same with as many panels as are full. Returns how many.
 template <int64_t kWidth, class T>
-int64_t pack_full_panels(const T* from, int64_t lines, int64_t step, int64_t count, T* to) {
-  const int64_t full = count / kWidth, size = lines * kWidth;
+int64_t pack_full_panels(const T* from, int64_t lines, int64_t step, int64_t count, T* to,
+                         int64_t apart) {
+  const int64_t full = count / kWidth;
   int64_t panel = 0;
   for (; panel + kPanelsTogether <= full; panel += kPanelsTogether) {
-    pack_lines<kPanelsTogether, kWidth>(from + panel * kWidth, lines, step, to + panel * size);
+    pack_lines<kPanelsTogether, kWidth>(from + panel * kWidth, lines, step, to + panel * apart,
+                                        apart);
   }
   for (; panel < full; ++panel) {
-    pack_lines<1, kWidth>(from + panel * kWidth, lines, step, to + panel * size);
+    pack_lines<1, kWidth>(from + panel * kWidth, lines, step, to + panel * apart, apart);
   }
   return full;
 }
 
-// Of lines `step` apart `count` values, in panels of `width`, the last one filled up with zeros.
+// Of lines `step` apart `count` values, in panels of `width`, `apart` from one another, the last
+// one filled up with zeros.
 template <class T>
-void pack_panels(const T* from, int64_t lines, int64_t step, int64_t count, int64_t width, T* to) {
+void pack_panels(const T* from, int64_t lines, int64_t step, int64_t count, int64_t width, T* to,
+                 int64_t apart) {
   int64_t panel = 0;
-  if (width == 8) panel = pack_full_panels<8>(from, lines, step, count, to);
-  if (width == 16) panel = pack_full_panels<16>(from, lines, step, count, to);
-  if (width == 32) panel = pack_full_panels<32>(from, lines, step, count, to);
+  if (width == 8) panel = pack_full_panels<8>(from, lines, step, count, to, apart);
+  if (width == 16) panel = pack_full_panels<16>(from, lines, step, count, to, apart);
+  if (width == 32) panel = pack_full_panels<32>(from, lines, step, count, to, apart);
   for (; panel * width < count; ++panel) {
     const int64_t some = std::min(width, count - panel * width);
     const T* at = from + panel * width;
-    T* line = to + panel * lines * width;
+    T* line = to + panel * apart;
     for (int64_t l = 0; l < lines; ++l, at += step, line += width) {
       std::copy_n(at, some, line);
       std::fill(line + some, line + width, T{0});
     }
+  }
+}
+
+// The same of some samples of images, each panel with all of them.
+template <class T>
+void pack_samples(const Images<T>& images, const T* from, int64_t samples, int64_t count,
+                  int64_t width, T* to) {
+  const int64_t places = images.places, apart = samples * places * width;
+  if (images.sample == places * images.width) {
+    pack_panels(from, samples * places, images.width, count, width, to, apart);
+    return;
+  }
+  for (int64_t s = 0; s < samples; ++s) {
+    pack_panels(from + s * images.sample, places, images.width, count, width,
+                to + s * places * width, apart);
   }
 }
 
@@ -194,7 +214,7 @@ void pack_with_halo(const T* from, const Convolution& c, const Halo& halo, int64
     zeros(halo.before[1] * row);
     for (int64_t y = 0; y < height; ++y, from += breadth * step) {
       zeros(halo.before[2] * width);
-      pack_panels(from, breadth, step, count, width, to);
+      pack_panels(from, breadth, step, count, width, to, breadth * width);
       to += breadth * width;
       zeros(halo.before[2] * width);
     }

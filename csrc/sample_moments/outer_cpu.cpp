@@ -21,7 +21,7 @@ template <class T>
 const T* packed(const T* rows, int64_t count, int64_t length, int64_t width, Packed<T>& memory) {
   const auto values = static_cast<size_t>((length + width - 1) / width * width * count);
   if (memory.size() < values) memory.resize(values);
-  pack_panels(rows, count, length, length, width, memory.data());
+  pack_panels(rows, count, length, length, width, memory.data(), count * width);
   return memory.data();
 }
 

@@ -63,25 +63,25 @@ class Panels {
         panels_((columns_ + width_ - 1) / width_) {
     const int64_t in_places = product(c_.in_size), out_places = product(c_.out_size);
     const bool alone = pairing_ == Pairing::kEach || product(c_.kernel) == 1;
-    const auto far = [](int64_t channels) {
-      return channels * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
+    const auto far = [](const Images<T>& images) {
+      return images.width * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
     };
-    d_ = {d, c_.out_channels, out_places, out_places * c_.out_channels, columns_};
-    if (columns_ % lanes_ != 0 || far(c_.out_channels)) {
+    d_ = images(d, c_.d_steps, c_.out_channels, out_places, columns_);
+    if (columns_ % lanes_ != 0 || far(d_)) {
       if (alone) d_block_ = filled_;
-      else d_ = pack(d, out_places, c_.out_channels, columns_, filled_, packed_d_, parallel);
+      else d_ = pack(d_, c_.out_channels, filled_, packed_d_, parallel);
     }
-    x_ = {x, c_.in_channels, in_places, in_places * c_.in_channels, rows_};
+    x_ = images(x, c_.x_steps, c_.in_channels, in_places, rows_);
     if (pairing_ == Pairing::kEach) {
       x_.group = columns_;
       x_block_ = width_;
       place_taps();
     } else {
-      if (far(c_.in_channels)) {
+      if (far(x_)) {
         const auto few = static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(rows_)));
         const int64_t width = std::min(kPackedRows, few);
         if (alone && panels_ <= kFewPanels) x_block_ = width;
-        else x_ = pack(x, in_places, c_.in_channels, rows_, width, packed_x_, parallel);
+        else x_ = pack(x_, c_.in_channels, width, packed_x_, parallel);
       }
       taps_ = taps_of(c_, x_block_ > 0 ? x_block_ : x_.width, d_block_ > 0 ? d_block_ : d_.width);
     }
@@ -151,13 +151,13 @@ class Panels {
   // since their panels lie side by side.
   void take_gradients(int64_t piece, int64_t pieces, int64_t unit, int64_t count) const {
     if (d_block_ == 0) return;
-    const int64_t lines = count * unit_ * d_.places, size = lines * d_block_;
+    const int64_t size = count * unit_ * d_.places * d_block_;
     T* to = room(packed_block_d_, pieces * size);
     for (const int64_t last = piece + pieces; piece < last;) {
       const Place place = place_of(piece);
       const int64_t panels = std::min(last - piece, panels_ - place.begin / width_);
-      pack_panels(d_.at(place.group, place.begin) + unit * unit_ * d_.sample, lines, d_.width,
-                  std::min(panels * width_, columns_ - place.begin), d_block_, to);
+      pack_samples(d_, d_.at(place.group, place.begin) + unit * unit_ * d_.sample, count * unit_,
+                   std::min(panels * width_, columns_ - place.begin), d_block_, to);
       piece += panels;
       to += panels * size;
     }
@@ -192,17 +192,24 @@ class Panels {
       tile.x = packed_block_x_.data() + row % x_block_;
     } else {
       const T* from = x_.at(place.group, row) + sample * x_.sample;
-      const int64_t lines = samples * x_.places;
-      T* to = room(packed_block_x_, lines * x_block_);
-      pack_panels(from, lines, x_.width, std::min(x_block_, rows_ - row), x_block_, to);
+      T* to = room(packed_block_x_, samples * x_.places * x_block_);
+      pack_samples(x_, from, samples, std::min(x_block_, rows_ - row), x_block_, to);
       tile.x = to;
     }
   }
 
  private:
+  // Images as they were given.
+  static Images<T> images(const T* values, const Steps& steps, int64_t channels, int64_t places,
+                          int64_t of_group) {
+    if (steps.position == 0) return {values, channels, places, places * channels, of_group};
+    return {values, steps.position, places, steps.sample, of_group};
+  }
+
   // Channels in panels of `width`, each group's last one filled up with zeros.
-  Images<T> pack(const T* values, int64_t places, int64_t channels, int64_t of_group, int64_t width,
-                 Packed<T>& memory, const Parallel& parallel) const {
+  Images<T> pack(const Images<T>& from, int64_t channels, int64_t width, Packed<T>& memory,
+                 const Parallel& parallel) const {
+    const int64_t places = from.places, of_group = from.group;
     const int64_t panels = (of_group + width - 1) / width;
     const int64_t sample = channels / of_group * panels * width * places;
     if (static_cast<int64_t>(memory.size()) < c_.samples * sample) {
@@ -210,12 +217,12 @@ class Panels {
       memory.resize(c_.samples * sample);
     }
     T* const packed = memory.data();
-    parallel(c_.samples, [&](int64_t from, int64_t to) {
-      for (int64_t index = from; index < to; ++index) {
+    parallel(c_.samples, [&](int64_t begin, int64_t end) {
+      for (int64_t index = begin; index < end; ++index) {
         T* at = packed + index * sample;
         for (int64_t group = 0; group < channels; group += of_group) {
-          pack_panels(values + index * places * channels + group, places, channels, of_group, width,
-                      at);
+          pack_panels(from.data + index * from.sample + group, places, from.width, of_group, width,
+                      at, places * width);
           at += panels * width * places;
         }
       }

@@ -28,14 +28,21 @@ enum Statistic : int {
   kStatistics,
 };
 
+// How far apart values lie in memory: from one position to the next, at least the channels, and
+// from one sample to the next. 0 of a position where all is dense.
+struct Steps {
+  int64_t position = 0, sample = 0;
+};
+
 // A convolution of up to three dimensions; a linear layer is one with a single tap.
 // Images are [samples, size..., channels] with the channels one after another.
 struct Convolution {
   int64_t samples, in_channels, out_channels, groups;
   std::array<int64_t, 3> in_size, out_size, kernel, stride, padding, dilation;
+  Steps x_steps{}, d_steps{};
 };
 
-// x [samples, in_size, in_channels] and d [samples, out_size, out_channels], each dense.
+// x [samples, in_size, in_channels] and d [samples, out_size, out_channels].
 // statistics[s], where not null: [segments, out_channels, kernel, in_channels / groups].
 // sq_norm, where not null: sum g_u^2 over the weight, [samples / unit], float64.
 // A unit is `unit` consecutive samples; a segment is samples / segments consecutive ones, whole

@@ -29,10 +29,11 @@ inline bool is_symmetric(const Convolution& c) {
          product(c.stride) == 1 && c.padding == decltype(c.padding){};
 }
 
-// Whether every unit's gradient is an outer product: a linear layer of one position.
+// Whether every unit's gradient is an outer product: a linear layer of one position, here dense.
 template <class T>
 bool is_outer(const Convolution& c, const Job<T>& job) {
-  return is_symmetric(c) && product(c.in_size) == 1 && job.unit == 1 && c.samples > 0;
+  const bool dense = c.x_steps.position == 0 && c.d_steps.position == 0;
+  return dense && is_symmetric(c) && product(c.in_size) == 1 && job.unit == 1 && c.samples > 0;
 }
 
 // One weight's worth of work, piece by piece. Every piece reads all of x, so the wider of two that
@@ -78,6 +79,7 @@ class Work {
  private:
   static Convolution swapped(Convolution c) {
     std::swap(c.in_channels, c.out_channels);
+    std::swap(c.x_steps, c.d_steps);
     return c;
   }
 

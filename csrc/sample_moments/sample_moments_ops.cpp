@@ -12,6 +12,7 @@ namespace sigeo_ext {
 namespace {
 
 using sample_moments::check_entries;
+using sample_moments::check_images;
 using sample_moments::check_pair;
 using sample_moments::check_values;
 using torch::headeronly::ScalarType;
@@ -55,7 +56,7 @@ Tensors convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes paddin
                     int64_t groups, int64_t unit, int64_t segments, int64_t want, double factor) {
   const char* op = "sample_moments_convolution";
   const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
-  check_pair(op, x, d);
+  check_images(op, x, d);
   check_units(op, x.size(0), unit, segments, want);
   Sizes result{segments, shape.out_channels};
   result.insert(result.end(), kernel.begin(), kernel.end());

@@ -26,7 +26,12 @@ from torch import Tensor
 from sigeo_ext import _check
 from sigeo_ext.gram import op
 from sigeo_ext.sample_moments import patches
-from sigeo_ext.sample_moments.layout import as_channels_last, each_dimension, widened
+from sigeo_ext.sample_moments.layout import (
+    as_channels_last,
+    as_lines,
+    each_dimension,
+    widened,
+)
 
 __all__ = [
     "Spectrum",
@@ -140,7 +145,7 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
             x, d = (patches.of_units(widened(t), unit) for t in (x, d))
             return _by_positions(x, d)
     geometry = ([1], [1], [0], [1], 1)
-    return op.gram_convolution(widened(x).contiguous(), widened(d).contiguous(), *geometry, unit)
+    return op.gram_convolution(as_lines(x), as_lines(d), *geometry, unit)
 
 
 def _check_route(given: str) -> None:

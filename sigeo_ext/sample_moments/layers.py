@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from sigeo_ext.sample_moments import op, patches, positions
-from sigeo_ext.sample_moments.layout import as_channels_last, each_dimension, widened
+from sigeo_ext.sample_moments.layout import (
+    as_channels_last,
+    as_lines,
+    each_dimension,
+    widened,
+)
 from sigeo_ext.sample_moments.reference import ABS_SUM, M2, SIGN_SUM, SQ_NORM, SQ_SUM, SUM
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
@@ -113,8 +118,8 @@ def linear(
     if by_positions and positions.few(unit * x.shape[1], x.shape[2], d.shape[2]):
         return positions.sq_norms(x, d, unit, factor)
     results = op.sample_moments_convolution(
-        widened(x).contiguous(),
-        widened(d).contiguous(),
+        as_lines(x),
+        as_lines(d),
         [1],
         [1],
         [0],

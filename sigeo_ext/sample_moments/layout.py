@@ -18,6 +18,21 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def as_lines(tensor: Tensor) -> Tensor:
+    """[B, T, channels] as the kernels read it: on a CPU also with samples and positions exchanged.
+
+    Only the channels of a position must lie one after another, and a sample's positions not too far
+    apart for an offset of 32 bits.
+    """
+    tensor = widened(tensor)
+    if tensor.device.type == "cpu" and tensor.dim() == 3 and tensor.shape[1] > 1:
+        sample, position, channel = tensor.stride()
+        apart = min(sample, position) >= tensor.shape[2] and channel == 1
+        if apart and tensor.shape[1] * position < 2**31:
+            return tensor
+    return tensor.contiguous()
+
+
 def as_channels_last(tensor: Tensor) -> Tensor:
     """[B, channels, *size] as [B, *size, channels] in memory, without a copy where it is so."""
     return widened(tensor).movedim(1, -1).contiguous()

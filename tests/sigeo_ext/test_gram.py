@@ -91,6 +91,13 @@ def test_units_of_several_samples(route):
         gram.convolution(x, d, (3, 3), padding=1, unit=5, route=route)
 
 
+@ROUTES
+def test_linear_layers_read_samples_and_positions_in_either_order(route):
+    x, d = torch.randn(7, 5, 70).transpose(0, 1), torch.randn(7, 5, 20).transpose(0, 1)
+    expected = gram.linear(x.contiguous(), d.contiguous(), route=route)
+    assert_close(gram.linear(x, d, route=route), expected, tolerance=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @ROUTES
 def test_narrow_inputs_are_widened(dtype, route):

@@ -73,6 +73,40 @@ def test_linear_layers_equal_the_loop(positions, dtype):
     assert_statistics(sm.linear(x, d, want=EVERYTHING), expected, tolerance_of(dtype))
 
 
+def sequence_first(samples, positions, channels, dtype):
+    """[B, T, C] that lies in memory as [T, B, C] beside other channels."""
+    values = torch.randn(positions, samples, channels + 3, dtype=torch.float64).to(dtype)
+    return values[:, :, 1 : channels + 1].transpose(0, 1)
+
+
+@FLOATS
+@pytest.mark.parametrize("channels", [(3, 5), (16, 8), (130, 40), (24, 200)])
+@pytest.mark.parametrize(("unit", "segments"), [(1, None), (2, 3)])
+def test_linear_layers_read_samples_and_positions_in_either_order(channels, unit, segments, dtype):
+    torch.manual_seed(0)
+    inputs, outputs = channels
+    x, d = sequence_first(6, 7, inputs, dtype), sequence_first(6, 7, outputs, dtype)
+    options = {"unit": unit, "segments": segments, "want": EVERYTHING}
+    expected = sm.linear(x.contiguous(), d.contiguous(), **options)
+    for given in ((x, d), (x.contiguous(), d), (x, d.contiguous())):
+        one = sm.linear(*given, **options)
+        for got, value in zip(one, expected, strict=True):
+            assert_close(got, value, tolerance=tolerance_of(dtype))
+        with threads(2):
+            two = sm.linear(*given, **options)
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", [lambda t: t[..., ::2], lambda t: t[:, :1].expand_as(t)])
+def test_kernels_refuse_memory_that_they_cannot_read(change):
+    x = change(torch.randn(4, 6, 8))
+    d = torch.randn(4, 6, 5)
+    with pytest.raises(RuntimeError, match="x must be contiguous, or"):
+        sm.op.sample_moments_convolution(x, d, [1], [1], [0], [1], 1, 1, 1, 1, 1.0)
+    sm.linear(x, d)  # which copies
+
+
 @pytest.mark.parametrize(("unit", "segments"), [(2, None), (3, None), (1, 4), (2, 3), (12, None)])
 @FLOATS
 def test_units_and_segments(unit, segments, dtype):
