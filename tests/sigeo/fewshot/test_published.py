@@ -1,0 +1,123 @@
+"""Recipes and their parts have the numbers of their sources."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from sigeo import spaces
+from sigeo.fewshot import Branching, InTurn, metrics, recipes, split_by_kind
+from sigeo.fewshot.choice import BestGroups
+from sigeo.fewshot.partition import Exact, Exhaustive
+from sigeo.fewshot.recipe import Ground
+from sigeo.supernet import Balanced, CrossPathContrast, Disjoint, Fair, Greedy, Uniform
+from tests.sigeo.fewshot.ground import SPACE, study
+
+FULL = spaces.get("nasbench201", spaces.InputShape(3, 8, 2), channels=4, cells=5)
+
+
+def recipe(name, **options):
+    return recipes.get(name, SPACE, **options)
+
+
+def sampler(made, steps=150):
+    ground = Ground(SPACE, None, 0, SPACE.supernet(), study().validation(), steps)
+    return made.paths.sampler(ground)
+
+
+def lengths(made):
+    return (*made.before, made.after)
+
+
+def test_systems_that_split_edges():
+    few, gm, lid = (recipe(name) for name in ("few-shot", "gm-nas", "nas-lid"))
+    assert few.splitting.metric is None and few.splitting.partitioner == Exhaustive()
+    assert few.splitting.choice == InTurn((0,)) and few.splitting.inherit == "always"
+    assert lengths(few) == (600, 300)
+    assert gm.splitting.metric == metrics.GradientMatching(100)
+    assert (gm.splitting.branching, gm.splitting.partitioner) == (Branching((2, 2)), Exact(2))
+    assert gm.splitting.choice == BestGroups("between_mean") and lengths(gm) == (20, 20, 50)
+    assert recipe("gm-nas", restart=True).splitting.inherit == "inner"
+    assert lid.splitting.metric == metrics.LID(50, 20, "correlation", divisor="k")
+    assert lid.splitting.partitioner == Exact(2) and lid.metric_batches == (128, 50)
+    assert lid.splitting.choice == BestGroups("separation")
+    assert lengths(lid) == (20, 20, 20, 20, 10)  # trained until 20, 40, 60 and 80
+    driven = recipe("metric-driven")
+    assert driven.splitting.metric == metrics.gradient_matching_logits(1)
+    assert driven.splitting.branching == Branching((2, 2, 2))
+    assert driven.splitting.partitioner == Exact(1) and driven.splitting.inherit == "never"
+    assert driven.splitting.choice == InTurn((0, 1, 2)) and lengths(driven) == (50,)
+    assert driven.metric_batches[0] == 16
+    warmed = recipe("metric-driven", before=5)
+    assert warmed.splitting.inherit == "always" and lengths(warmed) == (5, 5, 5, 50)
+
+
+def test_narrowing():
+    made = recipe("hep-nas")
+    how = made.hierarchy
+    assert how.levels == ((0,), (1, 2), (3, 4, 5)) and how.teachers == "both"
+    assert how.metric == metrics.GradientMatching(100) and how.partitioner == Exact(2)
+    assert (made.before, how.children, how.rounds) == ((10, 10, 10), 10, 10)
+
+
+def test_paths_of_a_step():
+    found = sampler(recipe("greedy"))
+    assert type(found) is Greedy
+    assert (found.sampled, found.kept, found.pool.size, found.epsilon) == (10, 5, 1000, 0.8)
+    assert (found.start, found.full) == (10, 144)  # thousandths of a training of 150,000 steps
+    assert recipe("greedy").paths.images == 1000
+    assert type(sampler(recipe("fair"))) is Fair and recipe("fair").paths.trained == 5
+    assert type(sampler(recipe("one-shot"))) is Uniform
+    assert type(sampler(recipe("pi-nas"))) is Disjoint and recipe("pi-nas").paths.trained == 2
+    objective = recipe("pi-nas").objective(study(), 0)
+    assert (objective.decay, objective.temperature) == (0.999, 1)
+    contrast = CrossPathContrast(objective.views, seed=0)
+    assert tuple(contrast.queue.shape) == (49_152, 128)
+    assert (contrast.temperature, contrast.decay) == (0.2, 0.999)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "form"),
+    [
+        ("balanced", {}, "one"),
+        ("balanced", {"form": "each"}, "each"),
+        ("efs-nas", {"shared": ["stem"]}, "each"),
+        ("efs-nas", {"route": "cumulative"}, "one"),
+    ],
+)
+def test_groups_of_kinds_are_trained_as_often(name, options, form):
+    made = recipe(name, **options)
+    found = sampler(made)
+    assert type(found) is Balanced and found.form == form
+    assert [sorted(region.kinds) for region in found.regions] == [[0, 1], [2], [3]]
+    assert made.paths.trained == (3 if form == "each" else 1)
+
+
+@pytest.mark.parametrize(
+    ("groups", "thresholds", "shared", "channels"),
+    [
+        (((0, 1), (2, 3)), (25,), 5, 2),
+        (((0, 1), (2,), (3,)), (15, 20), 5, 1),
+        (((0,), (1,), (2,), (3,)), (10, 20, 30), 0, 1),
+    ],
+)
+def test_copies_of_cells_by_a_running_count(groups, thresholds, shared, channels):
+    """EFS-NAS's networks of 15 cells for two, three and four groups."""
+    made = recipes.get("efs-nas", FULL, groups=groups, route="cumulative")
+    assert round(4 * made.width) == channels
+    kinds, leaves = made.kinds
+    assert leaves == ((0,), (1,), (2,), (3,))
+    parts = made.joint(FULL.supernet(), split_by_kind(FULL, kinds, leaves).leaves)
+    cells = [place for place in range(17) if place not in (5, 11)]  # the others are reductions
+    for number, place in enumerate(cells, 1):
+        copies = [
+            0 if number <= shared else sum(depth * number > limit for limit in thresholds)
+            for depth in range(4)
+        ]
+        for i, j in itertools.combinations(range(4), 2):
+            same = parts[i].blocks[place] is parts[j].blocks[place]
+            assert same == (copies[i] == copies[j]), (number, i, j)
+    for part in parts[1:]:
+        assert part.stem is parts[0].stem and part.head is parts[0].head
+        assert all(part.blocks[place] is parts[0].blocks[place] for place in (5, 11))
