@@ -11,7 +11,16 @@ from sigeo.fewshot import Branching, InTurn, metrics, recipes, split_by_kind
 from sigeo.fewshot.choice import BestGroups
 from sigeo.fewshot.partition import Exact, Exhaustive
 from sigeo.fewshot.recipe import Ground
-from sigeo.supernet import Balanced, CrossPathContrast, Disjoint, Fair, Greedy, Uniform
+from sigeo.supernet import (
+    Balanced,
+    CrossPathContrast,
+    Disjoint,
+    Fair,
+    Greedy,
+    Training,
+    Uniform,
+    WarmUp,
+)
 from tests.sigeo.fewshot.ground import SPACE, study
 
 FULL = spaces.get("nasbench201", spaces.InputShape(3, 8, 2), channels=4, cells=5)
@@ -28,6 +37,17 @@ def sampler(made, steps=150):
 
 def lengths(made):
     return (*made.before, made.after)
+
+
+def test_step_sizes():
+    """Of shared weights, and of SiGeo's candidates that are each warmed up alone."""
+    shared = Training.of_steps(100, 10_000, schedule="cosine")
+    assert (shared.lr_at(0), shared.lr_at(100)) == (0.025, pytest.approx(0.001))
+    assert (shared.momentum, shared.weight_decay, shared.clip) == (0.9, 5e-4, 5.0)
+    alone = WarmUp.published(6000)
+    assert (alone.epochs, alone.batch_size, alone.steps) == (10, 128, 470)
+    assert {alone.lr_at(step) for step in range(470)} == {1.0} and not alone.shuffle
+    assert (alone.momentum, alone.weight_decay, alone.clip) == (0, 0, None)
 
 
 def test_systems_that_split_edges():
