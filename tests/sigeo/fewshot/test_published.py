@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import random
+from dataclasses import replace
 
 import pytest
 
-from sigeo import spaces
+from sigeo import InputError, spaces
 from sigeo.fewshot import Branching, InTurn, metrics, recipes, split_by_kind
 from sigeo.fewshot.choice import BestGroups
+from sigeo.fewshot.develop import develop
+from sigeo.fewshot.family import load_family
 from sigeo.fewshot.partition import Exact, Exhaustive
 from sigeo.fewshot.recipe import Ground
 from sigeo.supernet import (
@@ -141,3 +145,51 @@ def test_copies_of_cells_by_a_running_count(groups, thresholds, shared, channels
     for part in parts[1:]:
         assert part.stem is parts[0].stem and part.head is parts[0].head
         assert all(part.blocks[place] is parts[0].blocks[place] for place in (5, 11))
+
+
+@pytest.mark.parametrize("options", [{}, {"shared": ["stem", "first", "head"]}])
+def test_mobile_networks_are_divided_as_published(options, tmp_path):
+    """EFS-NAS's other space: by two functions a block, into groups of half the channels."""
+    space = spaces.get("mobilenet", spaces.InputShape(1, 8, 2), blocks=(2, 1), channels=(8, 12),
+                       strides=(1, 2), stem=6, first=4, last=16)  # fmt: skip
+    made = recipes.get(
+        "efs-nas", space, kind="nonlinear_count", groups=[[4], [6]], width=0.5, **options
+    )
+    ground = replace(study(100), space=space)
+    family = develop(made, ground, 0)
+    assert family.plan.sizes == (6 * 6, 6 * 6 * 6)  # the second block of the first stage, or none
+    for supernet in family.supernets:
+        shapes = {name: tuple(weight.shape) for name, weight in supernet.named_parameters()}
+        assert shapes["stem.conv.weight"] == (3, 1, 3, 3)
+        assert shapes["stage2_block1.project.conv.weight"] == (6, 4 * 6, 1, 1)
+        assert shapes["head.features.conv.weight"] == (8, 6, 1, 1)
+    first, second = (dict(supernet.named_parameters()) for supernet in family.supernets)
+    common = {name.partition(".")[0] for name, weight in first.items() if weight is second[name]}
+    assert common == set(options.get("shared", ()))
+    archs = spaces.distinct(space, 24, random.Random(0))
+    counts = [space.nonlinear_count(arch) for arch in archs]
+    assert {4, 6} == set(counts)
+    assert [family.plan.route(arch) for arch in archs] == [(n - 4) // 2 for n in counts]
+    family.save(tmp_path, {"width": made.width})
+    found = [
+        f.evaluated(archs, ground.validation())[1] for f in (family, load_family(tmp_path, space))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+
+
+def test_kinds_follow_the_sizes_of_a_space():
+    shape = spaces.InputShape(3, 32, 10)
+    counts = spaces.MobileNet.published(shape).nonlinear_counts()
+    assert counts == frozenset(range(12, 43, 2))
+    groups = [[36], [38], [40], sorted(counts - {36, 38, 40})]  # of four supernets
+    published = spaces.MobileNet.published(shape)
+    assert (
+        recipes.get("balanced", published, kind="nonlinear_count", groups=groups).paths.trained == 1
+    )
+    with pytest.raises(InputError, match=r"must hold each of \[6, 8, 10, 12\] once"):
+        recipes.get(
+            "balanced", spaces.get("mobilenet", shape), kind="nonlinear_count", groups=groups
+        )
+    narrow = recipes.get("one-shot", spaces.get("mlp", shape), width=0.5)
+    with pytest.raises(InputError, match="width: mlp has no narrower networks of the same arch"):
+        develop(narrow, replace(study(), space=spaces.get("mlp", spaces.InputShape(1, 8, 2))), 0)
