@@ -87,6 +87,7 @@ def test_parts_train_in_turn_and_learn_from_their_parent_and_from_each_other(mon
     for level, count in enumerate((2, 4, 8)):
         phase, parent, whole, *_ = next(trainings)
         assert phase == f"level-{level}"
+        assert (whole.begin, whole.end) == (level / 4, (level + 1) / 4)
         turns = [[next(trainings) for _ in range(count)] for _ in range(3)]
         supernets = [supernet for _, supernet, *_ in turns[0]]
         assert len({id(one) for one in (parent, *supernets)}) == count + 1
@@ -100,6 +101,8 @@ def test_parts_train_in_turn_and_learn_from_their_parent_and_from_each_other(mon
                 pause = -(-config.steps * number // 3)
                 done = [(sampler.paths(step), sampler.done)[1] for step in range(pause)]
                 assert done == [False] * (pause - 1) + [True] and pause > 1
+    phase, _, last, *_ = next(trainings)
+    assert (phase, last.begin, last.end) == ("leaf", 3 / 4, 1)
 
 
 @pytest.mark.parametrize("teachers", ["parent", "siblings", "none"])

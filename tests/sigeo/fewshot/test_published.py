@@ -24,7 +24,9 @@ from sigeo.supernet import (
     Training,
     Uniform,
     WarmUp,
+    project,
 )
+from sigeo.supernet.samplers.named import named
 from tests.sigeo.fewshot.ground import SPACE, study
 
 FULL = spaces.get("nasbench201", spaces.InputShape(3, 8, 2), channels=4, cells=5)
@@ -91,11 +93,19 @@ def test_paths_of_a_step():
     assert (found.sampled, found.kept, found.pool.size, found.epsilon) == (10, 5, 1000, 0.8)
     assert (found.start, found.full) == (10, 144)  # thousandths of a training of 150,000 steps
     assert recipe("greedy").paths.images == 1000
+    warming = named("greedy", SPACE, seed=0, steps=150, score=lambda archs: [0.0] * len(archs))
+    assert (warming.start, warming.full, warming.alpha, found.alpha) == (10, 144, None, None)
     assert type(sampler(recipe("fair"))) is Fair and recipe("fair").paths.trained == 5
     assert type(sampler(recipe("one-shot"))) is Uniform
     assert type(sampler(recipe("pi-nas"))) is Disjoint and recipe("pi-nas").paths.trained == 2
     objective = recipe("pi-nas").objective(study(), 0)
     assert (objective.decay, objective.temperature) == (0.999, 1)
+    projected = SPACE.supernet()
+    project(projected, seed=0)  # two layers of the features' width, 128 numbers
+    assert [tuple(p.shape) for p in projected.head.linear.parameters() if p.dim() > 1] == [
+        (12, 12),
+        (128, 12),
+    ]
     contrast = CrossPathContrast(objective.views, seed=0)
     assert tuple(contrast.queue.shape) == (49_152, 128)
     assert (contrast.temperature, contrast.decay) == (0.2, 0.999)
