@@ -118,28 +118,79 @@ def test_sigeo_paper_is_its_formula():
     assert score.terms["zico"] == zico.value
 
 
-def test_recsys_presets_differ_as_stated():
+class Clicks(nn.Module):
+    """An embedding, two layers that print alike, a norm, one logit."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(7, 4)
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.norm, self.out = nn.LayerNorm(4), nn.Linear(4, 1)
+
+    def forward(self, tokens):
+        x = torch.tanh(self.second(torch.tanh(self.first(30 * self.table(tokens)))))
+        return self.out(self.norm(x)).flatten()
+
+
+def clipped_adagrad_rows(model, batches, loss_fn):
+    """Gradients of every batch as SiGeo's recommendation code steps, all losses, the last weights.
+
+    Clipped to norm 5; Adagrad, whose step size rises from 1e-8 by 0.04 / 50 a step. Changes the
+    model.
+    """
+    parameters = dict(model.named_parameters())
+    squares = {name: torch.zeros_like(p) for name, p in parameters.items()}
+    rows, losses, norms = [], [], []
+    for step, (inputs, labels) in enumerate(batches):
+        loss = loss_fn(model(inputs), labels)
+        grads = torch.autograd.grad(loss, list(parameters.values()))
+        norms.append(math.sqrt(sum(float(g.square().sum()) for g in grads)))
+        grads = [g * min(1.0, 5 / (norms[-1] + 1e-6)) for g in grads]
+        with torch.no_grad():
+            for (name, p), g in zip(parameters.items(), grads, strict=True):
+                squares[name] += g.square()
+                p -= max(1e-8, 0.0008 * step) * g / (squares[name].sqrt() + 1e-2)
+        rows.append({name: g.flatten() for name, g in zip(parameters, grads, strict=True)})
+        losses.append(loss.item())
+    assert min(norms) > 5
+    return rows, losses, {name: p.detach().flatten() for name, p in parameters.items()}
+
+
+def test_recsys_presets_are_their_formulas():
     torch.manual_seed(0)
-    model, batches = (
-        nn.Sequential(
-            nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 1)
-        ),
-        [],
-    )
-    for _ in range(4):
-        x = torch.randn(32, 3)
-        batches.append((x, (x.sum(1) > 0).float()))
+    model = Clicks().double()
+    batches = [(torch.randint(0, 7, (16,)), torch.randint(0, 2, (16,)).double()) for _ in range(4)]
 
-    def bce(output, labels):
-        return F.binary_cross_entropy_with_logits(output.flatten(), labels)
+    def loss_fn(logits, labels):
+        return 40 * F.binary_cross_entropy_with_logits(logits, labels)  # so that all are clipped
 
-    names = ["sigeo_recsys_official", "sigeo_recsys_buggy"]
-    scores = sigeo.score(model, batches, names, loss_fn=bce)
-    official, buggy = (scores[name].terms for name in names)
-    assert official["loss"] == buggy["loss"]
-    assert official["zico"] > buggy["zico"]  # all coordinates against one a key
-    assert official["fr"] != buggy["fr"]  # layers that print alike are merged there
-    assert all(scores[name].finite for name in names)
+    presets = ("sigeo_recsys_official", "sigeo_recsys_buggy")
+    scores = sigeo.score(model, batches, presets, loss_fn=loss_fn)
+    rows, losses, weights = clipped_adagrad_rows(model, batches, loss_fn)
+
+    def key(name, merged):
+        module = model.get_submodule(name.rpartition(".")[0])
+        return f"{module}{weights[name].shape}" if merged else name
+
+    for preset in presets:
+        merged = preset == "sigeo_recsys_buggy"
+        stacked, last = {}, {}
+        for name in weights:
+            stacked.setdefault(key(name, merged), []).extend(row[name] for row in rows)
+            last[key(name, merged)] = weights[name]
+        assert len(stacked) == (6 if merged else 9)  # a norm has two of one length
+        zico = inner = 0.0
+        for name, found in stacked.items():
+            g = torch.stack(found)
+            std = g.std(0)
+            kept = torch.nonzero(std)[0] if merged else std > 0
+            zico += math.log(float((g.abs().mean(0)[kept] / std[kept]).sum()))
+            inner += float((g.sum(0) * last[name]).sum())
+        terms = scores[preset].terms
+        assert terms["zico"] == pytest.approx(zico, rel=1e-10)
+        assert terms["fr"] == pytest.approx(math.log(abs(inner) + 1e-10), rel=1e-10)
+        assert terms["loss"] == pytest.approx(losses[-1], rel=1e-12)
+        assert scores[preset].value == pytest.approx(terms["zico"] + terms["fr"], rel=1e-12)
 
 
 def test_gradient_proxies_are_their_formulas():

@@ -100,7 +100,7 @@ METRICS = ("gradient_matching", "gradient_matching_logits", "lid", "random", "ta
 
 PARTITIONS = ("exact", "exhaustive", "in_order", "mixture", "random", "spectral", "stoer_wagner")
 
-KINDS = ("convolution_count", "nonlinear_depth")
+KINDS = ("convolution_count", "nonlinear_count", "nonlinear_depth")
 
 CHOICES = (
     "in_turn",

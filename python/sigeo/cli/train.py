@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.positive_number,
         default=0.1,
         help="first step size of SGD with Nesterov momentum 0.9 and weight decay 0.0005, which "
-        "falls along a cosine (default: %(default)s)",
+        "falls to 0 along a cosine (default: %(default)s)",
     )
     parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     archs = architectures.chosen(args, space)
     images = round(args.share * len(data.train))
     training = WarmUp(
-        images, args.epochs, args.batch_size, lr=args.lr, schedule="cosine", clip=None
+        images, args.epochs, args.batch_size, lr=args.lr, schedule="cosine", floor=0.0, clip=None
     )
     protocol = standalone.Standalone(training, args.runs, args.seed, args.device)
     settings = standalone.settings(space, data, protocol)

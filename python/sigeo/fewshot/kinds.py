@@ -8,7 +8,10 @@ from typing import Any
 
 from sigeo.errors import InputError
 from sigeo.spaces import SearchSpace
+from sigeo.spaces.mobilenet import nonlinear_count
 from sigeo.spaces.nasbench201 import convolution_count, nonlinear_depth
+
+Values = frozenset[int] | Callable[[Any], frozenset[int]]
 
 
 @dataclass(frozen=True)
@@ -40,26 +43,24 @@ class KindFunction:
             )
 
 
-_FUNCTIONS: dict[tuple[str, str], KindFunction] = {}
+_FUNCTIONS: dict[tuple[str, str], tuple[Callable[[Any], int], Values]] = {}
 
 
-def register_kind(
-    space: str, name: str, function: Callable[[Any], int], values: frozenset[int]
-) -> None:
+def register_kind(space: str, name: str, function: Callable[[Any], int], values: Values) -> None:
     """Make a function known to plans.
 
     Args:
         space: The name of the space.
         name: Of the function.
         function: Architecture to its kind, a whole number.
-        values: All of its values.
+        values: All of its values, or a function of the space to them, where its sizes decide.
 
     Raises:
         ValueError: The name is taken.
     """
     if (space, name) in _FUNCTIONS:
         raise ValueError(f"kind {name!r} of {space} is taken")
-    _FUNCTIONS[space, name] = KindFunction(name, function, values)
+    _FUNCTIONS[space, name] = function, values
 
 
 def names() -> list[str]:
@@ -78,12 +79,16 @@ def kind_function(space: SearchSpace[Any], name: str) -> KindFunction:
         if not known:
             others = ", ".join(sorted({of for of, _ in _FUNCTIONS}))
             raise InputError(
-                f"{space.name} has no kinds of architectures to divide it by, but {others} has, "
+                f"{space.name} has no kinds of architectures to divide it by, as {others} have, "
                 f"got kind {name!r}"
             )
         raise InputError(f"kind: must be one of {', '.join(known)}, got {name!r}")
-    return _FUNCTIONS[space.name, name]
+    function, values = _FUNCTIONS[space.name, name]
+    return KindFunction(name, function, values(space) if callable(values) else values)
 
 
 register_kind("nasbench201", "nonlinear_depth", nonlinear_depth, frozenset(range(4)))
 register_kind("nasbench201", "convolution_count", convolution_count, frozenset(range(7)))
+register_kind(
+    "mobilenet", "nonlinear_count", nonlinear_count, lambda space: space.nonlinear_counts()
+)

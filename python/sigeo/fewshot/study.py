@@ -149,14 +149,17 @@ def narrowed(space: SearchSpace[Any], width: float) -> SearchSpace[Any]:
     """The same architectures in networks of a share of the channels, rounded, at least one.
 
     Raises:
-        InputError: A share out of (0, 1], or a space that has no number of channels.
+        InputError: A share out of (0, 1], or a space that has no narrower networks.
     """
     if width == 1:
         return space
     if not 0 < width <= 1:
         raise InputError(f"width: must be above 0 and at most 1, got {width}")
-    sizes = space.describe()
-    if "channels" not in sizes or not hasattr(space, "resized"):
-        raise InputError(f"width: {space.name} has no number of channels to reduce")
-    narrow: SearchSpace[Any] = space.resized(channels=max(1, round(width * sizes["channels"])))
+    make = getattr(space, "narrowed", None)
+    if make is None:
+        raise InputError(
+            f"width: {space.name} has no narrower networks of the same architectures, as "
+            "nasbench201 and mobilenet have"
+        )
+    narrow: SearchSpace[Any] = make(width)
     return narrow

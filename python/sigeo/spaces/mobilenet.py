@@ -24,6 +24,14 @@ from sigeo.spaces.elastic import ElasticSpace
 IDENTITY = "identity"
 
 
+def nonlinear_count(arch: Architecture) -> int:
+    """Nonlinear functions of the blocks that are chosen, by which EFS-NAS divides the space.
+
+    Two for each block that is not the identity.
+    """
+    return 2 * sum(option != IDENTITY for option in arch.options().values())
+
+
 class ConvNorm(nn.Sequential):
     """Convolution without bias, batch norm, and ReLU6 unless it is a block's last."""
 
@@ -185,11 +193,16 @@ class MobileNet(ElasticSpace):
         return self.decode(codes)
 
     def nonlinear_count(self, arch: Architecture) -> int:
-        """Nonlinear functions of the blocks that are chosen, by which EFS-NAS divides the space.
+        """As the function of that name."""
+        return nonlinear_count(arch)
 
-        Two for each block that is not the identity.
-        """
-        return 2 * sum(option != IDENTITY for option in arch.options().values())
+    def nonlinear_counts(self) -> frozenset[int]:
+        """The numbers of nonlinear functions that there are in the space."""
+        return frozenset(range(2 * len(self.blocks), 2 * sum(self.blocks) + 1, 2))
+
+    def narrowed(self, share: float) -> MobileNet:
+        """The same architectures in networks of a share of the channels."""
+        return MobileNet(self.shape, **self.sizes() | {"width": share * self.width})
 
     def network(self, arch: Architecture, *, track: bool) -> nn.Sequential:
         """Stem, first block, chosen blocks and head."""

@@ -21,7 +21,11 @@ def test_train_makes_a_table(capsys):
     document = strict(out)
     assert code == 0, err
     assert [len(row["accuracy"]) for row in document["rows"]] == [2] * 4
-    assert document["settings"]["training"]["images"] == round(0.2 * 1437)
+    training = document["settings"]["training"]
+    assert training["images"] == round(0.2 * 1437)
+    # As NAS-Bench-201's tables were made: from 0.1 to 0 along a cosine.
+    assert (training["lr"], training["schedule"], training.get("floor")) == (0.1, "cosine", 0.0)
+    assert (training["momentum"], training["weight_decay"], training["clip"]) == (0.9, 5e-4, None)
     code, out, err = run(*given, "--out", "t", capsys=capsys)
     assert code == 0 and "4 best of 4" in out and "noise:" in err
     scores = ["correlate", "--scores", "t/table.parquet", "--table", "t/table.parquet"]

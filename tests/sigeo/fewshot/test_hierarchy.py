@@ -1,15 +1,19 @@
-"""Narrowing with supernets: what is kept on disk, how far it says it is."""
+"""Narrowing with supernets: who is kept and taught by whom, what is on disk, how far it is."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
+import torch
 
 from sigeo import InputError, spaces
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import check, develop
 from sigeo.fewshot.metrics import RandomDistances
+from sigeo.supernet import Budget, CrossEntropy, Evaluation
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
 OPTIONS = {**SMALL["hep-nas"], "before": []}
@@ -25,6 +29,93 @@ def stop(done, total):
 
 def made(**changes):
     return recipes.get("hep-nas", SPACE, **{**OPTIONS, **changes})
+
+
+@dataclass
+class Recorded:
+    """What narrowing asks of training and evaluation, which learn and measure nothing here.
+
+    Attributes:
+        accuracies: Of the parts, in the order in which they are judged.
+        trainings: Phase, supernet, settings, sampler and objective of each.
+        judged: Supernet and architectures of each evaluation.
+    """
+
+    accuracies: Iterator[float]
+    trainings: list[tuple[str, Any, Any, Any, Any]] = field(default_factory=list)
+    judged: list[tuple[Any, list[Any]]] = field(default_factory=list)
+
+    def train(self, supernet, config, source, sampler, objective, *, settings, **_):
+        self.trainings.append((settings["phase"], supernet, config, sampler, objective))
+        return Budget()
+
+    def evaluate(self, supernet, archs, batches):
+        self.judged.append((supernet, archs))
+        accuracy = torch.full((len(archs),), next(self.accuracies), dtype=torch.float64)
+        return Evaluation(accuracy, -accuracy, 0)
+
+
+def narrowed(monkeypatch, accuracies=(0.5,) * 14, **changes):
+    """A narrowing by groups that are drawn, and what it asked for."""
+    recorded = Recorded(iter(accuracies))
+    for module in ("develop", "hierarchy"):
+        monkeypatch.setattr(f"sigeo.fewshot.{module}.train_supernet", recorded.train)
+    monkeypatch.setattr("sigeo.fewshot.hierarchy.evaluate", recorded.evaluate)
+    recipe = made(**{"before": [1, 1, 1], "children": 1, "after": 1, "judged": 3, **changes})
+    recipe = replace(recipe, hierarchy=replace(recipe.hierarchy, metric=RandomDistances()))
+    return develop(recipe, study(4000), 0), recorded
+
+
+def test_the_part_with_the_best_validation_accuracy_is_kept(monkeypatch):
+    """The first of equal ones; each is judged by paths of its own region."""
+    accuracies = [0.2, 0.7, *(0.1, 0.4, 0.9, 0.9), *(0.3, 0.3, 0.2, 0.1, 0.0, 0.8, 0.7, 0.6)]
+    family, recorded = narrowed(monkeypatch, accuracies)
+    last = [2, 2, 2, 2, 2, 3, 2, 2]  # how far the parts of the last level came
+    assert list(family.standing) == [0, 1, 1, *last, 1]
+    places = [0, 1, 2, 11, *range(3, 11)]  # of the leaves, in the order in which they were judged
+    judged = recorded.judged[:1] + recorded.judged[2:4] + recorded.judged[5:]
+    for place, (supernet, archs) in zip(places, judged, strict=True):
+        assert family.supernets[place] is supernet and len(set(archs)) > 1
+        assert all(family.plan.route(arch) == place for arch in archs)
+    phase, supernet, *_ = recorded.trainings[-1]
+    assert phase == "leaf" and supernet is family.supernets[3 + 5]
+
+
+def test_parts_train_in_turn_and_learn_from_their_parent_and_from_each_other(monkeypatch):
+    _, recorded = narrowed(monkeypatch, rounds=3)
+    trainings = iter(recorded.trainings)
+    for level, count in enumerate((2, 4, 8)):
+        phase, parent, whole, *_ = next(trainings)
+        assert phase == f"level-{level}"
+        assert (whole.begin, whole.end) == (level / 4, (level + 1) / 4)
+        turns = [[next(trainings) for _ in range(count)] for _ in range(3)]
+        supernets = [supernet for _, supernet, *_ in turns[0]]
+        assert len({id(one) for one in (parent, *supernets)}) == count + 1
+        for number, turn in enumerate(turns, 1):
+            for part, (phase, supernet, config, sampler, objective) in enumerate(turn):
+                assert (phase, supernet) == (f"level-{level}-part-{part}", supernets[part])
+                assert (config.begin, config.end) == (whole.begin, whole.end)
+                assert objective.parent.supernet is parent
+                others = supernets[:part] + supernets[part + 1 :]
+                assert [one.supernet for one in objective.siblings] == others
+                pause = -(-config.steps * number // 3)
+                done = [(sampler.paths(step), sampler.done)[1] for step in range(pause)]
+                assert done == [False] * (pause - 1) + [True] and pause > 1
+    phase, _, last, *_ = next(trainings)
+    assert (phase, last.begin, last.end) == ("leaf", 3 / 4, 1)
+
+
+@pytest.mark.parametrize("teachers", ["parent", "siblings", "none"])
+def test_teachers_may_be_left_out(teachers, monkeypatch):
+    _, recorded = narrowed(monkeypatch, teachers=teachers)
+    objectives = [o for phase, *_, o in recorded.trainings if phase.startswith("level-1-part")]
+    assert len(objectives) == 4 * 2
+    for objective in objectives:
+        if teachers == "none":
+            assert type(objective) is CrossEntropy
+        else:
+            assert (objective.parent is not None) == (teachers == "parent")
+            assert len(objective.siblings) == (3 if teachers == "siblings" else 0)
 
 
 def test_cuts_of_other_settings_or_damaged_are_told_apart(tmp_path):

@@ -109,7 +109,7 @@ def test_cuts_that_are_none_are_refused():
     with pytest.raises(InputError, match="kind: must be one of"):
         split_by_kind(SPACE, "colour", [[0], [1]])
     elastic = spaces.get("mlp", spaces.InputShape(1, 8, 10))
-    with pytest.raises(InputError, match="mlp has no kinds of architectures .* nasbench201 has"):
+    with pytest.raises(InputError, match="mlp has no kinds of architectures .* nasbench201 have"):
         split_by_kind(elastic, "nonlinear_depth", [[0], [1]])
     kinds = split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]])
     with pytest.raises(InputError, match="not divided further"):

@@ -250,8 +250,10 @@ def nas_lid(
         compare: "correlation" of profiles, or "cosine" as published.
         partition: "exact", the cut with the most similarity within two sides, of 2 options at
             least; or another one of the published code: "mixture", "spectral" or "stoer_wagner".
-        criterion: Of the choice of an edge; ``most_alike`` is the published code's.
-        before: Length of training before each cut.
+        criterion: Of the choice of an edge; ``most_alike`` is the published code's with "exact",
+            ``within_sum`` its description's and that of the code with "mixture" and "spectral".
+        before: Length of training before each cut (published: until epoch 20, 40, 60 and 80, which
+            are taken to count from the beginning).
         after: Of the leaves.
         batch: Images of a batch that features are compared on, more than ``k``.
 
@@ -317,7 +319,7 @@ def hep_nas(
         space: NAS-Bench-201.
         repeats: Batches and paths that gradients are compared on.
         before: Length of training before the cut of each node's edges.
-        children: Of each part, before one is kept.
+        children: Of each part, before one is kept (published: 10 or 15; the code's default is 5).
         after: Of the last part that is kept.
         teachers: Who a part learns from beside the labels.
         rounds: Turns in which the parts train.

@@ -140,7 +140,8 @@ def greedy(
         epsilon: Probability in the end that a path comes from the pool.
         images: Held-out images that paths are scored on, at most.
         start: Share of the steps before anything is scored.
-        full: Share of the steps after which ``epsilon`` is reached.
+        full: Share of the steps after which ``epsilon`` is reached; both shares are those of an
+            open reimplementation, 10,000 and 144,360 of 150,000 steps.
         alpha: Ends the training when the pool changes no more than this (published: 0.08); None to
             spend the whole budget.
 

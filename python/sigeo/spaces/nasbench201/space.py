@@ -66,6 +66,10 @@ class NASBench201:
             cells=sizes.cells if cells is None else cells,
         )
 
+    def narrowed(self, share: float) -> NASBench201:
+        """The same architectures in networks of a share of the channels, rounded, at least one."""
+        return self.resized(channels=max(1, round(share * self.skeleton.channels)))
+
     def parse(self, text: str) -> Cell:
         """The cell of an official architecture string.
 

@@ -31,8 +31,8 @@ def named(
     Args:
         name: One of `NAMES`: "uniform" over architectures, or over "operations"; the others are the
             classes. "greedy" scores paths from 1/15 of the steps on, and its share of paths from
-            the pool grows until 96 % of them, as in GreedyNAS's long trainings; it trains all
-            steps.
+            the pool grows until 96 % of them, as in an open reimplementation of GreedyNAS; it
+            trains all steps.
         space: Whose architectures.
         seed: Of the paths.
         steps: Of the whole training.
