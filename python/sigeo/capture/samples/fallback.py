@@ -39,6 +39,7 @@ class Fallback:
             outputs.
         output_gradients: Their gradients, once the backward pass has come by.
         recorded: What they were when the module had just run.
+        allowed: How far rounding may move what a second run gives; see `tolerance`.
         autocast: As it was then.
         names: Parameters by the module's own names.
         plan: What is measured.
@@ -58,6 +59,7 @@ class Fallback:
     output_places: dict[int, Axis]
     output_gradients: dict[int, Tensor]
     recorded: dict[int, Recorded]
+    allowed: float
     autocast: Autocast
     names: tuple[str, ...]
     plan: Plan
@@ -106,8 +108,9 @@ class Fallback:
         with torch._C.DisableTorchFunction():
             recorded = {index: Recorded(tensor, allowed) for index, tensor in outputs.items()}
         made = cls(
-            module, kept, places, spec, output_places, {}, recorded, autocast, names, plan, begun
-        )
+            module, kept, places, spec, output_places, {}, recorded, allowed, autocast, names,
+            plan, begun,
+        )  # fmt: skip
         made.versions = [leaf._version for leaf in kept if isinstance(leaf, Tensor)]
         for index, tensor in outputs.items():
             tensor.register_hook(lambda g, index=index: made._note(index, g))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
 from sigeo.capture.samples.axis import Axis, Where, forget, mark, where
+from sigeo.capture.samples.combined import combined
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
 from sigeo.capture.samples.following import followed
@@ -30,7 +31,7 @@ from sigeo.capture.samples.takeover import (
     owners,
     take_over,
 )
-from sigeo.capture.samples.uses import Plan, Use, combined
+from sigeo.capture.samples.uses import Plan, Record, Use
 from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
@@ -72,6 +73,7 @@ class Session:
         self.handed_over: set[str] = set()
         self.serial = 0
         self._told = False
+        self._watching: dict[str, Any] = {}
         self._modules: list[tuple[str, nn.Module]] = []
 
     @contextmanager
@@ -112,7 +114,7 @@ class Session:
             with local, eager(), Mode(self):
                 yield
         finally:
-            for hook in hooks:
+            for hook in (*hooks, *self._watching.values()):
                 hook.remove()
             forget(self.model.buffers())
             for parameter, grad in kept:
@@ -186,7 +188,7 @@ class Session:
         if self.finished or in_backward() or not self.frames:
             return None
         if len(self.frames) == 1 and self.plan.measures:
-            self._hand_over_unseen(output)
+            self._hand_over_unseen(tensors_in(output))
         frame = self.frames.pop()
         if not frame.fallback or output is None:
             return None
@@ -196,13 +198,11 @@ class Session:
         if not self.finished and not in_backward():
             note_compiled(self, module, (args, kwargs), output)
 
-    def _hand_over_unseen(self, output: Any) -> None:
+    def _hand_over_unseen(self, outputs: list[Tensor]) -> None:
         """Let the outermost module take over for parameters that were used where nobody looked."""
-        for function, leaf in self.graph.leaves(tensors_in(output)):
+        for function, leaf in self.graph.leaves(outputs):
             found = self.parameters.resolve(leaf)
-            if found is None or not found[0].measured or found[0].name in self.handed_over:
-                continue
-            if found[0].name in self.unsupported:
+            if found is None or not found[0].measured or found[0].name in self.unsupported:
                 continue
             if function is not None or not found[0].uses:
                 hand_over(self, found[0], function or "a function that is not seen")
@@ -279,6 +279,15 @@ class Session:
                 continue
             hand_over(self, found[0], getattr(func, "__name__", str(func)))
 
+    def watch(self, record: Record) -> None:
+        """Keep the gradient that a parameter gets in the backward pass, before hooks change it."""
+        if record.name in self._watching:
+            return
+        self._watching[record.name] = handle = record.parameter.register_hook(record.arrived)
+        hooks: Any = record.parameter._backward_hooks
+        for other in [key for key in hooks if key != handle.id]:
+            hooks[other] = hooks.pop(other)  # behind ours: autograd goes by when they came
+
     def backward_begun(self) -> None:
         """Called by every use as the backward pass comes by; the first asks to hear of its end.
 
@@ -292,6 +301,15 @@ class Session:
             self._told = True
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(self.finish)
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Look at what a loss is made of beside the model's outputs, before its backward pass.
+
+        Raises:
+            InputError: There are parameters in it that cannot be served, and the capture is strict.
+        """
+        if self.plan.samples and self.plan.measures and not self.finished:
+            self._hand_over_unseen([loss])
 
     def note_backward(self, loss: Tensor) -> None:
         """Note that a backward pass from a tensor has ended: it counts if it reached the model."""
