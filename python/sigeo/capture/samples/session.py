@@ -244,7 +244,7 @@ class Session:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the model called."""
-        handler = HANDLERS.get(func)
+        handler = None if "out" in kwargs else HANDLERS.get(func)
         if handler is not None and torch.is_grad_enabled():
             output = handler(self, *args, **kwargs)
             if output is not NotImplemented:
@@ -273,10 +273,11 @@ class Session:
             return
         for leaf in tensors_in(*args, *kwargs.values()):
             found = self.parameters.resolve(leaf)
-            if found is None or all(t._base is found[0].parameter for t in tensors):
-                continue  # no parameter, or only looked at in another shape
-            if not found[0].measured:
+            if found is None or not found[0].measured:
                 continue
+            parameter = found[0].parameter
+            if all(t is parameter or t._base is parameter for t in tensors):
+                continue  # handed back, or only looked at in another shape
             hand_over(self, found[0], getattr(func, "__name__", str(func)))
 
     def watch(self, record: Record) -> None:

@@ -137,7 +137,7 @@ def _embedded(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
     return given[1] if given[0] is None else mixed("an embedding whose table holds samples")
 
 
-@rule("index_select")
+@rule("index_select", "index_fill")
 def _picked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis = given[0]
     if not isinstance(axis, Axis) or isinstance(given[1], Axis):

@@ -17,20 +17,28 @@ if TYPE_CHECKING:
 
 
 @handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-def _times(session: Session, a: Any, b: Any) -> Any:
+def _times(session: Session, input: Any, other: Any) -> Any:
+    a, b = _before_expansion(session, input, other)
     x, parameter = (a, b) if session.parameters.is_parameter(b) else (b, a)
     if not session.parameters.is_parameter(parameter) or not isinstance(x, Tensor):
         return NotImplemented
     return _elementwise(session, torch.mul, x, weight=parameter)
 
 
+def _before_expansion(session: Session, a: Any, b: Any) -> tuple[Any, Any]:
+    """A pair of which one may be a parameter that was expanded to the other's shape."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape):
+        return a, b
+    before = session.parameters.before_expansion(b)
+    if before is not None:
+        return a, before
+    before = session.parameters.before_expansion(a)
+    return (a if before is None else before), b
+
+
 def _adds(function: Any, sign: float) -> Handler:
-    def handler(session: Session, a: Any, b: Any, **named: Any) -> Any:
-        for given, other in ((b, a), (a, b)):
-            before = session.parameters.before_expansion(given)
-            if before is not None and isinstance(other, Tensor) and other.shape == given.shape:
-                a, b = (other, before) if given is b else (before, other)
-                break
+    def handler(session: Session, input: Any, other: Any, **named: Any) -> Any:
+        a, b = _before_expansion(session, input, other)
         x, parameter = (a, b) if session.parameters.is_parameter(b) else (b, a)
         if named or not session.parameters.is_parameter(parameter) or not isinstance(x, Tensor):
             return NotImplemented
