@@ -115,6 +115,18 @@ def test_bad_arguments():
         _ = stats.sample_sq_norm
 
 
+def test_frozen_layers_alone_are_nothing_to_measure():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1))
+    for layer in (model[0], model[2]):
+        layer.weight.requires_grad_(False)
+    with pytest.raises(InputError, match="params: .* requires_grad is False for all of them"):
+        capture(model, params="layers").__enter__()
+    model[2].weight.requires_grad_(True)
+    with capture(model, params="layers") as stats:
+        model[:2](torch.randn(3, 4))
+    assert stats.keys() == ["2.weight"]
+
+
 def test_hooks_and_modes_are_gone_after_an_exception():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     with pytest.raises(ZeroDivisionError), capture(model):

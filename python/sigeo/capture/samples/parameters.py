@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection, check_made, select
 from sigeo.capture.samples.uses import Plan, Record, Use, View
+from sigeo.errors import InputError
 
 
 class Parameters:
@@ -22,7 +23,7 @@ class Parameters:
         """Those that ``params`` selects are measured.
 
         Raises:
-            InputError: A lazy layer has not been run, or nothing is selected.
+            InputError: A lazy layer has not been run, or nothing that is trained is selected.
         """
         named = list(model.named_parameters())
         check_made(named)
@@ -32,6 +33,11 @@ class Parameters:
             for name, p in named
             if p.requires_grad
         }
+        if params == "layers" and not any(r.measured for r in self.records.values()):
+            raise InputError(
+                'params: "layers" expects a convolution or linear weight that is trained, and '
+                "requires_grad is False for all of them"
+            )
         self._by_id = {id(r.parameter): r for r in self.records.values()}
         self._plan = plan
 
