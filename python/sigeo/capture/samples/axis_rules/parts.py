@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, where
+from sigeo.capture.samples.axis_rules.broadcasting import pointwise
 from sigeo.capture.samples.axis_rules.registry import first, mixed, rule
 
 
@@ -140,6 +141,8 @@ def _embedded(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
 @rule("index_select", "index_fill")
 def _picked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis = given[0]
+    if axis is None and isinstance(given[1], Axis):
+        return given[1].at(args[1] % args[0].dim())  # rows of a constant table
     if not isinstance(axis, Axis) or isinstance(given[1], Axis):
         return mixed("an index by samples")
     return axis if args[1] % args[0].dim() != axis.dim else mixed("an index along the samples")
@@ -148,11 +151,32 @@ def _picked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where
 @rule("index")
 def _indexed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis, indices = given[0], args[1]
-    by_samples = any(isinstance(w, Axis) for w in given[1:])
     dims = [dim for dim, index in enumerate(indices) if index is not None]
-    if not isinstance(axis, Axis) or by_samples or axis.dim in dims:
+    chosen = [indices[d] for d in dims]
+    shape = np.broadcast_shapes(*(index.shape for index in chosen))
+    together = dims == list(range(dims[0], dims[0] + len(dims)))
+    begin = dims[0] if together else 0  # of what the indices make, in the result
+    by_samples = any(isinstance(w, Axis) for w in given[1:])
+    if axis is None or (isinstance(axis, Axis) and axis.dim in dims):
+        places = list(given[1:])
+        if isinstance(axis, Axis):  # each takes of its own, if they are counted off
+            own = dims.index(axis.dim)
+            if places[own] is not None or not _counts(chosen[own], axis):
+                return mixed("an index along the samples or by them")
+            places[own] = axis.at(0)
+        of_indices = pointwise(places, [index.dim() for index in chosen], len(shape))
+        return of_indices.at(begin + of_indices.dim) if isinstance(of_indices, Axis) else of_indices
+    if not isinstance(axis, Axis) or by_samples:
         return mixed("an index along the samples or by them")
-    if dims != list(range(dims[0], dims[0] + len(dims))):
+    if not together:
         return Lost("an index by several tensors that do not stand together")
-    shape = np.broadcast_shapes(*(indices[d].shape for d in dims))
-    return axis if axis.dim < dims[0] else axis.at(axis.dim + len(shape) - len(dims))
+    return axis if axis.dim < begin else axis.at(axis.dim + len(shape) - len(dims))
+
+
+def _counts(index: Tensor, axis: Axis) -> bool:
+    """Whether an index has each sample's own number in the sample's place, [samples, 1, ...]."""
+    samples = axis.samples
+    if not axis.alone or index.dtype == torch.bool or index.shape[:1] != (samples,):
+        return False
+    numbers = index.flatten()
+    return len(numbers) == samples and numbers.tolist() == list(range(samples))

@@ -34,6 +34,18 @@ def _product(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wher
     return pointwise([summand[0], product], [tensors[0].dim(), result.dim()], result.dim())
 
 
+@rule("_cdist_forward", "_euclidean_dist")
+def _distances(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """Of the rows of the first to those of the second, [..., rows, rows]."""
+    left, right = given[:2]
+    batch = result.dim() - 2 if args[0].dim() == args[1].dim() else 0
+    if isinstance(right, Axis) and (left != right or right.dim >= batch):
+        return mixed("a distance between samples")
+    if isinstance(left, Axis) and left.dim == args[0].dim() - 1:
+        return mixed("a distance over the samples")
+    return pointwise([left], [args[0].dim()], result.dim())
+
+
 @rule("_trilinear")
 def _trilinear(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     operands, spread, summed = args[:3], args[3:6], args[6]
@@ -53,7 +65,17 @@ def _trilinear(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wh
 
 @rule("convolution", "_convolution", "convolution_overrideable")
 def _convolved(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
-    image = given[0]
+    image, kernel = given[:2]
+    if isinstance(image, Axis) and isinstance(kernel, Axis) and image.dim == 1:
+        # Each sample's channels are groups of their own, with the sample's own weights.
+        transposed, groups = args[6], args[8]
+        apart = groups % image.samples == 0 and image.outer == kernel.outer == 1
+        biases = [place for place in given[2:] if place is not None]
+        if apart and kernel.dim == 0 and all(p == kernel for p in biases):
+            channels = result.shape[1] // image.samples
+            own = kernel.inner == (image.inner if transposed else channels)
+            if own:
+                return Axis(1, image.samples, 1, channels)
     if not isinstance(image, Axis) or image.dim != 0 or any(isinstance(w, Axis) for w in given[1:]):
         return mixed("a convolution whose weight or channels hold samples")
     return image
