@@ -15,6 +15,7 @@ from torch.autograd.function import BackwardCFunction
 
 from sigeo.capture.samples.axis import leaf_behind
 from sigeo.capture.samples.calls import Layer
+from sigeo.capture.samples.mode import in_backward
 
 
 class Graph:
@@ -24,6 +25,12 @@ class Graph:
         """Nothing has been looked at."""
         self._seen: set[Any] = set()
         self._accounted: dict[Any, set[int]] = {}
+        self._copies: set[Any] = set()
+
+    def copied(self, tensor: Tensor) -> None:
+        """Note that a tensor is a copy of a leaf: what takes it takes the leaf."""
+        if not in_backward():
+            self._copies.add(tensor.grad_fn)
 
     def account_for(
         self, outputs: Iterable[Tensor], inputs: Iterable[Tensor], leaves: Iterable[Tensor]
@@ -63,43 +70,46 @@ class Graph:
                 continue
             sources = [source for source, _ in node.next_functions]
             waiting += sources
+            if node in self._copies:
+                continue
             known = self._accounted.get(node, ())
-            for name, leaf in _taken(node, kind, sources):
+            for name, leaf in self._taken(node, kind, sources):
                 if id(leaf) not in known:
                     yield name, leaf
+
+    def _taken(self, node: Any, kind: str, sources: list[Any]) -> Iterator[tuple[str, Tensor]]:
+        """The leaves that a node takes and no layer's use stands for.
+
+        Yields:
+            The node's name, and a leaf.
+        """
+        if kind == "custom":
+            name = node.name().removesuffix("Backward")
+            yield from ((name, leaf) for leaf in map(leaf_behind, sources) if leaf is not None)
+        elif kind == "other":
+            name = type(node).__name__
+            yield from (
+                (name, leaf) for leaf in map(self._viewed_leaf, sources) if leaf is not None
+            )
+        elif kind == "layer":
+            uses = node.call.uses.values()
+            yield from (("a layer", use.record.parameter) for use in uses if use.replaced)
+
+    def _viewed_leaf(self, node: Any) -> Tensor | None:
+        """The leaf that a node hands gradients to, as itself or as a view of it."""
+        while node is not None:
+            type_of_node: Any = type(node)
+            kind = _kind(type_of_node)
+            if kind == "leaf":
+                return node.variable  # type: ignore[no-any-return]
+            node = node.next_functions[0][0] if kind == "view" or node in self._copies else None
+        return None
 
     def forget(self) -> None:
         """Let go of the graph."""
         self._seen.clear()
         self._accounted.clear()
-
-
-def _taken(node: Any, kind: str, sources: list[Any]) -> Iterator[tuple[str, Tensor]]:
-    """The leaves that a node takes and no layer's use stands for.
-
-    Yields:
-        The node's name, and a leaf.
-    """
-    if kind == "custom":
-        name = node.name().removesuffix("Backward")
-        yield from ((name, leaf) for leaf in map(leaf_behind, sources) if leaf is not None)
-    elif kind == "other":
-        name = type(node).__name__
-        yield from ((name, leaf) for leaf in map(_viewed_leaf, sources) if leaf is not None)
-    elif kind == "layer":
-        uses = node.call.uses.values()
-        yield from (("a layer", use.record.parameter) for use in uses if use.replaced)
-
-
-def _viewed_leaf(node: Any) -> Tensor | None:
-    """The leaf that a node hands gradients to, as itself or as a view of it."""
-    while node is not None:
-        type_of_node: Any = type(node)
-        kind = _kind(type_of_node)
-        if kind == "leaf":
-            return node.variable  # type: ignore[no-any-return]
-        node = node.next_functions[0][0] if kind == "view" else None
-    return None
+        self._copies.clear()
 
 
 # Only looks at a tensor in another shape: what takes the view takes the tensor.

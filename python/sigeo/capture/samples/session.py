@@ -275,8 +275,7 @@ class Session:
             found = self.parameters.resolve(leaf)
             if found is None or not found[0].measured:
                 continue
-            parameter = found[0].parameter
-            if all(t is parameter or t._base is parameter for t in tensors):
+            if all(self.parameters.only_shown(found[0], t) for t in tensors):
                 continue  # handed back, or only looked at in another shape
             hand_over(self, found[0], getattr(func, "__name__", str(func)))
 
