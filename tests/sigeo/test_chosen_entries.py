@@ -79,6 +79,11 @@ def own_transposed(m, z):
     return folded.view(len(z), -1, B)
 
 
+def own_kernels_on_constants(m, z):
+    kernels = m.other(z.mean(1)).view(-1, 1, 2 * B)[..., :3]
+    return F.conv1d(m.table.view(1, B, B)[:, :1], kernels, padding=1).view(-1, 1, B)
+
+
 FOLLOWED = {
     "top experts": top_experts,
     "scatter to zeros": lambda m, z: z.new_zeros(z.shape).scatter_add(1, z.argsort(1), z),
@@ -97,6 +102,7 @@ FOLLOWED = {
     "distances to constants": lambda m, z: torch.cdist(z, m.table),
     "own kernels": own_kernels,
     "own transposed kernels": own_transposed,
+    "own kernels on constants": own_kernels_on_constants,
 }
 
 

@@ -115,6 +115,26 @@ def test_bad_arguments():
         _ = stats.sample_sq_norm
 
 
+def test_complex_parameters_are_named():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return (x * self.w).abs() + (x @ self.w.real[:, None])
+
+    model, x = nn.Sequential(nn.Linear(3, 4), Turned()), torch.randn(5, 3)
+    with pytest.raises(InputError, match=r"1\.w .* it is complex"):
+        capture(model).__enter__()
+    with capture(model, strict=False) as stats:
+        model(x).square().mean().backward()
+    assert set(stats.unsupported) == {"1.w"}
+    with capture(model[0]) as expected:
+        model(x).square().mean().backward()
+    torch.testing.assert_close(stats.sample_sq_norm, expected.sample_sq_norm)
+
+
 def test_frozen_layers_alone_are_nothing_to_measure():
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1))
     for layer in (model[0], model[2]):

@@ -42,6 +42,7 @@ class Parameters:
 
     Attributes:
         records: By name.
+        complex: Names of those that are; nothing is known of their uses.
     """
 
     def __init__(self, model: nn.Module, params: Selection, plan: Plan):
@@ -63,7 +64,10 @@ class Parameters:
                 'params: "layers" expects a convolution or linear weight that is trained, and '
                 "requires_grad is False for all of them"
             )
-        self._by_id = {id(r.parameter): r for r in self.records.values()}
+        self.complex = [name for name, r in self.records.items() if r.parameter.is_complex()]
+        self._by_id = {
+            id(r.parameter): r for name, r in self.records.items() if name not in self.complex
+        }
         self._plan = plan
 
     def replaced(self, modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
@@ -74,7 +78,7 @@ class Parameters:
             for name, tensor in module._parameters.items()
             if id(tensor) not in self._by_id and tensor is not None and tensor.requires_grad
         )
-        return [name for name in others if name in self.records]
+        return [name for name in others if name in self.records and name not in self.complex]
 
     def within(self, module: nn.Module) -> dict[str, Record]:
         """Those of a module, by its own names."""

@@ -84,6 +84,7 @@ class Session:
             Once, when calls are seen.
         """
         check_apart(self)
+        self.cannot(self.parameters.complex, "it is complex, and statistics are of real numbers")
         modules = self._modules = list(self.model.named_modules())
         forget(self.model.buffers())  # a model that another capture saw run may have written them
         counters = []

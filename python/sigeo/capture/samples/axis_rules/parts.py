@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, where
 from sigeo.capture.samples.axis_rules.broadcasting import pointwise
-from sigeo.capture.samples.axis_rules.registry import first, mixed, rule
+from sigeo.capture.samples.axis_rules.registry import first, mixed, rule, taken_out
 
 
 def indexed(axis: Axis, dims: int, index: Any) -> Axis | None:
@@ -72,7 +72,7 @@ def _part(axis: Axis, begin: int, size: int) -> Where:
     """Entries [begin, begin + size) of the samples' dimension, if they are whole rounds of them."""
     of_round = axis.samples * axis.inner
     if begin % of_round or size % of_round or not size:
-        return mixed("a part of the samples")
+        return taken_out("a part of the samples")
     return Axis(axis.dim, axis.samples, size // of_round, axis.inner)
 
 
@@ -84,7 +84,7 @@ def _sliced(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where
     if dim % result.dim() != axis.dim:
         return axis
     if step != 1:
-        return mixed("a slice of the samples with steps")
+        return taken_out("a slice of the samples")
     begin = 0 if begin is None else max(0, begin + size if begin < 0 else begin)
     return _part(axis, begin, result.shape[axis.dim])
 
@@ -105,7 +105,7 @@ def _selected(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
     axis = first(given)
     dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
     if dim == axis.dim:
-        return mixed("a selection of one sample")
+        return taken_out("one sample")
     return axis.at(axis.dim - (dim < axis.dim))
 
 

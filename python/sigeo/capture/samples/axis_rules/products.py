@@ -63,19 +63,30 @@ def _trilinear(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Wh
     return axis.at(axis.dim - sum(d < axis.dim for d in summed))
 
 
+def _convolved_by_samples(
+    image: Where, kernel: Axis, biases: list[Where], args: Any, result: Tensor
+) -> Where:
+    """With weights of each sample's own, on its channels alone, or on what all have."""
+    transposed, groups = args[6], args[8]
+    channels = result.shape[1] // (kernel.outer * kernel.samples)
+    out = Axis(1, kernel.samples, kernel.outer, channels)
+    if isinstance(image, Axis):  # each sample's channels are groups of their own
+        inner = image.inner if transposed else channels
+        apart = image.dim == 1 and image.outer == kernel.outer == 1 and kernel.inner == inner
+        own = apart and groups % kernel.samples == 0
+    else:
+        own = not transposed and kernel.inner == channels
+    same = all(place in (None, out.at(0)) for place in biases)
+    if kernel.dim != 0 or not own or not same:
+        return mixed("a convolution whose weight or channels hold samples")
+    return out
+
+
 @rule("convolution", "_convolution", "convolution_overrideable")
 def _convolved(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     image, kernel = given[:2]
-    if isinstance(image, Axis) and isinstance(kernel, Axis) and image.dim == 1:
-        # Each sample's channels are groups of their own, with the sample's own weights.
-        transposed, groups = args[6], args[8]
-        apart = groups % image.samples == 0 and image.outer == kernel.outer == 1
-        biases = [place for place in given[2:] if place is not None]
-        if apart and kernel.dim == 0 and all(p == kernel for p in biases):
-            channels = result.shape[1] // image.samples
-            own = kernel.inner == (image.inner if transposed else channels)
-            if own:
-                return Axis(1, image.samples, 1, channels)
+    if isinstance(kernel, Axis):
+        return _convolved_by_samples(image, kernel, given[2:], args, result)
     if not isinstance(image, Axis) or image.dim != 0 or any(isinstance(w, Axis) for w in given[1:]):
         return mixed("a convolution whose weight or channels hold samples")
     return image
