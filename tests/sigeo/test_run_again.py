@@ -165,6 +165,63 @@ def test_rounding_is_no_other_output(dtype, autocast):
     assert stats["0.w"].abs_sum.all()
 
 
+def twice_its_input(module, args):
+    return (2 * args[0],)
+
+
+def half_its_output(module, args, output):
+    return output / 2
+
+
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        (nn.Module.register_forward_pre_hook, twice_its_input),
+        (nn.Module.register_forward_hook, half_its_output),
+    ],
+)
+def test_hooks_of_a_module_run_again_with_it(register, hook):
+    model, (x, labels) = with_gain(lambda z: z).double(), labelled()
+    register(model.gain, hook)
+    check(model, (x,), labels)
+
+
+def test_hooks_of_an_output_change_what_the_module_gets():
+    def reversed_gradient(z):
+        z.register_hook(lambda gradient: -2 * gradient)
+        return z
+
+    model, (x, labels) = with_gain(lambda z: z, reversed_gradient).double(), labelled()
+    check(model, (x,), labels)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return -d
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_that_cancel_out_are_zero_but_for_rounding(dtype):
+    model = with_gain(lambda z: z, lambda z: model.gain(Reversed.apply(z))).to(dtype)
+    x, labels = labelled(dtype)
+    with capture(model) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert stats["gain.p"].abs_sum.max() < 1e-6 * stats["body.weight"].abs_sum.max()
+
+
+def test_an_output_that_cancels_out_is_zero_but_for_rounding():
+    model = with_gain(lambda z: (z - F.normalize(z) * z.norm(dim=1, keepdim=True)) * 10)
+    x, labels = labelled(torch.float32)
+    with capture(model) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert stats["gain.p"].abs_sum.isfinite().all()
+
+
 def test_a_nan_of_the_batch_is_one_of_its_unit():
     model, (x, labels) = with_gain(lambda z: z / z.relu()).double(), labelled()
     with capture(model) as stats:

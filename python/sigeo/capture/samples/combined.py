@@ -123,11 +123,10 @@ class _Total:
     def __init__(self, record: Record, plan: Plan):
         """Of no unit yet."""
         self._uses = [use for use in record.uses if use.rows is not None]
-        allowed = [use.allowed for use in self._uses if use.allowed is not None]
-        self._batch = record.total if allowed and not record.partial else None
+        self._again = [use.again for use in self._uses if use.again is not None]
+        self._batch = record.total if self._again and not record.partial else None
         # Without ordinary gradients, layers that are measured leave their part out.
-        self._whole = plan.grads or len(allowed) == len(self._uses)
-        self._allowed = max(allowed, default=0.0)
+        self._whole = plan.grads or len(self._again) == len(self._uses)
         self._units = plan.units
         self._sum: Tensor | None = None
         self._scale: Tensor | None = None
@@ -137,7 +136,7 @@ class _Total:
         if self._batch is None:
             return
         if not self._whole:
-            own = (p for p, u in zip(parts, self._uses, strict=True) if u.allowed is not None)
+            own = (p for p, u in zip(parts, self._uses, strict=True) if u.again is not None)
             g = torch.stack(list(own)).sum(0)
         part, scale = g.sum(0), g.abs().sum(0)
         self._sum = part if self._sum is None else self._sum + part
@@ -157,7 +156,8 @@ class _Total:
         scale = torch.maximum(self._scale, batch.abs()).nan_to_num(0.0, 0.0).max()
         # Each unit's gradient may be too small for the parameter's precision.
         smallest = self._units * torch.finfo(batch.dtype).tiny
-        if wrong.max() > self._allowed * scale + smallest:
+        allowed = max(call.allowed for call in self._again) * scale + smallest
+        if wrong.max() > allowed and wrong.max() > sum(call.rounding() for call in self._again):
             raise CannotRunAgain(
                 "its module runs again for each unit, and the units' gradients do not add up to "
                 "the batch's: it has a use that is not seen, outside of the module, or by what "

@@ -7,6 +7,7 @@ and treats samples apart: what it then gives must be what it gave for the batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sigeo.capture.samples.axis import Axis, Lost, where
-from sigeo.capture.samples.precision import Autocast, Recorded, tolerance
+from sigeo.capture.samples.precision import ROUNDINGS, Autocast, Recorded, largest, tolerance
 from sigeo.capture.samples.uses import Plan, Record
 from sigeo.capture.state import RandomState, device_of
 
@@ -113,10 +114,20 @@ class Fallback:
         )  # fmt: skip
         made.versions = [leaf._version for leaf in kept if isinstance(leaf, Tensor)]
         for index, tensor in outputs.items():
-            tensor.register_hook(lambda g, index=index: made._note(index, g))
+            made._listen(index, tensor)
         return made
 
-    def _note(self, index: int, gradient: Tensor) -> None:
+    def _listen(self, index: int, output: Tensor) -> None:
+        """Note the gradient of an output as the module gets it, after hooks of the tensor."""
+        node, place = output.grad_fn, output.output_nr
+        if node is None:
+            output.register_hook(lambda g: self._note(index, g))
+        else:
+            node.register_prehook(lambda gradients: self._note(index, gradients[place]))
+
+    def _note(self, index: int, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
         self.begun()
         before = self.output_gradients.get(index)
         self.output_gradients[index] = gradient if before is None else before + gradient
@@ -193,12 +204,19 @@ class Fallback:
         for index in self.output_gradients:  # no others take part
             recorded = self.recorded[index]
             batch = _rows(recorded.value, self.output_places[index], pick)
-            if index >= len(outputs) or not recorded.agrees(outputs[index], batch):
+            if index >= len(outputs) or not recorded.agrees(outputs[index], batch, self.inputs):
                 raise CannotRunAgain(
                     f"{self._named} runs again for each unit, and gives a unit alone another "
                     "output than in the batch: it goes by places in the batch, or by what earlier "
                     "calls left behind"
                 )
+
+    def rounding(self) -> float:
+        """How much of a gradient may be rounding where its terms cancel out."""
+        gradients = self.output_gradients.values()
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+        values = (*self.inputs, *(recorded.value for recorded in self.recorded.values()))
+        return ROUNDINGS * self.allowed**2 * norm * largest(values)
 
     @property
     def _named(self) -> str:

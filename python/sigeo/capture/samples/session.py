@@ -97,15 +97,16 @@ class Session:
             ]
         # The model may be compiled by `torch.jit`, whose modules forbid the method but call hooks.
         add = nn.Module.register_forward_pre_hook
-        hooks = [add(self.model, self._begin, with_kwargs=True, prepend=True)]
+        hooks: list[Any] = []
         for module in compiled(modules):
-            leave = self._leave_compiled
-            hooks.append(nn.Module.register_forward_hook(module, leave, with_kwargs=True))
+            note = self._leave_compiled
+            hooks.append(nn.Module.register_forward_hook(module, note, with_kwargs=True))
         for module in owners(modules):
-            hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            hooks.append(
-                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
-            )
+            # Before the module's own hooks, which run again with it.
+            enter = module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+            leave = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            hooks += [enter, leave]
+        hooks.append(add(self.model, self._begin, with_kwargs=True, prepend=True))
         kept = [] if self.plan.grads else [(p, p.grad) for p in self.model.parameters()]
         for parameter, _ in kept:  # autograd fills it where modules differentiate themselves
             parameter.grad = None
@@ -135,7 +136,8 @@ class Session:
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._finishing:  # a module runs again for its units' gradients
             return
-        if not in_backward() and any(s.runs for s in open_sessions() if s is not self):
+        others = [s for s in open_sessions() if s.model is not self.model]
+        if not in_backward() and any(s.runs for s in others):
             raise InputError(
                 "capture: the model is called in the forward pass of another one that is captured "
                 "too; capture one module that holds both"

@@ -166,7 +166,7 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     for name, record in local.items():
         session.serial += 1
         shape = tuple(record.parameter.shape)
-        use = Use(record, None, shape, session.plan, session.serial, allowed=fallback.allowed)
+        use = Use(record, None, shape, session.plan, session.serial, again=fallback)
         use.rows = lambda units, name=name: fallback.unit_gradients(name, units)
         record.uses.append(use)
     return output

@@ -15,6 +15,7 @@ from sigeo_ext.sample_moments import SampleMoments, Tables
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.calls import Call
+    from sigeo.capture.samples.fallback import Fallback
 
 
 @dataclass(frozen=True)
@@ -180,7 +181,7 @@ class Use:
         inner: <theta, g_u> of this use, [units].
         gram: <g_u, g_v> of this use, [units, units].
         waiting: The samples' gradients [samples, *shape], until the backward pass has ended.
-        allowed: Where a module runs again: how far rounding may move it, as a share.
+        again: The call of a module that runs again, if it is that.
         replaced: Whether a module that runs again stands for it.
     """
 
@@ -194,7 +195,7 @@ class Use:
     inner: Tensor | None = None
     gram: Tensor | None = None
     waiting: Tensor | None = None
-    allowed: float | None = None
+    again: Fallback | None = None
     replaced: bool = False
 
     @property
