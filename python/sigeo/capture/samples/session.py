@@ -370,6 +370,7 @@ class Session:
             use.record.uses.clear()
         for fallback in self.fallbacks:  # outputs that somebody keeps have hooks of theirs
             fallback.held.clear()
+            fallback.recorded.clear()
         self.fallbacks.clear()
         self.look_ups.clear()
         self.waiting.clear()
