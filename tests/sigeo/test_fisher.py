@@ -233,7 +233,9 @@ def test_what_signs_cannot_do():
         with pytest.raises(InputError, match="batch norm uses the statistics") as caught:
             fisher_trace(normed, data, estimator=estimator)
         messages.append(str(caught.value))
-    assert messages[0] == messages[1]
+    assert '(batch_norm="per_unit")' in messages[0]
+    assert '"per_unit"' not in messages[1] and '"contribution"' not in messages[1]
+    assert 'expected frozen statistics (batch_norm="frozen" or model.eval()), got' in messages[1]
     for policy in ("per_unit", "contribution"):
         with pytest.raises(InputError, match=f'"refuse" or "frozen" .*, got \'{policy}\''):
             fisher_trace(normed, data, estimator="signs", batch_norm=policy)

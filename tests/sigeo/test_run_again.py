@@ -1,13 +1,17 @@
-"""What modules that run again for each unit hold meanwhile."""
+"""Modules that run again for each unit: what they hold meanwhile, and that they do the same."""
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
+from sigeo import InputError
 from sigeo.capture import capture
 from sigeo.capture.samples.fallback import Fallback
 from tests.sigeo.sample_loop import SAMPLES, check
+from tests.sigeo.zoo import CLASSES, Function
 
 
 class Repeated(nn.Module):
@@ -65,3 +69,161 @@ def test_nothing_is_held_when_the_pass_has_ended(monkeypatch):
         model(x).square().mean().backward()
     assert any(one.holds for one in made)
     assert not any(one.held for one in made)
+
+
+class Gain(nn.Module):
+    """A factor in a way no kernel knows, of something else in the place of its input."""
+
+    def __init__(self, before=lambda z: z):
+        super().__init__()
+        self.p, self.before = nn.Parameter(torch.randn(4)), before
+
+    def forward(self, x):
+        return self.before(x.clone()) * self.p.exp()
+
+
+def with_gain(before, after=lambda z: z) -> nn.Module:
+    torch.manual_seed(0)
+    return Function(
+        lambda m, x: m.out(after(m.gain(m.body(x))).tanh()),
+        body=nn.Linear(4, 4),
+        gain=Gain(before),
+        out=nn.Linear(4, CLASSES),
+    )
+
+
+def labelled(dtype=torch.float64):
+    torch.manual_seed(1)
+    return torch.randn(SAMPLES, 4, dtype=dtype), torch.arange(SAMPLES) % CLASSES
+
+
+def put_zero(index):
+    def write(z):
+        z[index] = 0.0
+        return z
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("before", "reason"),
+    [
+        (put_zero(0), "another output"),
+        (put_zero(-1), "another output"),
+        (put_zero(slice(1, None)), "another output"),
+        (lambda z: z.fill_diagonal_(0.0), "another output"),
+        (lambda z: z * (torch.arange(len(z)) > 2)[:, None], "another output"),
+        (lambda z: z + torch.eye(len(z), 4), "another output"),
+        (put_zero(2), "fails on one alone .index 2 is out of bounds"),
+        (lambda z: z + torch.eye(SAMPLES, 4), "another output"),
+    ],
+    ids=["first", "last", "others", "diagonal", "mask", "one-hot", "third", "of the batch's size"],
+)
+def test_a_module_that_goes_by_places_in_the_batch_is_refused_by_name(before, reason):
+    model, (x, labels) = with_gain(before).double(), labelled()
+    with (
+        pytest.raises(InputError, match=rf"gain.p .* its module \(Gain\) .* {reason}"),
+        capture(model),
+    ):
+        F.cross_entropy(model(x), labels).backward()
+
+
+def test_a_module_that_counts_its_calls_is_refused():
+    calls = []
+    model, (x, labels) = with_gain(lambda z: calls.append(0) or z * len(calls)), labelled()
+    with pytest.raises(InputError, match="what earlier calls left behind"), capture(model):
+        F.cross_entropy(model(x.float()), labels).backward()
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        put_zero((slice(None), 0)),
+        lambda z: z.masked_fill_(z > 0, 1.0),
+        lambda z: torch.where(z[:, :1] > 0, z, 1.0),
+        lambda z: F.layer_norm(z.float(), (4,)).double(),
+    ],
+)
+@pytest.mark.parametrize("after", [lambda z: z, lambda z: z.mul_(2.0)], ids=["kept", "in place"])
+def test_what_a_module_does_to_each_sample_alike_is_measured(before, after):
+    x, labels = labelled()
+    check(with_gain(before, after).double(), (x,), labels, tolerance=1e-6)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_other_output(dtype, autocast):
+    torch.manual_seed(0)
+    layers = [Function(lambda m, x: F.linear(x, m.w.tanh()).relu(), w=nn.Linear(64, 64).weight)]
+    layers = [module for _ in range(4) for module in (layers[0], nn.LayerNorm(64))]
+    model = nn.Sequential(*layers).to(torch.float32 if autocast else dtype)
+    x = torch.randn(16, 64, dtype=torch.float32 if autocast else dtype)
+    with capture(model) as stats:
+        with torch.autocast("cpu", dtype, enabled=autocast):
+            y = model(x)
+        y.float().square().sum(1).mean().backward()
+    assert stats["0.w"].abs_sum.all()
+
+
+def twice_its_input(module, args):
+    return (2 * args[0],)
+
+
+def half_its_output(module, args, output):
+    return output / 2
+
+
+@pytest.mark.parametrize(
+    ("register", "hook"),
+    [
+        (nn.Module.register_forward_pre_hook, twice_its_input),
+        (nn.Module.register_forward_hook, half_its_output),
+    ],
+)
+def test_hooks_of_a_module_run_again_with_it(register, hook):
+    model, (x, labels) = with_gain(lambda z: z).double(), labelled()
+    register(model.gain, hook)
+    check(model, (x,), labels)
+
+
+def test_hooks_of_an_output_change_what_the_module_gets():
+    def reversed_gradient(z):
+        z.register_hook(lambda gradient: -2 * gradient)
+        return z
+
+    model, (x, labels) = with_gain(lambda z: z, reversed_gradient).double(), labelled()
+    check(model, (x,), labels)
+
+
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, d):
+        return -d
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_gradients_that_cancel_out_are_zero_but_for_rounding(dtype):
+    model = with_gain(lambda z: z, lambda z: model.gain(Reversed.apply(z))).to(dtype)
+    x, labels = labelled(dtype)
+    with capture(model) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert stats["gain.p"].abs_sum.max() < 1e-6 * stats["body.weight"].abs_sum.max()
+
+
+def test_an_output_that_cancels_out_is_zero_but_for_rounding():
+    model = with_gain(lambda z: (z - F.normalize(z) * z.norm(dim=1, keepdim=True)) * 10)
+    x, labels = labelled(torch.float32)
+    with capture(model) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert stats["gain.p"].abs_sum.isfinite().all()
+
+
+def test_a_nan_of_the_batch_is_one_of_its_unit():
+    model, (x, labels) = with_gain(lambda z: z / z.relu()).double(), labelled()
+    with capture(model) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert stats["gain.p"].abs_sum.isnan().any()

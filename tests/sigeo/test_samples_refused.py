@@ -148,6 +148,38 @@ def test_bad_arguments():
         _ = stats.sample_sq_norm
 
 
+def test_complex_parameters_are_named():
+    class Turned(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, dtype=torch.cfloat))
+
+        def forward(self, x):
+            return (x * self.w).abs() + (x @ self.w.real[:, None])
+
+    model, x = nn.Sequential(nn.Linear(3, 4), Turned()), torch.randn(5, 3)
+    with pytest.raises(InputError, match=r"1\.w .* it is complex"):
+        capture(model).__enter__()
+    with capture(model, strict=False) as stats:
+        model(x).square().mean().backward()
+    assert set(stats.unsupported) == {"1.w"}
+    with capture(model[0]) as expected:
+        model(x).square().mean().backward()
+    torch.testing.assert_close(stats.sample_sq_norm, expected.sample_sq_norm)
+
+
+def test_frozen_layers_alone_are_nothing_to_measure():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1))
+    for layer in (model[0], model[2]):
+        layer.weight.requires_grad_(False)
+    with pytest.raises(InputError, match="params: .* requires_grad is False for all of them"):
+        capture(model, params="layers").__enter__()
+    model[2].weight.requires_grad_(True)
+    with capture(model, params="layers") as stats:
+        model[:2](torch.randn(3, 4))
+    assert stats.keys() == ["2.weight"]
+
+
 def test_hooks_and_modes_are_gone_after_an_exception():
     model = nn.Sequential(nn.Linear(4, 5), nn.ReLU())
     with pytest.raises(ZeroDivisionError), capture(model):
@@ -214,7 +246,9 @@ def test_tensors_in_the_place_of_parameters_are_refused_by_name():
             torch.func.functional_call(model, others, (x,))
     with capture(model, strict=False) as stats:
         torch.func.functional_call(model, parts[1], (x,)).sum().backward()
-    assert set(stats.unsupported) == {"1.bias"} and (stats["1.weight"].abs_sum > 0).any()
+    assert set(stats.unsupported) == {"1.bias", "1.weight"}
+    assert "another output than in the batch" in stats.unsupported["1.weight"]
+    assert (stats["0.weight"].abs_sum > 0).any()
 
 
 def test_constants_in_the_place_of_parameters_are_a_teacher():

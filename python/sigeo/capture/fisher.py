@@ -24,7 +24,7 @@ from sigeo.capture.losses import (
     check_reduction,
     check_trainable,
 )
-from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
+from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, SampleStatistics, capture
 from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
 from sigeo.errors import InputError
@@ -234,6 +234,7 @@ def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
 
     Raises:
         InputError: Too few probes, or a policy for batch norm that does not keep samples apart.
+        SamplesCoupled: Batch norm uses the batch's statistics, and the policy is to refuse that.
     """
     if not isinstance(probes, int) or probes < 2:
         raise InputError(f"probes: expected 2 or more, from which an error follows, got {probes!r}")
@@ -248,15 +249,18 @@ def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
     with preserved(passes.model, parameters=False), torch.enable_grad():
         for index in range(len(passes.data)):
             inputs, given = passes.data[index]
-            estimates, samples = sq_norms_by_signs(
-                passes.model,
-                inputs,
-                functools.partial(passes.label, given=given, generator=draws),
-                passes.loss,
-                probes=probes,
-                generator=signs,
-                batch_norm=passes.batch_norm,
-            )
+            try:
+                estimates, samples = sq_norms_by_signs(
+                    passes.model,
+                    inputs,
+                    functools.partial(passes.label, given=given, generator=draws),
+                    passes.loss,
+                    probes=probes,
+                    generator=signs,
+                    batch_norm=passes.batch_norm,
+                )
+            except SamplesCoupled:  # the other policies are none of this estimator's
+                raise SamplesCoupled(SamplesCoupled.FROZEN) from None
             if passes.reduction == "mean":
                 estimates = estimates * samples**2
             total += float(estimates.mean())

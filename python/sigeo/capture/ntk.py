@@ -115,7 +115,7 @@ def ntk(
             return separate(batch)
         except SamplesCoupled:
             coupled_too = 'the outputs\' gradients through the whole batch (batch_norm="coupled")'
-            raise InputError(str(SamplesCoupled(coupled_too))) from None
+            raise InputError(str(SamplesCoupled(*SamplesCoupled.WAYS, coupled_too))) from None
 
 
 def _rows(output: object) -> Tensor:

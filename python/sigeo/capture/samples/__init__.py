@@ -6,7 +6,7 @@ all others, of which `functions` says what needs no closer look, and `follower` 
 keep track of where the samples are in between (`axis`). Each layer call (`calls`, `scaled`,
 `embedding`) measures its parameters on the way back and hands the results to `uses`; for a
 parameter that no layer is known for, or that the `graph` alone knows of, a module takes over
-(`takeover`, `fallback`). `api` is what a user sees.
+(`takeover`, `fallback`), and `combined` checks what comes of it. `api` is what a user sees.
 """
 
 from sigeo.capture.samples.api import SampleStatistics, capture

@@ -72,6 +72,11 @@ def where(tensor: Tensor) -> Where:
     return Lost("it was made by something not followed, such as a custom or a scripted function")
 
 
+def is_constant(*tensors: Tensor | None) -> bool:
+    """Whether tensors are the same for all samples and made of no parameter."""
+    return all(t is None or (where(t) is None and not t.requires_grad) for t in tensors)
+
+
 def written(tensor: Tensor, place: Axis | Lost) -> None:
     """Note that samples were written to a tensor, and where they are in it if others are there."""
     noted = getattr(tensor, _NAME, None)

@@ -1,12 +1,13 @@
 """Per-sample gradients of a module that uses a parameter in a way no kernel knows.
 
 The module is run once more for every unit, on the unit's own inputs, and differentiated with the
-unit's own share of the outputs' gradients. Slow and always right, as long as the module is
-deterministic and treats samples apart.
+unit's own share of the outputs' gradients. Slow, and right as long as the module is deterministic
+and treats samples apart: what it then gives must be what it gave for the batch.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from sigeo.capture.samples.axis import Axis, Lost, where
+from sigeo.capture.samples.precision import ROUNDINGS, Autocast, Recorded, largest, tolerance
 from sigeo.capture.samples.uses import Plan, Record
 from sigeo.capture.state import RandomState, device_of
 
@@ -37,6 +39,9 @@ class Fallback:
         output_places: Where the samples of each differentiable output are, by its place among the
             outputs.
         output_gradients: Their gradients, once the backward pass has come by.
+        recorded: What they were when the module had just run.
+        allowed: How far rounding may move what a second run gives; see `tolerance`.
+        autocast: As it was then.
         names: Parameters by the module's own names.
         plan: What is measured.
         begun: Told when the backward pass comes by.
@@ -54,6 +59,9 @@ class Fallback:
     spec: Any
     output_places: dict[int, Axis]
     output_gradients: dict[int, Tensor]
+    recorded: dict[int, Recorded]
+    allowed: float
+    autocast: Autocast
     names: tuple[str, ...]
     plan: Plan
     begun: Callable[[], None]
@@ -95,13 +103,31 @@ class Fallback:
             output_places[index] = place
         kept = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in flat]
         names = tuple(parameters)
-        made = cls(module, kept, places, spec, output_places, {}, names, plan, begun)
+        autocast = Autocast(device_of(module))
+        took_part = [*module.parameters(), *(leaf for leaf in kept if isinstance(leaf, Tensor))]
+        allowed = tolerance([*took_part, *outputs.values()], autocast)
+        with torch._C.DisableTorchFunction():
+            recorded = {index: Recorded(tensor, allowed) for index, tensor in outputs.items()}
+        made = cls(
+            module, kept, places, spec, output_places, {}, recorded, allowed, autocast, names,
+            plan, begun,
+        )  # fmt: skip
         made.versions = [leaf._version for leaf in kept if isinstance(leaf, Tensor)]
         for index, tensor in outputs.items():
-            tensor.register_hook(lambda g, index=index: made._note(index, g))
+            made._listen(index, tensor)
         return made
 
-    def _note(self, index: int, gradient: Tensor) -> None:
+    def _listen(self, index: int, output: Tensor) -> None:
+        """Note the gradient of an output as the module gets it, after hooks of the tensor."""
+        node, place = output.grad_fn, output.output_nr
+        if node is None:
+            output.register_hook(lambda g: self._note(index, g))
+        else:
+            node.register_prehook(lambda gradients: self._note(index, gradients[place]))
+
+    def _note(self, index: int, gradient: Tensor | None) -> None:
+        if gradient is None:
+            return
         self.begun()
         before = self.output_gradients.get(index)
         self.output_gradients[index] = gradient if before is None else before + gradient
@@ -122,7 +148,8 @@ class Fallback:
     def _of_unit(self, unit: int) -> dict[str, Tensor]:
         if self.versions != [x._version for x in self.inputs if isinstance(x, Tensor)]:
             raise CannotRunAgain(
-                "its module runs again for each unit, and its input was modified in place meanwhile"
+                f"{self._named} runs again for each unit, and its input was modified in place "
+                "meanwhile"
             )
         random = RandomState(device_of(self.module)) if unit == 0 else None
         first = unit * self.plan.unit
@@ -136,14 +163,23 @@ class Fallback:
         args, kwargs = tree_unflatten(inputs, self.spec)
         buffers = {**dict(self.module.named_buffers()), **self.buffers}
         own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
-        with torch.enable_grad(), _evaluated(self.frozen):
-            output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
+        try:
+            with torch.enable_grad(), _evaluated(self.frozen), self.autocast.again():
+                output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
+        except (IndexError, RuntimeError, ValueError) as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise CannotRunAgain(
+                f"{self._named} runs again for each unit, and fails on one alone "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         if random is not None and random.moved():
             random.restore()
             raise CannotRunAgain(
-                "its module runs again for each unit, and would draw other random numbers"
+                f"{self._named} runs again for each unit, and would draw other random numbers"
             )
         outputs = tree_leaves(output)
+        self._compare(outputs, pick)
         pairs = [
             (outputs[index], _rows(g, self.output_places[index], pick))
             for index, g in self.output_gradients.items()
@@ -158,6 +194,33 @@ class Fallback:
             n: torch.zeros_like(leaves[n]) if g is None else g
             for n, g in zip(leaves, gradients, strict=True)
         }
+
+    def _compare(self, outputs: list[Any], pick: range) -> None:
+        """Compare what a unit gave alone with what the batch gave for it.
+
+        Raises:
+            CannotRunAgain: It is something else.
+        """
+        for index in self.output_gradients:  # no others take part
+            recorded = self.recorded[index]
+            batch = _rows(recorded.value, self.output_places[index], pick)
+            if index >= len(outputs) or not recorded.agrees(outputs[index], batch, self.inputs):
+                raise CannotRunAgain(
+                    f"{self._named} runs again for each unit, and gives a unit alone another "
+                    "output than in the batch: it goes by places in the batch, or by what earlier "
+                    "calls left behind"
+                )
+
+    def rounding(self) -> float:
+        """How much of a gradient may be rounding where its terms cancel out."""
+        gradients = self.output_gradients.values()
+        norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+        values = (*self.inputs, *(recorded.value for recorded in self.recorded.values()))
+        return ROUNDINGS * self.allowed**2 * norm * largest(values)
+
+    @property
+    def _named(self) -> str:
+        return f"its module ({type(self.module).__name__})"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -40,8 +41,11 @@ class Follower(TorchDispatchMode):
     ) -> Any:
         """Run one operation and note where the samples of its results are."""
         before = self.of(args[0]) if _writes_first(func) else None
+        given = args
+        if torch.Tag.inplace_view in func.tags:  # its rule asks for the shape before
+            given = (torch.ops.aten.alias.default(args[0]), *args[1:])
         result = func(*args, **(kwargs or {}))
-        found = follow(func, args, kwargs or {}, result, self.of)
+        found = follow(func, given, kwargs or {}, result, self.of)
         for leaf, axis in zip(leaves(result), found, strict=True):
             if isinstance(leaf, Tensor):
                 self._known[_key(leaf)] = axis

@@ -38,7 +38,7 @@ def followed(
     if all(place is None for place in places):
         output = func(*args, **kwargs)
         for leaf in tensors_in(output):
-            if leaf.requires_grad:
+            if leaf.requires_grad and not leaf.is_leaf:
                 mark(leaf, None)  # made of parameters alone, and seen to be
         return output
     single, named = SINGLE.get(func, (None, set()))
@@ -56,7 +56,8 @@ def followed(
         padded = len(args[1] if len(args) > 1 else kwargs["pad"]) // 2
         mark(output, leading(places[0], tensors[0].dim(), padded))
         return output
-    if func in POINTWISE or func in POOLS:
+    plain = "out" not in kwargs and (func is not torch.where or len(tensors) > 1)
+    if plain and (func in POINTWISE or func in POOLS):
         dims = [t.dim() for t in tensors]
         output = func(*args, **kwargs)
         place: Where = next((p for p in places if isinstance(p, Lost)), None)
@@ -75,6 +76,10 @@ def followed(
     _mark(output, follower)
     for part, place in follower.writes_to(tensors[0]):
         _note_write(tensors[0], part, place)
+    for target in tensors_in(kwargs.get("out")):
+        place = follower.of(target)
+        if place is not None:
+            _note_write(target, target, place)
     return output
 
 

@@ -41,6 +41,9 @@ class Mode(TorchFunctionMode):
     ) -> Any:
         if func is Tensor.backward:
             others = open_sessions()
+            with torch._C.DisableTorchFunction():
+                for session in (self._session, *others):
+                    session.note_loss(args[0])
             _backward(self, *args, **(kwargs or {}))
             with torch._C.DisableTorchFunction():
                 for session in (self._session, *others):

@@ -9,6 +9,32 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection, check_made, select
 from sigeo.capture.samples.uses import Plan, Record, Use, View
+from sigeo.errors import InputError
+
+_COPIED = "_sigeo_copied"
+
+
+def note_copy(tensor: Tensor, parameter: Tensor, view: View) -> None:
+    """Note that a tensor is a copy of a view of a parameter, as long as nobody writes to it."""
+    setattr(tensor, _COPIED, (parameter, view))
+
+
+def copy_of(tensor: Tensor) -> tuple[Tensor, View] | None:
+    """What a tensor is a copy of, in its own shape or with other dimensions of one entry."""
+    found: tuple[Tensor, View] | None = getattr(tensor, _COPIED, None)
+    if found is not None:
+        return found if tensor._version == 0 else None
+    base = tensor._base
+    found = None if base is None else getattr(base, _COPIED, None)
+    if found is None or tensor._version or not tensor.is_contiguous():
+        return None
+    parameter, view = found
+    steps = [(n, step) for n, step in zip(view.size, view.stride, strict=True) if n != 1]
+    if [n for n in tensor.shape if n != 1] != [n for n, _ in steps]:
+        return None
+    rest = iter(steps)
+    strides = tuple(1 if n == 1 else next(rest)[1] for n in tensor.shape)
+    return parameter, View(tuple(tensor.shape), strides, view.offset)
 
 
 class Parameters:
@@ -16,13 +42,14 @@ class Parameters:
 
     Attributes:
         records: By name.
+        complex: Names of those that are; nothing is known of their uses.
     """
 
     def __init__(self, model: nn.Module, params: Selection, plan: Plan):
         """Those that ``params`` selects are measured.
 
         Raises:
-            InputError: A lazy layer has not been run, or nothing is selected.
+            InputError: A lazy layer has not been run, or nothing that is trained is selected.
         """
         named = list(model.named_parameters())
         check_made(named)
@@ -32,7 +59,15 @@ class Parameters:
             for name, p in named
             if p.requires_grad
         }
-        self._by_id = {id(r.parameter): r for r in self.records.values()}
+        if params == "layers" and not any(r.measured for r in self.records.values()):
+            raise InputError(
+                'params: "layers" expects a convolution or linear weight that is trained, and '
+                "requires_grad is False for all of them"
+            )
+        self.complex = [name for name, r in self.records.items() if r.parameter.is_complex()]
+        self._by_id = {
+            id(r.parameter): r for name, r in self.records.items() if name not in self.complex
+        }
         self._plan = plan
 
     def replaced(self, modules: Iterable[tuple[str, nn.Module]]) -> list[str]:
@@ -43,7 +78,7 @@ class Parameters:
             for name, tensor in module._parameters.items()
             if id(tensor) not in self._by_id and tensor is not None and tensor.requires_grad
         )
-        return [name for name in others if name in self.records]
+        return [name for name in others if name in self.records and name not in self.complex]
 
     def within(self, module: nn.Module) -> dict[str, Record]:
         """Those of a module, by its own names."""
@@ -51,12 +86,16 @@ class Parameters:
         return {name: record for name, record in named if record is not None}
 
     def resolve(self, tensor: Any) -> tuple[Record, View | None] | None:
-        """The parameter that something is, or is a view of, and the part that the view shows."""
+        """The parameter that something is, shows or is a copy of, and which part of it."""
         if not isinstance(tensor, Tensor):
             return None
         record = self._by_id.get(id(tensor))
         if record is not None:
             return record, None
+        copied = copy_of(tensor)
+        if copied is not None:
+            record = self._by_id.get(id(copied[0]))
+            return None if record is None else (record, copied[1])
         base = tensor._base
         record = None if base is None else self._by_id.get(id(base))
         if record is None or not tensor.requires_grad:
@@ -66,6 +105,13 @@ class Parameters:
         # The stride of a dimension of one entry means nothing, 0 among others.
         strides = [s if n > 1 else 1 for n, s in zip(tensor.shape, tensor.stride(), strict=True)]
         return record, View(tuple(tensor.shape), tuple(strides), offset)
+
+    def only_shown(self, record: Record, tensor: Tensor) -> bool:
+        """Whether a tensor is nothing but the parameter, or a part of it, in another shape."""
+        if tensor is record.parameter or tensor._base is record.parameter:
+            return True
+        copied = copy_of(tensor)
+        return copied is not None and copied[0] is record.parameter
 
     def is_parameter(self, tensor: Any) -> bool:
         """Whether a tensor is a measured parameter, or a view of one that shows no entry twice."""
@@ -80,9 +126,15 @@ class Parameters:
         if found is None or found[1] is None or 0 not in found[1].stride:
             return None
         first: Tensor = tensor
-        for dim, stride in enumerate(found[1].stride):
+        view = found[1]
+        for dim, stride in enumerate(view.stride):
             if stride == 0:
                 first = first.narrow(dim, 0, 1)
+        if copy_of(tensor) is not None:
+            strides = [s or 1 for s in view.stride]
+            note_copy(
+                first, found[0].parameter, View(tuple(first.shape), tuple(strides), view.offset)
+            )
         return first
 
     def uses(self, **arguments: Tensor | None) -> dict[str, Use]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
 from sigeo.capture.samples.axis import Axis, Where, forget, mark, where
+from sigeo.capture.samples.combined import combined
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
 from sigeo.capture.samples.following import followed
@@ -30,7 +31,7 @@ from sigeo.capture.samples.takeover import (
     owners,
     take_over,
 )
-from sigeo.capture.samples.uses import Plan, Use, combined
+from sigeo.capture.samples.uses import Plan, Record, Use
 from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
 from sigeo_ext.sample_moments import SampleMoments
@@ -72,6 +73,7 @@ class Session:
         self.handed_over: set[str] = set()
         self.serial = 0
         self._told = False
+        self._watching: dict[str, Any] = {}
         self._modules: list[tuple[str, nn.Module]] = []
 
     @contextmanager
@@ -82,6 +84,7 @@ class Session:
             Once, when calls are seen.
         """
         check_apart(self)
+        self.cannot(self.parameters.complex, "it is complex, and statistics are of real numbers")
         modules = self._modules = list(self.model.named_modules())
         forget(self.model.buffers())  # a model that another capture saw run may have written them
         counters = []
@@ -94,15 +97,16 @@ class Session:
             ]
         # The model may be compiled by `torch.jit`, whose modules forbid the method but call hooks.
         add = nn.Module.register_forward_pre_hook
-        hooks = [add(self.model, self._begin, with_kwargs=True, prepend=True)]
+        hooks: list[Any] = []
         for module in compiled(modules):
-            leave = self._leave_compiled
-            hooks.append(nn.Module.register_forward_hook(module, leave, with_kwargs=True))
+            note = self._leave_compiled
+            hooks.append(nn.Module.register_forward_hook(module, note, with_kwargs=True))
         for module in owners(modules):
-            hooks.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
-            hooks.append(
-                module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
-            )
+            # Before the module's own hooks, which run again with it.
+            enter = module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
+            leave = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
+            hooks += [enter, leave]
+        hooks.append(add(self.model, self._begin, with_kwargs=True, prepend=True))
         kept = [] if self.plan.grads else [(p, p.grad) for p in self.model.parameters()]
         for parameter, _ in kept:  # autograd fills it where modules differentiate themselves
             parameter.grad = None
@@ -112,7 +116,7 @@ class Session:
             with local, eager(), Mode(self):
                 yield
         finally:
-            for hook in hooks:
+            for hook in (*hooks, *self._watching.values()):
                 hook.remove()
             forget(self.model.buffers())
             for parameter, grad in kept:
@@ -132,7 +136,8 @@ class Session:
     def _begin(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if self._finishing:  # a module runs again for its units' gradients
             return
-        if not in_backward() and any(s.runs for s in open_sessions() if s is not self):
+        others = [s for s in open_sessions() if s.model is not self.model]
+        if not in_backward() and any(s.runs for s in others):
             raise InputError(
                 "capture: the model is called in the forward pass of another one that is captured "
                 "too; capture one module that holds both"
@@ -186,7 +191,7 @@ class Session:
         if self.finished or in_backward() or not self.frames:
             return None
         if len(self.frames) == 1 and self.plan.measures:
-            self._hand_over_unseen(output)
+            self._hand_over_unseen(tensors_in(output))
         frame = self.frames.pop()
         if not frame.fallback or output is None:
             return None
@@ -196,13 +201,11 @@ class Session:
         if not self.finished and not in_backward():
             note_compiled(self, module, (args, kwargs), output)
 
-    def _hand_over_unseen(self, output: Any) -> None:
+    def _hand_over_unseen(self, outputs: list[Tensor]) -> None:
         """Let the outermost module take over for parameters that were used where nobody looked."""
-        for function, leaf in self.graph.leaves(tensors_in(output)):
+        for function, leaf in self.graph.leaves(outputs):
             found = self.parameters.resolve(leaf)
-            if found is None or not found[0].measured or found[0].name in self.handed_over:
-                continue
-            if found[0].name in self.unsupported:
+            if found is None or not found[0].measured or found[0].name in self.unsupported:
                 continue
             if function is not None or not found[0].uses:
                 hand_over(self, found[0], function or "a function that is not seen")
@@ -244,7 +247,7 @@ class Session:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one torch function that the model called."""
-        handler = HANDLERS.get(func)
+        handler = None if "out" in kwargs else HANDLERS.get(func)
         if handler is not None and torch.is_grad_enabled():
             output = handler(self, *args, **kwargs)
             if output is not NotImplemented:
@@ -273,11 +276,20 @@ class Session:
             return
         for leaf in tensors_in(*args, *kwargs.values()):
             found = self.parameters.resolve(leaf)
-            if found is None or all(t._base is found[0].parameter for t in tensors):
-                continue  # no parameter, or only looked at in another shape
-            if not found[0].measured:
+            if found is None or not found[0].measured:
                 continue
+            if all(self.parameters.only_shown(found[0], t) for t in tensors):
+                continue  # handed back, or only looked at in another shape
             hand_over(self, found[0], getattr(func, "__name__", str(func)))
+
+    def watch(self, record: Record) -> None:
+        """Keep the gradient that a parameter gets in the backward pass, before hooks change it."""
+        if record.name in self._watching:
+            return
+        self._watching[record.name] = handle = record.parameter.register_hook(record.arrived)
+        hooks: Any = record.parameter._backward_hooks
+        for other in [key for key in hooks if key != handle.id]:
+            hooks[other] = hooks.pop(other)  # behind ours: autograd goes by when they came
 
     def backward_begun(self) -> None:
         """Called by every use as the backward pass comes by; the first asks to hear of its end.
@@ -292,6 +304,15 @@ class Session:
             self._told = True
             engine = torch.autograd.Variable._execution_engine
             engine.queue_callback(self.finish)
+
+    def note_loss(self, loss: Tensor) -> None:
+        """Look at what a loss is made of beside the model's outputs, before its backward pass.
+
+        Raises:
+            InputError: There are parameters in it that cannot be served, and the capture is strict.
+        """
+        if self.plan.samples and self.plan.measures and not self.finished:
+            self._hand_over_unseen([loss])
 
     def note_backward(self, loss: Tensor) -> None:
         """Note that a backward pass from a tensor has ended: it counts if it reached the model."""
@@ -354,6 +375,7 @@ class Session:
             record.uses.clear()
         for fallback in self.fallbacks:  # outputs that somebody keeps have hooks of theirs
             fallback.held.clear()
+            fallback.recorded.clear()
         self.fallbacks.clear()
         self.look_ups.clear()
         self.waiting.clear()

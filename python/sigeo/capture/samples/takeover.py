@@ -83,6 +83,11 @@ def hand_over(session: Session, record: Record, function: str) -> None:
     Raises:
         InputError: There is none, and the capture is strict.
     """
+    if in_backward():
+        if record.name not in session.handed_over:
+            reason = "checkpoint(..., use_reentrant=True) or the like hides its first forward pass"
+            session.cannot([record.name], reason)
+        return
     session.handed_over.add(record.name)
     able = [
         frame
@@ -93,7 +98,8 @@ def hand_over(session: Session, record: Record, function: str) -> None:
     if able:
         in_units = (frame for frame in able if _runs_in_units(frame, session.plan.samples))
         next(in_units, able[0]).fallback.add(record.name)
-    elif not in_backward():
+        session.watch(record)
+    else:
         session.cannot([record.name], f"{function} uses it outside of its module's forward pass")
 
 
@@ -124,7 +130,12 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
         if record.name in frame.fallback
     }
     for record in local.values():
-        record.uses = [use for use in record.uses if use.serial <= frame.serial]
+        for use in record.uses:
+            use.replaced = use.serial > frame.serial
+        record.uses = [use for use in record.uses if not use.replaced]
+    for look_up in session.look_ups:
+        if look_up.use.replaced and not session.plan.grads:
+            look_up.use.record.partial = True
     coupled: list[nn.Module] = [
         m
         for m in frame.module.modules()
@@ -145,11 +156,17 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
         fallback.holds = True
         session.held += held
     session.fallbacks.append(fallback)
+    session.graph.account_for(
+        tensors_in(output),
+        tensors_in(frame.args, frame.kwargs),
+        [record.parameter for record in local.values()],
+    )
     fallback.buffers = frame.buffers
     fallback.frozen = coupled if session.batch_norm == "frozen" else []
     for name, record in local.items():
         session.serial += 1
-        use = Use(record, None, tuple(record.parameter.shape), session.plan, session.serial)
+        shape = tuple(record.parameter.shape)
+        use = Use(record, None, shape, session.plan, session.serial, again=fallback)
         use.rows = lambda units, name=name: fallback.unit_gradients(name, units)
         record.uses.append(use)
     return output

@@ -15,6 +15,7 @@ from sigeo_ext.sample_moments import SampleMoments, Tables
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.calls import Call
+    from sigeo.capture.samples.fallback import Fallback
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Record:
         moments: The statistics, once they are known.
         rows: The rows of the parameter that ``moments`` are of, rising; None for all.
         shared: What was measured of several tables at once, and which of them this one is.
+        total: Its gradient in the whole backward pass, where a module runs again for it.
+        partial: Whether look-ups in such a module leave their part out of ``total``.
     """
 
     name: str
@@ -72,6 +75,14 @@ class Record:
     moments: SampleMoments | None = None
     rows: Tensor | None = None
     shared: tuple[SharedTables, int] | None = None
+    total: Tensor | None = None
+    partial: bool = False
+
+    def arrived(self, gradient: Tensor) -> None:
+        """The hook that keeps ``total``."""
+        with torch._C.DisableTorchFunction():
+            gradient = gradient.detach()
+            self.total = gradient if self.total is None else self.total + gradient
 
 
 @dataclass
@@ -171,6 +182,8 @@ class Use:
         gram: <g_u, g_v> of this use, [units, units].
         waiting: The samples' gradients [samples, *shape], until the backward pass has ended.
         gram_waiting: The units' gradients [units, size], likewise, for `gram`.
+        again: The call of a module that runs again, if it is that.
+        replaced: Whether a module that runs again stands for it.
     """
 
     record: Record
@@ -184,6 +197,8 @@ class Use:
     gram: Tensor | None = None
     waiting: Tensor | None = None
     gram_waiting: Tensor | None = None
+    again: Fallback | None = None
+    replaced: bool = False
 
     @property
     def want(self) -> tuple[str, ...]:
@@ -236,11 +251,11 @@ class Use:
                 "expected use_reentrant=False"
             )
         self.session.backward_begun()
-        if len(self.record.uses) > 1 and measured:
+        if measured and (self.replaced or len(self.record.uses) > 1):
             self.rows = lambda units: self._whole(
                 call.unit_gradients(argument, x, d, saved, units, plan.unit)
             )
-            if not plan.grads:
+            if not plan.grads and not self.replaced:  # of those that are, the sum is checked
                 return None
             batch = call.unit_gradients(argument, x, d, saved, slice(0, 1), plan.samples)
             return batch[0].to(value.dtype)
@@ -281,74 +296,3 @@ class Use:
 def flat(rows: Tensor) -> Tensor:
     """[units, *shape] as [units, size], also of parameters that are one number."""
     return rows.unsqueeze(-1).flatten(1)
-
-
-def combined(record: Record, plan: Plan, max_bytes: int) -> SampleMoments:
-    """Statistics of a parameter from the units' gradients, added up over its uses.
-
-    As many units at a time as fit into ``max_bytes``.
-    """
-    parameter = record.parameter.detach()
-    rows = [use.rows for use in record.uses if use.rows is not None]
-    if not rows:
-        return SampleMoments()
-    wide = parameter.dtype if parameter.dtype == torch.float64 else torch.float32
-    at_once = max(1, max_bytes // max(1, 8 * parameter.numel()))
-    sums: dict[str, Tensor] = {
-        name: torch.zeros_like(parameter, dtype=wide) for name in plan.want if name != "sq_norm"
-    }
-    drift = torch.zeros_like(parameter, dtype=wide)
-    norms, inner = [], []
-    origin: Tensor | None = None
-    gram_alone = not plan.want and not plan.inner
-    for begin in range(0, 0 if gram_alone else plan.units, at_once):
-        units = slice(begin, min(plan.units, begin + at_once))
-        g = sum(part(units) for part in rows)
-        assert isinstance(g, Tensor)
-        g = g.to(wide) * plan.factor
-        terms: dict[str, Callable[[Tensor], Tensor]] = {
-            "sum": lambda g: g, "abs_sum": Tensor.abs, "sq_sum": Tensor.square,
-            "sign_sum": lambda g: g.sign() + (g - g),
-        }  # fmt: skip
-        for name, term in terms.items():
-            if name in sums:
-                sums[name] += term(g).sum(0)
-        if "m2" in sums:
-            origin = g[0].clone() if origin is None else origin
-            deviation, share = g - origin, len(g) / (begin + len(g))
-            mean = deviation.mean(0)
-            between = (mean - drift).square() * (begin * share)
-            sums["m2"] += (deviation - mean).square().sum(0) + between
-            drift += (mean - drift) * share  # the mean deviation so far
-        if "sq_norm" in plan.want:
-            norms.append(flat(g.square()).sum(1, dtype=torch.float64))
-        if plan.inner:
-            inner.append(flat(g * parameter).sum(1, dtype=torch.float64))
-    if plan.gram:
-        record.uses[0].gram = _combined_gram(rows, plan, at_once)
-        for use in record.uses[1:]:
-            use.gram = None
-    if inner:
-        record.uses[0].inner = torch.cat(inner)
-        for use in record.uses[1:]:
-            use.inner = None
-    return SampleMoments(**sums, sq_norm=torch.cat(norms) if norms else None)
-
-
-def _combined_gram(rows: Sequence[Rows], plan: Plan, at_once: int) -> Tensor:
-    """<g_u, g_v> from the units' gradients, two blocks of units at a time."""
-
-    def block(begin: int) -> Tensor:
-        units = slice(begin, min(plan.units, begin + half))
-        g = sum(part(units) for part in rows)
-        assert isinstance(g, Tensor)
-        return flat(g).double() * plan.factor
-
-    half = max(1, at_once // 4) if at_once < 2 * plan.units else plan.units
-    starts = range(0, plan.units, half)
-    strips = []
-    for begin in starts:
-        left = block(begin)
-        parts = [left @ (left if other == begin else block(other)).t() for other in starts]
-        strips.append(torch.cat(parts, 1))
-    return torch.cat(strips)

@@ -35,7 +35,10 @@ def _same(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     return first(given)
 
 
-@rule("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bernoulli")
+@rule(
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "bernoulli",
+    "zero", "fill", "uniform", "normal",
+)  # fmt: skip
 def _made_alike(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     """New values with a place for each of the old."""
     return first(given)

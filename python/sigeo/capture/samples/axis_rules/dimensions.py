@@ -84,7 +84,35 @@ RULES["sort"] = _along(1, -1)
 RULES["topk"] = _along(2, -1)
 RULES["glu"] = _along(1, -1)
 RULES["roll"] = _along(2)
-RULES["gather"] = _along(1)
+for _name in ("_fft_r2c", "_fft_c2r", "_fft_c2c"):
+    RULES[_name] = _along(1)
+
+
+@rule("gather", "scatter", "scatter_add", "scatter_reduce")
+def _by_index(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """Entries along one dimension, in the places of all others: those of the index or source."""
+    axis = first(given)
+    if args[1] % result.dim() == axis.dim:
+        return mixed("an operation along the samples")
+    same = all(place == axis for place in given if isinstance(place, Axis))
+    return (
+        axis if same else Lost("two tensors with their samples in different places were combined")
+    )
+
+
+@rule("index_add", "index_copy")
+def _added(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """Slices along one dimension, which a list of numbers puts there."""
+    if isinstance(given[1], Axis):
+        return mixed("an index by samples")
+    return _by_index([given[0], given[2]], args, kwargs, result)
+
+
+@rule("grid_sampler_2d", "grid_sampler_3d", "affine_grid_generator")
+def _sampled(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """Images by their grids: the samples lead both."""
+    leads = all(p.dim == 0 and p == first(given) for p in given if isinstance(p, Axis))
+    return first(given) if leads else mixed("a grid along the samples")
 
 
 @rule(

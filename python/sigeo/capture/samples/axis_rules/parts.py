@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, where
-from sigeo.capture.samples.axis_rules.registry import first, mixed, rule
+from sigeo.capture.samples.axis_rules.broadcasting import pointwise
+from sigeo.capture.samples.axis_rules.registry import first, mixed, rule, taken_out
 
 
 def indexed(axis: Axis, dims: int, index: Any) -> Axis | None:
@@ -71,7 +72,7 @@ def _part(axis: Axis, begin: int, size: int) -> Where:
     """Entries [begin, begin + size) of the samples' dimension, if they are whole rounds of them."""
     of_round = axis.samples * axis.inner
     if begin % of_round or size % of_round or not size:
-        return mixed("a part of the samples")
+        return taken_out("a part of the samples")
     return Axis(axis.dim, axis.samples, size // of_round, axis.inner)
 
 
@@ -83,7 +84,7 @@ def _sliced(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where
     if dim % result.dim() != axis.dim:
         return axis
     if step != 1:
-        return mixed("a slice of the samples with steps")
+        return taken_out("a slice of the samples")
     begin = 0 if begin is None else max(0, begin + size if begin < 0 else begin)
     return _part(axis, begin, result.shape[axis.dim])
 
@@ -104,7 +105,7 @@ def _selected(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
     axis = first(given)
     dim = (args[1] if len(args) > 1 else 0) % args[0].dim()
     if dim == axis.dim:
-        return mixed("a selection of one sample")
+        return taken_out("one sample")
     return axis.at(axis.dim - (dim < axis.dim))
 
 
@@ -137,9 +138,11 @@ def _embedded(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
     return given[1] if given[0] is None else mixed("an embedding whose table holds samples")
 
 
-@rule("index_select")
+@rule("index_select", "index_fill")
 def _picked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis = given[0]
+    if axis is None and isinstance(given[1], Axis):
+        return given[1].at(args[1] % args[0].dim())  # rows of a constant table
     if not isinstance(axis, Axis) or isinstance(given[1], Axis):
         return mixed("an index by samples")
     return axis if args[1] % args[0].dim() != axis.dim else mixed("an index along the samples")
@@ -148,11 +151,32 @@ def _picked(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where
 @rule("index")
 def _indexed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis, indices = given[0], args[1]
-    by_samples = any(isinstance(w, Axis) for w in given[1:])
     dims = [dim for dim, index in enumerate(indices) if index is not None]
-    if not isinstance(axis, Axis) or by_samples or axis.dim in dims:
+    chosen = [indices[d] for d in dims]
+    shape = np.broadcast_shapes(*(index.shape for index in chosen))
+    together = dims == list(range(dims[0], dims[0] + len(dims)))
+    begin = dims[0] if together else 0  # of what the indices make, in the result
+    by_samples = any(isinstance(w, Axis) for w in given[1:])
+    if axis is None or (isinstance(axis, Axis) and axis.dim in dims):
+        places = list(given[1:])
+        if isinstance(axis, Axis):  # each takes of its own, if they are counted off
+            own = dims.index(axis.dim)
+            if places[own] is not None or not _counts(chosen[own], axis):
+                return mixed("an index along the samples or by them")
+            places[own] = axis.at(0)
+        of_indices = pointwise(places, [index.dim() for index in chosen], len(shape))
+        return of_indices.at(begin + of_indices.dim) if isinstance(of_indices, Axis) else of_indices
+    if not isinstance(axis, Axis) or by_samples:
         return mixed("an index along the samples or by them")
-    if dims != list(range(dims[0], dims[0] + len(dims))):
+    if not together:
         return Lost("an index by several tensors that do not stand together")
-    shape = np.broadcast_shapes(*(indices[d].shape for d in dims))
-    return axis if axis.dim < dims[0] else axis.at(axis.dim + len(shape) - len(dims))
+    return axis if axis.dim < begin else axis.at(axis.dim + len(shape) - len(dims))
+
+
+def _counts(index: Tensor, axis: Axis) -> bool:
+    """Whether an index has each sample's own number in the sample's place, [samples, 1, ...]."""
+    samples = axis.samples
+    if not axis.alone or index.dtype == torch.bool or index.shape[:1] != (samples,):
+        return False
+    numbers = index.flatten()
+    return len(numbers) == samples and numbers.tolist() == list(range(samples))

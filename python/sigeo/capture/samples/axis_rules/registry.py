@@ -31,6 +31,11 @@ def mixed(name: str) -> Lost:
     return Lost(f"{name} mixes the samples")
 
 
+def taken_out(name: str) -> Lost:
+    """The samples are lost, as some were taken out of the batch by their places."""
+    return Lost(f"{name} was taken out of the batch by its place")
+
+
 def first(given: list[Where]) -> Axis:
     """The samples of the first tensor that has some."""
     return next(axis for axis in given if isinstance(axis, Axis))

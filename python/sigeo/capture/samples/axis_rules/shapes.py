@@ -66,6 +66,12 @@ def _squeezed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
     return axis.at(axis.dim - sum(d < axis.dim for d in gone))
 
 
+@rule("view_as_complex", "view_as_real", "_conj", "_neg_view")
+def _complex(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """Pairs in the last dimension as complex numbers, and back."""
+    return first(given)  # samples in that dimension are none in the result, which is noticed
+
+
 @rule("im2col", "col2im")
 def _patches(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis = first(given)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples import calls
-from sigeo.capture.samples.axis import Axis, mark, where
+from sigeo.capture.samples.axis import Axis, is_constant, mark
 from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, run
 
 if TYPE_CHECKING:
@@ -31,13 +31,15 @@ def _convolve(function: Any, dims: int, transposed: bool) -> Handler:
         names = list(defaults) if transposed else ["dilation", "groups"]
         options = defaults | dict(zip(names, rest, strict=False)) | named
         uses = session.parameters.uses(weight=weight, bias=bias)
-        if not uses and weight is not input and _is_constant(weight, bias):
+        if not uses and weight is not input and is_constant(weight, bias):
             axis = session.where(input)
             if isinstance(axis, Axis) and axis.dim == 0 and input.dim() == dims + 2:
                 output: Tensor = function(input, weight, bias, stride, padding, *rest, **named)
                 mark(output, axis)
                 return output
-        if "weight" not in uses or input.dim() != dims + 2:
+        if not uses or input.dim() != dims + 2:
+            return NotImplemented
+        if "weight" not in uses and not is_constant(weight):
             return NotImplemented
         if bias is not None and "bias" not in uses and bias.requires_grad:
             return NotImplemented
@@ -62,11 +64,6 @@ def _convolve(function: Any, dims: int, transposed: bool) -> Handler:
         return run(session, call, input, weight, bias, axis)
 
     return handler
-
-
-def _is_constant(*tensors: Tensor | None) -> bool:
-    """Whether tensors are the same for all samples and made of no parameter."""
-    return all(t is None or (where(t) is None and not t.requires_grad) for t in tensors)
 
 
 def _each(value: Any, dims: int) -> list[int]:

@@ -10,27 +10,37 @@ from torch import Tensor
 
 from sigeo.capture.samples import scaled
 from sigeo.capture.samples.axis import Axis, mark
+from sigeo.capture.samples.parameters import note_copy
 from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, handles, run
+from sigeo.capture.samples.uses import View
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
 
 
 @handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__)
-def _times(session: Session, a: Any, b: Any) -> Any:
+def _times(session: Session, input: Any, other: Any) -> Any:
+    a, b = _before_expansion(session, input, other)
     x, parameter = (a, b) if session.parameters.is_parameter(b) else (b, a)
     if not session.parameters.is_parameter(parameter) or not isinstance(x, Tensor):
         return NotImplemented
     return _elementwise(session, torch.mul, x, weight=parameter)
 
 
+def _before_expansion(session: Session, a: Any, b: Any) -> tuple[Any, Any]:
+    """A pair of which one may be a parameter that was expanded to the other's shape."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape):
+        return a, b
+    before = session.parameters.before_expansion(b)
+    if before is not None:
+        return a, before
+    before = session.parameters.before_expansion(a)
+    return (a if before is None else before), b
+
+
 def _adds(function: Any, sign: float) -> Handler:
-    def handler(session: Session, a: Any, b: Any, **named: Any) -> Any:
-        for given, other in ((b, a), (a, b)):
-            before = session.parameters.before_expansion(given)
-            if before is not None and isinstance(other, Tensor) and other.shape == given.shape:
-                a, b = (other, before) if given is b else (before, other)
-                break
+    def handler(session: Session, input: Any, other: Any, **named: Any) -> Any:
+        a, b = _before_expansion(session, input, other)
         x, parameter = (a, b) if session.parameters.is_parameter(b) else (b, a)
         if named or not session.parameters.is_parameter(parameter) or not isinstance(x, Tensor):
             return NotImplemented
@@ -69,6 +79,28 @@ def _cat(session: Session, tensors: Any, dim: int = 0, **named: Any) -> Any:
                 return NotImplemented
         joined.append(whole)
     return session.foreign(torch.cat, (joined, dim), {})
+
+
+@handles(Tensor.repeat)
+def _repeat(session: Session, input: Tensor, *sizes: Any, **named: Any) -> Any:
+    """A parameter that is repeated where it has one entry, a class token say, is expanded."""
+    found = session.parameters.resolve(input)
+    counts = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+    if named or found is None:
+        return NotImplemented
+    record, view = found
+    shape = [1] * (len(counts) - input.dim()) + list(input.shape)
+    if any(n != 1 and count != 1 for n, count in zip(shape, counts, strict=True)):
+        return NotImplemented
+    output = input.repeat(*sizes)
+    strides = input.stride() if view is None else view.stride
+    own = [1] * (len(counts) - input.dim()) + list(strides)
+    steps = [0 if count > 1 else step for step, count in zip(own, counts, strict=True)]
+    mark(output, None)
+    offset = 0 if view is None else view.offset
+    note_copy(output, record.parameter, View(tuple(output.shape), tuple(steps), offset))
+    session.graph.copied(output)
+    return output
 
 
 def _elementwise(

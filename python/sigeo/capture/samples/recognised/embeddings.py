@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples import embedding
-from sigeo.capture.samples.axis import Axis, mark
+from sigeo.capture.samples.axis import Axis, mark, where
+from sigeo.capture.samples.parameters import note_copy
 from sigeo.capture.samples.recognised.registry import handles
+from sigeo.capture.samples.uses import View
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
@@ -33,11 +35,44 @@ def _embedding(
     axis = session.where(input)
     given = (input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse)
     part = uses["weight"].view is not None  # rows of a part are no rows of the table
+    regular = not (part or scale_grad_by_freq or sparse or max_norm is not None)
+    if where(input) is None and regular:
+        rows = _regular_rows(input, weight, padding_idx)
+        if rows is not None:  # positions, say: what adds them adds a part of the table
+            output: Tensor = torch.embedding(weight, input)
+            mark(output, None)
+            note_copy(output, weight, rows)
+            session.graph.copied(output)
+            return output
     if not isinstance(axis, Axis) or scale_grad_by_freq or max_norm is not None or part:
         return session.foreign(F.embedding, given, {})
     padding = -1 if padding_idx is None else padding_idx % len(weight)
     look_up = embedding.LookUp(axis, uses["weight"], input, padding)
     return _looked_up(session, torch.embedding, (weight, input, padding, False, sparse), look_up)
+
+
+def _regular_rows(indices: Tensor, table: Tensor, padding_idx: int | None) -> View | None:
+    """The view of a table that a look-up of constants shows, if their steps are all alike."""
+    if not indices.numel() or not table.is_contiguous():
+        return None
+    first, steps = indices.flatten()[0], []
+    expected = first
+    for dim, size in enumerate(indices.shape):
+        step = indices.select(dim, 1).flatten()[0] - first if size > 1 else first - first
+        shape = [1] * indices.dim()
+        shape[dim] = size
+        expected = expected + step * torch.arange(size, device=indices.device).view(shape)
+        steps.append(int(step))
+    if min(steps, default=0) < 0 or not torch.equal(expected.expand_as(indices), indices):
+        return None
+    padding = None if padding_idx is None else padding_idx % len(table)
+    if padding is not None and bool((indices == padding).any()):
+        return None
+    width = table.shape[1]
+    strides = [
+        step * width if size > 1 else 1 for step, size in zip(steps, indices.shape, strict=True)
+    ]
+    return View((*indices.shape, width), (*strides, 1), int(first) * width)
 
 
 def _looked_up(

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples import calls
-from sigeo.capture.samples.axis import Axis
+from sigeo.capture.samples.axis import Axis, is_constant
 from sigeo.capture.samples.mode import LINEAR
 from sigeo.capture.samples.recognised.registry import handles, run
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 @handles(F.linear)
 def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
     uses = session.parameters.uses(weight=weight, bias=bias)
-    if "weight" not in uses or weight.dim() != 2 or input.dim() < 2:
+    if not uses or weight.dim() != 2 or input.dim() < 2:
+        return NotImplemented
+    if "weight" not in uses and not is_constant(weight):
         return NotImplemented
     if bias is not None and "bias" not in uses and bias.requires_grad:
         return NotImplemented  # a computed bias: its own operations are followed
@@ -31,13 +33,8 @@ def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None
 
 
 @handles(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
-def _matmul(session: Session, a: Tensor, b: Tensor) -> Any:
+def _matmul(session: Session, input: Tensor, other: Any = None, **named: Any) -> Any:
     """``x @ W`` with a parameter is a linear layer with the weight W^T."""
-    if (
-        not isinstance(b, Tensor)
-        or b.dim() != 2
-        or not session.parameters.is_parameter(b)
-        or a.dim() < 2
-    ):
+    if named or not session.parameters.is_parameter(other) or other.dim() != 2 or input.dim() < 2:
         return NotImplemented
-    return _linear(session, a, b.t())
+    return _linear(session, input, other.t())

@@ -21,17 +21,20 @@ if TYPE_CHECKING:
 class SamplesCoupled(InputError):
     """Batch norm uses the batch's statistics, and the policy is to refuse that."""
 
-    def __init__(self, *others: str):
-        """The error, with what else the caller would take."""
-        ways = [
-            'frozen statistics (batch_norm="frozen" or model.eval())',
-            'micro-batches (batch_norm="per_unit")',
-            'the decomposition of the batch\'s gradient (batch_norm="contribution")',
-            *others,
-        ]
+    FROZEN = 'frozen statistics (batch_norm="frozen" or model.eval())'
+    WAYS = (
+        FROZEN,
+        'micro-batches (batch_norm="per_unit")',
+        'the decomposition of the batch\'s gradient (batch_norm="contribution")',
+    )
+
+    def __init__(self, *ways: str):
+        """The error, with what the caller would take: ``WAYS`` if nothing is said."""
+        *others, last = ways or self.WAYS
+        expected = f"{', '.join(others)} or {last}" if others else last
         super().__init__(
             "batch norm uses the statistics of the batch, so its samples have no gradients of "
-            f'their own: expected {", ".join(ways[:-1])} or {ways[-1]}, got batch_norm="refuse"'
+            f'their own: expected {expected}, got batch_norm="refuse"'
         )
 
 
