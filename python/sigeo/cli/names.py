@@ -14,12 +14,14 @@ from sigeo import option_text
 
 PROXIES = (
     "diag_fisher",
+    "epe_nas",
     "fisher_trace",
     "flops",
     "grad_norm",
     "gradient_noise_scale",
     "gradsign",
     "grasp",
+    "jacov",
     "l2_norm",
     "logsynflow",
     "ntk_cond",

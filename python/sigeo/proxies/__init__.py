@@ -1,7 +1,19 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, grasp, ntk, samples, sigeo, size, synflow, zico
+from sigeo.proxies import (
+    epe_nas,
+    gradient,
+    grasp,
+    jacov,
+    ntk,
+    samples,
+    sigeo,
+    size,
+    synflow,
+    zico,
+)
 from sigeo.proxies.base import (
+    OnBatch,
     OnGradient,
     OnInputs,
     OnLoss,
@@ -15,6 +27,7 @@ from sigeo.proxies.base import (
 from sigeo.proxies.registry import get, names, register
 
 __all__ = [
+    "OnBatch",
     "OnGradient",
     "OnInputs",
     "OnLoss",
@@ -24,9 +37,11 @@ __all__ = [
     "Outcome",
     "Proxy",
     "Score",
+    "epe_nas",
     "get",
     "gradient",
     "grasp",
+    "jacov",
     "names",
     "ntk",
     "register",

@@ -1,0 +1,54 @@
+"""What proxies share that run the model themselves: made-up inputs, outputs of any kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from sigeo.errors import InputError
+
+
+def summed(output: Any) -> Tensor:
+    """The sum of all floating values in whatever a model returns; float64 where there is none."""
+    parts = [
+        t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
+    ]
+    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+
+
+def real_inputs(inputs: Any, name: str) -> list[Tensor]:
+    """The inputs that are real numbers, in order.
+
+    Args:
+        inputs: As a model takes them.
+        name: Of the proxy that needs some.
+
+    Raises:
+        InputError: There is none, or one without samples as its first dimension.
+    """
+    found = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
+    if not found:
+        raise InputError(f"{name}: needs inputs of real numbers, got none")
+    if len({tuple(x.shape[:1]) for x in found}) > 1 or found[0].dim() == 0:
+        shapes = ", ".join(str(list(x.shape)) for x in found)
+        raise InputError(f"{name}: needs inputs with one row a sample, got shapes {shapes}")
+    return found
+
+
+def gaussian(inputs: Any, generator: torch.Generator) -> Any:
+    """Inputs of the same shapes and kinds drawn from N(0, 1); those of whole numbers as they are.
+
+    Args:
+        inputs: As a model takes them.
+        generator: On the CPU, so that every device gets the same numbers.
+    """
+
+    def drawn(x: Tensor) -> Tensor:
+        if not x.is_floating_point():
+            return x
+        return torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator))
+
+    return tree_map_only(Tensor, drawn, inputs)
