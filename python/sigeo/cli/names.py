@@ -15,6 +15,7 @@ from sigeo import option_text
 PROXIES = (
     "diag_fisher",
     "epe_nas",
+    "fisher",
     "fisher_trace",
     "flops",
     "grad_norm",

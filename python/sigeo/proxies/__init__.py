@@ -2,6 +2,7 @@
 
 from sigeo.proxies import (
     epe_nas,
+    fisher,
     gradient,
     grasp,
     jacov,
@@ -38,6 +39,7 @@ __all__ = [
     "Proxy",
     "Score",
     "epe_nas",
+    "fisher",
     "get",
     "gradient",
     "grasp",
