@@ -37,6 +37,7 @@ PROXIES = (
     "sigeo_sample",
     "snip",
     "synflow",
+    "zen",
     "zico",
     "zico_sample",
 )

@@ -11,6 +11,7 @@ from sigeo.proxies import (
     sigeo,
     size,
     synflow,
+    zen,
     zico,
 )
 from sigeo.proxies.base import (
@@ -51,5 +52,6 @@ __all__ = [
     "sigeo",
     "size",
     "synflow",
+    "zen",
     "zico",
 ]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.errors import InputError
@@ -52,3 +53,11 @@ def gaussian(inputs: Any, generator: torch.Generator) -> Any:
         return torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator))
 
     return tree_map_only(Tensor, drawn, inputs)
+
+
+def normalising(model: nn.Module) -> None:
+    """Batch norm on the statistics of the batch, all else in evaluation mode: nothing is random."""
+    model.eval()
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.train()
