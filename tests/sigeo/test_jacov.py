@@ -11,7 +11,7 @@ from torch import nn
 
 import sigeo
 from sigeo import InputError
-from sigeo.proxies.jacov import correlations
+from sigeo.proxies.correlations import correlations
 from tests.sigeo.models import TwoInputs, assert_unchanged, golden_net, image_batches, state_of
 
 

@@ -25,6 +25,7 @@ PROXIES = (
     "jacov",
     "l2_norm",
     "logsynflow",
+    "meco",
     "ntk_cond",
     "ntk_min_eig",
     "params",

@@ -18,7 +18,8 @@ from torch.utils._pytree import tree_leaves
 from sigeo.capture import LossFunction
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnBatch, Outcome, Proxy
-from sigeo.proxies.jacov import K, correlations, input_gradients, uncorrelated
+from sigeo.proxies.correlations import correlations
+from sigeo.proxies.jacov import K, input_gradients, uncorrelated
 from sigeo.proxies.registry import register
 
 MOST_ADDED = 100

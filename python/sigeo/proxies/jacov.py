@@ -10,7 +10,7 @@ without Training", arXiv 2006.04647 version 1; Abdelfattah et al., ICLR 2021, se
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,35 +19,12 @@ from torch.utils._pytree import tree_map_only
 from sigeo.capture import call, preserved
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnModel, Outcome, Proxy
+from sigeo.proxies.correlations import correlations
 from sigeo.proxies.passes import real_inputs, summed
 from sigeo.proxies.registry import register
 
 K = 1e-5
 """Added to what a logarithm is taken of."""
-
-
-class Correlations(NamedTuple):
-    """Of the rows of a matrix [n, m].
-
-    Attributes:
-        matrix: Pearson's coefficients, float64 [n, n]; 0 beside constant rows.
-        constant: Which rows are constant up to rounding and so correlate with nothing, [n].
-    """
-
-    matrix: Tensor
-    constant: Tensor
-
-
-def correlations(rows: Tensor) -> Correlations:
-    """The correlations of the rows of a matrix [n, m] of any floating dtype."""
-    values = rows.double()
-    centred = values - values.mean(1, keepdim=True)
-    norms = centred.norm(dim=1)
-    # Numbers that ought to be equal come rounded differently.
-    rounding = 8 * torch.finfo(rows.dtype).eps * rows.shape[1] ** 0.5
-    constant = norms <= rounding * values.abs().amax(1)
-    unit = torch.where(constant[:, None], 0.0, centred / norms[:, None])
-    return Correlations((unit @ unit.t()).clamp(-1, 1), constant)
 
 
 def input_gradients(model: nn.Module, inputs: Any, name: str) -> tuple[Tensor, Any]:
