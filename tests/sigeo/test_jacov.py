@@ -183,6 +183,17 @@ def test_a_gradient_that_is_not_finite_is_said_to_be():
         assert not score.finite and "is not finite" in score.notes[0]
 
 
+def test_more_samples_than_numbers_are_noted():
+    model = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3))
+    few, many = (
+        sigeo.score(model, [torch.randn(count, 8)], ["jacov"])["jacov"] for count in (7, 8)
+    )
+    assert few.finite and not few.notes
+    assert many.finite and many.notes == (
+        "8 samples of 8 numbers have singular correlations: take fewer samples",
+    )
+
+
 def test_correlations_keep_rows_that_vary_little_around_a_large_mean():
     torch.manual_seed(0)
     rows = torch.randn(5, 40, dtype=torch.float64) + 1e6

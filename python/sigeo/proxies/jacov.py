@@ -83,7 +83,10 @@ def _jacov(model: nn.Module, inputs: Any) -> Outcome:
         return outcome
     values = torch.linalg.eigvalsh(matrix)
     score = -((values + K).log() + 1 / (values + K)).sum()
-    return Outcome(float(score), {"smallest": float(values[0]), "largest": float(values[-1])})
+    terms = {"smallest": float(values[0]), "largest": float(values[-1])}
+    count, numbers = rows.shape
+    note = f"{count} samples of {numbers} numbers have singular correlations: take fewer samples"
+    return Outcome(float(score), terms, (note,) if numbers <= count else ())
 
 
 @register("jacov")
