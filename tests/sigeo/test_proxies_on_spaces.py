@@ -13,10 +13,14 @@ from tests.sigeo.elastic_spaces import NAMES, archs_of, space, supernet
 from tests.sigeo.test_many import cells
 from tests.sigeo.test_many import supernet as cell_supernet
 
-PROXIES = ("jacov", "epe_nas", "fisher", "zen", "meco")
+AZ_NAS = ("az_expressivity", "az_progressivity", "az_trainability")
+PROXIES = ("jacov", "epe_nas", "fisher", "zen", "meco", *AZ_NAS)
 DIGITS = data.load("digits")
-EXCEPT = {"mlp": ("jacov", "epe_nas", "meco"), "transformer": ("meco",)}
-"""Not finite: narrow perceptrons, dead for some sample; networks of one size of images."""
+EXCEPT = {
+    "mlp": ("jacov", "epe_nas", "meco", *AZ_NAS),
+    "transformer": ("meco", *AZ_NAS),
+}
+"""Not finite: narrow perceptrons, dead for some sample; networks without maps, or of one size."""
 
 
 def made(name):

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable
 from sigeo import option_text
 
 PROXIES = (
+    "az_expressivity",
+    "az_progressivity",
+    "az_trainability",
     "diag_fisher",
     "epe_nas",
     "fisher",

@@ -1,6 +1,7 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
 from sigeo.proxies import (
+    az_nas,
     epe_nas,
     fisher,
     gradient,
@@ -40,6 +41,7 @@ __all__ = [
     "Outcome",
     "Proxy",
     "Score",
+    "az_nas",
     "epe_nas",
     "fisher",
     "get",

@@ -1,14 +1,17 @@
-"""What proxies share that run the model themselves: made-up inputs, outputs of any kind."""
+"""What proxies share that run the model themselves: made-up weights and inputs, any outputs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sigeo.capture import select
 from sigeo.errors import InputError
 
 
@@ -61,3 +64,24 @@ def normalising(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.train()
+
+
+def draw_weights(
+    model: nn.Module, generator: torch.Generator, std: Callable[[Tensor], float]
+) -> None:
+    """Draw the weights of convolutions and linear layers anew; no biases, norms that do nothing.
+
+    Args:
+        model: Whose parameters are written over.
+        generator: On the CPU, so that every device gets the same numbers.
+        std: The standard deviation for a weight; the mean is 0.
+    """
+    for weight in select(model, "layers").values():
+        weight.copy_(torch.randn(weight.shape, generator=generator)).mul_(std(weight))
+    for module in model.modules():
+        parameters = dict(module.named_parameters(recurse=False))
+        norm = isinstance(module, (_BatchNorm, nn.GroupNorm))
+        if norm and "weight" in parameters:
+            parameters["weight"].fill_(1)
+        if (norm or isinstance(module, (_ConvNd, nn.Linear))) and "bias" in parameters:
+            parameters["bias"].zero_()

@@ -26,15 +26,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from sigeo.capture import call, preserved, select
+from sigeo.capture import call, preserved
 from sigeo.capture.samples.mode import eager
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnModel, Outcome, Proxy
-from sigeo.proxies.passes import gaussian, normalising, real_inputs
+from sigeo.proxies.passes import draw_weights, gaussian, normalising, real_inputs
 from sigeo.proxies.registry import register
 
 _MOMENTUM = 0.1
@@ -123,18 +122,6 @@ def _watched(model: nn.Module, features: str | None) -> Iterator[_Watched]:
             handle.remove()
 
 
-def _draw_weights(model: nn.Module, generator: torch.Generator) -> None:
-    for weight in select(model, "layers").values():
-        weight.copy_(torch.randn(weight.shape, generator=generator))
-    for module in model.modules():
-        parameters = dict(module.named_parameters(recurse=False))
-        norm = isinstance(module, (_BatchNorm, nn.GroupNorm))
-        if norm and "weight" in parameters:
-            parameters["weight"].fill_(1)
-        if (norm or isinstance(module, (_ConvNd, nn.Linear))) and "bias" in parameters:
-            parameters["bias"].zero_()
-
-
 def _features(model: nn.Module, inputs: Any, seen: _Watched, name: str | None) -> Tensor | None:
     """The features of one pass, [B, ...]."""
     seen.features = None
@@ -148,7 +135,7 @@ def _score(
     model: nn.Module, inputs: Any, generator: torch.Generator, mixup: float, features: str | None
 ) -> tuple[float, float] | None:
     """The two terms of one repeat; None where there are no features."""
-    _draw_weights(model, generator)
+    draw_weights(model, generator, lambda weight: 1.0)
     x = gaussian(inputs, generator)
     e = gaussian(inputs, generator)
 
