@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import math
 
 import pytest
@@ -10,7 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 import sigeo
-from sigeo import InputError, proxies
+from sigeo import InputError, proxies, spaces
+from tests.conftest import shared_file
 from tests.sigeo.models import TwoInputs, assert_unchanged, golden_net, image_batches, state_of
 
 
@@ -51,6 +54,23 @@ def test_zen_is_its_formula(repeats, mixup, seed):
     assert score.terms["features"] == pytest.approx(features, rel=1e-10)
     assert score.terms["batch_norm"] == pytest.approx(norms, rel=1e-10)
     assert score.value == pytest.approx(features + norms, rel=1e-10)
+
+
+CELLS = (
+    "|avg_pool_3x3~0|+|none~0|none~1|+|avg_pool_3x3~0|avg_pool_3x3~1|none~2|",
+    "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|",
+    "|nor_conv_3x3~0|+|nor_conv_1x1~0|nor_conv_1x1~1|+|skip_connect~0|skip_connect~1|"
+    "nor_conv_1x1~2|",
+)
+
+
+def test_it_agrees_with_the_values_of_nas_bench_suite_zero():
+    with gzip.open(shared_file("data/nasbench201_ref_zen.csv.gz"), "rt", newline="") as file:
+        values = {row["arch_str"]: float(row["zen_cifar10"]) for row in csv.DictReader(file)}
+    space = spaces.get("nasbench201", spaces.InputShape(3, 32, 10), channels=16, cells=5)
+    for arch in CELLS:
+        score = zen(space.build(space.parse(arch), seed=0), torch.zeros(8, 3, 32, 32))
+        assert score.value == pytest.approx(values[arch], rel=0.03), arch
 
 
 def test_weights_statistics_and_modes_of_the_model_do_not_matter():
