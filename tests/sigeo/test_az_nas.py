@@ -137,6 +137,8 @@ def test_blocks_can_be_named():
     assert all(score.finite for score in az(plain, images, blocks=["0", "3"]).values())
     with pytest.raises(InputError, match="blocks: must be names of modules .* got 'stage'"):
         az(model, images, blocks=["stem", "stage"])
+    with pytest.raises(InputError, match="blocks: expected a list of names, got the text 'stem'"):
+        proxies.get("az_trainability", blocks="stem")
 
 
 def test_a_block_that_changes_nothing_cannot_be_trained():

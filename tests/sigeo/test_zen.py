@@ -215,6 +215,9 @@ def test_what_is_refused():
             proxies.get("zen", **options)
     with pytest.raises(InputError, match="features: must be the name of a module .* got 'layer9'"):
         zen(golden_net(), image_batches(1)[0][0], features="layer9")
+    recurrent = nn.Sequential(nn.Linear(3, 4), nn.LSTM(4, 4))
+    with pytest.raises(InputError, match="features: must name a module that .* got a tuple"):
+        zen(recurrent, torch.randn(6, 3), features="1")
     tokens = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5))
     with pytest.raises(InputError, match="zen: needs inputs of real numbers, got none"):
         zen(tokens, torch.randint(0, 9, (4, 3)))

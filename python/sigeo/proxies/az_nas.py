@@ -155,6 +155,14 @@ def _proxy(
     *,
     gradients: bool,
 ) -> Proxy:
+    """A component as a proxy.
+
+    Raises:
+        InputError: ``blocks`` is a text.
+    """
+    if isinstance(blocks, str):
+        raise InputError(f"blocks: expected a list of names, got the text {blocks!r}")
+
     def function(model: nn.Module, inputs: Any) -> Outcome:
         real_inputs(inputs, name)
         known = dict(model.named_modules())
@@ -197,6 +205,9 @@ def az_expressivity(*, blocks: Sequence[str] | None = None, seed: int = 0) -> Pr
         blocks: Names of the modules whose outputs count; by default the model's children that are
             made of layers, and those inside plain `torch.nn.Sequential` and `ModuleList` of such.
         seed: Of weights and inputs.
+
+    Raises:
+        InputError: ``blocks`` is a text instead of a list.
     """
     return _proxy("az_expressivity", _expressivity, blocks, seed, gradients=False)
 
@@ -208,6 +219,9 @@ def az_progressivity(*, blocks: Sequence[str] | None = None, seed: int = 0) -> P
     Args:
         blocks: As of `az_expressivity`.
         seed: Of weights and inputs.
+
+    Raises:
+        InputError: As `az_expressivity`.
     """
     return _proxy("az_progressivity", _progressivity, blocks, seed, gradients=False)
 
@@ -219,5 +233,8 @@ def az_trainability(*, blocks: Sequence[str] | None = None, seed: int = 0) -> Pr
     Args:
         blocks: As of `az_expressivity`.
         seed: Of weights, inputs and gradients.
+
+    Raises:
+        InputError: As `az_expressivity`.
     """
     return _proxy("az_trainability", _trainability, blocks, seed, gradients=True)

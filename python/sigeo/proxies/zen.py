@@ -91,6 +91,9 @@ class _Watched:
         self.features = args[0]
 
     def keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not isinstance(output, Tensor):
+            came = type(output).__name__
+            raise InputError(f"features: must name a module that returns a tensor, got a {came}")
         self.features = output.clone()
 
     def update(self, module: nn.Module, args: tuple[Any, ...]) -> None:
