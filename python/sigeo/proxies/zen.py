@@ -64,20 +64,23 @@ class _LastPooling(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+        result = func(*args, **(kwargs or {}))
         if func in _POOLINGS or func in _MEANS:
-            x = args[0] if args else kwargs["input"]
-            places = range(2, x.dim())
-            if func in _MEANS:
-                dims = args[1] if len(args) > 1 else kwargs.get("dim")
-                of = [dims] if isinstance(dims, int) else dims or []
-                whole = {d % x.dim() for d in of} == set(places)
-            else:
-                whole = all(size == 1 for size in result.shape[2:])
-            if places and whole:
+            x = args[0] if args else (kwargs or {})["input"]
+            if x.dim() > 2 and _is_global(func, x, args[1:], kwargs or {}, result):
                 self.features = x.clone()
         return result
+
+
+def _is_global(
+    func: Callable[..., Any], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor
+) -> bool:
+    """Whether y is x [B, C, ...] averaged over all its positions."""
+    if func in _POOLINGS:
+        return all(size == 1 for size in y.shape[2:])
+    dims = args[0] if args else kwargs.get("dim")
+    of = [dims] if isinstance(dims, int) else dims or ()
+    return {d % x.dim() for d in of} == set(range(2, x.dim()))
 
 
 class _Watched:
