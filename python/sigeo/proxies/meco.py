@@ -76,7 +76,7 @@ def _meco(model: nn.Module, inputs: Any, modules: Modules, size: int | None, see
     def one(x: Tensor) -> Tensor:
         if size is not None and x.dim() == 4 and x.is_floating_point():
             return x.new_zeros(1, x.shape[1], size, size)
-        return x[:1]
+        return x[:1] if x.dim() else x
 
     image = gaussian(tree_map_only(Tensor, one, inputs), torch.Generator().manual_seed(seed))
     try:
