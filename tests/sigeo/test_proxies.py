@@ -312,7 +312,7 @@ def test_needs_that_are_not_met():
         sigeo.score(model, batches, [])
     with pytest.raises(InputError, match="expected each once, got zico twice"):
         sigeo.score(model, batches, ["zico", "zico"])
-    with pytest.raises(InputError, match="proxy must be one of diag_fisher, .* got 'ziko'"):
+    with pytest.raises(InputError, match="proxy must be one of .*diag_fisher, .* got 'ziko'"):
         sigeo.score(model, batches, ["ziko"])
     with pytest.raises(InputError, match="proxy zico: .*unexpected keyword argument 'lambdas'"):
         proxies.get("zico", lambdas=(1, 1, 0))
@@ -352,7 +352,9 @@ def test_scores_do_not_depend_on_the_grad_mode(mode):
     assert {name: score.value for name, score in found.items()} == {
         name: score.value for name, score in expected.items()
     }
-    assert sum(score.finite for score in found.values()) > len(names) - 3
+    blocks = [name for name in names if name.startswith("az_")]  # of which this network has none
+    assert not any(found[name].finite for name in blocks)
+    assert sum(score.finite for score in found.values()) > len(names) - len(blocks) - 3
 
 
 def test_a_frozen_network_is_not_finite_and_says_why():

@@ -13,15 +13,22 @@ from collections.abc import Callable, Iterable
 from sigeo import option_text
 
 PROXIES = (
+    "az_expressivity",
+    "az_progressivity",
+    "az_trainability",
     "diag_fisher",
+    "epe_nas",
+    "fisher",
     "fisher_trace",
     "flops",
     "grad_norm",
     "gradient_noise_scale",
     "gradsign",
     "grasp",
+    "jacov",
     "l2_norm",
     "logsynflow",
+    "meco",
     "ntk_cond",
     "ntk_min_eig",
     "params",
@@ -34,6 +41,7 @@ PROXIES = (
     "sigeo_sample",
     "snip",
     "synflow",
+    "zen",
     "zico",
     "zico_sample",
 )

@@ -1,7 +1,23 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, grasp, ntk, samples, sigeo, size, synflow, zico
+from sigeo.proxies import (
+    az_nas,
+    epe_nas,
+    fisher,
+    gradient,
+    grasp,
+    jacov,
+    meco,
+    ntk,
+    samples,
+    sigeo,
+    size,
+    synflow,
+    zen,
+    zico,
+)
 from sigeo.proxies.base import (
+    OnBatch,
     OnGradient,
     OnInputs,
     OnLoss,
@@ -15,6 +31,7 @@ from sigeo.proxies.base import (
 from sigeo.proxies.registry import get, names, register
 
 __all__ = [
+    "OnBatch",
     "OnGradient",
     "OnInputs",
     "OnLoss",
@@ -24,9 +41,14 @@ __all__ = [
     "Outcome",
     "Proxy",
     "Score",
+    "az_nas",
+    "epe_nas",
+    "fisher",
     "get",
     "gradient",
     "grasp",
+    "jacov",
+    "meco",
     "names",
     "ntk",
     "register",
@@ -34,5 +56,6 @@ __all__ = [
     "sigeo",
     "size",
     "synflow",
+    "zen",
     "zico",
 ]

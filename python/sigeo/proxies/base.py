@@ -13,6 +13,7 @@ from sigeo.capture import (
     BatchNormPolicy,
     FirstGradient,
     GradientStatistics,
+    LossFunction,
     Request,
     SampleStatistics,
     Selection,
@@ -67,6 +68,17 @@ class OnInputs:
 
 
 @dataclass(frozen=True)
+class OnBatch:
+    """The function gets the first batch: ``f(model, inputs, labels, loss_fn) -> Outcome``.
+
+    Labels are None where there are none. The model is in the mode the user left it in and must be
+    left as it was.
+    """
+
+    function: Callable[[nn.Module, Any, Any, LossFunction], Outcome]
+
+
+@dataclass(frozen=True)
 class OnGradient:
     """The function gets the first batch's gradient: ``f(gradient) -> 0-d tensor``."""
 
@@ -117,7 +129,7 @@ class OnSamples:
     params: Selection = "all"
 
 
-Measurement = OnModel | OnInputs | OnGradient | OnLoss | OnStatistics | OnSamples
+Measurement = OnModel | OnInputs | OnBatch | OnGradient | OnLoss | OnStatistics | OnSamples
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
 from sigeo.proxies.base import OnModel, Outcome, Proxy
+from sigeo.proxies.passes import summed
 from sigeo.proxies.registry import register
 from sigeo_ext import saliency
 
@@ -72,14 +72,6 @@ def _absolute(tensor: Tensor) -> Tensor:
     return tensor.detach().double().abs() if tensor.is_floating_point() else tensor.detach().clone()
 
 
-def _sum(output: Any) -> Tensor:
-    """The sum of all floating values in whatever a model returns."""
-    parts = [
-        t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
-    ]
-    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
-
-
 class _DoesNotRun(Exception):
     """The network takes no float64; the message is its own."""
 
@@ -101,7 +93,7 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
             model.eval()  # no dropout
             with _WithoutBatchNorm():
                 output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
-            flow = _sum(output)
+            flow = summed(output)
     except RuntimeError as error:
         raise _DoesNotRun(" ".join(str(error).split())[:200]) from error
     grads: Sequence[Tensor | None] = [None] * len(leaves)

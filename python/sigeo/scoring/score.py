@@ -25,6 +25,7 @@ from sigeo.capture import (
 )
 from sigeo.errors import InputError
 from sigeo.proxies import (
+    OnBatch,
     OnGradient,
     OnInputs,
     OnLoss,
@@ -117,7 +118,7 @@ def score(
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
     check_needs(wanted, batches=len(data), labelled=data.labelled)
-    outcomes = _measure_models(model, data, wanted)
+    outcomes = _measure_models(model, data, wanted, loss_fn)
     outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
     outcomes |= _measure_losses(model, data, wanted, loss_fn)
     outcomes |= _measure_samples(model, data, wanted, loss_fn)
@@ -125,7 +126,7 @@ def score(
 
 
 def _measure_models(
-    model: nn.Module, data: Batches, proxies: Sequence[Proxy]
+    model: nn.Module, data: Batches, proxies: Sequence[Proxy], loss_fn: LossFunction
 ) -> dict[str, Outcome]:
     """The outcomes of the proxies that run the model themselves, if they run it at all."""
     outcomes: dict[str, Outcome] = {}
@@ -135,6 +136,8 @@ def _measure_models(
         elif isinstance(proxy.measurement, OnInputs):
             inputs = [data[index][0] for index in range(proxy.measurement.batches)]
             outcomes[proxy.name] = proxy.measurement.function(model, inputs)
+        elif isinstance(proxy.measurement, OnBatch):
+            outcomes[proxy.name] = proxy.measurement.function(model, *data[0], loss_fn)
     return outcomes
 
 
