@@ -1,6 +1,18 @@
 """Scores for networks that nobody has trained. Importing the package registers them all."""
 
-from sigeo.proxies import gradient, grasp, ntk, samples, sigeo, size, synflow, zico
+from sigeo.proxies import (
+    gradient,
+    grasp,
+    linear_regions,
+    naswot,
+    ntk,
+    samples,
+    sigeo,
+    size,
+    swap,
+    synflow,
+    zico,
+)
 from sigeo.proxies.base import (
     OnGradient,
     OnInputs,
@@ -27,12 +39,15 @@ __all__ = [
     "get",
     "gradient",
     "grasp",
+    "linear_regions",
     "names",
+    "naswot",
     "ntk",
     "register",
     "samples",
     "sigeo",
     "size",
+    "swap",
     "synflow",
     "zico",
 ]
