@@ -291,6 +291,18 @@ def test_networks_compute_what_is_published_also_after_steps(memory_format):
             torch.testing.assert_close(*outputs, rtol=1e-9, atol=1e-10)
 
 
+def test_cells_that_run_in_full_compute_what_is_published():
+    images, rng = torch.randn(4, 3, 8, 8, dtype=torch.float64), random.Random(3)
+    for cell in [Cell((NONE, 2, 3, 1, 4, 0)), Cell((NONE,) * 6), *rng.sample(all_cells(), 6)]:
+        network = standalone(cell, Skeleton(channels=4, cells=1)).double().train()
+        judge = published(network)(images)
+        torch.testing.assert_close(network(images), judge, rtol=1e-9, atol=1e-10)
+        for block in network.blocks:
+            if hasattr(block, "abridged"):
+                block.abridged = False
+        torch.testing.assert_close(network(images), judge, rtol=1e-9, atol=1e-10)
+
+
 def test_subnets_are_the_standalone_networks():
     one = space(cells=2)
     supernet = one.supernet(seed=5)

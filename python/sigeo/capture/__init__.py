@@ -7,6 +7,7 @@ from sigeo.capture.inner_products import sample_inner_products
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.losses import LossFunction, batch_loss, check_reduction
 from sigeo.capture.ntk import NTKBatchNorm, ntk
+from sigeo.capture.rectifiers import rectifier_inputs
 from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
@@ -43,6 +44,7 @@ __all__ = [
     "gradient_statistics",
     "ntk",
     "preserved",
+    "rectifier_inputs",
     "sample_inner_products",
     "select",
 ]

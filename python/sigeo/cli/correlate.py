@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options, table_options
+from sigeo.cli import console, names, options, table_options
 from sigeo.cli.scores_file import read_any_scores
 from sigeo.errors import InputError
 
@@ -55,6 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="differences in the metric, in its unit, that sparse Kendall takes for noise "
         "(default: %(default)s, for percent)",
     )
+    for name, combined in (
+        ("rank-sum", "the sum of the ranks, as TE-NAS takes ntk_cond,linear_regions"),
+        ("log-rank-sum", "the sum of the logarithms of the ranks, as AZ-NAS takes its parts"),
+    ):
+        parser.add_argument(
+            f"--{name}",
+            action="append",
+            default=[],
+            metavar="P,P,...",
+            help=f"one more line: of these proxies {combined}; may be repeated",
+        )
     table_options.add_top(parser)
     parser.add_argument(
         "--draws",
@@ -69,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     """Correlate.
 
     Raises:
-        InputError: Too few of the architectures are in the table, or fewer than are the best.
+        InputError: Too few of the architectures are in the table, or fewer than are the best; or a
+            proxy to combine has no scores.
     """
     given = Path(args.scores)
     scores_file = given / "scores.parquet" if given.is_dir() else given
@@ -93,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         )
     top = table_options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])
-    scores = {proxy: column[known] for proxy, column in given_scores.columns.items()}
+    combined = _combined(args, given_scores.columns)
+    scores = {p: column[known] for p, column in (given_scores.columns | combined).items()}
     scores |= _baselines([archs[i] for i in known], scores, given_scores.head)
     standing = None if given_scores.standing is None else given_scores.standing[known]
     if standing is not None:
@@ -127,6 +140,35 @@ def run(args: argparse.Namespace) -> int:
         _show(column_name, len(known), len(archs), results)
         _show_quality(qualities)
     return 0
+
+
+def _combined(
+    args: argparse.Namespace, columns: dict[str, NDArray[np.float64]]
+) -> dict[str, NDArray[np.float64]]:
+    """The sums of ranks asked for, over all architectures scored, by what names them.
+
+    Raises:
+        InputError: A proxy has no scores, is there twice, or is alone.
+    """
+    from sigeo.tables import log_rank_sum, rank_sum
+
+    found = {}
+    for option, function in (("rank-sum", rank_sum), ("log-rank-sum", log_rank_sum)):
+        for text in getattr(args, option.replace("-", "_")):
+            proxies = names.listed(text)
+            missing = [proxy for proxy in proxies if proxy not in columns]
+            if missing:
+                raise InputError(
+                    f"--{option}: expected of {', '.join(columns)}, which have scores, got "
+                    f"{missing[0]}"
+                )
+            if len(set(proxies)) != len(proxies) or len(proxies) < 2:
+                raise InputError(
+                    f"--{option}: expected two proxies or more, each once, got {text!r}"
+                )
+            name = f"{option.replace('-', '_')}({','.join(proxies)})"
+            found[name] = function([columns[proxy] for proxy in proxies])
+    return found
 
 
 def _baselines(

@@ -1,5 +1,6 @@
 """Benchmark tables, and how a proxy ranks against them."""
 
+from sigeo.tables.combination import log_rank_sum, rank_sum
 from sigeo.tables.correlation import (
     Correlation,
     Estimate,
@@ -37,11 +38,13 @@ __all__ = [
     "correlate",
     "hits",
     "kendall",
+    "log_rank_sum",
     "noise_ceiling",
     "parts_first",
     "pick",
     "quality",
     "random_surpasses",
+    "rank_sum",
     "read_table",
     "repeated_kendall",
     "sparse_kendall",

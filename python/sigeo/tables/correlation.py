@@ -53,7 +53,7 @@ class Correlation:
 
 def spearman(a: Values, b: Values) -> float:
     """Spearman's rho with ties averaged; NaN if one side does not vary."""
-    ranks = _ranks(np.stack([a, b]))
+    ranks = averaged_ranks(np.stack([a, b]))
     deviations = ranks - ranks.mean(1, keepdims=True)
     scale = math.sqrt(float((deviations[0] ** 2).sum()) * float((deviations[1] ** 2).sum()))
     return float(deviations[0] @ deviations[1]) / scale if scale > 0 else math.nan
@@ -63,9 +63,9 @@ def kendall(a: Values, b: Values) -> float:
     """Kendall's tau-b; NaN if one side does not vary."""
     if len(a) < 2 or (a == a[0]).all() or (b == b[0]).all():
         return math.nan
-    from scipy.stats import kendalltau  # slow to import, as in `_ranks`
+    from scipy.stats import kendalltau  # slow to import, as in `averaged_ranks`
 
-    return float(kendalltau(*_ranks(np.stack([a, b]))).statistic)  # it takes no infinities
+    return float(kendalltau(*averaged_ranks(np.stack([a, b]))).statistic)  # it takes no infinities
 
 
 def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
@@ -77,7 +77,8 @@ def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
         scores: [n]; what is not finite ranks last in its part, tied.
         standing: [n], of their parts: all with a larger number rank above all with a smaller.
     """
-    return _ranks(np.where(np.isfinite(scores), scores, -np.inf)) + (len(scores) + 1) * standing
+    ranks = averaged_ranks(np.where(np.isfinite(scores), scores, -np.inf))
+    return ranks + (len(scores) + 1) * standing
 
 
 def correlate(
@@ -220,7 +221,7 @@ def _kendalls(a: Values, b: Values, draws: NDArray[np.int64]) -> Values:
     """
     if len(a) > _LARGE:
         return np.array([kendall(a[draw], b[draw]) for draw in draws])
-    signs = [np.sign(np.subtract.outer(r, r)) for r in _ranks(np.stack([a, b]))]
+    signs = [np.sign(np.subtract.outer(r, r)) for r in averaged_ranks(np.stack([a, b]))]
     counts = np.zeros((len(draws), len(a)))
     np.add.at(counts, (np.arange(len(draws))[:, None], draws), 1)
 
@@ -234,7 +235,7 @@ def _kendalls(a: Values, b: Values, draws: NDArray[np.int64]) -> Values:
     return taus
 
 
-def _ranks(values: Values) -> Values:
+def averaged_ranks(values: Values) -> Values:
     """Ranks along the last axis, those of ties averaged."""
     from scipy.stats import rankdata  # takes a second, more than all else that recipes import
 

@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from sigeo import spaces
 from sigeo.cli import console
-from sigeo.tables import FEWEST
+from sigeo.tables import FEWEST, spearman
 from tests.conftest import shared_file
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
@@ -270,3 +270,44 @@ def test_scores_of_the_wrong_kind(capsys):
             "correlate", "--scores", scores, "--table", "t.csv", "--metric", "acc", capsys=capsys
         )
         assert code == 2 and err.count("\n") == 1
+
+
+def test_sums_of_ranks_are_lines_of_their_own(capsys):
+    Path("t.csv").write_text("arch_str,acc\n" + "".join(f"a{i},{i}\n" for i in range(5)))
+    # The last two are not in the table, and count among the candidates all the same.
+    zico, swap = [1, 5, 2, 3, 6, 5.5, 0.5], [4, 1, 3, "", 5, 4.5, 4.25]
+    rows = "".join(f"a{i},{z},{s}\n" for i, (z, s) in enumerate(zip(zico, swap, strict=True)))
+    Path("s.csv").write_text("arch_str,zico,swap\n" + rows)
+    given = ["correlate", "--scores", "s.csv", "--table", "t.csv", "--metric", "acc"]
+    sums = ["--rank-sum", "zico,swap", "--log-rank-sum", "swap, zico", "--rank-sum", "swap,zico"]
+    code, out, _ = run(*given, *sums, "--json", capsys=capsys)
+    assert code == 0
+    found = strict(out)["proxies"]
+    expected = {
+        "rank_sum(zico,swap)": [6, 7, 6, 5, 14],
+        "rank_sum(swap,zico)": [6, 7, 6, 5, 14],
+        "log_rank_sum(swap,zico)": np.log([8, 10, 9, 4, 49]).tolist(),
+    }
+    assert set(found) == {"zico", "swap", *expected}
+    for name, values in expected.items():
+        rho = spearman(np.array(values, dtype=float), np.arange(5.0))
+        assert found[name]["spearman"]["value"] == pytest.approx(rho) and found[name]["count"] == 5
+    code, out, _ = run(*given, "--rank-sum", "zico,swap", capsys=capsys)
+    assert code == 0 and "rank_sum" in out
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--rank-sum", "zico,flops"), "--rank-sum: expected of zico, swap, which have scores, "),
+        (("--log-rank-sum", "zico"), "--log-rank-sum: expected two proxies or more, each once, "),
+        (("--rank-sum", "zico,zico"), "--rank-sum: expected two proxies or more, each once, "),
+        (("--rank-sum", ""), "--rank-sum: expected two proxies or more, each once, got ''"),
+    ],
+)
+def test_sums_of_ranks_that_cannot_be(option, message, capsys):
+    Path("t.csv").write_text("arch_str,acc\na,1\nb,2\nc,3\n")
+    Path("s.csv").write_text("arch_str,zico,swap\na,1,1\nb,2,2\nc,3,1\n")
+    given = ["correlate", "--scores", "s.csv", "--table", "t.csv", "--metric", "acc"]
+    code, out, err = run(*given, *option, capsys=capsys)
+    assert code == 2 and out == "" and message in err and err.count("\n") == 1, err

@@ -8,11 +8,13 @@ everything else is made of; what has no rule loses the axis, with its name as th
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
+
+from sigeo.errors import InputError
 
 _NAME = "_sigeo_axis"
 
@@ -56,18 +58,43 @@ def mark(tensor: Tensor, where: Where) -> None:
     setattr(tensor, _NAME, where)
 
 
+def noted(tensor: Tensor) -> bool:
+    """Whether something was noted, be it that the tensor is the same for every sample."""
+    return hasattr(tensor, _NAME)
+
+
+def mark_inputs(tensors: Sequence[Tensor], dim: int = 0) -> int:
+    """Note where the samples are in what a model is given, and say how many there are.
+
+    Raises:
+        InputError: There is not one number of them, or there are none.
+    """
+    sizes = {t.shape[dim] for t in tensors if t.dim() > dim}
+    if len(sizes) != 1:
+        raise InputError(
+            f"inputs: expected one number of samples in dimension {dim}, "
+            f"got {sorted(sizes) or 'no tensor that has one'}"
+        )
+    (samples,) = sizes
+    if samples == 0:
+        raise InputError("inputs: expected at least one sample, got none")
+    for tensor in tensors:
+        mark(tensor, Axis(dim, samples) if tensor.dim() > dim else None)
+    return int(samples)
+
+
 def forget(tensors: Iterable[Tensor]) -> None:
     """Take back what was noted on tensors that outlive the pass, such as buffers."""
     for tensor in tensors:
-        if hasattr(tensor, _NAME):
+        if noted(tensor):
             delattr(tensor, _NAME)
 
 
 def where(tensor: Tensor) -> Where:
     """What was noted; a constant if nothing was and gradients flow to constants at most."""
     found: Where = getattr(tensor, _NAME, None)
-    noted = found is not None or hasattr(tensor, _NAME)
-    if noted or not tensor.requires_grad or tensor.is_leaf or _of_constants(tensor.grad_fn):
+    known = found is not None or noted(tensor)
+    if known or not tensor.requires_grad or tensor.is_leaf or _of_constants(tensor.grad_fn):
         return found
     return Lost("it was made by something not followed, such as a custom or a scripted function")
 
@@ -79,8 +106,8 @@ def is_constant(*tensors: Tensor | None) -> bool:
 
 def written(tensor: Tensor, place: Axis | Lost) -> None:
     """Note that samples were written to a tensor, and where they are in it if others are there."""
-    noted = getattr(tensor, _NAME, None)
-    if isinstance(place, Axis) and noted not in (None, place):
+    before = getattr(tensor, _NAME, None)
+    if isinstance(place, Axis) and before not in (None, place):
         place = Lost("samples were written to places of others")
     mark(tensor, place)
 

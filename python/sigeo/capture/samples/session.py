@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
-from sigeo.capture.samples.axis import Axis, Where, forget, mark, where
+from sigeo.capture.samples.axis import Axis, Where, forget, mark, mark_inputs, where
 from sigeo.capture.samples.combined import combined
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
@@ -158,15 +158,7 @@ class Session:
             InputError: There is not one number of them, or another than before.
         """
         self._refuse_more()
-        sizes = {t.shape[self.batch_dim] for t in tensors if t.dim() > self.batch_dim}
-        if len(sizes) != 1:
-            raise InputError(
-                f"inputs: expected one number of samples in dimension {self.batch_dim}, "
-                f"got {sorted(sizes) or 'no tensor that has one'}"
-            )
-        (samples,) = sizes
-        if samples == 0:
-            raise InputError("inputs: expected at least one sample, got none")
+        samples = mark_inputs(tensors, self.batch_dim)
         if self.plan.samples and samples != self.plan.samples:
             raise InputError(
                 f"inputs: expected {self.plan.samples} samples as in the first call of the model, "
@@ -177,8 +169,6 @@ class Session:
                 f"unit: {samples} samples must be whole units, got unit {self.plan.unit}"
             )
         self.plan.samples = samples
-        for tensor in tensors:
-            mark(tensor, Axis(self.batch_dim, samples) if tensor.dim() > self.batch_dim else None)
 
     def _enter(self, module: nn.Module, args: Any, kwargs: Any) -> None:
         if not self.finished and not in_backward():

@@ -205,8 +205,41 @@ def _of_zeros(norm: nn.BatchNorm2d, x: Tensor, run: bool) -> Tensor:
     return zeros if norm.bias is None else zeros + norm.bias.view(1, -1, 1, 1)
 
 
+def run_whole_cell(cell: Cell, convolutions: Callable[[int, int], ConvNorm], x: Tensor) -> Tensor:
+    """Run every edge on x [B, C, H, W], also those without effect, each with a ReLU of its own.
+
+    So does the published network, on which rectifiers are counted.
+
+    Args:
+        cell: The architecture.
+        convolutions: The module for (edge, operation).
+        x: Node 0.
+    """
+    nodes = [x]
+    for node in range(1, OUTPUT + 1):
+        total = torch.zeros_like(x)
+        for edge, ((source, target), operation) in enumerate(
+            zip(EDGES, cell.operations, strict=True)
+        ):
+            if target != node or operation == NONE:
+                continue
+            term = nodes[source]
+            if operation in CONVOLUTIONS:
+                term = convolutions(edge, operation)(F.relu(term))
+            elif operation == POOL:
+                term = average_pool(term)
+            total = total + term
+        nodes.append(total)
+    return nodes[OUTPUT]
+
+
 class CellBlock(nn.Module):
-    """One cell of a network. Runs only the edges that matter, see `canonical.pruned`."""
+    """One cell of a network.
+
+    Attributes:
+        abridged: Whether only the edges that matter run, see `canonical.pruned`, and what they
+            share is computed once; else all that the published network runs.
+    """
 
     def __init__(self, cell: Cell, convolutions: Mapping[int, ConvNorm]):
         """Make a cell of given convolutions.
@@ -216,13 +249,16 @@ class CellBlock(nn.Module):
             convolutions: The module of each edge that is a convolution.
         """
         super().__init__()
+        self.abridged = True
         self.cell = cell
         self.edges = nn.ModuleDict({str(edge): module for edge, module in convolutions.items()})
         self._plan = plan_of(cell)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to the same shape."""
-        return run_cell(self._plan, self._convolution, x)
+        if self.abridged:
+            return run_cell(self._plan, self._convolution, x)
+        return run_whole_cell(self.cell, self._convolution, x)
 
     def _convolution(self, edge: int, operation: int) -> ConvNorm:
         return self.edges[str(edge)]  # type: ignore[return-value]
