@@ -57,15 +57,16 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.report.comparison import render_comparison
     from sigeo.scoring import export
 
-    for text in args.recipes or ():
-        comparison.Entrant.parse(text)
+    outlined = options.space_before_images(args)
+    compare_options.check_recipes(args, outlined)
+    _parsed(ranked, outlined, table)
     wanted = [proxies.get(name) for name in names.listed(args.proxy)]
     data, space = options.load_data_and_space(args)
     archs, truth = _parsed(ranked, space, table)
     study = compare_options.study(args, data, space)
     entrants = compare_options.entrants(args, study)
-    folder = options.run_folder(args)
-    outcomes = _outcomes(args, study, entrants, archs, wanted, folder)
+    with options.run_folder(args) as folder:
+        outcomes = _outcomes(args, study, entrants, archs, wanted, folder)
     standings = comparison.judge(
         outcomes,
         truth,

@@ -48,7 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="first step size of SGD with Nesterov momentum 0.9 and weight decay 0.0005, which "
         "falls along a cosine (default: %(default)s)",
     )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument(
+        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -62,6 +64,7 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.store import RunStore
     from sigeo.supernet import WarmUp
 
+    architectures.chosen(args, options.space_before_images(args))  # refused before images are read
     data, space = options.load_data_and_space(args)
     archs = architectures.chosen(args, space)
     images = round(args.share * len(data.train))
@@ -70,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     )
     protocol = standalone.Standalone(training, args.runs, args.seed, args.device)
     settings = standalone.settings(space, data, protocol)
-    folder = options.run_folder(args)
     with (
+        options.run_folder(args) as folder,
         RunStore(folder / "run.sqlite", settings) as store,
         console.progress("training") as report,
     ):

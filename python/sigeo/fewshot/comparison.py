@@ -67,6 +67,8 @@ class Entrant:
                 raise InputError(
                     f"recipe {name}: expected option=value, got {part!r}; options are {have}"
                 )
+            if option in options:
+                raise InputError(f"recipe {name}: {option} is given more than once")
             try:
                 options[option] = json.loads(value)
             except ValueError:

@@ -138,7 +138,6 @@ def user_module(monkeypatch):
     [
         ("user_broken:x", "{}", "--model: user_broken:x: SyntaxWarning: odd"),
         ("user_syntax:x", "{}", "--model: user_syntax:x: SyntaxError: invalid syntax"),
-        (":x", "{}", "--model: :x: ValueError: Empty module name"),
         ("user_module:broken", "{}", "--model: user_module:broken: MemoryError: no room at all"),
         ("user_module:leaves", "{}", "--model: user_module:leaves: SystemExit: 3"),
         ("user_module:Net", '{"fails": "empty"}', "images [1, 8, 8] of digits: ZeroDivisionError"),
