@@ -18,7 +18,7 @@ from sigeo.errors import InputError
 from sigeo.whole_files import write_whole
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
-_CODES = 8  # different values of a code at most, such as operations of an edge
+_CODES = 8  # different values of a code at most, such as operations of an edge; of more rows
 _LISTED = 5  # columns that a message names all of
 
 
@@ -87,9 +87,11 @@ class Table:
         different = np.unique(values)
         low, high = (int(different[0]), int(different[-1])) if len(different) else (0, -1)
         consecutive = low in (0, 1) and high - low + 1 == len(different)
-        if consecutive and len(different) == len(values):
+        if len(values) <= _CODES or not consecutive:
+            return None
+        if len(different) == len(values):
             return f"it numbers the rows, from {low} to {high}"
-        if consecutive and len(different) <= _CODES < len(values):
+        if len(different) <= _CODES:
             return f"it holds the whole numbers {low} to {high} alone"
         return None
 
