@@ -18,7 +18,8 @@ from sigeo.errors import InputError
 from sigeo.whole_files import write_whole
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
-_CODES = 8  # different values of a code at most, such as operations of an edge; of more rows
+_CODES = 8  # different values of a code at most, such as operations of an edge
+_FEW = 16  # rows up to which whole numbers may be consecutive by chance
 _LISTED = 5  # columns that a message names all of
 
 
@@ -87,7 +88,7 @@ class Table:
         different = np.unique(values)
         low, high = (int(different[0]), int(different[-1])) if len(different) else (0, -1)
         consecutive = low in (0, 1) and high - low + 1 == len(different)
-        if len(values) <= _CODES or not consecutive:
+        if len(values) <= _FEW or not consecutive:
             return None
         if len(different) == len(values):
             return f"it numbers the rows, from {low} to {high}"

@@ -84,7 +84,7 @@ def test_a_ranking_that_is_damaged(verb, head, columns, capsys):
 
 
 def test_a_metric_that_seems_to_be_a_code_is_said_to_be_one(capsys):
-    rows = [f"a{place},{place},{place / 3}" for place in range(9)]
+    rows = [f"a{place},{place},{place / 3}" for place in range(17)]
     Path("t.csv").write_text("\n".join(["arch_str,index,acc", *rows]))
     given = ["correlate", "--scores", "t.csv", "--table", "t.csv", "--json", "--metric"]
     for metric, said in (("index", 1), ("acc", 0)):

@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from sigeo import proxies, spaces
-from sigeo.cli import names
+from sigeo.cli import names, shared_weights
 from sigeo.fewshot import choice, kinds, metrics, partition, recipes
 from sigeo.space_sizes import SIZES
+from sigeo.supernet.samplers import named
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
@@ -89,6 +90,7 @@ def test_the_names_are_those_that_the_packages_know():
     assert list(names.PARTITIONS) == partition.names()
     assert list(names.CHOICES) == choice.names()
     assert list(names.KINDS) == kinds.names()
+    assert shared_weights.SAMPLERS == named.NAMES
 
 
 def test_wrong_arguments_are_refused_before_anything_heavy_is_imported():
