@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import architectures, console, options
+from sigeo.errors import InputError
 from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -55,7 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train."""
+    """Train.
+
+    Raises:
+        InputError: Too few images for a step.
+    """
     options.space_sizes(args)
 
     from pyarrow import parquet
@@ -71,6 +76,10 @@ def run(args: argparse.Namespace) -> int:
     training = WarmUp(
         images, args.epochs, args.batch_size, lr=args.lr, schedule="cosine", clip=None
     )
+    if training.steps == 0:
+        raise InputError(
+            f"--share: {args.share} of {len(data.train)} training images is less than one step"
+        )
     protocol = standalone.Standalone(training, args.runs, args.seed, args.device)
     settings = standalone.settings(space, data, protocol)
     with (

@@ -31,6 +31,7 @@ EARLY = [
     ([*STEPS, "--recipe", "balanced:form=x"], "form must be one of one, each, got 'x'"),
     ([*STEPS, "--recipe", "greedy:epsilon=2"], "epsilon must be from 0 to 1, got 2.0"),
     ([*STEPS, "--recipe", "pi-nas:temperature=-1"], "temperature must be above 0, got -1.0"),
+    ([*STEPS, "--recipe", "pi-nas:decay=2"], "decay must be from 0 to 1, got 2.0"),
     ([*STEPS, "--recipe", "pi-nas:padding=-1"], "padding must be at least 0, got -1"),
     ([*STEPS, "--recipe", "few-shot:choice=9"], "few-shot: choice: 9, in turn on level 0, cannot"),
     ([*STEPS, "--recipe", "metric-driven:metric=x"], "recipe metric-driven: metric"),
@@ -86,6 +87,7 @@ def test_what_no_images_would_mend_is_refused_before_they_are_read(
             ["warmup", *SMALL[:4], "--warmup-steps", "9", "--warmup-lr", "1e30"],
             "of 9 is not finite",
         ),
+        (["train", *SMALL[:4], "--share", "0"], "--share: 0.0 of 1437 training images is less"),
         (["split", *SMALL[:4], "--batch-size", "999"], "training images, digits has 1437"),
     ],
 )
