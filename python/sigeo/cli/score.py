@@ -138,7 +138,7 @@ def _try(model: Any, images: Any, data: ImageData, args: argparse.Namespace) -> 
             output = model(images[:2].to(args.device))
     except Exception as error:  # the user's code, which may raise anything
         where = f"does not run on images {list(images.shape[1:])} of {data.name}"
-        raise InputError(f"{option}: {where}: {_said(error)}") from None
+        raise InputError(f"{option}: {where}: {console.said(error)}") from None
     outputs = output.shape[-1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
     if outputs is None or outputs < data.classes:
         came = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -198,7 +198,7 @@ def _made(target: str, keywords: dict[str, Any], seed: int) -> Any:
     try:
         model = getattr(importlib.import_module(module_name), attribute)(**keywords)
     except (Exception, SystemExit) as error:  # the user's code, which may raise anything
-        raise InputError(f"--model: {target}: {_said(error)}") from None
+        raise InputError(f"--model: {target}: {console.said(error)}") from None
     if not isinstance(model, nn.Module):
         raise InputError(f"--model: {target} must make an nn.Module, got {type(model).__name__}")
     return model
@@ -212,12 +212,6 @@ def _keywords(text: str) -> dict[str, Any]:
     if not isinstance(keywords, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
     return keywords
-
-
-def _said(error: BaseException) -> str:
-    """An exception's type and its message in one line, if it has one."""
-    message = console.one_line(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _document(

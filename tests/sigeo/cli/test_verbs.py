@@ -30,7 +30,7 @@ def test_train_makes_a_table(capsys):
     assert code == 0 and runs["test_accuracy"]["pick"]["regret"] == 0
     assert {"test_accuracy_run0", "params"} <= set(runs)
     code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
-    assert code == 2 and "at least one run of one step" in err
+    assert code == 2 and "training images is less than one step" in err
 
 
 def test_train_says_why_tau_between_runs_is_undefined():
