@@ -180,7 +180,8 @@ def test_the_installed_script_finds_a_model_in_the_current_folder():
     result = subprocess.run(given, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert strict(result.stdout)["scores"]["zico"] is not None
-    assert "imported\nrun\n" in result.stderr
+    lines = result.stderr.splitlines()  # reading the images is said in between, where it is slow
+    assert [line for line in lines if line in ("imported", "run")][:2] == ["imported", "run"]
 
 
 def test_only_what_keeps_its_work_promises_to_go_on(capsys, monkeypatch):
