@@ -32,12 +32,14 @@ from sigeo_ext._op import call
 from sigeo_ext.gather import slices_op as op
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.routes import must_be_plain
-from sigeo_ext.gather.selection import Selection, Window, length, window_of
+from sigeo_ext.gather.selection import Selection, Window, check_index, length, window_of
 from sigeo_ext.gather.slices_norms import batch_norm, group_norm, layer_norm
 
 __all__ = [
     "Selection",
     "batch_norm",
+    "check_convolution_selection",
+    "check_selection",
     "convolution",
     "embedding",
     "group_norm",
@@ -143,15 +145,9 @@ def convolution(
     if dims not in (1, 2, 3):
         message = "weight must be [outputs, inputs / groups, *kernel] of one to three dimensions"
         _check.require(False, name, f"{message}, got {list(weight.shape)}")
-    if groups < 1 or weight.shape[0] % groups:
-        message = f"groups must divide the {weight.shape[0]} outputs, got {groups}"
-        _check.require(False, name, message)
-    columns, column_index = window_of(name, "inputs", inputs, weight.shape[1] * groups)
-    if groups == 1:
-        rows, row_index = window_of(name, "outputs", outputs, weight.shape[0])
-    else:
-        rows, row_index = _rows_of_groups(name, weight, groups, outputs, columns, column_index)
-    size = _cropped(name, weight.shape[2:], kernel)
+    (rows, row_index), (columns, column_index), size = _convolution_choice(
+        name, weight, groups, outputs, inputs, kernel
+    )
     geometry = []
     for argument, values, least in (
         ("stride", stride, 1), ("padding", padding, 0), ("dilation", dilation, 1),
@@ -219,6 +215,60 @@ def _in_plain_torch(weight: Tensor, small: int, special: bool) -> bool:
     where autocast, `torch.func` or someone who watches torch's functions must see the layer's call.
     """
     return (weight.numel() <= small and not special) or must_be_plain(weight)
+
+
+def check_selection(name: str, argument: str, selection: Selection, size: int) -> None:
+    """Require that a selection is one of ``size`` places, as the functions here do.
+
+    Args:
+        name: Of the layer, for the message.
+        argument: Its own name.
+        selection: As above.
+        size: Of the dimension.
+
+    Raises:
+        RuntimeError: It is none.
+    """
+    check_index(name, argument, window_of(name, argument, selection, size)[1], size)
+
+
+def check_convolution_selection(
+    name: str,
+    weight: Tensor,
+    groups: int,
+    *,
+    outputs: Selection,
+    inputs: Selection,
+    kernel: int | None,
+) -> None:
+    """Require selections that `convolution` would run; arguments as there.
+
+    Raises:
+        RuntimeError: They are not.
+    """
+    _convolution_choice(name, weight, groups, outputs, inputs, kernel)
+    check_selection(name, "inputs", inputs, weight.shape[1] * groups)
+    check_selection(name, "outputs", outputs, weight.shape[0])
+
+
+def _convolution_choice(
+    name: str,
+    weight: Tensor,
+    groups: int,
+    outputs: Selection,
+    inputs: Selection,
+    kernel: int | None,
+) -> tuple[Window, Window, list[int]]:
+    """What is selected of the outputs and of the inputs, and the size of the kernel."""
+    if groups < 1 or weight.shape[0] % groups:
+        message = f"groups must divide the {weight.shape[0]} outputs, got {groups}"
+        _check.require(False, name, message)
+    columns = window_of(name, "inputs", inputs, weight.shape[1] * groups)
+    if groups == 1:
+        rows = window_of(name, "outputs", outputs, weight.shape[0])
+    else:
+        rows = _rows_of_groups(name, weight, groups, outputs, *columns)
+    return rows, columns, _cropped(name, weight.shape[2:], kernel)
 
 
 def _rows_of_groups(

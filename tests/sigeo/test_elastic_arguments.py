@@ -58,6 +58,43 @@ def test_a_wrong_argument_is_named(call, text):
     assert text in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("layer", "choice", "text"),
+    [
+        (elastic.ElasticLinear(4, 5), {"outputs": 6}, "outputs must be from 0 to 5, got 6"),
+        (elastic.ElasticLinear(4, 5), {"inputs": -1}, "inputs must be from 0 to 4, got -1"),
+        (elastic.ElasticLinear(4, 5), {"inputs": 2.0}, "an int64 tensor, got float"),
+        (elastic.ElasticLinear(4, 5), {"inputs": slice(0, 4, 2)}, "a slice of step 1 from 0 to 4"),
+        (elastic.ElasticLinear(4, 5), {"inputs": torch.tensor([1, 1])}, "must be without repeats"),
+        (elastic.ElasticLinear(4, 5), {"inputs": torch.tensor([4])}, "must be from 0 to 3, got 4"),
+        (elastic.ElasticEmbedding(9, 5), {"columns": 6}, "columns must be from 0 to 5, got 6"),
+        (elastic.ElasticLayerNorm(5), {"features": 6}, "features must be from 0 to 5, got 6"),
+        (elastic.ElasticBatchNorm1d(5), {"channels": 6}, "channels must be from 0 to 5, got 6"),
+        (elastic.ElasticTokens(3, 5), {"width": 6}, "width must be from 0 to 5, got 6"),
+        (elastic.ElasticAttention(8, 2), {"heads": 3}, "heads must be from 0 to 2, got 3"),
+        (elastic.ElasticAttention(8, 2), {"width": 9}, "width must be from 0 to 8, got 9"),
+        (elastic.ElasticDepth(nn.Identity()), {"depth": 2}, "depth must be from 0 to 1, got 2"),
+        (conv("2d", 4, 4, 5), {"kernel": 4}, "kernel must be odd, at most the super-weight's"),
+        (conv("2d", 4, 4, 5), {"kernel": 7}, "kernel must be odd, at most the super-weight's"),
+        (conv("2d", 4, 4, 5, padding=0), {"kernel": 3}, "padding must be at least 1 for a kernel"),
+        (conv("2d", 4, 4, 3), {"outputs": 5}, "outputs must be from 0 to 4, got 5"),
+        (conv("2d", 4, 4, 3, groups=2), {"inputs": 3}, "inputs must be whole groups of 2 channels"),
+        (conv("2d", 4, 4, 3, groups=2), {"outputs": 2}, "outputs must be None where there are"),
+    ],
+)
+def test_a_choice_that_would_not_run_is_refused_when_it_is_made(layer, choice, text):
+    for make in (layer.select, layer.extract):
+        with pytest.raises(ValueError) as caught:
+            make(**choice)
+        assert text in str(caught.value) and type(layer).__name__ in str(caught.value)
+    assert layer.choice == {}
+
+
+def test_tokens_of_a_width_that_there_is_not_are_refused():
+    with pytest.raises(ValueError, match="width must be from 0 to 5, got 6"):
+        elastic.ElasticTokens(3, 5)(width=6)
+
+
 @pytest.mark.parametrize("columns", [5, slice(2, 6), torch.tensor([6, 1])])
 def test_captures_of_a_part_of_a_table_land_in_its_columns(columns):
     model = torch.nn.Sequential(elastic.ElasticEmbedding(20, 8), torch.nn.Tanh()).double()

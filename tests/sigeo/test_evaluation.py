@@ -10,7 +10,7 @@ from torch import nn
 
 from sigeo import InputError, score_many
 from sigeo.spaces import Product
-from sigeo.supernet import RoutedSupernet, evaluate
+from sigeo.supernet import RoutedSupernet, evaluate, recalibrated
 from tests.sigeo.elastic_spaces import batches as elastic_batches
 from tests.sigeo.elastic_spaces import space as elastic_space
 from tests.sigeo.training import SPACE, batches
@@ -102,6 +102,38 @@ def test_recalibrated_statistics_are_the_mean_over_the_calibration_batches(make)
     found = evaluate(supernet, ARCHS, batches(3, 7), norm="recalibrated", calibration=calibration)
     assert_evaluated(found, expected)
     assert found.images == 5 * (21 + 18)
+
+
+@pytest.mark.parametrize("which", ["nasbench201", "resnet"])
+def test_a_recalibrated_network_is_what_was_evaluated_and_leaves_the_supernet(which):
+    resnet = which == "resnet"
+    space = elastic_space("resnet") if resnet else SPACE
+    some = elastic_batches(count=2, size=9) if resnet else batches(2, 9)
+    judged = elastic_batches(count=3, size=7) if resnet else batches(3, 7)
+    supernet = space.supernet(seed=1)
+    before = copy.deepcopy(supernet.state_dict())
+    for arch in (space.at(9), space.at(space.size - 1)):
+        found = evaluate(supernet, [arch], judged, norm="recalibrated", calibration=some)
+        network = recalibrated(supernet.subnet(arch), some)
+        assert not any(part.training for part in network.modules())
+        with torch.no_grad():
+            loss = [nn.functional.cross_entropy(network(x), y, reduction="sum") for x, y in judged]
+        count = sum(len(y) for _, y in judged)
+        torch.testing.assert_close(found.loss[0], (sum(loss) / count).double(), rtol=1e-5, atol=0)
+    assert supernet.state_dict().keys() == before.keys()
+    assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
+
+
+def test_recalibration_leaves_dropout_and_momentum_alone():
+    network = nn.Sequential(nn.BatchNorm1d(4, momentum=0.3), nn.Dropout(0.9), nn.BatchNorm1d(4))
+    images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    made = recalibrated(network, [(images, torch.zeros(64))])
+    assert network.training and network[0].num_batches_tracked == 0
+    torch.testing.assert_close(made[0].running_mean, images.mean(0))
+    torch.testing.assert_close(made[2].running_mean, torch.zeros(4), atol=1e-5, rtol=0)
+    assert made[0].momentum == 0.3
+    with pytest.raises(InputError, match="batches: expected at least one, got none"):
+        recalibrated(network, [])
 
 
 @pytest.mark.parametrize("norm", ["batch", "tracked", "recalibrated"])

@@ -59,6 +59,25 @@ def test_columns_and_metrics(table):
         table.lookup("cifar100.test")
 
 
+def test_rows_of_one_architecture_count_as_their_mean(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("arch_str,set,seed,acc\na,x,0,90\na,x,1,91\nb,x,0,80\nb,x,1,\na,y,0,\n")
+    assert read_table(file).lookup("acc") == {"a": 90.5, "b": 80}
+    file.write_text("arch_str,set,seed,acc\na,x,0,90\nb,x,0,80\na,y,0,10\n")
+    with pytest.raises(InputError, match="measurement again, got set 'x' and 'y' of a; keep the"):
+        read_table(file).lookup("acc")
+
+
+def test_columns_of_codes_are_told_from_results(tmp_path):
+    file = tmp_path / "t.csv"
+    rows = [f"a{i},{i},{i % 5},{i % 5 + 60},{i % 5}.5,{i * i}" for i in range(20)]
+    file.write_text("\n".join(["arch_str,index,op0,acc,loss,flops", *rows]))
+    table = read_table(file)
+    assert table.code_like("index") == "it numbers the rows, from 0 to 19"
+    assert table.code_like("op0") == "it holds the whole numbers 0 to 4 alone"
+    assert not any(map(table.code_like, ("acc", "loss", "flops")))
+
+
 def test_tables_that_are_none(tmp_path):
     with pytest.raises(InputError, match="table: found no file"):
         read_table(tmp_path / "none.csv")

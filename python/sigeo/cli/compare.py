@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = read_table(args.table)  # what it lacks is said before torch is imported
     ranked = _ranked(args, table)
+    table_options.say_if_code(table, args.metric)
     top = table_options.top(args, len(ranked))
 
     from sigeo import proxies
@@ -57,15 +58,16 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.report.comparison import render_comparison
     from sigeo.scoring import export
 
-    for text in args.recipes or ():
-        comparison.Entrant.parse(text)
+    outlined = options.space_before_images(args)
+    compare_options.check_recipes(args, outlined)
+    _parsed(ranked, outlined, table)
     wanted = [proxies.get(name) for name in names.listed(args.proxy)]
     data, space = options.load_data_and_space(args)
     archs, truth = _parsed(ranked, space, table)
     study = compare_options.study(args, data, space)
     entrants = compare_options.entrants(args, study)
-    folder = options.run_folder(args)
-    outcomes = _outcomes(args, study, entrants, archs, wanted, folder)
+    with options.run_folder(args) as folder:
+        outcomes = _outcomes(args, study, entrants, archs, wanted, folder)
     standings = comparison.judge(
         outcomes,
         truth,
@@ -221,12 +223,10 @@ def _ceiling(table: Table, metric: str, archs: list[Any]) -> float:
     from sigeo.tables import noise_ceiling
 
     column = table.column(metric)
-    runs = [values for name, values in table.values.items() if name.startswith(f"{column}_run")]
+    runs = [table.lookup(name) for name in table.values if name.startswith(f"{column}_run")]
     if len(runs) < 2:
         return float("nan")
-    place = {arch: row for row, arch in enumerate(table.archs)}
-    rows = np.array([place[str(arch)] for arch in archs])
-    return noise_ceiling([run[rows] for run in runs])
+    return noise_ceiling([np.array([run.get(str(arch), np.nan) for arch in archs]) for run in runs])
 
 
 def _facts(

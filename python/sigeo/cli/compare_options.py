@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument(
         "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
     )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument(
+        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -122,11 +124,30 @@ def study(args: argparse.Namespace, data: Any, space: SearchSpace[Any]) -> Study
     return Study(space, data, args.budget, args.held_out, settings, augment, args.device)
 
 
+def check_recipes(args: argparse.Namespace, space: SearchSpace[Any]) -> None:
+    """Refuse systems asked for that the space does not serve, whatever the images.
+
+    Raises:
+        InputError: No such recipe, one twice, or options that do not fit the space.
+    """
+    from sigeo.fewshot import recipes
+    from sigeo.fewshot.checks import check_choices
+    from sigeo.fewshot.comparison import Entrant
+
+    found: list[Entrant] = []
+    for text in args.recipes or ():
+        entrant = Entrant.parse(text)
+        if entrant in found:
+            raise InputError(f"--recipes: {entrant.label} is given more than once")
+        found.append(entrant)
+        check_choices(recipes.get(entrant.recipe, space, **entrant.options), space)
+
+
 def entrants(args: argparse.Namespace, study: Study) -> list[Entrant]:
     """The systems that take part: those asked for, or all that the budget pays for as published.
 
     Raises:
-        InputError: No such recipe, one twice, or one that the budget does not pay for.
+        InputError: One that the budget does not pay for, or that the images do not serve.
     """
     from sigeo.fewshot import recipes
     from sigeo.fewshot.comparison import Entrant
@@ -136,8 +157,6 @@ def entrants(args: argparse.Namespace, study: Study) -> list[Entrant]:
     found: list[Entrant] = []
     for text in given:
         entrant = Entrant.parse(text)
-        if entrant in found:
-            raise InputError(f"--recipes: {entrant.label} is given more than once")
         try:
             check(recipes.get(entrant.recipe, study.space, **entrant.options), study)
         except InputError as error:

@@ -115,6 +115,12 @@ def one_line(text: object) -> str:
     return " ".join(str(text).split())
 
 
+def said(error: BaseException) -> str:
+    """An exception's type and its message in one line, if it has one."""
+    message = one_line(error)
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def number(value: float | None) -> str:
     """A number for a table."""
     if value is None:

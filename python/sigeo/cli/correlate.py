@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
     table = read_table(args.table)  # first, as torch is imported with the scores
     truth = table.lookup(args.metric)
+    table_options.say_if_code(table, args.metric)
     given_scores = read_any_scores(scores_file)
     archs = given_scores.archs
     known = [i for i, arch in enumerate(archs) if arch in truth]

@@ -36,12 +36,8 @@ def _problem() -> str | None:
     try:
         import sigeo_ext  # noqa: F401
     except Exception as error:  # a library of another build may fail in any way
-        return _said(error)
+        return console.said(error)
     return None
-
-
-def _said(error: Exception) -> str:
-    return console.one_line(f"{type(error).__name__}: {error}")
 
 
 def versions(*packages: str) -> list[str | None]:
@@ -99,7 +95,7 @@ def _self_test(device: str) -> dict[str, Any]:
     try:
         worst = _largest_error(device)
     except Exception as error:  # a library of another build may fail in any way
-        return {"device": device, "error": None, "ok": False, "problem": _said(error)}
+        return {"device": device, "error": None, "ok": False, "problem": console.said(error)}
     ok = worst <= TOLERANCE[torch.float32]
     finite = worst if math.isfinite(worst) else None
     return {"device": device, "error": finite, "ok": ok, "problem": None}

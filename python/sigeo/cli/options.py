@@ -8,7 +8,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -117,6 +118,23 @@ def there(expected: str, *, folders: bool = True) -> Callable[[str], str]:
         return text
 
     return convert
+
+
+def out_folder(text: str) -> str:
+    """A converter that takes the paths of folders that are there or can be made.
+
+    Raises:
+        ArgumentTypeError: A file is in the way, or it cannot be written.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected a folder, got ''")
+    path = Path(text)
+    place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not place.is_dir():
+        raise argparse.ArgumentTypeError(f"expected a folder, {place} is none")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise argparse.ArgumentTypeError(f"expected a folder to write in, {place} is not")
+    return text
 
 
 existing_file = there("a file", folders=False)  # or a pipe, such as /dev/stdin
@@ -236,14 +254,29 @@ def networks_at_once(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}") from None
 
 
-def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:
-    """The data, and the space sized for it; the device is checked before they are loaded."""
-    import torch
+def space_before_images(args: argparse.Namespace) -> SearchSpace[Any]:
+    """The space as the options alone describe it, to refuse on it what no images would mend.
 
-    from sigeo import data, spaces
+    Its own images are such as go with all sizes. The device is checked as well.
+
+    Raises:
+        InputError: There is no such device, or sizes do not go together.
+    """
+    from sigeo import spaces
     from sigeo.scoring.networks import parse_device
 
     parse_device(args.device)
+    sizes = space_sizes(args)
+    pixels = sizes.get("patch", 1) << 20  # a multiple of the patch, and more than stages use up
+    return spaces.get(args.space, spaces.InputShape(channels=3, size=pixels, classes=10), **sizes)
+
+
+def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:
+    """The data, and the space sized for it."""
+    import torch
+
+    from sigeo import data, spaces
+
     sizes = space_sizes(args)
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -331,11 +364,25 @@ def run_path(args: argparse.Namespace) -> Path:
     return Path(args.out) if args.out is not None else Path("runs") / name
 
 
-def run_folder(args: argparse.Namespace) -> Path:
-    """The folder of a run, made if it is not there."""
+@contextmanager
+def run_folder(args: argparse.Namespace) -> Iterator[Path]:
+    """The folder of a run, made if it is not there.
+
+    If the body fails before it has written there, what was made is taken away again.
+
+    Yields:
+        Its path.
+    """
     folder = run_path(args)
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        with suppress(OSError):  # one that is not empty stays
+            for place in made:
+                place.rmdir()
+        raise
 
 
 def file_name(text: str) -> str:

@@ -15,6 +15,7 @@ from sigeo.cli import architectures, console, options, shared_weights, table_opt
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
+    from sigeo.proxies import Proxy
     from sigeo.scoring.many import Routes
     from sigeo.scoring.networks import Init, Networks, Protocol
     from sigeo.scoring.rank import Row
@@ -51,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one by one (default: %(default)s)",
     )
     table_options.add(parser, "for the report")
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument(
+        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
+    )
     parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
@@ -69,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
 
+    proxies = _checked_before_images(args, init)
     data, space = options.load_data_and_space(args)
-    protocol = _protocol(args, init, len(data.train))
+    protocol = _protocol(args, init, proxies, len(data.train))
     shared = init.shared(space, args.seed)
     archs = architectures.chosen(args, space)
-    folder = options.run_folder(args)
     each_alone = protocol.init == "candidate"
     choices: list[tuple[int, Routes | None]] = []
-    with console.progress("warming up") as report:
+    with options.run_folder(args) as folder, console.progress("warming up") as report:
         if protocol.warmup is not None and not each_alone:  # said if it is not there already
             report = console.announced(_warmup_line(protocol), report)
         networks = Networks(space, data, protocol, shared=shared, folder=folder, progress=report)
@@ -144,6 +147,15 @@ class _Init:
         """Where weights come from as a protocol knows it."""
         return "supernet" if self.kind == "family" else self.kind  # type: ignore[return-value]
 
+    @property
+    def misplaced(self) -> bool:
+        """Whether it names a folder in the place of a file, or one without a system."""
+        from sigeo.fewshot.family import PLAN
+
+        if self.path is None:
+            return False
+        return self.path.is_dir() if self.kind == "supernet" else not (self.path / PLAN).is_file()
+
     def shared(self, space: SearchSpace[Any], seed: int) -> SharedWeights | None:
         """The weights that are there already, if the value names some.
 
@@ -198,14 +210,34 @@ def _check(args: argparse.Namespace, init: _Init) -> None:
         raise InputError(f"--init {init.kind}: found no {what} {init.path}")
 
 
-def _protocol(args: argparse.Namespace, init: _Init, images: int) -> Protocol:
-    from sigeo.scoring.many import stackable
-    from sigeo.scoring.networks import Protocol
+def _checked_before_images(args: argparse.Namespace, init: _Init) -> tuple[Proxy, ...]:
+    """The proxies, once all is refused that no images would mend.
 
+    Raises:
+        InputError: Something is.
+    """
+    from sigeo.scoring.many import stackable
+    from sigeo.scoring.score import check_needs
+
+    space = options.space_before_images(args)
     proxies = options.proxies(args, init.weights)
     if args.many not in ("auto", 1) and not any(map(stackable, proxies)):
         names = ", ".join(proxy.name for proxy in proxies)
         raise InputError(f"--many: has no effect on {names}, which need networks one by one")
+    warmed = init.weights != "scratch"
+    check_needs(proxies, batches=args.batches, labelled=True, warmed=warmed)
+    shared_weights.check(args, init.weights, space)
+    if init.misplaced:
+        init.shared(space, args.seed)  # says what is there instead
+    architectures.chosen(args, space)
+    return proxies
+
+
+def _protocol(
+    args: argparse.Namespace, init: _Init, proxies: tuple[Proxy, ...], images: int
+) -> Protocol:
+    from sigeo.scoring.networks import Protocol
+
     return Protocol(
         proxies=proxies,
         init=init.weights,

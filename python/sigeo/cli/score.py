@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib
+import importlib.util
 import json
 import os
 import sys
@@ -56,18 +56,26 @@ def run(args: argparse.Namespace) -> int:
     options.check_proxies(args)
     options.space_sizes(args)
 
-    from sigeo.scoring import export, score
-
-    data, space = options.load_data_and_space(args)
-    proxies = options.proxies(args, "scratch")
-    batches = _batches(data, args)
     # What the user's code prints is no part of the document.
     with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        if args.model is not None:
+            _check_module(args.model)
+
+        from sigeo.scoring import export, score
+        from sigeo.scoring.score import check_needs
+
+        outlined = options.space_before_images(args)
+        proxies = options.proxies(args, "scratch")
+        check_needs(proxies, batches=args.batches, labelled=True)
         if args.arch is not None:
-            arch = space.parse(args.arch)
-            model: Any = space.build(arch, seed=args.seed)
+            _parsed(args.arch, outlined)
         else:
-            model = _made(args.model, args.model_args or {}, args.seed)
+            model: Any = _made(args.model, args.model_args or {}, args.seed)
+        data, space = options.load_data_and_space(args)
+        batches = _batches(data, args)
+        if args.arch is not None:
+            arch = _parsed(args.arch, space)
+            model = space.build(arch, seed=args.seed)
         _try(model, batches[0][0], data, args)
         scores = score(model, batches, proxies)
     if args.arch is not None:
@@ -77,6 +85,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(scores)
     return 0
+
+
+def _parsed(text: str, space: SearchSpace[Any]) -> Any:
+    """The architecture of ``--arch``.
+
+    Raises:
+        InputError: It is none; of a number, with the string of the architecture of that index.
+    """
+    if text.isdecimal() and int(text) < space.size:
+        raise InputError(
+            f"--arch: expected an architecture string, got {text}; that of index {text} is "
+            f"'{space.at(int(text))}'"
+        )
+    return space.parse(text)
 
 
 def _published_costs(cost: Cost, proxies: Sequence[Proxy]) -> dict[str, Score]:
@@ -116,7 +138,7 @@ def _try(model: Any, images: Any, data: ImageData, args: argparse.Namespace) -> 
             output = model(images[:2].to(args.device))
     except Exception as error:  # the user's code, which may raise anything
         where = f"does not run on images {list(images.shape[1:])} of {data.name}"
-        raise InputError(f"{option}: {where}: {_said(error)}") from None
+        raise InputError(f"{option}: {where}: {console.said(error)}") from None
     outputs = output.shape[-1] if isinstance(output, torch.Tensor) and output.dim() == 2 else None
     if outputs is None or outputs < data.classes:
         came = list(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
@@ -127,9 +149,39 @@ def _try(model: Any, images: Any, data: ImageData, args: argparse.Namespace) -> 
 
 
 def _target(text: str) -> str:
-    if ":" not in text:
+    module, _, function = text.partition(":")
+    if not module or not function:
         raise argparse.ArgumentTypeError(f"expected MODULE:CALLABLE, got {text!r}")
+    if os.sep in module or (module.endswith(".py") and os.path.exists(module)):
+        raise argparse.ArgumentTypeError(
+            "expected MODULE:CALLABLE, MODULE as an import names it: net:make for make in a file "
+            f"net.py of the current folder, got {text!r}"
+        )
     return text
+
+
+def _check_module(target: str) -> None:
+    """Refuse a module that is not there, before torch is imported for it.
+
+    Raises:
+        InputError: It is not.
+    """
+    module = target.partition(":")[0]
+    _search_here()
+    try:
+        found = importlib.util.find_spec(module.partition(".")[0])
+    except ValueError:  # no name at all, or a module made by hand
+        found = None
+    if found is None and module not in sys.modules:
+        raise InputError(
+            f"--model: {target}: found no module {module!r}, neither installed nor in the "
+            "current folder"
+        )
+
+
+def _search_here() -> None:
+    if os.getcwd() not in sys.path:  # as `python -m` has it, and the installed script has not
+        sys.path.insert(0, os.getcwd())
 
 
 def _made(target: str, keywords: dict[str, Any], seed: int) -> Any:
@@ -142,13 +194,11 @@ def _made(target: str, keywords: dict[str, Any], seed: int) -> Any:
     from torch import nn
 
     module_name, _, attribute = target.partition(":")
-    if os.getcwd() not in sys.path:  # as `python -m` has it, and the installed script has not
-        sys.path.insert(0, os.getcwd())
     torch.manual_seed(seed)
     try:
         model = getattr(importlib.import_module(module_name), attribute)(**keywords)
     except (Exception, SystemExit) as error:  # the user's code, which may raise anything
-        raise InputError(f"--model: {target}: {_said(error)}") from None
+        raise InputError(f"--model: {target}: {console.said(error)}") from None
     if not isinstance(model, nn.Module):
         raise InputError(f"--model: {target} must make an nn.Module, got {type(model).__name__}")
     return model
@@ -162,12 +212,6 @@ def _keywords(text: str) -> dict[str, Any]:
     if not isinstance(keywords, dict):
         raise argparse.ArgumentTypeError(f"expected a JSON object, got {text}")
     return keywords
-
-
-def _said(error: BaseException) -> str:
-    """An exception's type and its message in one line, if it has one."""
-    message = console.one_line(error)
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _document(

@@ -10,6 +10,7 @@ from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.scoring.networks import Init
+    from sigeo.spaces import SearchSpace
 
 SAMPLERS = ("uniform", "operations", "fair", "balanced", "sandwich", "disjoint", "greedy")
 
@@ -65,6 +66,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--autocast", choices=("bfloat16",), help="train in lower precision where torch does"
     )
+
+
+def check(args: argparse.Namespace, init: Init, space: SearchSpace[Any]) -> None:
+    """Refuse a warm-up that the space or its supernet does not serve, whatever the images.
+
+    Raises:
+        InputError: Settings do not go together, or one does not go with the space.
+    """
+    from sigeo.scoring.shared_weights import check_options
+    from sigeo.supernet import WarmUp
+    from sigeo.supernet.warmup import check_sampler
+
+    given = warmup_options.settings(args, init)
+    if given is not None:
+        check_sampler(WarmUp(0, **given), space)
+    check_options(space, supernet_options(args, init))
 
 
 def supernet_options(args: argparse.Namespace, init: Init) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sigeo.cli import console, options, shared_weights, split_options, table_opt
 from sigeo.cli.split_options import add_arguments
 
 if TYPE_CHECKING:
-    from sigeo.fewshot import Analysis, Plan, Splitting
+    from sigeo.fewshot import Analysis, Known, Plan, Splitting
     from sigeo.scoring.networks import Init, Networks
     from sigeo.spaces import SearchSpace
 
@@ -45,18 +45,19 @@ def run(args: argparse.Namespace) -> int:
     top = 0.01 if args.top is None else args.top
     if values:  # a wrong share must not cost a split; a table without values is refused below
         best_count(top, len(values))
+    outlined = options.space_before_images(args)
+    _check(args, outlined, None if table is None else Known(outlined, values))
     data, space = options.load_data_and_space(args)
-    split_options.check_sizes(args, space)
     known = None if table is None else Known(space, values)
-    if args.kind is not None:
-        plan, settings = _by_kind(args, space)
-        save_plan(options.run_folder(args) / "plan.json", plan, settings)
-    else:
-        how = split_options.splitting(args, space, known)
-        plan, settings = _by_metric(args, space, data, how)
+    with options.run_folder(args) as folder:
+        if args.kind is not None:
+            plan, settings = _by_kind(args, space)
+            save_plan(folder / "plan.json", plan, settings)
+        else:
+            how = split_options.splitting(args, space, known)
+            plan, settings = _by_metric(args, space, data, how, folder)
     seen = None if known is None else analyse(plan, known, top=top)
     column = None if table is None else table.column(wanted)
-    folder = options.run_folder(args)
     document = {
         "schema": export.SCHEMA,
         "plan": plan_document(plan, settings),
@@ -75,6 +76,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def _check(args: argparse.Namespace, space: SearchSpace[Any], known: Known | None) -> None:
+    """Refuse what no images would mend, before they are read.
+
+    Raises:
+        InputError: There is something.
+    """
+    from sigeo.fewshot.metrics import ProxyDifference
+    from sigeo.scoring.score import check_needs
+    from sigeo.spaces import Product
+
+    if args.kind is not None:
+        _by_kind(args, space)
+        return
+    split_options.check_sizes(args, space)
+    how = split_options.splitting(args, space, known)
+    how.check_cuts(Product.whole(space))
+    warmed = warmup_options.warms_up(args)
+    if isinstance(how.metric, ProxyDifference):
+        check_needs((how.metric.proxy,), batches=args.batches, labelled=True, warmed=warmed)
+    shared_weights.check(args, "supernet" if warmed else "scratch", space)
+
+
 def _by_kind(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
     from sigeo.fewshot import kind_function, split_by_kind
 
@@ -84,12 +107,11 @@ def _by_kind(args: argparse.Namespace, space: SearchSpace[Any]) -> tuple[Plan[An
 
 
 def _by_metric(
-    args: argparse.Namespace, space: SearchSpace[Any], data: Any, how: Splitting
+    args: argparse.Namespace, space: SearchSpace[Any], data: Any, how: Splitting, folder: Path
 ) -> tuple[Plan[Any], dict[str, Any]]:
     """Warm up if asked for, and split; a finished plan of the same settings is taken as it is."""
     from sigeo.fewshot import load_plan, save_plan, split
 
-    folder = options.run_folder(args)
     networks = _networks(args, space, data, how, folder)
     settings = _settings(args, networks, how)
     text = json.dumps(settings, sort_keys=True)

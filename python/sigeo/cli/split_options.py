@@ -117,7 +117,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top", type=float, metavar="SHARE", help="of the table's best to find (default: 0.01)"
     )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument(
+        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 

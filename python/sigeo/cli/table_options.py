@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from sigeo.cli import options
+from sigeo.cli import console, options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,6 +34,18 @@ def metric(args: argparse.Namespace) -> str:
     return METRIC if args.metric is None else str(args.metric)
 
 
+def say_if_code(table: Table, metric: str) -> None:
+    """Say so where a column seems to be no result; someone may mean it all the same.
+
+    Raises:
+        InputError: The table has no such column.
+    """
+    reason = table.code_like(metric)
+    if reason is not None:
+        column = table.column(metric)
+        console.say(f"--metric: {column} seems to be a code and not a result: {reason}")
+
+
 def read(file: str | None, metric: str) -> Table | None:
     """The benchmark table of a file, None without one; read before torch is imported.
 
@@ -46,7 +58,7 @@ def read(file: str | None, metric: str) -> Table | None:
     from sigeo.tables import read_table
 
     found = read_table(file)
-    found.column(metric)
+    say_if_code(found, metric)
     return found
 
 

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import architectures, console, options
+from sigeo.errors import InputError
 from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -48,12 +49,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="first step size of SGD with Nesterov momentum 0.9 and weight decay 0.0005, which "
         "falls to 0 along a cosine (default: %(default)s)",
     )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument(
+        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train."""
+    """Train.
+
+    Raises:
+        InputError: Too few images for a step.
+    """
     options.space_sizes(args)
 
     from pyarrow import parquet
@@ -62,16 +69,21 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.store import RunStore
     from sigeo.supernet import WarmUp
 
+    architectures.chosen(args, options.space_before_images(args))  # refused before images are read
     data, space = options.load_data_and_space(args)
     archs = architectures.chosen(args, space)
     images = round(args.share * len(data.train))
     training = WarmUp(
         images, args.epochs, args.batch_size, lr=args.lr, schedule="cosine", floor=0.0, clip=None
     )
+    if training.steps == 0:
+        raise InputError(
+            f"--share: {args.share} of {len(data.train)} training images is less than one step"
+        )
     protocol = standalone.Standalone(training, args.runs, args.seed, args.device)
     settings = standalone.settings(space, data, protocol)
-    folder = options.run_folder(args)
     with (
+        options.run_folder(args) as folder,
         RunStore(folder / "run.sqlite", settings) as store,
         console.progress("training") as report,
     ):

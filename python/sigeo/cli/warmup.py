@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.at_least_two,
         help="training images that a recipe judges paths and parts on (default: 200)",
     )
-    parser.add_argument("--out", metavar="DIR", help="default: runs/SPACE-DATA")
+    parser.add_argument(
+        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -56,6 +58,7 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.scoring import export
     from sigeo.scoring.networks import Networks, Protocol
 
+    shared_weights.check(args, "supernet", options.space_before_images(args))
     data, space = options.load_data_and_space(args)
     config = warmup_options.warm_up(args, len(data.train), "supernet")
     assert config is not None
@@ -69,8 +72,7 @@ def run(args: argparse.Namespace) -> int:
         seed=args.seed,
         device=args.device,
     )
-    folder = options.run_folder(args)
-    with console.progress("warming up") as report:
+    with options.run_folder(args) as folder, console.progress("warming up") as report:
         networks = Networks(space, data, protocol, folder=folder, progress=report)
     document = {
         "schema": export.SCHEMA,
@@ -119,7 +121,7 @@ def _carry_out(args: argparse.Namespace) -> int:
         raise InputError("--norm, --no-affine and dropouts: have no effect with --recipe")
 
     from sigeo.fewshot import recipes
-    from sigeo.fewshot.checks import check_space, fewer
+    from sigeo.fewshot.checks import check_choices, check_space, fewer
     from sigeo.fewshot.comparison import Entrant
     from sigeo.fewshot.develop import Development
     from sigeo.fewshot.family import PLAN, leaf_file
@@ -127,6 +129,11 @@ def _carry_out(args: argparse.Namespace) -> int:
     from sigeo.scoring import export
 
     entrant = Entrant.parse(args.recipe)
+    outlined = options.space_before_images(args)
+    recipe = recipes.get(entrant.recipe, outlined, **entrant.options)
+    if args.schedule is not None and recipe.gradual is not None:
+        raise InputError("--schedule: a recipe decides that itself")
+    check_choices(recipe, outlined)
     held_out = 200 if args.held_out is None else args.held_out
     data, space = options.load_data_and_space(args)
     keep, args.keep = args.keep, None  # of the trainings at the end, not of the budget
@@ -143,8 +150,6 @@ def _carry_out(args: argparse.Namespace) -> int:
     budget = config.steps * config.batch_size
     study = Study(space, data, budget, held_out, settings, device=args.device)
     recipe = recipes.get(entrant.recipe, space, **entrant.options)
-    if args.schedule is not None and recipe.gradual is not None:
-        raise InputError("--schedule: a recipe decides that itself")
     folder = options.run_path(args)  # made by the work, once nothing is refused
     own = folder / options.file_name(entrant.label) / str(args.seed)
     with console.progress(entrant.label) as report:

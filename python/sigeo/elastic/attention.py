@@ -96,6 +96,9 @@ class ElasticAttention(Elastic):
         self.value = ElasticLinear(width, inner, bias=bias, **factory)
         self.out = ElasticLinear(inner, width, bias=bias, **factory)
 
+    def _sizes(self) -> dict[str, int]:
+        return {"heads": self.heads, "width": self.width}
+
     def forward(self, x: Tensor, *, mask: Tensor | None = None, **choice: Any) -> Tensor:
         """[B, T, selected width] to the same.
 

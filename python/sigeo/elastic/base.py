@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sigeo_ext.gather import slices
 from sigeo_ext.gather.slices import Selection
 
 T = TypeVar("T", bound="Elastic")
@@ -42,9 +43,10 @@ class Elastic(nn.Module):
             **choice: A selection for each of some dimensions; the others are used whole.
 
         Raises:
-            ValueError: A dimension that the layer does not have.
+            ValueError: A dimension that the layer does not have, or a selection that it has not.
         """
-        self._choice = self._checked(choice)
+        self._require(self._checked(choice))
+        self._choice = choice
         return self
 
     def extra_repr(self) -> str:
@@ -65,15 +67,34 @@ class Elastic(nn.Module):
             **choice: Instead of the current choice.
 
         Raises:
-            ValueError: The layer has hooks, which the plain module would lack.
+            ValueError: The layer has hooks, which the plain module would lack; or a choice that it
+                does not have.
         """
         refuse_hooks(self, "extract")
-        module = self._plain(self._current(choice))
+        given = self._current(choice)
+        self._require(given)
+        module = self._plain(given)
         _tie([(self, module)])
         return module.train(self.training)
 
     def _plain(self, choice: dict[str, Any]) -> nn.Module:
         raise NotImplementedError
+
+    def _sizes(self) -> dict[str, int]:
+        """How many places each dimension has."""
+        raise NotImplementedError
+
+    def _require(self, choice: Mapping[str, Any]) -> None:
+        """Refuse selections that the layer would not run.
+
+        Raises:
+            ValueError: There is one.
+        """
+        try:
+            for name, size in self._sizes().items():
+                slices.check_selection(type(self).__name__, name, choice.get(name), size)
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
 
     def _current(self, choice: dict[str, Any]) -> dict[str, Any]:
         """The choice to run, with an entry for each dimension."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,6 +32,16 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
                 f'{name}: padding="same" needs as much on both sides, got a kernel of '
                 f"{self.kernel_size} with dilation {self.dilation}"
             )
+
+    def _require(self, choice: Mapping[str, Any]) -> None:
+        given = {name: choice.get(name) for name in self.dimensions}
+        try:
+            slices.check_convolution_selection(
+                type(self).__name__, self.weight, self.groups, **given
+            )
+        except RuntimeError as error:
+            raise ValueError(str(error)) from None
+        padding_of(self, given["kernel"])
 
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """[B, selected inputs, *size] to [B, selected outputs, *size]; masked: full width both."""

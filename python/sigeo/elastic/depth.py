@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -20,14 +21,18 @@ class ElasticDepth(Elastic, nn.Sequential):
     dimensions = ("depth",)
     maskable = False
 
+    def _require(self, choice: Mapping[str, Any]) -> None:
+        self._running(choice)
+
     def forward(self, input: Any, **choice: Any) -> Any:
         """What the members make of ``input``, one after another."""
         for member in self._running(self._current(choice)):
             input = member(input)
         return input
 
-    def _running(self, choice: dict[str, Any]) -> list[nn.Module]:
-        depth = len(self) if choice["depth"] is None else choice["depth"]
+    def _running(self, choice: Mapping[str, Any]) -> list[nn.Module]:
+        given = choice.get("depth")
+        depth = len(self) if given is None else given
         if not isinstance(depth, int) or isinstance(depth, bool):
             raise ValueError(f"ElasticDepth: depth must be a whole number, got {depth!r}")
         if not 0 <= depth <= len(self):

@@ -19,6 +19,9 @@ class ElasticLinear(Elastic, nn.Linear):
 
     dimensions = ("outputs", "inputs")
 
+    def _sizes(self) -> dict[str, int]:
+        return {"outputs": self.out_features, "inputs": self.in_features}
+
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """[..., selected inputs] to [..., selected outputs]; masked: full width both."""
         return slices.linear(
@@ -65,6 +68,9 @@ class ElasticEmbedding(Elastic, nn.Embedding):
                 raise ValueError(
                     f"ElasticEmbedding: {name} must not be set, got {getattr(self, name)}"
                 )
+
+    def _sizes(self) -> dict[str, int]:
+        return {"columns": self.embedding_dim}
 
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """Any shape of tokens to [*shape, selected columns]."""

@@ -17,6 +17,9 @@ class _ElasticBatchNorm(Elastic, nn.modules.batchnorm._BatchNorm):
     dimensions = ("channels",)
     plain: type[nn.Module]
 
+    def _sizes(self) -> dict[str, int]:
+        return {"channels": self.num_features}
+
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """[B, selected channels, *size]; masked: full width."""
         self._check_input_dim(input)  # type: ignore[no-untyped-call]
@@ -101,6 +104,9 @@ class ElasticLayerNorm(Elastic, nn.LayerNorm):
         if len(self.normalized_shape) != 1:
             shape = list(self.normalized_shape)
             raise ValueError(f"ElasticLayerNorm: normalized_shape must be one size, got {shape}")
+
+    def _sizes(self) -> dict[str, int]:
+        return {"features": self.normalized_shape[0]}
 
     def forward(self, input: Tensor, **choice: Any) -> Tensor:
         """[..., selected features]; masked: full width."""

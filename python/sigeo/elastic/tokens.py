@@ -39,9 +39,19 @@ class ElasticTokens(Elastic, Tokens):
     dimensions = ("width",)
     maskable = False
 
+    def _sizes(self) -> dict[str, int]:
+        return {"width": self.weight.shape[1]}
+
     def forward(self, **choice: Any) -> Tensor:
-        """The tokens [number, selected width]."""
-        return take(self.weight, self._current(choice)["width"], 1)
+        """The tokens [number, selected width].
+
+        Raises:
+            ValueError: A width that there is not.
+        """
+        given = self._current(choice)
+        if choice:
+            self._require(given)
+        return take(self.weight, given["width"], 1)
 
     def _plain(self, choice: dict[str, Any]) -> nn.Module:
         number, width = self.weight.shape

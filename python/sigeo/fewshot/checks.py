@@ -9,7 +9,7 @@ from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.plan import split_by_kind
 from sigeo.fewshot.recipe import Ground, Recipe
-from sigeo.spaces import Product
+from sigeo.spaces import Product, SearchSpace
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
@@ -40,6 +40,26 @@ def fewer(recipe: Recipe) -> str:
     return f" (fewer repeats than {repeats} take less)" if repeats > 1 else ""
 
 
+def check_choices(recipe: Recipe, space: SearchSpace[Any]) -> None:
+    """Check the cuts of a recipe on the choices of a space; neither weights nor images matter.
+
+    Raises:
+        InputError: The choices are not cut so.
+    """
+    region: Product[Any] = Product.whole(space)
+    if recipe.splitting is not None:
+        try:
+            recipe.splitting.check_cuts(region)
+        except InputError as error:
+            raise InputError(f"{recipe.name}: {error}") from None
+    elif recipe.hierarchy is not None:
+        cut = {place for level in recipe.hierarchy.levels for place in level}
+        for options in {len(region.allowed[place]) for place in cut & set(region.open())}:
+            recipe.hierarchy.partitioner.check(options, 2)
+    elif recipe.kinds is not None:
+        split_by_kind(space, *recipe.kinds)
+
+
 def check_space(work: Development) -> None:
     """Check what does not depend on the budget: options of the recipe, and the space.
 
@@ -48,6 +68,7 @@ def check_space(work: Development) -> None:
     """
     recipe, study, space = work.recipe, work.study, work.study.space
     supernet = study.supernet(0, width=recipe.width)
+    check_choices(recipe, space)
     region: Product[Any] = Product.whole(space)
     recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))
     recipe.objective(study, 0).start(supernet)
@@ -59,13 +80,8 @@ def check_space(work: Development) -> None:
     elif recipe.hierarchy is not None:
         subject = Subject(region, region.open()[0], 0, supernet, work.batches)
         check_metric(recipe.hierarchy.metric, subject)
-        cut = {place for level in recipe.hierarchy.levels for place in level}
-        for options in {len(region.allowed[place]) for place in cut & set(region.open())}:
-            recipe.hierarchy.partitioner.check(options, 2)
-    elif recipe.kinds is not None:
-        plan = split_by_kind(space, *recipe.kinds)
-        if recipe.joint is not None:
-            recipe.joint(supernet, plan.leaves)
+    elif recipe.kinds is not None and recipe.joint is not None:
+        recipe.joint(supernet, split_by_kind(space, *recipe.kinds).leaves)
 
 
 def _check_passes(work: Development) -> None:

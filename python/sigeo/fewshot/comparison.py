@@ -17,10 +17,11 @@ from sigeo.errors import InputError
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import Progress, develop
 from sigeo.fewshot.family import PLAN, Family, ranked
+from sigeo.fewshot.overhead import processed
 from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.fewshot.recipe import Recipe
-from sigeo.fewshot.study import FORWARD_SHARE, Study
+from sigeo.fewshot.study import Study
 from sigeo.proxies import Proxy
 from sigeo.store import Record, RunStore
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
@@ -67,6 +68,8 @@ class Entrant:
                 raise InputError(
                     f"recipe {name}: expected option=value, got {part!r}; options are {have}"
                 )
+            if option in options:
+                raise InputError(f"recipe {name}: {option} is given more than once")
             try:
                 options[option] = json.loads(value)
             except ValueError:
@@ -185,9 +188,8 @@ def _evaluate(
 
 
 def _costs(family: Family[Any]) -> dict[str, Record]:
-    processed = family.cost.trained + FORWARD_SHARE * family.cost.evaluated
     return {
-        "processed": Record(processed),
+        "processed": Record(processed(family.cost)),
         "seconds": Record(family.seconds),
         "weights": Record(float(family.weights)),
     }

@@ -89,14 +89,26 @@ class Splitting:
             InputError: The choices have not the options that the cuts need, the partitioner does
                 not make such cuts, or the metric is not served by the weights or the batches.
         """
-        for path in self.branching.paths:
-            self._check_path(region, path)
+        self.check_cuts(region)
         first = next(cuts_of(self.branching.paths[0]), None)
         if first is None or self.metric is None or not self.compares:
             return
         level, needed = first
         place = self.choice.places(fitting(region, needed), level, random.Random(0))[0]
         check_metric(self.metric, Subject(region, place, 0, supernet, batches))
+
+    def check_cuts(self, region: Product[A]) -> None:
+        """Check the cuts alone, as far as `check` does.
+
+        Args:
+            region: What is to be split.
+
+        Raises:
+            InputError: The choices have not the options that the cuts need, or the partitioner does
+                not make such cuts.
+        """
+        for path in self.branching.paths:
+            self._check_path(region, path)
 
     def _check_path(self, region: Product[Any], path: Sequence[int]) -> None:
         """Whether there are choices for all cuts from the root to a leaf, and a way to cut them.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,9 +121,19 @@ def make_supernet(space: SearchSpace[Any], seed: int, options: Mapping[str, Any]
     Raises:
         InputError: It has no such option.
     """
+    check_options(space, options)
     make: Any = space.supernet
-    for name in options:
-        if name not in inspect.signature(make).parameters:
-            raise InputError(f"supernet: that of {space.name} has no option {name!r}")
     made: Supernet[Any] = make(seed=seed, **options)
     return made
+
+
+def check_options(space: SearchSpace[Any], options: Iterable[str]) -> None:
+    """Check that a space's supernet has options of these names.
+
+    Raises:
+        InputError: One that it has not.
+    """
+    known = inspect.signature(space.supernet).parameters
+    for name in options:
+        if name not in known:
+            raise InputError(f"supernet: that of {space.name} has no option {name!r}")

@@ -16,7 +16,7 @@ from sigeo.supernet.distillation import (
     divergence,
     mutual_distillation,
 )
-from sigeo.supernet.evaluation import Evaluation, averaged, evaluate
+from sigeo.supernet.evaluation import Evaluation, averaged, evaluate, recalibrated
 from sigeo.supernet.heads import classify, project
 from sigeo.supernet.loop import Budget, train_supernet
 from sigeo.supernet.many import (
@@ -97,6 +97,7 @@ __all__ = [
     "many_sample_statistics",
     "mutual_distillation",
     "project",
+    "recalibrated",
     "save_checkpoint",
     "shares_passes",
     "shares_samples",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -86,6 +87,35 @@ def evaluate(
     extra = sum(len(inputs) for inputs, _ in calibration)
     images = len(archs) * (judge.images + extra)
     return Evaluation(judge.accuracy(), judge.mean_loss(), images)
+
+
+@torch.no_grad()
+def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> nn.Module:
+    """A copy of a network whose batch norms normalise by the mean statistics of some batches.
+
+    What `evaluate` judges a subnet by with "recalibrated", as a module to keep: to export it, or to
+    capture gradients of single samples by running statistics.
+
+    Args:
+        network: A plain module, such as ``supernet.subnet(arch)`` or what `sigeo.elastic.extract`
+            gives; it stays as it is. Its batch norms need not have running statistics.
+        batches: Training images and labels, at least one batch; the labels do not matter.
+
+    Returns:
+        The copy, in eval mode.
+
+    Raises:
+        InputError: No batch, or no pairs.
+    """
+    batches = list(batches)
+    _check("recalibrated", batches, batches, 1)
+    made = copy.deepcopy(network).eval()
+    norms = [part for part in made.modules() if isinstance(part, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    _estimate(norms, made, made, batches)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return made
 
 
 def averaged(found: Sequence[Evaluation]) -> Evaluation:
@@ -197,15 +227,26 @@ def _recalibrate(
     supernet: Supernet[Any], arch: Any, norms: list[_BatchNorm], calibration: Sequence[Batch]
 ) -> None:
     """Give the norms running statistics of one subnet, in tensors of their own."""
+    module: nn.Module = supernet  # type: ignore[assignment]
+    _estimate(norms, module, lambda inputs: supernet(inputs, arch), calibration)
+
+
+def _estimate(
+    norms: list[_BatchNorm],
+    module: nn.Module,
+    run: Callable[[Tensor], object],
+    batches: Sequence[Batch],
+) -> None:
+    """Give norms of a module the mean statistics of batches that run, in tensors of their own."""
     for n in norms:
-        like = n.weight if n.weight is not None else _parameter(supernet)
+        like = n.weight if n.weight is not None else next(module.parameters())
         n.running_mean = torch.zeros(n.num_features, device=like.device, dtype=like.dtype)
         n.running_var = torch.ones(n.num_features, device=like.device, dtype=like.dtype)
         n.num_batches_tracked = torch.zeros((), device=like.device, dtype=torch.long)
         n.track_running_stats, n.momentum = True, None
     with _norms_in_training(norms):
-        for inputs, _ in calibration:
-            supernet(inputs, arch)
+        for inputs, _ in batches:
+            run(inputs)
 
 
 @contextlib.contextmanager
@@ -226,8 +267,3 @@ def _norms_in_training(norms: list[_BatchNorm]) -> Iterator[None]:
             handle.remove()
         for n in norms:
             n.training = False
-
-
-def _parameter(supernet: Supernet[Any]) -> Tensor:
-    module: nn.Module = supernet  # type: ignore[assignment]
-    return next(module.parameters())

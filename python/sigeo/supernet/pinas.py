@@ -13,7 +13,7 @@ from sigeo.spaces import Supernet
 from sigeo.supernet.distillation import divergence, positive
 from sigeo.supernet.objectives import Objective, smoothed_cross_entropy
 from sigeo.supernet.settings import Augment, Batch
-from sigeo.supernet.teacher import MeanTeacher
+from sigeo.supernet.teacher import MeanTeacher, checked_decay
 
 
 class TwoPaths(Objective):
@@ -25,8 +25,11 @@ class TwoPaths(Objective):
         Args:
             views: Makes views of the images.
             decay: Of the mean teacher.
+
+        Raises:
+            InputError: A decay that is not from 0 to 1.
         """
-        self.views, self.decay = views, decay
+        self.views, self.decay = views, checked_decay(decay)
         self._teacher: MeanTeacher | None = None
 
     def start(self, supernet: Supernet[Any]) -> None:
@@ -102,8 +105,8 @@ class CrossPath(TwoPaths):
             label_smoothing: Of the cross-entropies.
 
         Raises:
-            InputError: A temperature that is not positive, or a share of smoothing that is not from
-                0 to 1.
+            InputError: A temperature that is not positive, a decay or a share of smoothing that is
+                not from 0 to 1.
         """
         super().__init__(views, decay)
         self.label_smoothing = label_smoothing

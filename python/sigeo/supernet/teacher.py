@@ -29,6 +29,17 @@ def used_parameters(supernet: Supernet[Any], arch: Any) -> list[str]:
     return names
 
 
+def checked_decay(decay: float) -> float:
+    """The share of the earlier mean, as it is.
+
+    Raises:
+        InputError: It is no share.
+    """
+    if not 0 <= decay <= 1:
+        raise InputError(f"teacher: decay must be from 0 to 1, got {decay}")
+    return decay
+
+
 class MeanTeacher:
     """A copy of a supernet whose weights are exponential means of the student's over the steps.
 
@@ -50,9 +61,7 @@ class MeanTeacher:
         Raises:
             InputError: It is not.
         """
-        if not 0 <= decay <= 1:
-            raise InputError(f"teacher: decay must be from 0 to 1, got {decay}")
-        self.student, self.decay = student, decay
+        self.student, self.decay = student, checked_decay(decay)
         self.supernet: Supernet[Any] = copy.deepcopy(student)
         self._module: nn.Module = self.supernet  # type: ignore[assignment]
         self._module.requires_grad_(False)

@@ -10,6 +10,7 @@ import os
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
 from sigeo.capture.state import device_of
@@ -204,6 +205,23 @@ def warm_up_supernet(
         checkpoint=checkpoint,
         progress=progress,
         kept=kept,
+    )
+
+
+def check_sampler(config: WarmUp, space: SearchSpace[Any]) -> None:
+    """Check that the sampler of a warm-up goes with a space, whatever the images.
+
+    Raises:
+        InputError: It does not.
+    """
+    named(
+        config.sampler,
+        space,
+        seed=0,
+        steps=config.steps,
+        paths=config.paths,
+        balance=config.balance,
+        score=lambda archs: torch.zeros(len(archs)),
     )
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +18,8 @@ from sigeo.errors import InputError
 from sigeo.whole_files import write_whole
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
+_CODES = 8  # different values of a code at most, such as operations of an edge
+_FEW = 16  # rows up to which whole numbers may be consecutive by chance
 _LISTED = 5  # columns that a message names all of
 
 
@@ -68,10 +72,68 @@ class Table:
         count = f"{len(self.values)} numeric columns"
         return f"{count}, {', '.join(near)} among them" if near else f"{count}, none of such a name"
 
+    def code_like(self, metric: str) -> str | None:
+        """Why a column seems to be a code of architectures rather than a result; None if not.
+
+        Args:
+            metric: As of `column`.
+
+        Raises:
+            InputError: No column fits.
+        """
+        name = self.column(metric)
+        if not pa.types.is_integer(self.whole[name].type):
+            return None
+        values = self.values[name][~np.isnan(self.values[name])]
+        different = np.unique(values)
+        low, high = (int(different[0]), int(different[-1])) if len(different) else (0, -1)
+        consecutive = low in (0, 1) and high - low + 1 == len(different)
+        if len(values) <= _FEW or not consecutive:
+            return None
+        if len(different) == len(values):
+            return f"it numbers the rows, from {low} to {high}"
+        if len(different) <= _CODES:
+            return f"it holds the whole numbers {low} to {high} alone"
+        return None
+
     def lookup(self, metric: str) -> dict[str, float]:
-        """Architecture string to value, without empty cells; names as in `column`."""
-        pairs = zip(self.archs, self.values[self.column(metric)].tolist(), strict=True)
-        return {arch: value for arch, value in pairs if not np.isnan(value)}
+        """Architecture string to value, without empty cells; names as in `column`.
+
+        Several rows of one architecture, one a seed say, count as their mean.
+
+        Raises:
+            InputError: No column fits; or rows of one architecture differ in a column of text, such
+                as the data set, so that they are not the same measurement again.
+        """
+        values = self.values[self.column(metric)]
+        found: dict[str, list[float]] = {}
+        for arch, value in zip(self.archs, values.tolist(), strict=True):
+            if not math.isnan(value):
+                found.setdefault(arch, []).append(value)
+        if any(len(several) > 1 for several in found.values()):
+            self._check_repeated(~np.isnan(values))
+        return {arch: fmean(several) for arch, several in found.items()}
+
+    def _check_repeated(self, counted: NDArray[np.bool_]) -> None:
+        """Check that the rows of an architecture agree in their text.
+
+        Args:
+            counted: Which rows, [rows].
+
+        Raises:
+            InputError: They do not.
+        """
+        for name, column in zip(self.whole.column_names, self.whole.columns, strict=True):
+            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+                continue
+            first: dict[str, str] = {}
+            for arch, text, counts in zip(self.archs, column.to_pylist(), counted, strict=True):
+                if counts and first.setdefault(arch, text) != text:
+                    raise InputError(
+                        f"{self.path}: expected rows of one architecture to be the same "
+                        f"measurement again, got {name} {first[arch]!r} and {text!r} of {arch}; "
+                        "keep the rows of one"
+                    )
 
 
 def read_table(path: str | Path) -> Table:

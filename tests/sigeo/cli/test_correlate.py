@@ -83,6 +83,17 @@ def test_a_ranking_that_is_damaged(verb, head, columns, capsys):
     assert "s.parquet: damaged, its metadata and columns are not those of sigeo rank" in err
 
 
+def test_a_metric_that_seems_to_be_a_code_is_said_to_be_one(capsys):
+    rows = [f"a{place},{place},{place / 3}" for place in range(17)]
+    Path("t.csv").write_text("\n".join(["arch_str,index,acc", *rows]))
+    given = ["correlate", "--scores", "t.csv", "--table", "t.csv", "--json", "--metric"]
+    for metric, said in (("index", 1), ("acc", 0)):
+        code, out, err = run(*given, metric, capsys=capsys)
+        assert code == 0 and strict(out)["column"] == metric
+        told = "--metric: index seems to be a code and not a result: it numbers the rows, from 0"
+        assert err.count(told) == said
+
+
 def test_correlate_in_every_format(ranking, capsys):
     folder, document = ranking
     rows = document["rows"]

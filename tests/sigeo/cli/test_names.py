@@ -9,9 +9,10 @@ import sys
 import pytest
 
 from sigeo import proxies, spaces
-from sigeo.cli import names
+from sigeo.cli import names, shared_weights
 from sigeo.fewshot import choice, kinds, metrics, partition, recipes
 from sigeo.space_sizes import SIZES
+from sigeo.supernet.samplers import named
 from tests.sigeo.cli.helpers import SMALL, run, strict
 
 REFUSED = (
@@ -65,6 +66,12 @@ REFUSED = (
     ("rank", "--epochs", "2"),
     ("rank", "--dropout", "0.1"),
     ("score", "--model", "nowhere"),
+    ("score", "--model", "nowhere:made"),
+    ("score", "--model", "nowhere.net:made"),
+    ("score", "--model", "some/net.py:made"),
+    ("rank", "--out", os.devnull),
+    ("split", "--out", f"{os.devnull}/run"),
+    ("train", "--out", ""),
     ("score", "--model", "a:b", "--model-args", "3"),
     ("correlate", "--scores", "none.csv", "--table", os.devnull, "--metric", "x"),
     ("tables", os.devnull, "--convert", "out.csv"),
@@ -83,6 +90,7 @@ def test_the_names_are_those_that_the_packages_know():
     assert list(names.PARTITIONS) == partition.names()
     assert list(names.CHOICES) == choice.names()
     assert list(names.KINDS) == kinds.names()
+    assert shared_weights.SAMPLERS == named.NAMES
 
 
 def test_wrong_arguments_are_refused_before_anything_heavy_is_imported():

@@ -34,7 +34,7 @@ def test_train_makes_a_table(capsys):
     assert code == 0 and runs["test_accuracy"]["pick"]["regret"] == 0
     assert {"test_accuracy_run0", "params"} <= set(runs)
     code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
-    assert code == 2 and "at least one run of one step" in err
+    assert code == 2 and "training images is less than one step" in err
 
 
 def test_train_says_why_tau_between_runs_is_undefined():
@@ -142,7 +142,6 @@ def user_module(monkeypatch):
     [
         ("user_broken:x", "{}", "--model: user_broken:x: SyntaxWarning: odd"),
         ("user_syntax:x", "{}", "--model: user_syntax:x: SyntaxError: invalid syntax"),
-        (":x", "{}", "--model: :x: ValueError: Empty module name"),
         ("user_module:broken", "{}", "--model: user_module:broken: MemoryError: no room at all"),
         ("user_module:leaves", "{}", "--model: user_module:leaves: SystemExit: 3"),
         ("user_module:Net", '{"fails": "empty"}', "images [1, 8, 8] of digits: ZeroDivisionError"),
@@ -185,7 +184,8 @@ def test_the_installed_script_finds_a_model_in_the_current_folder():
     result = subprocess.run(given, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert strict(result.stdout)["scores"]["zico"] is not None
-    assert "imported\nrun\n" in result.stderr
+    lines = result.stderr.splitlines()  # reading the images is said in between, where it is slow
+    assert [line for line in lines if line in ("imported", "run")][:2] == ["imported", "run"]
 
 
 def test_only_what_keeps_its_work_promises_to_go_on(capsys, monkeypatch):

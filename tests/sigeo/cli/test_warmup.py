@@ -158,7 +158,7 @@ def test_a_recipe_leaves_a_plan_and_its_supernets(capsys):
             "--warmup-steps 8013 would do (fewer repeats than 100 take less)",
         ),
         (["--recipe", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
-        (["--recipe", "one-shot:over=x"], "over must be architectures or operations"),
+        (["--recipe", "one-shot:over=x"], "over must be one of architectures, operations"),
     ],
 )
 def test_recipes_that_cannot_be_carried_out(options, message, capsys):

@@ -88,7 +88,7 @@ def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
         ("gm-nas", {"criterion": 1}, "criterion must be a name like between_mean, got 1"),
         ("gm-nas", {"before": [1, 10**400]}, r"before must be a list like \[20.0, 20.0\]"),
         ("one-shot", {"paths": 10**400}, r"paths must be a whole number below 1e\+15, got 1000"),
-        ("efs-nas", {"route": "x"}, "route must be total or cumulative, got 'x'"),
+        ("efs-nas", {"route": "x"}, "route must be one of total, cumulative, got 'x'"),
     ],
 )  # fmt: skip
 def test_numbers_out_of_their_range_are_refused_in_one_sentence(name, options, message):
@@ -146,7 +146,7 @@ def test_lengths_may_be_fractions_and_whole_numbers_alike():
             {"before": [1] * 7, "after": 1},
             "random-split: split: .* 7 or more .* got 6",
         ),
-        ("one-shot", {"over": "x"}, "over must be architectures or operations"),
+        ("one-shot", {"over": "x"}, "over must be one of architectures, operations"),
         ("greedy", {"epsilon": 2}, "epsilon must be from 0 to 1, got 2"),
         ("pi-nas", {"decay": 2.0}, "decay must be from 0 to 1"),
         ("efs-nas", {"shared": ["x"]}, "has no submodule 'x' to share"),

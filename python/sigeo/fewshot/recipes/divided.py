@@ -113,8 +113,8 @@ def efs_nas(
             "head"; a step then trains a path of each group.
 
     Raises:
-        InputError: Another route, cumulative routes of another space or kind, or with ``shared``;
-            no such kind function, or groups that do not hold each kind once.
+        InputError: Cumulative routes of another space or kind, or with ``shared``; no such kind
+            function, or groups that do not hold each kind once.
     """
     parts = kind_groups(space, kind, groups)
     share = 1 / len(parts) if width is None else width
@@ -124,8 +124,6 @@ def efs_nas(
         if shared:
             raise InputError("cumulative routes say what is shared, got shared")
         return _cumulative(space, kind, parts, share)
-    if route != "total":
-        raise InputError(f"route must be total or cumulative, got {route!r}")
     if not shared:
         return Recipe("", "", kinds=(kind, parts), width=share)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
+
 from sigeo.data import Augmentation
 from sigeo.errors import InputError
 from sigeo.fewshot.kinds import kind_function
@@ -154,6 +156,8 @@ def greedy(
         raise InputError(f"kept must be from 1 to sampled = {sampled}, got {kept}")
     if not 0 <= start <= full <= 1:
         raise InputError(f"expected 0 <= start <= full <= 1, got {start} and {full}")
+    further: dict[str, Any] = {"pool": pool, "epsilon": epsilon, "alpha": alpha}
+    Greedy(space, lambda archs: torch.zeros(len(archs)), seed=0, start=0, full=0, **further)
 
     def sampler(ground: Ground) -> Sampler[Any]:
         used = 0
@@ -172,9 +176,7 @@ def greedy(
             region=ground.region,
             sampled=sampled,
             kept=kept,
-            pool=pool,
-            epsilon=epsilon,
-            alpha=alpha,
+            **further,
         )
 
     def scored(steps: int) -> int:
@@ -202,14 +204,22 @@ def pi_nas(
         flip: Whether the two views of an image are mirrored at random.
         padding: Pixels around an image that its views are cut from; None for an eighth of its
             size, the usual 4 of 32.
+
+    Raises:
+        InputError: A number out of its range.
     """
 
     def sampler(ground: Ground) -> Sampler[Any]:
         return Disjoint(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
 
-    def objective(study: Study, seed: int) -> CrossPath:
-        margin = max(1, study.data.size // 8) if padding is None else padding
+    def taught(size: int, seed: int) -> CrossPath:
+        margin = max(1, size // 8) if padding is None else padding
         views = Augmentation(seed=seed, flip=flip, padding=margin)
         return CrossPath(views, decay=decay, temperature=temperature)
+
+    def objective(study: Study, seed: int) -> CrossPath:
+        return taught(study.data.size, seed)
+
+    taught(32, 0)  # checks the numbers
 
     return Recipe("", "", paths=Paths(sampler, trained=2), objective=objective)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sigeo.errors import InputError
 from sigeo.fewshot.recipe import Recipe
@@ -47,7 +47,7 @@ class Entry:
         Raises:
             InputError: It has no such option, or a value is of another kind.
         """
-        defaults, examples = self.options, self.examples
+        defaults, examples, kinds = self.options, self.examples, get_type_hints(self.make)
         found = dict(given)
         for option, value in given.items():
             if option not in defaults:
@@ -62,6 +62,12 @@ class Entry:
                     expected += " or None"
                 raise InputError(f"recipe {self.name}: {option} must be {expected}, got {value!r}")
             found[option] = _as(value, example)
+            kind = kinds.get(option)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                known = ", ".join(get_args(kind))
+                raise InputError(
+                    f"recipe {self.name}: {option} must be one of {known}, got {value!r}"
+                )
         return found
 
     @property
