@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sigeo.errors import InputError
@@ -13,6 +13,21 @@ from sigeo.errors import InputError
 Selection = Literal["layers", "all"]
 """``layers``: the weights of all convolution and linear modules, as the gradient proxies of the
 field mean it (no biases, no norms). ``all``: every trainable parameter."""
+
+
+def parameters_of(modules: Iterable[tuple[str, nn.Module]]) -> list[tuple[str, nn.Parameter]]:
+    """``named_parameters`` of a model from its ``named_modules``, which take long to walk."""
+    found: dict[int, tuple[str, nn.Parameter]] = {}
+    for prefix, module in modules:
+        for name, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) not in found:
+                found[id(parameter)] = f"{prefix}.{name}" if prefix else name, parameter
+    return list(found.values())
+
+
+def buffers_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Tensor]:
+    """The buffers of a model from its ``named_modules``."""
+    return [b for _, module in modules for b in module._buffers.values() if b is not None]
 
 
 def check_made(named: Iterable[tuple[str, nn.Parameter]]) -> None:

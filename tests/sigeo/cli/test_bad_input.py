@@ -27,7 +27,7 @@ BAD = {
     ),
     "metric-without": (["rank", "--metric", "x"], "--metric: has no effect without --table"),
     "metric-of-report": (["report", os.devnull, "--metric", "x"], "--metric: has no effect with"),
-    "proxy": (["rank", "--proxy", "zen"], "--proxy: must be one of diag_fisher,"),
+    "proxy": (["rank", "--proxy", "synfow"], "--proxy: must be one of az_expressivity,"),
     "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
     "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
     "data": (["rank", "--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -45,13 +45,18 @@ class Parameters:
         complex: Names of those that are; nothing is known of their uses.
     """
 
-    def __init__(self, model: nn.Module, params: Selection, plan: Plan):
-        """Those that ``params`` selects are measured.
+    def __init__(
+        self,
+        model: nn.Module,
+        named: Sequence[tuple[str, nn.Parameter]],
+        params: Selection,
+        plan: Plan,
+    ):
+        """Those that ``params`` selects are measured, of the model's named parameters.
 
         Raises:
             InputError: A lazy layer has not been run, or nothing that is trained is selected.
         """
-        named = list(model.named_parameters())
         check_made(named)
         measured = None if params == "all" else select(model, params)
         self.records = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sigeo.capture.layers import Selection
+from sigeo.capture.layers import Selection, buffers_of, parameters_of
 from sigeo.capture.samples.axis import Axis, Where, forget, mark, mark_inputs, where
 from sigeo.capture.samples.combined import combined
 from sigeo.capture.samples.embedding import LookUp, finish_all
@@ -56,7 +56,9 @@ class Session:
         """Set up; nothing is recorded before `running`."""
         self.model, self.plan, self.batch_dim = model, plan, batch_dim
         self.batch_norm, self.max_bytes, self.strict = batch_norm, max_bytes, strict
-        self.parameters = Parameters(model, params, plan)
+        self._modules = list(model.named_modules())
+        self._named = parameters_of(self._modules)
+        self.parameters = Parameters(model, self._named, params, plan)
         self.records = self.parameters.records
         self.unsupported: dict[str, str] = {}
         self.begun = self.finished = False
@@ -74,7 +76,6 @@ class Session:
         self.serial = 0
         self._told = False
         self._watching: dict[str, Any] = {}
-        self._modules: list[tuple[str, nn.Module]] = []
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -85,8 +86,8 @@ class Session:
         """
         check_apart(self)
         self.cannot(self.parameters.complex, "it is complex, and statistics are of real numbers")
-        modules = self._modules = list(self.model.named_modules())
-        forget(self.model.buffers())  # a model that another capture saw run may have written them
+        modules = self._modules
+        forget(buffers_of(modules))  # a model that another capture saw run may have written them
         counters = []
         if self.batch_norm in ("frozen", "per_unit"):  # its running statistics do not move
             counters = [
@@ -107,7 +108,7 @@ class Session:
             leave = module.register_forward_hook(self._leave, with_kwargs=True, always_call=True)
             hooks += [enter, leave]
         hooks.append(add(self.model, self._begin, with_kwargs=True, prepend=True))
-        kept = [] if self.plan.grads else [(p, p.grad) for p in self.model.parameters()]
+        kept = [] if self.plan.grads else [(p, p.grad) for _, p in self._named]
         for parameter, _ in kept:  # autograd fills it where modules differentiate themselves
             parameter.grad = None
         try:
@@ -118,7 +119,7 @@ class Session:
         finally:
             for hook in (*hooks, *self._watching.values()):
                 hook.remove()
-            forget(self.model.buffers())
+            forget(buffers_of(modules))
             for parameter, grad in kept:
                 parameter.grad = grad
             for counter, count in counters:
