@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 _NOTHING = nullcontext()
+_open: list[Mode] = []  # of all threads: whether there is more than one is all that is asked
 
 
 class Mode(TorchFunctionMode):
@@ -54,7 +55,7 @@ class Mode(TorchFunctionMode):
         name = func.__name__
         if self._waits or backward or self._session.finished or name in LOOKED_AT:
             return func(*args, **(kwargs or {}))
-        below = [mode for mode in _modes() if not mode._session.finished]
+        below = _below() if len(_open) > 1 else []
         if below and not self._in_charge(below, args, kwargs):
             return func(*args, **(kwargs or {}))  # which asks those below
         with _waiting(below) if below else _NOTHING:
@@ -63,6 +64,17 @@ class Mode(TorchFunctionMode):
                 if not isinstance(value, Tensor):
                     return value
             return self._session.call(func, args, kwargs or {})
+
+    def __enter__(self) -> Mode:
+        """See calls from here on."""
+        _open.append(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """See no more."""
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        _open.remove(self)
 
     def _in_charge(self, below: list[Mode], *arguments: Any) -> bool:
         """Whether this capture follows a call: that of the model which makes it does, alone.
@@ -107,6 +119,11 @@ def _modes() -> list[Mode]:
     """Those of captures in this thread, without the one that is at work."""
     modes = torch.overrides._get_current_function_mode_stack()
     return [mode for mode in modes if isinstance(mode, Mode)]
+
+
+def _below() -> list[Mode]:
+    """Those of captures in this thread that the one at work is opened in, and that still look."""
+    return [mode for mode in _modes() if not mode._session.finished]
 
 
 def open_sessions() -> list[Session]:

@@ -243,9 +243,10 @@ class Session:
             output = handler(self, *args, **kwargs)
             if output is not NotImplemented:
                 return output
-        if self.owns(args, kwargs):
+        tensors = tensors_in(*args, *kwargs.values())
+        if any(self.parameters.resolve(t) is not None for t in tensors):
             return self.foreign(func, args, kwargs)
-        return followed(func, args, kwargs, tensors_in(*args, *kwargs.values()))
+        return followed(func, args, kwargs, tensors)
 
     def foreign(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a function that uses parameters in no recognised way: their module takes over."""
