@@ -47,7 +47,7 @@ def check_space(work: Development) -> None:
         InputError: One of them does not fit.
     """
     recipe, study, space = work.recipe, work.study, work.study.space
-    supernet = study.supernet(0, width=recipe.width)
+    supernet = work.drawn()
     region: Product[Any] = Product.whole(space)
     recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))
     recipe.objective(study, 0).start(supernet)

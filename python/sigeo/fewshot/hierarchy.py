@@ -54,7 +54,7 @@ def narrow(work: Development) -> Result:
     assert how is not None
     space = work.study.space
     region: Product[Any] = Product.whole(space)
-    supernet = work.study.supernet(work.seed, width=work.recipe.width)
+    supernet = work.drawn()
     levels: list[tuple[Node[Any], int, list[Supernet[Any]]]] = []
     seen = 0
     for level, places in enumerate(how.levels):

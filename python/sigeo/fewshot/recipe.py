@@ -174,6 +174,7 @@ class Recipe:
         paths: Of a step.
         objective: Of the study and a seed: what a step's paths are trained to do.
         width: Share of the channels that the supernets have.
+        supernet: Options of the space's supernet, beside its seed.
         metric_batches: Size and number of the batches that the metric measures on.
         calibration: Training batches on which batch norm is recalibrated for every subnet that is
             evaluated; 0 for the statistics of each batch that is evaluated.
@@ -193,6 +194,7 @@ class Recipe:
     paths: Paths = field(default_factory=lambda: Paths(uniform_paths))
     objective: Callable[[Study, int], Objective] = lambda study, seed: CrossEntropy()
     width: float = 1.0
+    supernet: dict[str, Any] = field(default_factory=dict)
     metric_batches: tuple[int, int] = (64, 4)
     calibration: int = 0
     options: dict[str, Any] = field(default_factory=dict)

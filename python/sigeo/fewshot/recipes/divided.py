@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sigeo.errors import InputError
@@ -15,7 +16,7 @@ from sigeo.fewshot.choice import AnyChoice, BestGroups, InTurn
 from sigeo.fewshot.copies import CumulativeCopies, cumulative_parts
 from sigeo.fewshot.partition import Exact, Exhaustive, Random
 from sigeo.fewshot.recipe import Hierarchy, Recipe
-from sigeo.fewshot.recipes.one_shot import balanced_paths, kind_groups
+from sigeo.fewshot.recipes.one_shot import balanced_paths, kind_groups, norm_options
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.fewshot.splitting import Splitting
 from sigeo.spaces import Region, SearchSpace, Supernet
@@ -34,6 +35,7 @@ def few_shot(
     before: float = 600.0,
     after: float = 300.0,
     transfer: bool = True,
+    affine: bool = True,
 ) -> Recipe:
     """One sub-supernet an option of one edge, from the weights of a trained supernet.
 
@@ -43,6 +45,7 @@ def few_shot(
         before: Length of the supernet's training.
         after: Of each sub-supernet's.
         transfer: Whether sub-supernets start from the supernet's weights.
+        affine: Whether batch norm has scale and shift (published for NAS-Bench-201: not).
     """
     splitting = Splitting(
         None,
@@ -51,7 +54,7 @@ def few_shot(
         InTurn((choice,)),
         inherit="always" if transfer else "never",
     )
-    return Recipe("", "", after, (before,), splitting)
+    return Recipe("", "", after, (before,), splitting, supernet=norm_options(affine))
 
 
 @recipe("gm-nas", "Hu et al., ICLR 2022, section 3")
@@ -99,6 +102,7 @@ def efs_nas(
     width: float | None = None,
     route: Literal["total", "cumulative"] = "total",
     shared: Sequence[str] = (),
+    affine: bool = True,
 ) -> Recipe:
     """A narrow supernet for each number of nonlinear functions, as many updates for each.
 
@@ -111,6 +115,7 @@ def efs_nas(
             copies of cells, selected by the running number of functions (`CumulativeCopies`).
         shared: Submodules that the supernets have in common with route "total", such as "stem" and
             "head"; a step then trains a path of each group.
+        affine: Whether batch norm has scale and shift (published for NAS-Bench-201: not).
 
     Raises:
         InputError: Another route, cumulative routes of another space or kind, or with ``shared``;
@@ -118,23 +123,26 @@ def efs_nas(
     """
     parts = kind_groups(space, kind, groups)
     share = 1 / len(parts) if width is None else width
+    norms = norm_options(affine)
     if not all(isinstance(name, str) for name in shared):
         raise InputError(f"shared must be names of submodules, got {list(shared)}")
     if route == "cumulative":
         if shared:
             raise InputError("cumulative routes say what is shared, got shared")
-        return _cumulative(space, kind, parts, share)
+        return replace(_cumulative(space, kind, parts, share), supernet=norms)
     if route != "total":
         raise InputError(f"route must be total or cumulative, got {route!r}")
     if not shared:
-        return Recipe("", "", kinds=(kind, parts), width=share)
+        return Recipe("", "", kinds=(kind, parts), width=share, supernet=norms)
 
     def joint(supernet: Supernet[Any], regions: Sequence[Region[Any]]) -> Sequence[Supernet[Any]]:
         made: Any = RoutedSupernet.of(supernet, regions, share=shared).parts
         return list(made)
 
     paths = balanced_paths(space, kind, parts, "each")
-    return Recipe("", "", kinds=(kind, parts), width=share, joint=joint, paths=paths)
+    return Recipe(
+        "", "", kinds=(kind, parts), width=share, supernet=norms, joint=joint, paths=paths
+    )
 
 
 def _cumulative(
