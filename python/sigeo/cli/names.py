@@ -55,6 +55,7 @@ RECIPES = {
         "smallest",
         "batch",
         "batches",
+        "draws",
         "before",
         "after",
     ),

@@ -182,6 +182,7 @@ def metric_driven(
     smallest: int = 1,
     batch: int = 16,
     batches: int = 4,
+    draws: int | None = None,
     before: float = 0.0,
     after: float = 50.0,
 ) -> Recipe:
@@ -196,12 +197,20 @@ def metric_driven(
         smallest: Options of a group at least.
         batch: Images of a batch that the metric measures on.
         batches: How many (proxies of several batches need more than one).
+        draws: Of the other edges' operations, over which the metric is averaged (published: one
+            measurement, the other edges mixtures); None for the metric's own number, 8 of a proxy,
+            1 of ``gradient_matching_logits``.
         before: Length of the training of each supernet before a cut; 0 for none.
         after: Of the leaves.
 
     Raises:
-        InputError: More leaves than cuts of these edges by these factors make.
+        InputError: More leaves than cuts of these edges by these factors make, no draw, or draws of
+            a metric without networks.
     """
+    if draws is not None and draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
+    if draws is not None and metric == "random":
+        raise InputError("draws has no effect with the metric random, which compares no networks")
     branching = Branching.of_leaves(leaves, factors)
     most = _most_leaves(space, factors, order)
     if leaves > most:
@@ -211,7 +220,7 @@ def metric_driven(
         )
     levels = len(branching.levels)
     splitting = Splitting(
-        metrics.get(metric),
+        metrics.get(metric, **({} if draws is None else {"repeats": draws})),
         branching,
         Exact(smallest),
         InTurn(tuple(order[:levels])),
