@@ -75,6 +75,7 @@ RECIPES = {
         "before",
         "children",
         "after",
+        "restart",
         "teachers",
         "rounds",
         "judged",

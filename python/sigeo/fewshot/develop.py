@@ -307,6 +307,8 @@ class Development:
         """The part of a schedule from level ``first`` on that a level's training takes."""
         before = self.recipe.before or (0.0,)
         total = sum(before[first:]) + self.recipe.after
+        if total == 0:
+            return 0.0, 0.0
         return sum(before[first:level]) / total, sum(before[first : level + 1]) / total
 
     def _place(self, level: int) -> tuple[float, float, int]:

@@ -96,6 +96,8 @@ class Hierarchy:
         teachers: Who a part learns from beside the labels: "both", "parent", "siblings" or "none".
         rounds: Turns in which the parts train, one after another.
         judged: Paths whose mean validation accuracy a part is judged by.
+        restart: Whether parts start from weights as drawn, with images and schedule from their
+            beginning, instead of from their parent's.
     """
 
     levels: tuple[tuple[int, ...], ...]
@@ -105,6 +107,7 @@ class Hierarchy:
     teachers: str = "both"
     rounds: int = 10
     judged: int = 16
+    restart: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers.

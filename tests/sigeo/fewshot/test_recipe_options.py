@@ -49,6 +49,7 @@ def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
         ("hep-nas", {"teachers": "sibling"}, "teachers must be one of both, parent, siblings"),
         ("hep-nas", {"judged": 0}, "judged must be at least 1, got 0"),
         ("hep-nas", {"rounds": 0}, "rounds must be at least 1, got 0"),
+        ("hep-nas", {"smallest": 1}, "smallest must be at least 2, or one part .*, got 1"),
         ("hep-nas", {"children": 0}, "children must be above 0, got 0"),
         ("one-shot", {"paths": 0}, "a step must train at least 1, got 0"),
         ("one-shot", {"width": 1.5}, "width must be above 0 and at most 1, got 1.5"),

@@ -319,6 +319,7 @@ def hep_nas(
     before: Lengths = (10.0, 10.0, 10.0),
     children: float = 10.0,
     after: float = 10.0,
+    restart: bool = False,
     teachers: Literal["both", "parent", "siblings", "none"] = "both",
     rounds: int = 10,
     judged: int = 16,
@@ -338,15 +339,21 @@ def hep_nas(
         before: Length of training before the cut of each node's edges.
         children: Of each part, before one is kept (published: 10 or 15; the code's default is 5).
         after: Of the last part that is kept.
+        restart: Whether parts start from weights as drawn, not from their parent's.
         teachers: Who a part learns from beside the labels.
         rounds: Turns in which the parts train.
         judged: Paths whose mean validation accuracy a part is judged by.
-        smallest: Options of a group at least.
+        smallest: Options of a group at least, 2 or more.
         batch: Images of a batch that gradients are compared on.
 
     Raises:
-        InputError: Another space, whose hierarchies are not known.
+        InputError: Another space, whose hierarchies are not known, or groups of one option.
     """
+    if smallest < 2:
+        raise InputError(
+            "smallest must be at least 2, or one part may have none alone on all edges into the "
+            f"last node, got {smallest}"
+        )
     if space.name != "nasbench201":
         raise InputError(f"knows the hierarchies of nasbench201 alone, got {space.name}")
     hierarchy = Hierarchy(
@@ -357,6 +364,7 @@ def hep_nas(
         teachers,
         rounds,
         judged,
+        restart,
     )
     return Recipe(
         "", "", after, tuple(before), hierarchy=hierarchy, metric_batches=(batch, repeats)
