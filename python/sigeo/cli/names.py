@@ -50,14 +50,14 @@ PROXIES = (
 )
 
 RECIPES = {
-    "one-shot": ("over", "paths", "width"),
-    "fair": ("width",),
-    "balanced": ("kind", "groups", "form", "width"),
+    "one-shot": ("over", "paths", "width", "affine"),
+    "fair": ("width", "affine"),
+    "balanced": ("kind", "groups", "form", "width", "affine"),
     "greedy": ("sampled", "kept", "pool", "epsilon", "images", "start", "full", "alpha"),
     "pi-nas": ("decay", "temperature", "flip", "padding"),
-    "few-shot": ("choice", "before", "after", "transfer"),
+    "few-shot": ("choice", "before", "after", "transfer", "affine"),
     "gm-nas": ("repeats", "criterion", "before", "after", "restart", "smallest", "batch"),
-    "efs-nas": ("kind", "groups", "width", "route", "shared"),
+    "efs-nas": ("kind", "groups", "width", "route", "shared", "affine"),
     "metric-driven": (
         "metric",
         "leaves",
@@ -66,6 +66,7 @@ RECIPES = {
         "smallest",
         "batch",
         "batches",
+        "draws",
         "before",
         "after",
     ),
@@ -85,6 +86,7 @@ RECIPES = {
         "before",
         "children",
         "after",
+        "restart",
         "teachers",
         "rounds",
         "judged",

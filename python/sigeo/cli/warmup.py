@@ -118,7 +118,10 @@ def _carry_out(args: argparse.Namespace) -> int:
             raise InputError(f"--{option.replace('_', '-')}: a recipe decides that itself")
     _check(args)
     if shared_weights.supernet_options(args, "supernet"):
-        raise InputError("--norm, --no-affine and dropouts: have no effect with --recipe")
+        raise InputError(
+            "--norm, --no-affine and dropouts: have no effect with --recipe; some recipes have an "
+            "option affine"
+        )
 
     from sigeo.fewshot import recipes
     from sigeo.fewshot.checks import check_choices, check_space, fewer
@@ -170,6 +173,8 @@ def _carry_out(args: argparse.Namespace) -> int:
         "seed": args.seed,
         "width": recipe.width,
     }
+    if recipe.supernet:
+        made["supernet"] = recipe.supernet
     if family.trainings:
         made["trainings"] = list(family.trainings)
     family.save(folder, made)

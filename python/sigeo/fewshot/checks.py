@@ -36,8 +36,11 @@ def check_budget(work: Development) -> None:
 
 def fewer(recipe: Recipe) -> str:
     """How a recipe that compares options by repeated passes can be made to take less."""
-    repeats = recipe.options.get("repeats", 1)
-    return f" (fewer repeats than {repeats} take less)" if repeats > 1 else ""
+    for name in ("repeats", "draws"):
+        number = recipe.options.get(name) or 1
+        if number > 1:
+            return f" (fewer {name} than {number} take less)"
+    return ""
 
 
 def check_choices(recipe: Recipe, space: SearchSpace[Any]) -> None:
@@ -67,7 +70,7 @@ def check_space(work: Development) -> None:
         InputError: One of them does not fit.
     """
     recipe, study, space = work.recipe, work.study, work.study.space
-    supernet = study.supernet(0, width=recipe.width)
+    supernet = work.drawn()
     check_choices(recipe, space)
     region: Product[Any] = Product.whole(space)
     recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))

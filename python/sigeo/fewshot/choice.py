@@ -148,9 +148,12 @@ def within_sum(relation: Relation, groups: Groups) -> float:
 
 
 def separation(relation: Relation, groups: Groups) -> float:
-    """Mean similarity within groups minus that between them."""
-    inside, across = (f(relation.similarities, groups).mean for f in (within, between))
-    return inside - across
+    """Mean similarity within groups minus that between them.
+
+    Groups of one option each hold nothing but what is alike: an option and itself.
+    """
+    inside, across = (f(relation.similarities, groups) for f in (within, between))
+    return (inside.mean if inside.count else relation.itself) - across.mean
 
 
 def most_alike(relation: Relation, groups: Groups) -> float:

@@ -148,6 +148,10 @@ class Development:
         seconds = self.clock.seconds
         return Family(plan, supernets, standing, self.cost, seconds, trainings, earlier)
 
+    def drawn(self) -> Supernet[Any]:
+        """A supernet of the recipe, weights as drawn."""
+        return self.study.supernet(self.seed, width=self.recipe.width, **self.recipe.supernet)
+
     @property
     def spent(self) -> float:
         """Processed images so far."""
@@ -303,6 +307,8 @@ class Development:
         """The part of a schedule from level ``first`` on that a level's training takes."""
         before = self.recipe.before or (0.0,)
         total = sum(before[first:]) + self.recipe.after
+        if total == 0:
+            return 0.0, 0.0
         return sum(before[first:level]) / total, sum(before[first : level + 1]) / total
 
     def _place(self, level: int) -> tuple[float, float, int]:
@@ -325,11 +331,9 @@ class Development:
         if recipe.kinds is not None:
             plan = split_by_kind(study.space, *recipe.kinds)
             if recipe.joint is not None:
-                one = study.supernet(self.seed, width=recipe.width)
-                return plan, tuple(recipe.joint(one, plan.leaves))
-            drawn = [study.supernet(self.seed, width=recipe.width) for _ in plan.leaves]
-            return plan, tuple(drawn)
-        supernet = study.supernet(self.seed, width=recipe.width)
+                return plan, tuple(recipe.joint(self.drawn(), plan.leaves))
+            return plan, tuple(self.drawn() for _ in plan.leaves)
+        supernet = self.drawn()
         if recipe.splitting is None:
             return whole_space(study.space), (supernet,)
         trained = any(length > 0 for length in recipe.before)
@@ -338,7 +342,7 @@ class Development:
             recipe.splitting,
             seed=self.seed,
             supernet=supernet,
-            draw=lambda: study.supernet(self.seed, width=recipe.width),
+            draw=self.drawn,
             batches=self.batches,
             train=self._before_cut if trained else None,
             checkpoint=self.file("cuts.json"),

@@ -20,7 +20,7 @@ from sigeo.fewshot.plan_file import load_plan, plan_document, save_plan
 from sigeo.fewshot.study import narrowed
 from sigeo.proxies import Proxy
 from sigeo.scoring.many import score_many
-from sigeo.scoring.shared_weights import SharedWeights, distinct
+from sigeo.scoring.shared_weights import SharedWeights, distinct, make_supernet
 from sigeo.spaces import ElasticSupernet, Groups, SearchSpace, Supernet
 from sigeo.supernet import (
     Budget,
@@ -154,6 +154,11 @@ class Family(Generic[A]):
 
         The plan goes first and comes last, so that a folder that has one is whole.
 
+        Args:
+            folder: Where.
+            settings: How it was made, as JSON can hold it. What is loaded has networks by those of
+                the recipe: ``width``, and ``supernet``, the options of the space's supernet.
+
         Raises:
             InputError: A file cannot be written.
         """
@@ -240,7 +245,8 @@ def family_weights(folder: str | Path, space: SearchSpace[Any]) -> SharedWeights
         for supernets in (*family.earlier, family.supernets)
     ]
     *earlier, supernet = routed
-    return SharedWeights(supernet, identity, standing=family.standing, earlier=tuple(earlier))
+    options = settings.get("supernet", {})
+    return SharedWeights(supernet, identity, options, family.standing, tuple(earlier))
 
 
 def _digests(supernets: Sequence[Any]) -> list[str]:
@@ -252,6 +258,9 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
         raise InputError(f"family {folder}: expected the folder of {PLAN}, got a file")
     plan, settings = load_plan(folder / PLAN, space)
     study, width, standing = (settings.get(name) for name in ("study", "width", "standing"))
+    options = settings.get("supernet", {})
+    if not isinstance(options, dict):
+        raise InputError(f"family {folder}: supernet must be an object of options, got {options!r}")
     made_for = study.get("space") if isinstance(study, dict) else None
     described = json.loads(json.dumps(space.describe()))
     if made_for is not None and made_for != described:
@@ -276,7 +285,7 @@ def _load(folder: Path, space: SearchSpace[Any]) -> tuple[Family[Any], dict[str,
             raise InputError(
                 f"checkpoint {leaf_file(folder, leaf)}: of another system than {folder / PLAN}"
             )
-        supernet = narrow.supernet()
+        supernet = make_supernet(narrow, 0, options)
         if "groups" in kept and isinstance(supernet, ElasticSupernet):
             supernet = supernet.divided([Groups.read(one) for one in kept["groups"]])
         load_weights(supernet, state, leaf_file(folder, leaf))  # type: ignore[arg-type]

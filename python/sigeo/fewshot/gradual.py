@@ -34,7 +34,7 @@ def grow(
     how = work.recipe.gradual
     assert how is not None
     plan = whole_space(work.study.space)
-    supernet = work.study.supernet(work.seed, width=work.recipe.width)
+    supernet = work.drawn()
     lengths, seen = (*work.recipe.before, work.recipe.after), 0
     trainings = []
     kept: list[Weights] = []

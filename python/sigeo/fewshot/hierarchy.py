@@ -54,24 +54,28 @@ def narrow(work: Development) -> Result:
     assert how is not None
     space = work.study.space
     region: Product[Any] = Product.whole(space)
-    supernet = work.study.supernet(work.seed, width=work.recipe.width)
+    supernet = work.drawn()
     levels: list[tuple[Node[Any], int, list[Supernet[Any]]]] = []
-    seen = 0
+    seen = first = 0  # images that the weights have seen, and the level that they began on
     for level, places in enumerate(how.levels):
         if work.recipe.before and work.recipe.before[level] > 0:
             images = work.unit * work.recipe.before[level]
-            share = work.share(level)
+            share = work.share(level, first)
             seen += work.train(supernet, region, images, f"level-{level}", *share, seen)
         node = joint(region, _cuts(work, how, region, places, supernet, level))
         parts = [leaf.region for leaf in node.leaves()]
-        children = [copy.deepcopy(supernet) for _ in parts]
-        seen += _train_parts(work, how, supernet, parts, children, level, seen)  # type: ignore[arg-type]
+        if how.restart:
+            seen, first = 0, level
+            children = [work.drawn() for _ in parts]
+        else:
+            children = [copy.deepcopy(supernet) for _ in parts]
+        seen += _train_parts(work, how, supernet, parts, children, level, first, seen)  # type: ignore[arg-type]
         kept = _best(work, how, parts, children, level)  # type: ignore[arg-type]
         levels.append((node, kept, children))
         region, supernet = parts[kept], children[kept]  # type: ignore[assignment]
     weights: list[Weights] = []
     if work.recipe.after > 0:
-        begin = work.share(len(how.levels) - 1)[1] if work.recipe.before else 0.0
+        begin = work.share(len(how.levels) - 1, first)[1] if work.recipe.before else 0.0
         images = work.study.budget - work.spent
         work.train(supernet, region, images, "leaf", begin, 1.0, seen, kept=weights)
     plan, supernets, standing = _joined(levels)
@@ -169,11 +173,13 @@ def _train_parts(
     parts: Sequence[Product[Any]],
     children: Sequence[Supernet[Any]],
     level: int,
+    first: int,
     seen: int,
 ) -> int:
     """Train the parts in turn, round after round, each with the others as they are by then.
 
-    All see the same images, those after the ``seen`` ones; returns how many.
+    All see the same images, those after the ``seen`` ones, on a schedule from level ``first`` on;
+    returns how many.
     """
     module: nn.Module = parent  # type: ignore[assignment]
     module.train()
@@ -193,7 +199,7 @@ def _train_parts(
     ]
     forwards = objectives[0].forwards(1)
     steps = work.steps_of(work.unit * how.children, f"a part of level {level}", forwards)
-    config = work.stretch(steps, *work.share(level))
+    config = work.stretch(steps, *work.share(level, first))
     costs, taken = [Budget() for _ in parts], [0] * len(parts)
     before = work.spent
 

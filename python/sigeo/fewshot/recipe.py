@@ -96,6 +96,8 @@ class Hierarchy:
         teachers: Who a part learns from beside the labels: "both", "parent", "siblings" or "none".
         rounds: Turns in which the parts train, one after another.
         judged: Paths whose mean validation accuracy a part is judged by.
+        restart: Whether parts start from weights as drawn, with images and schedule from their
+            beginning, instead of from their parent's.
     """
 
     levels: tuple[tuple[int, ...], ...]
@@ -105,6 +107,7 @@ class Hierarchy:
     teachers: str = "both"
     rounds: int = 10
     judged: int = 16
+    restart: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -174,6 +177,7 @@ class Recipe:
         paths: Of a step.
         objective: Of the study and a seed: what a step's paths are trained to do.
         width: Share of the channels that the supernets have.
+        supernet: Options of the space's supernet, beside its seed.
         metric_batches: Size and number of the batches that the metric measures on.
         calibration: Training batches on which batch norm is recalibrated for every subnet that is
             evaluated; 0 for the statistics of each batch that is evaluated.
@@ -193,6 +197,7 @@ class Recipe:
     paths: Paths = field(default_factory=lambda: Paths(uniform_paths))
     objective: Callable[[Study, int], Objective] = lambda study, seed: CrossEntropy()
     width: float = 1.0
+    supernet: dict[str, Any] = field(default_factory=dict)
     metric_batches: tuple[int, int] = (64, 4)
     calibration: int = 0
     options: dict[str, Any] = field(default_factory=dict)

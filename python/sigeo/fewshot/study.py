@@ -11,6 +11,7 @@ from torch import Tensor
 from sigeo.capture import Batches
 from sigeo.data import ImageData
 from sigeo.errors import InputError
+from sigeo.scoring.shared_weights import make_supernet
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet import Augment, Source, Training
 from sigeo.supernet.settings import Batch
@@ -74,9 +75,18 @@ class Study:
         """The first step size."""
         return Training(0, **self.settings).lr
 
-    def supernet(self, seed: int, *, width: float = 1.0) -> Supernet[Any]:
-        """Weights as drawn, of all channels or a share of them."""
-        supernet = narrowed(self.space, width).supernet(seed=seed)
+    def supernet(self, seed: int, *, width: float = 1.0, **options: Any) -> Supernet[Any]:
+        """Weights as drawn, of all channels or a share of them.
+
+        Args:
+            seed: Of the draw.
+            width: The share.
+            **options: Of the space's supernet.
+
+        Raises:
+            InputError: The space has no narrower networks, or its supernet no such option.
+        """
+        supernet = make_supernet(narrowed(self.space, width), seed, options)
         supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
         return supernet
 

@@ -117,7 +117,10 @@ def test_list_names_every_recipe_and_its_options(capsys):
             "recipe one-shot: paths must be a whole number, got 'x'",
         ),
         (["--recipes", "gm-nas:4"], "OPTION=VALUE of gm-nas, whose options are repeats, crit"),
-        (["--recipes", "fair: repeats=4"], "of fair, whose options are width, got 'repeats=4'"),
+        (
+            ["--recipes", "fair: repeats=4"],
+            "of fair, whose options are width, affine, got 'repeats=4'",
+        ),
         (
             ["--table", "t.csv", "--metric", "acc", "--archs", "10", "--top", "11"],
             "--top: must be at most the 10 architectures ranked, got 11",

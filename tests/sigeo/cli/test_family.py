@@ -161,6 +161,22 @@ def test_what_a_system_prefers_is_written_and_counts_in_correlations(archs, caps
         )
 
 
+def test_a_system_without_scale_and_shift_is_ranked_on_as_it_was_trained(archs, capsys):
+    entrant = "few-shot:affine=false,before=2,after=1"
+    given = ["--recipe", entrant, "--warmup-steps", "40", "--warmup-batch", "16", "--out", "f"]
+    code, out, err = run("warmup", *SMALL[:4], *given, "--json", capsys=capsys)
+    assert code == 0, err
+    assert strict(out)["settings"]["supernet"] == {"affine": False}
+    family = load_family("f", SPACE)
+    for supernet in family.supernets:
+        assert not any("norm" in name for name, _ in supernet.named_parameters())
+    code, out, err = run(*RANK, *FAMILY, "--proxy", "zico,grad_norm", capsys=capsys)
+    assert code == 0, err
+    document = strict(out)
+    assert document["settings"]["supernet"] == {"affine": False}
+    assert scores_of(document) == by_hand(family, archs, ["zico", "grad_norm"])
+
+
 @pytest.mark.parametrize("path", ["f", "f/leaf-0.safetensors"])
 def test_what_loads_weights_knows_no_options_of_the_command_line(path):
     save_family("f")

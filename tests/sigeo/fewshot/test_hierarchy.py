@@ -143,6 +143,42 @@ def test_a_level_need_not_be_trained_before_its_cut(tmp_path):
     assert trained == {"level-0", "level-2", "leaf"}
 
 
+@pytest.mark.parametrize("restart", [False, True])
+def test_parts_start_from_their_parent_or_from_the_draw(restart, monkeypatch):
+    """And images and schedule anew where weights do."""
+    drawn = study().supernet(0).head.linear.weight.detach()
+    found = {}
+
+    def train(supernet, config, source, sampler, objective, *, settings, **_):
+        weight = supernet.head.linear.weight.detach()
+        trainings = round(float((weight - drawn).mean()))
+        found[settings["phase"]] = (trainings, (config.begin, config.end), settings["seen"] == 0)
+        weight += 1
+        return Budget()
+
+    monkeypatch.setattr("sigeo.fewshot.develop.train_supernet", train)
+    monkeypatch.setattr("sigeo.fewshot.hierarchy.train_supernet", train)
+    recipe = made(before=[1, 1, 1], children=1, after=1, rounds=1, restart=restart)
+    recipe = replace(recipe, hierarchy=replace(recipe.hierarchy, metric=RandomDistances()))
+    develop(recipe, study(1500), 0)
+    phases = ["level-0", "level-0-part-1", "level-1", "level-1-part-3", "level-2", "level-2-part-7"]
+    trainings, shares, anew = zip(*(found[phase] for phase in [*phases, "leaf"]), strict=True)
+    if restart:
+        assert trainings == (0, 0, 1, 0, 1, 0, 1)
+        ends = [(0, 1 / 4), (0, 1 / 4), (1 / 4, 2 / 4), (0, 1 / 3), (1 / 3, 2 / 3), (0, 1 / 2)]
+        assert shares == tuple(map(pytest.approx, [*ends, (1 / 2, 1)]))
+    else:
+        assert trainings == (0, 1, 2, 3, 4, 5, 6)
+    assert anew == tuple(number == 0 for number in trainings)
+
+
+def test_restarted_parts_need_no_length_behind_them(monkeypatch):
+    family, recorded = narrowed(monkeypatch, before=[1, 0, 0], after=0, restart=True)
+    assert len(family.plan.leaves) == 12
+    rates = {phase: config.lr_at(config.steps) for phase, _, config, *_ in recorded.trainings}
+    assert rates["level-2-part-0"] == study().lr
+
+
 def test_only_choices_that_are_cut_must_suit_the_partitioner():
     space = spaces.get("mlp", spaces.InputShape(1, 8, 2), widths=range(8, 8 * 13, 8))
     assert [len(choice.options) for choice in space.choices] == [4, 12, 12, 12, 12]

@@ -75,6 +75,10 @@ def test_systems_that_split_edges():
     assert driven.splitting.partitioner == Exact(1) and driven.splitting.inherit == "never"
     assert driven.splitting.choice == InTurn((0, 1, 2)) and lengths(driven) == (50,)
     assert driven.metric_batches[0] == 16
+    for metric, usual in (("grad_norm", 8), ("gradient_matching_logits", 1), ("lid", 50)):
+        for draws in (None, 3):
+            drawn = recipe("metric-driven", metric=metric, draws=draws).splitting.metric
+            assert (drawn.name, drawn.repeats) == (metric, draws or usual)
     warmed = recipe("metric-driven", before=5)
     assert warmed.splitting.inherit == "always" and lengths(warmed) == (5, 5, 5, 50)
 

@@ -39,6 +39,8 @@ def made(name, **options):
 @pytest.mark.parametrize(("repeats", "advice"), [(3, " (fewer repeats than 3 take less)"), (1, "")])
 def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
     assert fewer(made("gm-nas", repeats=repeats)) == advice
+    assert fewer(made("metric-driven", draws=repeats)) == advice.replace("repeats", "draws")
+    assert fewer(made("metric-driven")) == ""
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,7 @@ def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
         ("hep-nas", {"teachers": "sibling"}, "teachers must be one of both, parent, siblings"),
         ("hep-nas", {"judged": 0}, "judged must be at least 1, got 0"),
         ("hep-nas", {"rounds": 0}, "rounds must be at least 1, got 0"),
+        ("hep-nas", {"smallest": 1}, "smallest must be at least 2, or one part .*, got 1"),
         ("hep-nas", {"children": 0}, "children must be above 0, got 0"),
         ("one-shot", {"paths": 0}, "a step must train at least 1, got 0"),
         ("one-shot", {"width": 1.5}, "width must be above 0 and at most 1, got 1.5"),
@@ -71,6 +74,9 @@ def test_fewer_repeats_are_advised_where_there_are_any(repeats, advice):
         ("random-split", {"smallest": -1}, "smallest must be a whole number of at least 1, got -1"),
         ("gm-nas", {"after": -1}, "lengths of training must be at least 0, and one above"),
         ("metric-driven", {"batches": 0}, "got 0 of 8"),
+        ("metric-driven", {"draws": 0}, "draws must be at least 1, got 0"),
+        ("metric-driven", {"draws": 1.5}, "draws must be a whole number or None, got 1.5"),
+        ("metric-driven", {"draws": 2, "metric": "random"}, "draws has no effect with the metric"),
         ("metric-driven", {"leaves": 9}, r"at most 8 with .* in order \[0, 1, 2\], got 9"),
         ("metric-driven", {"leaves": 126, "factors": [5]}, "leaves must be at most 125 with"),
         ("metric-driven", {"leaves": 11, "factors": [2, 8], "order": [0, 1]}, "at most 10 with"),

@@ -145,6 +145,19 @@ def test_the_official_rules_rank_choices_differently():
     assert max((tight, alike), key=BestGroups("separation").score).place == 1
 
 
+def test_separation_does_not_depend_on_how_likeness_is_written():
+    """Also of a choice of two options, whose groups hold no pair, beside one of more."""
+    rule = BestGroups("separation")
+    two = [[1, 0.2], [0.2, 1]], ((0,), (1,))
+    three = [[1, 0.9, 0.7], [0.9, 1, 0.7], [0.7, 0.7, 1]], ((0, 1), (2,))
+    for cosines, groups in (two, three):
+        similar = Candidate(0, Relation.of(cosines, "similarity"), groups)
+        apart = candidate([[1 - cosine for cosine in row] for row in cosines], groups)
+        assert rule.score(similar) == pytest.approx(rule.score(apart))
+    found = [rule.score(Candidate(0, Relation.of(c, "similarity"), g)) for c, g in (two, three)]
+    assert found == [pytest.approx(0.8), pytest.approx(0.2)]
+
+
 def weights(supernet):
     return {name: value.clone() for name, value in supernet.state_dict().items()}
 

@@ -21,7 +21,8 @@ class Relation:
 
     Attributes:
         values: [o, o], each pair's value; the diagonal is not looked at.
-        sense: Whether large values mean alike ("similarity") or unlike ("distance").
+        sense: Whether large values mean alike ("similarity": 1 of an option with itself, as cosines
+            and correlations have it) or unlike ("distance": 0).
     """
 
     values: tuple[tuple[float, ...], ...]
@@ -71,6 +72,11 @@ class Relation:
     def count(self) -> int:
         """Number of options o."""
         return len(self.values)
+
+    @property
+    def itself(self) -> float:
+        """What an option's similarity with itself is."""
+        return 1.0 if self.sense == "similarity" else 0.0
 
     @cached_property
     def similarities(self) -> tuple[tuple[float, ...], ...]:

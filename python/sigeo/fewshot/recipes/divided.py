@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from sigeo.errors import InputError
@@ -15,7 +16,7 @@ from sigeo.fewshot.choice import AnyChoice, BestGroups, InTurn
 from sigeo.fewshot.copies import CumulativeCopies, cumulative_parts
 from sigeo.fewshot.partition import Exact, Exhaustive, Random
 from sigeo.fewshot.recipe import Hierarchy, Recipe
-from sigeo.fewshot.recipes.one_shot import balanced_paths, kind_groups
+from sigeo.fewshot.recipes.one_shot import balanced_paths, kind_groups, norm_options
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.fewshot.splitting import Splitting
 from sigeo.spaces import Region, SearchSpace, Supernet
@@ -34,6 +35,7 @@ def few_shot(
     before: float = 600.0,
     after: float = 300.0,
     transfer: bool = True,
+    affine: bool = True,
 ) -> Recipe:
     """One sub-supernet an option of one edge, from the weights of a trained supernet.
 
@@ -43,6 +45,7 @@ def few_shot(
         before: Length of the supernet's training.
         after: Of each sub-supernet's.
         transfer: Whether sub-supernets start from the supernet's weights.
+        affine: Whether batch norm has scale and shift (published for NAS-Bench-201: not).
     """
     splitting = Splitting(
         None,
@@ -51,7 +54,7 @@ def few_shot(
         InTurn((choice,)),
         inherit="always" if transfer else "never",
     )
-    return Recipe("", "", after, (before,), splitting)
+    return Recipe("", "", after, (before,), splitting, supernet=norm_options(affine))
 
 
 @recipe("gm-nas", "Hu et al., ICLR 2022, section 3")
@@ -99,6 +102,7 @@ def efs_nas(
     width: float | None = None,
     route: Literal["total", "cumulative"] = "total",
     shared: Sequence[str] = (),
+    affine: bool = True,
 ) -> Recipe:
     """A narrow supernet for each number of nonlinear functions, as many updates for each.
 
@@ -111,6 +115,7 @@ def efs_nas(
             copies of cells, selected by the running number of functions (`CumulativeCopies`).
         shared: Submodules that the supernets have in common with route "total", such as "stem" and
             "head"; a step then trains a path of each group.
+        affine: Whether batch norm has scale and shift (published for NAS-Bench-201: not).
 
     Raises:
         InputError: Cumulative routes of another space or kind, or with ``shared``; no such kind
@@ -118,21 +123,24 @@ def efs_nas(
     """
     parts = kind_groups(space, kind, groups)
     share = 1 / len(parts) if width is None else width
+    norms = norm_options(affine)
     if not all(isinstance(name, str) for name in shared):
         raise InputError(f"shared must be names of submodules, got {list(shared)}")
     if route == "cumulative":
         if shared:
             raise InputError("cumulative routes say what is shared, got shared")
-        return _cumulative(space, kind, parts, share)
+        return replace(_cumulative(space, kind, parts, share), supernet=norms)
     if not shared:
-        return Recipe("", "", kinds=(kind, parts), width=share)
+        return Recipe("", "", kinds=(kind, parts), width=share, supernet=norms)
 
     def joint(supernet: Supernet[Any], regions: Sequence[Region[Any]]) -> Sequence[Supernet[Any]]:
         made: Any = RoutedSupernet.of(supernet, regions, share=shared).parts
         return list(made)
 
     paths = balanced_paths(space, kind, parts, "each")
-    return Recipe("", "", kinds=(kind, parts), width=share, joint=joint, paths=paths)
+    return Recipe(
+        "", "", kinds=(kind, parts), width=share, supernet=norms, joint=joint, paths=paths
+    )
 
 
 def _cumulative(
@@ -172,6 +180,7 @@ def metric_driven(
     smallest: int = 1,
     batch: int = 16,
     batches: int = 4,
+    draws: int | None = None,
     before: float = 0.0,
     after: float = 50.0,
 ) -> Recipe:
@@ -186,12 +195,20 @@ def metric_driven(
         smallest: Options of a group at least.
         batch: Images of a batch that the metric measures on.
         batches: How many (proxies of several batches need more than one).
+        draws: Of the other edges' operations, over which the metric is averaged (published: one
+            measurement, the other edges mixtures); None for the metric's own number, 8 of a proxy,
+            1 of ``gradient_matching_logits``.
         before: Length of the training of each supernet before a cut; 0 for none.
         after: Of the leaves.
 
     Raises:
-        InputError: More leaves than cuts of these edges by these factors make.
+        InputError: More leaves than cuts of these edges by these factors make, no draw, or draws of
+            a metric without networks.
     """
+    if draws is not None and draws < 1:
+        raise InputError(f"draws must be at least 1, got {draws}")
+    if draws is not None and metric == "random":
+        raise InputError("draws has no effect with the metric random, which compares no networks")
     branching = Branching.of_leaves(leaves, factors)
     most = _most_leaves(space, factors, order)
     if leaves > most:
@@ -201,7 +218,7 @@ def metric_driven(
         )
     levels = len(branching.levels)
     splitting = Splitting(
-        metrics.get(metric),
+        metrics.get(metric, **({} if draws is None else {"repeats": draws})),
         branching,
         Exact(smallest),
         InTurn(tuple(order[:levels])),
@@ -300,6 +317,7 @@ def hep_nas(
     before: Lengths = (10.0, 10.0, 10.0),
     children: float = 10.0,
     after: float = 10.0,
+    restart: bool = False,
     teachers: Literal["both", "parent", "siblings", "none"] = "both",
     rounds: int = 10,
     judged: int = 16,
@@ -319,15 +337,21 @@ def hep_nas(
         before: Length of training before the cut of each node's edges.
         children: Of each part, before one is kept (published: 10 or 15; the code's default is 5).
         after: Of the last part that is kept.
+        restart: Whether parts start from weights as drawn, not from their parent's.
         teachers: Who a part learns from beside the labels.
         rounds: Turns in which the parts train.
         judged: Paths whose mean validation accuracy a part is judged by.
-        smallest: Options of a group at least.
+        smallest: Options of a group at least, 2 or more.
         batch: Images of a batch that gradients are compared on.
 
     Raises:
-        InputError: Another space, whose hierarchies are not known.
+        InputError: Another space, whose hierarchies are not known, or groups of one option.
     """
+    if smallest < 2:
+        raise InputError(
+            "smallest must be at least 2, or one part may have none alone on all edges into the "
+            f"last node, got {smallest}"
+        )
     if space.name != "nasbench201":
         raise InputError(f"knows the hierarchies of nasbench201 alone, got {space.name}")
     hierarchy = Hierarchy(
@@ -338,6 +362,7 @@ def hep_nas(
         teachers,
         rounds,
         judged,
+        restart,
     )
     return Recipe(
         "", "", after, tuple(before), hierarchy=hierarchy, metric_batches=(batch, repeats)

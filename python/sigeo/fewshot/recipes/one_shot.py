@@ -35,6 +35,7 @@ def one_shot(
     over: Literal["architectures", "operations"] = "architectures",
     paths: int = 1,
     width: float = 1.0,
+    affine: bool = True,
 ) -> Recipe:
     """One random path a step.
 
@@ -43,28 +44,35 @@ def one_shot(
         over: What is equally likely, see `sigeo.supernet.Uniform`.
         paths: Of a step.
         width: Share of the channels.
+        affine: Whether batch norm has scale and shift (advised against on NAS-Bench-201 by
+            arXiv 2110.01154).
     """
 
     def sampler(ground: Ground) -> Sampler[Any]:
         return Uniform(ground.space, seed=ground.seed, region=ground.region, paths=paths, over=over)
 
-    return Recipe("", "", paths=Paths(sampler, trained=paths), width=width)
+    return Recipe(
+        "", "", paths=Paths(sampler, trained=paths), width=width, supernet=norm_options(affine)
+    )
 
 
 @recipe("fair", "Chu et al., ICCV 2021 (FairNAS), section 3.3")
-def fair(space: SearchSpace[Any], *, width: float = 1.0) -> Recipe:
+def fair(space: SearchSpace[Any], *, width: float = 1.0, affine: bool = True) -> Recipe:
     """Every option of every choice once a step, gradients summed.
 
     Args:
         space: The space.
         width: Share of the channels.
+        affine: As of `one_shot`.
     """
     count = max(len(choice.options) for choice in space.choices)
 
     def sampler(ground: Ground) -> Sampler[Any]:
         return Fair(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
 
-    return Recipe("", "", paths=Paths(sampler, trained=count), width=width)
+    return Recipe(
+        "", "", paths=Paths(sampler, trained=count), width=width, supernet=norm_options(affine)
+    )
 
 
 @recipe("balanced", "arXiv 2412.14678 (EFS-NAS, AAAI 2025), supernet-balanced sampling")
@@ -75,6 +83,7 @@ def balanced(
     groups: Groups = ((0, 1), (2,), (3,)),
     form: Literal["one", "each"] = "one",
     width: float = 1.0,
+    affine: bool = True,
 ) -> Recipe:
     """One supernet, as many updates for each group of kinds.
 
@@ -84,11 +93,19 @@ def balanced(
         groups: All kinds, in groups.
         form: One path of one group a step, as published for NAS-Bench-201, or one of each.
         width: Share of the channels.
+        affine: Whether batch norm has scale and shift (published for NAS-Bench-201: not).
 
     Raises:
         InputError: No such kind function, or groups that do not hold each kind once.
     """
-    return Recipe("", "", paths=balanced_paths(space, kind, groups, form), width=width)
+    paths = balanced_paths(space, kind, groups, form)
+    return Recipe("", "", paths=paths, width=width, supernet=norm_options(affine))
+
+
+def norm_options(affine: bool) -> dict[str, Any]:
+    """Options of a space's supernet whose batch norm has scale and shift, or has not."""
+    # Unsaid where it has: that is the default, and not every space's supernet can go without.
+    return {} if affine else {"affine": False}
 
 
 def balanced_paths(

@@ -53,22 +53,10 @@ class NASBench201:
         except ValueError as error:
             raise InputError(f"{self.name}: {error}") from None
 
-    def resized(self, *, channels: int | None = None, cells: int | None = None) -> NASBench201:
-        """The space with other sizes around the cell.
-
-        Raises:
-            InputError: A size below 1.
-        """
-        sizes = self.skeleton
-        return NASBench201(
-            self.shape,
-            channels=sizes.channels if channels is None else channels,
-            cells=sizes.cells if cells is None else cells,
-        )
-
     def narrowed(self, share: float) -> NASBench201:
         """The same architectures in networks of a share of the channels, rounded, at least one."""
-        return self.resized(channels=max(1, round(share * self.skeleton.channels)))
+        channels = max(1, round(share * self.skeleton.channels))
+        return NASBench201(self.shape, channels=channels, cells=self.skeleton.cells)
 
     def parse(self, text: str) -> Cell:
         """The cell of an official architecture string.
