@@ -227,3 +227,94 @@ def test_a_nan_of_the_batch_is_one_of_its_unit():
     with capture(model) as stats:
         F.cross_entropy(model(x), labels).backward()
     assert stats["gain.p"].abs_sum.isnan().any()
+
+
+@pytest.mark.parametrize("change", [lambda h: h.relu_(), lambda h: h.add_(1.0)])
+@pytest.mark.parametrize(
+    "product", [F.linear, lambda x, w, b: torch.einsum("bti,oi->bto", x, w)], ids=["linear", "ein"]
+)
+def test_outputs_that_are_views_may_be_written_to(product, change):
+    torch.manual_seed(0)
+    scaled = Function(
+        lambda m, x: product(x, m.w / m.w.norm(), m.b),
+        w=nn.Linear(4, 4).weight,
+        b=nn.Linear(4, 4).bias,
+    )
+    model = Function(
+        lambda m, x: m.out(change(m.body(x))).mean(1), body=scaled, out=nn.Linear(4, 3)
+    )
+    x, labels = torch.randn(SAMPLES, 5, 4, dtype=torch.float64), torch.arange(SAMPLES) % 3
+    check(model.double(), (x,), labels)
+
+
+def test_several_outputs_may_be_written_to():
+    torch.manual_seed(0)
+    pair = Function(
+        lambda m, x: (x * m.p.exp(), (x + m.p.exp())[:, 1:]), p=nn.Parameter(torch.randn(4))
+    )
+    model = Function(
+        lambda m, x: m.out(torch.cat([part.tanh_() for part in m.pair(x)], 1)),
+        pair=pair,
+        out=nn.Linear(7, CLASSES),
+    )
+    x, labels = labelled()
+    check(model.double(), (x,), labels)
+
+
+def test_values_that_fall_on_the_other_side_of_a_grid_are_rounding(monkeypatch):
+    class Rounded(nn.Module):
+        """The largest entry moves by a step of the grid from one run to the next."""
+
+        def __init__(self):
+            super().__init__()
+            self.w, self.runs = nn.Parameter(torch.randn(64, 64) / 8), 0
+
+        def forward(self, x):
+            self.runs += 1
+            h = F.linear(x, self.w.tanh())
+            step = torch.zeros_like(h)
+            step.flatten(1)[:, 0] = (self.runs > 1) / 127
+            return h + ((h * 127).round() / 127 + step - h).detach()
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(Rounded(), nn.Linear(64, 3)), torch.randn(SAMPLES, 300, 64)
+    with capture(model, {"sample_sq_norm"}) as stats:
+        F.cross_entropy(model(x).mean(1), torch.arange(SAMPLES) % 3).backward()
+    assert bool((stats.sample_sq_norm > 0).all())
+
+
+def test_hooks_that_change_the_gradient_where_it_is_kept_are_no_unseen_use():
+    model, (x, labels) = with_gain(lambda z: z).double(), labelled()
+
+    def clip(p):
+        p.grad.mul_(0.1)
+
+    hook = model.gain.p.register_post_accumulate_grad_hook(clip)
+    with capture(model, {"sum"}) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    torch.testing.assert_close(stats["gain.p"].sum / SAMPLES, model.gain.p.grad * 10)
+    hook.remove()
+
+
+def test_a_failed_capture_holds_nothing_and_is_not_to_be_read():
+    model, (x, labels) = with_gain(put_zero(0)).double(), labelled()
+    with pytest.raises(InputError), capture(model, {"sample_sq_norm"}) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    with pytest.raises(InputError, match="nothing was measured: .* another output"):
+        stats.sample_sq_norm  # noqa: B018
+    assert "not to be read" in repr(stats)
+    session = stats._session
+    assert not session.fallbacks
+    assert all(r.total is None and not r.uses for r in session.records.values())
+
+
+def test_whatever_a_module_raises_about_one_unit_is_a_reason():
+    def particular(z):
+        if len(z) == 1:
+            raise KeyError
+        return z
+
+    model, (x, labels) = with_gain(particular).double(), labelled()
+    with capture(model, {"sum"}, strict=False) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert "fails on one alone (KeyError)" in stats.unsupported["gain.p"]

@@ -127,7 +127,7 @@ class _Watch(TorchFunctionMode):
                 return value
         given = tensors_in(*args, *named.values())
         if func in _RECTIFIERS or (func is F.hardtanh and _from_zero(*args, **named)):
-            self._show(given[0], name)
+            self._show(named.get("input", given[0]), name)
         constant = all(noted(t) and where(t) is None for t in given)
         output = followed(func, args, named, given)
         if constant:  # without gradients nothing else tells them from what is not followed

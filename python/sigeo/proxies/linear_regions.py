@@ -76,7 +76,7 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
         drawn = _drawn(inputs, samples, size, seed)
         try:
             rectifier_inputs(model, drawn, see)
-        except InputError:
+        except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:  # too small for it, say
             what = "inputs like these" if size is None else f"images of {size} by {size}"

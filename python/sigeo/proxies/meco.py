@@ -84,6 +84,8 @@ def _meco(model: nn.Module, inputs: Any, modules: Modules, size: int | None, see
             normalising(model)
             with _watched(model, modules) as found:
                 call(model, image)
+    except (InputError, torch.OutOfMemoryError):
+        raise
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         own = "" if size is None else f" of {size} x {size}; size=None takes the inputs' own"

@@ -207,6 +207,8 @@ class _Captured(SampleStatistics):
             )
         if not self._session.finished:
             raise InputError("capture: statistics are there after loss.backward(), not before")
+        if self._session.failure is not None:
+            raise InputError(f"capture: nothing was measured: {self._session.failure}")
 
 
 @contextmanager

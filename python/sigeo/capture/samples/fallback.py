@@ -166,12 +166,12 @@ class Fallback:
         try:
             with torch.enable_grad(), _evaluated(self.frozen), self.autocast.again():
                 output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
-        except (IndexError, RuntimeError, ValueError) as error:
-            if isinstance(error, torch.OutOfMemoryError):
-                raise
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever a module may not like about one unit alone
             raise CannotRunAgain(
                 f"{self._named} runs again for each unit, and fails on one alone "
-                f"({str(error).splitlines()[0]})"
+                f"({_line_of(error)})"
             ) from error
         if random is not None and random.moved():
             random.restore()
@@ -221,6 +221,10 @@ class Fallback:
     @property
     def _named(self) -> str:
         return f"its module ({type(self.module).__name__})"
+
+
+def _line_of(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager

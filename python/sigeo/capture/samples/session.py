@@ -62,6 +62,7 @@ class Session:
         self.records = self.parameters.records
         self.unsupported: dict[str, str] = {}
         self.begun = self.finished = False
+        self.failure: str | None = None  # why `finish` found no statistics
         self._finishing = False
         self.look_ups: list[LookUp] = []
         self.waiting: list[Use] = []
@@ -337,8 +338,12 @@ class Session:
         try:
             with torch._C.DisableTorchFunction():  # nothing here is the model's
                 self._work_out()
+        except Exception as error:
+            self.failure = str(error)
+            raise
         finally:
             self._finishing = False
+            self._let_go()
 
     def _work_out(self) -> None:
         finish_all(u for u in self.look_ups if u.use.record.name not in self.unsupported)
@@ -362,9 +367,14 @@ class Session:
         for record in self.records.values():
             if record.name in self.unsupported:  # it may have been measured in part
                 record.moments = None
-            for use in record.uses:  # no cycle keeps statistics that nobody holds
+
+    def _let_go(self) -> None:
+        """Let go of all but the statistics: no cycle keeps those that nobody holds."""
+        for record in self.records.values():
+            for use in record.uses:
                 use.rows = use.gram_waiting = None
             record.uses.clear()
+            record.total = None
         for fallback in self.fallbacks:  # outputs that somebody keeps have hooks of theirs
             fallback.held.clear()
             fallback.recorded.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -123,7 +123,7 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     Raises:
         InputError: It cannot, and the capture is strict.
     """
-    output = _apart(output)
+    output = _apart(output, tensors_in(frame.args, frame.kwargs))
     local = {
         name: record
         for name, record in session.parameters.within(frame.module).items()
@@ -172,19 +172,31 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     return output
 
 
-def _apart(output: Any) -> Any:
-    """Several outputs of a module so that none is made of another.
+def _apart(output: Any, inputs: Iterable[Tensor]) -> Any:
+    """A module's outputs so that none is made of another, nor a view of what nobody else has.
 
-    The gradient of each is then what comes from outside of the module.
+    The gradient of each is then what comes from outside of the module, also if it is written to in
+    place, which would make another function of a view.
     """
+    with torch._C.DisableTorchFunction():
+        several = sum(t.requires_grad for t in tensors_in(output)) > 1
+        given = {id(_whole(tensor)) for tensor in inputs}
 
-    def view(tensor: Tensor) -> Tensor:
-        if not tensor.requires_grad:
-            return tensor
-        with torch._C.DisableTorchFunction():
-            other = tensor.view_as(tensor)
-        mark(other, where(tensor))
-        return other
+        def own(tensor: Tensor) -> Tensor:
+            if not tensor.requires_grad or not (several or tensor._is_view()):
+                return tensor
+            if id(_whole(tensor)) not in given:
+                other = tensor.clone()
+            elif several:
+                other = tensor.view_as(tensor)
+            else:
+                return tensor
+            mark(other, where(tensor))
+            return other
 
-    tensors = [t for t in tensors_in(output) if t.requires_grad]
-    return tree_map_only(Tensor, view, output) if len(tensors) > 1 else output
+        return tree_map_only(Tensor, own, output)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """What a tensor is a view of, if it is one."""
+    return tensor if tensor._base is None else tensor._base

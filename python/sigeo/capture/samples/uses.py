@@ -81,8 +81,8 @@ class Record:
     def arrived(self, gradient: Tensor) -> None:
         """The hook that keeps ``total``."""
         with torch._C.DisableTorchFunction():
-            gradient = gradient.detach()
-            self.total = gradient if self.total is None else self.total + gradient
+            # A copy: autograd takes the gradient itself for ``.grad``, which hooks may change.
+            self.total = gradient.clone() if self.total is None else self.total + gradient
 
 
 @dataclass

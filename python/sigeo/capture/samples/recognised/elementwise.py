@@ -86,7 +86,8 @@ def _repeat(session: Session, input: Tensor, *sizes: Any, **named: Any) -> Any:
     """A parameter that is repeated where it has one entry, a class token say, is expanded."""
     found = session.parameters.resolve(input)
     counts = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-    if named or found is None:
+    plain = isinstance(counts, (tuple, list)) and all(isinstance(n, int) for n in counts)
+    if named or found is None or not plain or len(counts) < input.dim():
         return NotImplemented
     record, view = found
     shape = [1] * (len(counts) - input.dim()) + list(input.shape)
