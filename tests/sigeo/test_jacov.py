@@ -228,3 +228,14 @@ def test_what_is_refused():
     ):
         with pytest.raises(InputError, match=f"the class of each of 16 samples, got {came}"):
             sigeo.score(model, [(images, wrong)], ["epe_nas"])
+
+
+def test_outputs_that_are_not_finite_and_labels_that_are_no_classes():
+    (images, labels), model = image_batches(1)[0], golden_net()
+    broken = torch.full_like(images, math.nan)
+    for name in ("jacov", "epe_nas"):
+        score = sigeo.score(model, [(broken, labels)], [name])[name]
+        assert not score.finite
+        assert any("not finite" in note for note in score.notes)
+    with pytest.raises(InputError, match="labels: expected classes from 0 to 4, got 103"):
+        sigeo.score(model, [(images, torch.full_like(labels, 103))], ["epe_nas"])

@@ -221,3 +221,19 @@ def test_what_is_refused():
     tokens = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 5))
     with pytest.raises(InputError, match="zen: needs inputs of real numbers, got none"):
         zen(tokens, torch.randint(0, 9, (4, 3)))
+
+
+@pytest.mark.parametrize("names", [["grad_norm", "zen"], ["zen", "sigeo"]])
+def test_autocast_keeps_no_casts_of_the_weights_that_are_drawn(names):
+    model, data = golden_net().float(), [(x.float(), y) for x, y in image_batches(2)]
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model.eval()(data[0][0])
+        together = sigeo.score(model, data, names)
+        alone = {name: sigeo.score(model, data, [name])[name] for name in names}
+        after = model(data[0][0])
+        assert torch.is_autocast_cache_enabled()
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        uncached = sigeo.score(model, data, names)
+    assert torch.equal(before, after)
+    for name in names:
+        assert together[name].value == alone[name].value == uncached[name].value

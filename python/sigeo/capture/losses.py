@@ -26,7 +26,7 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
     try:
         loss = loss_fn(output) if labels is None else loss_fn(output, labels)
     except IndexError:
-        _check_classes(output, labels)
+        check_classes(output, labels)
         raise
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
@@ -34,7 +34,7 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
     return loss
 
 
-def _check_classes(output: Any, labels: Any) -> None:
+def check_classes(output: Any, labels: Any) -> None:
     """Look for labels that no logits [samples, classes, ...] have.
 
     Raises:

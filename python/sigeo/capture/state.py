@@ -118,7 +118,7 @@ def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
     """Restore the model on exit, also after an exception.
 
     Modes, gradients (set aside meanwhile), buffers and random states always; parameters if asked,
-    for the price of a copy.
+    for the price of a copy, and autocast then keeps no casts of them meanwhile.
 
     Args:
         model: Any module.
@@ -132,9 +132,14 @@ def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
     snapshot = Snapshot(model, parameters=parameters)
     for parameter, _ in gradients:
         parameter.grad = None
+    casts_kept = torch.is_autocast_cache_enabled()
+    if parameters:  # casts that were made before would stand for what the parameters are by then
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(False)
     try:
         yield snapshot
     finally:
+        torch.set_autocast_cache_enabled(casts_kept)
         for parameter, gradient in gradients:
             parameter.grad = gradient
         for module, mode in modes:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sigeo.capture import LossFunction
+from sigeo.capture.losses import check_classes
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnBatch, Outcome, Proxy
 from sigeo.proxies.correlations import correlations
@@ -46,13 +47,14 @@ def _classes(labels: Any, samples: int) -> Tensor:
 def _epe_nas(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction) -> Outcome:
     rows, output = input_gradients(model, inputs, "epe_nas")
     classes = _classes(labels, len(rows))
+    check_classes(output, classes)
     groups = [classes == c for c in classes.unique()]
     groups = [group for group in groups if group.sum() > 1]
     if not groups:
         raise InputError("epe_nas: needs two samples of one class in the first batch, got none")
     counted = torch.stack(groups).any(0)
     matrix, constant = correlations(rows)
-    outcome = uncorrelated(rows[counted], constant[counted])
+    outcome = uncorrelated(rows[counted], constant[counted], output)
     if outcome is not None:
         return outcome
     sums = torch.stack([(matrix[group][:, group].abs() + K).log().sum() for group in groups])

@@ -60,10 +60,12 @@ def input_gradients(model: nn.Module, inputs: Any, name: str) -> tuple[Tensor, A
     return torch.cat([grad.flatten(1) for grad in grads], 1), output
 
 
-def uncorrelated(rows: Tensor, constant: Tensor) -> Outcome | None:
+def uncorrelated(rows: Tensor, constant: Tensor, output: Any) -> Outcome | None:
     """The outcome where some of the rows [n, m] have no correlations, else None."""
     if not rows.isfinite().all():
         return Outcome(math.nan, {}, ("the gradient with respect to the inputs is not finite",))
+    if not summed(output).isfinite():
+        return Outcome(math.nan, {}, ("the outputs are not finite",))
     if not constant.any():
         return None
     note = (
@@ -74,11 +76,11 @@ def uncorrelated(rows: Tensor, constant: Tensor) -> Outcome | None:
 
 
 def _jacov(model: nn.Module, inputs: Any) -> Outcome:
-    rows, _ = input_gradients(model, inputs, "jacov")
+    rows, output = input_gradients(model, inputs, "jacov")
     if len(rows) < 2:
         raise InputError(f"jacov: needs a batch of at least 2 samples, got {len(rows)}")
     matrix, constant = correlations(rows)
-    outcome = uncorrelated(rows, constant)
+    outcome = uncorrelated(rows, constant, output)
     if outcome is not None:
         return outcome
     values = torch.linalg.eigvalsh(matrix)
