@@ -7,6 +7,7 @@ it was stopped and scores nothing twice.
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -296,5 +297,20 @@ def _show(rows: list[Row], names: list[str], top: int, networks: Networks, parte
         ),
     )
     scores = {name: [row.scores[name] for row in rows] for name in names}
-    for note in not_finite_notes(scores, parted):
+    for note in (*not_finite_notes(scores, parted), *_notes_on_most(rows, names)):
         console.say(note)
+
+
+def _notes_on_most(rows: list[Row], names: list[str]) -> list[str]:
+    """What a proxy notes on more than half of the networks, but for the numbers in it."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        notes = [note for note in row.notes if note.partition(": ")[0] in names]
+        for kind, note in {re.sub(r"[\d.]+", "#", note): note for note in notes}.items():
+            found.setdefault(kind, []).append(note)
+    said = []
+    for same in found.values():
+        name, _, note = same[0].partition(": ")
+        if 2 * len(same) > len(rows):
+            said.append(f"{name}, {len(same)} of {len(rows)} networks: {note}")
+    return said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html.parser
+import re
 from pathlib import Path
 
 import pyarrow.parquet
@@ -235,6 +236,28 @@ def test_only_what_the_first_proxy_lacks_ranks_last(capsys, monkeypatch):
             f"Best first by {first}; {'; '.join(notes)}."
             in Path(f"{first}/report.html").read_text()
         )
+
+
+def test_what_a_proxy_notes_on_most_networks_is_said_below_the_table(capsys, monkeypatch):
+    from sigeo.scoring.networks import Networks
+    from sigeo.store import Record
+
+    def scored(self, arch, proxies):
+        found = 1 + len(seen)
+        seen.append(arch)
+        often = (f"{found}.5 of 64 images have 3 zeros",)
+        return {
+            "jacov": Record(1.0, {}, often),
+            "zico": Record(1.0, {}, often if found == 1 else ()),
+        }
+
+    seen = []
+    monkeypatch.setattr(Networks, "score", scored)
+    given = ["rank", *SMALL, "--archs", "3", "--proxy", "jacov,zico", "--out", "r"]
+    code, _, err = run(*given, capsys=capsys)
+    said = [line for line in err.splitlines() if "zeros" in line]
+    assert code == 0 and len(said) == 1
+    assert re.fullmatch(r"jacov, 3 of 3 networks: [123].5 of 64 images have 3 zeros", said[0])
 
 
 def test_proxies_of_single_samples(capsys):
