@@ -264,11 +264,12 @@ def capture(
         The statistics, to be read after the backward pass.
 
     Raises:
-        InputError: An argument out of its range, a lazy layer that has not been run, params="layers"
-            of which none is trained, inputs without one number of samples, a parameter that cannot
-            be served, batch norm that the policy refuses, a module that `torch.jit` compiled, other tensors in the place of parameters, a
-            second backward pass, a capture in the body of another that has some of its parameters;
-            and when statistics are read, that no backward pass reached the model.
+        InputError: An argument out of its range, a lazy layer that has not been run,
+            params="layers" of which none is trained, inputs without one number of samples, a
+            parameter that cannot be served, batch norm that the policy refuses, a module that
+            `torch.jit` compiled, other tensors in the place of parameters, a second backward pass,
+            a capture in the body of another that has some of its parameters; and when statistics
+            are read, that no backward pass reached the model, or that it was refused.
     """
     if isinstance(want, str):
         raise InputError(f"want: expected a set or list of names, got the text {want!r}")
