@@ -124,6 +124,13 @@ def test_a_recalibrated_network_is_what_was_evaluated_and_leaves_the_supernet(wh
     assert all(torch.equal(before[name], value) for name, value in supernet.state_dict().items())
 
 
+def test_a_supernet_is_not_recalibrated_as_a_whole():
+    with pytest.raises(
+        InputError, match=r"expected a plain module, such as supernet.subnet\(arch\)"
+    ):
+        recalibrated(SPACE.supernet(seed=1), batches(1, 4))
+
+
 def test_recalibration_leaves_dropout_and_momentum_alone():
     network = nn.Sequential(nn.BatchNorm1d(4, momentum=0.3), nn.Dropout(0.9), nn.BatchNorm1d(4))
     images = torch.randn(64, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1

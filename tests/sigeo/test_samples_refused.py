@@ -130,6 +130,27 @@ def test_what_was_served_in_part_is_left_out_of_sums_over_parameters(names):
     assert (whole.sample_sq_norm > stats.sample_sq_norm).all()
 
 
+def test_second_derivatives_are_refused_in_words():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 1))
+    x = torch.randn(SAMPLES, 4, requires_grad=True)
+    with capture(model, {"sum"}):
+        y = model(x).mean()
+        (slope,) = torch.autograd.grad(y, x, create_graph=True)
+        with pytest.raises(RuntimeError, match="capture: the loss differentiates a gradient again"):
+            (y + slope.square().sum()).backward()
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
+def test_looking_at_a_gradient_is_no_use_of_its_parameter():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.randn(SAMPLES, 4)
+    model(x).mean().backward(create_graph=True)
+    with capture(model, {"sum"}) as stats:
+        assert any(p.grad.requires_grad for p in model.parameters())
+        model.zero_grad()
+        model(x).mean().backward()
+    torch.testing.assert_close(stats["0.bias"].sum / SAMPLES, model[0].bias.grad)
+
+
 def test_bad_arguments():
     model = nn.Linear(4, 5)
     cases = [

@@ -105,8 +105,13 @@ def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> nn.Module:
         The copy, in eval mode.
 
     Raises:
-        InputError: No batch, or no pairs.
+        InputError: A supernet, no batch, or no pairs.
     """
+    if hasattr(network, "subnet"):
+        raise InputError(
+            "network: expected a plain module, such as supernet.subnet(arch), got "
+            f"{type(network).__name__}, which needs an architecture"
+        )
     batches = list(batches)
     _check("recalibrated", batches, batches, 1)
     made = copy.deepcopy(network).eval()

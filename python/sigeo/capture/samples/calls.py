@@ -138,7 +138,18 @@ def _gradients(ctx: Any, d: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor
     return (None, dx, *found)
 
 
-_gradients_once = torch.autograd.function.once_differentiable(_gradients)
+def _gradients_once(ctx: Any, d: Tensor, tensors: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
+    """The same in a backward pass whose own graph is kept, which stops here."""
+    with torch.no_grad():
+        found = _gradients(ctx, d, tensors)
+    stop = torch._C._functions.DelayedError(
+        "capture: the loss differentiates a gradient again, as a gradient penalty does, and no "
+        "kernel measures second derivatives",
+        len(found),
+    )
+    leaves = [None if g is None else g.detach().requires_grad_() for g in found]
+    stopped: tuple[Tensor | None, ...] = stop(*leaves)  # type: ignore[arg-type]
+    return stopped
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -102,6 +102,14 @@ def leaves(value: Any) -> list[Any]:
     return [value]
 
 
+def name_of(function: Any) -> str:
+    """A function's name for a reader; a property's with a point before it."""
+    name = str(getattr(function, "__name__", function))
+    if name == "__get__":
+        return f".{getattr(function.__self__, '__name__', name)}"
+    return name
+
+
 # What makes no tensor of the forward pass.
 LOOKED_AT = {
     "backward",

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from sigeo.capture.samples.functions import LOOKED_AT
+from sigeo.capture.samples.functions import LOOKED_AT, name_of
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Mode(TorchFunctionMode):
         with _waiting(below) if below else _NOTHING:
             if name == "__get__":  # of a property; most are no tensors
                 value = func(*args)
-                if not isinstance(value, Tensor):
-                    return value
+                if not isinstance(value, Tensor) or name_of(func) == ".grad":
+                    return value  # a gradient is no function of its parameter's value
             return self._session.call(func, args, kwargs or {})
 
     def __enter__(self) -> Mode:

@@ -16,7 +16,7 @@ from sigeo.capture.samples.combined import combined
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
 from sigeo.capture.samples.following import followed
-from sigeo.capture.samples.functions import tensors_in
+from sigeo.capture.samples.functions import name_of, tensors_in
 from sigeo.capture.samples.graph import Graph
 from sigeo.capture.samples.mode import Mode, check_apart, eager, in_backward, open_sessions
 from sigeo.capture.samples.parameters import Parameters
@@ -273,7 +273,7 @@ class Session:
                 continue
             if all(self.parameters.only_shown(found[0], t) for t in tensors):
                 continue  # handed back, or only looked at in another shape
-            hand_over(self, found[0], getattr(func, "__name__", str(func)))
+            hand_over(self, found[0], name_of(func))
 
     def watch(self, record: Record) -> None:
         """Keep the gradient that a parameter gets in the backward pass, before hooks change it."""
