@@ -191,3 +191,15 @@ def test_subnets_of_a_supernet_are_scored_as_by_themselves():
         alone = sigeo.score(net.subnet(arch, whole=True), [batch], wanted, memory_format="preserve")
         assert scores == alone, arch
     assert len({scores["naswot"].value for scores in many}) == 4
+
+
+@pytest.mark.parametrize("name", ["naswot", "swap", "linear_regions"])
+def test_activations_that_are_not_finite_have_no_codes(name):
+    model = nn.Sequential(nn.Flatten(), nn.Linear(27, 8), nn.ReLU(), nn.Linear(8, 2))
+    batch = (torch.randn(4, 3, 3, 3), torch.tensor([0, 1, 0, 1]))
+    assert sigeo.score(model, [batch], [name])[name].value > -math.inf
+    with torch.no_grad():
+        model[1].bias[0] = math.nan
+    score = sigeo.score(model, [batch], [name])[name]
+    assert not score.finite
+    assert "what rectifiers are given is not finite" in score.notes

@@ -39,7 +39,7 @@ _RECTIFIERS = {
 """Functions of pieces that are linear, with a kink at 0: those whose names end in ReLU."""
 
 
-def rectifier_inputs(model: nn.Module, inputs: Any, see: Callable[[Tensor], None]) -> None:
+def rectifier_inputs(model: nn.Module, inputs: Any, see: Callable[[Tensor], None]) -> bool:
     """Run a model in train mode, without gradients, and show what each call of a rectifier gets.
 
     The model runs in full: modules with an attribute ``abridged`` have it False meanwhile, which
@@ -57,6 +57,9 @@ def rectifier_inputs(model: nn.Module, inputs: Any, see: Callable[[Tensor], None
             lie in is followed from the inputs. Not called for what is the same for every sample,
             such as a rectified parameter.
 
+    Returns:
+        Whether all that was shown is finite.
+
     Raises:
         InputError: Inputs without one number of samples, a rectifier for which it is not known
             where its samples are, or a module that `torch.jit` compiled.
@@ -70,6 +73,7 @@ def rectifier_inputs(model: nn.Module, inputs: Any, see: Callable[[Tensor], None
     batch = tree_map_only(Tensor, Tensor.clone, inputs)
     constants = [*model.parameters(), *model.buffers()]
     mark_inputs(tensors_in(batch))
+    watch = _Watch(see)
     try:
         for tensor in constants:
             mark(tensor, None)
@@ -79,12 +83,13 @@ def rectifier_inputs(model: nn.Module, inputs: Any, see: Callable[[Tensor], None
             undistributed(model),
             eager(),
             _in_full(model),
-            _Watch(see),
+            watch,
         ):
             model.train()
             call(model, batch)
     finally:
         forget(constants)
+    return watch.finite
 
 
 @contextmanager
@@ -110,6 +115,7 @@ class _Watch(TorchFunctionMode):
     def __init__(self, see: Callable[[Tensor], None]):
         super().__init__()
         self._see = see
+        self.finite = True
 
     def __torch_function__(
         self,
@@ -138,6 +144,7 @@ class _Watch(TorchFunctionMode):
     def _show(self, tensor: Tensor, name: str) -> None:
         place = where(tensor)
         if isinstance(place, Axis):
+            self.finite = self.finite and bool(tensor.isfinite().all())
             self._see(samples_first(tensor, place))
         elif place is not None or not noted(tensor):
             reason = "what made it is not followed" if place is None else place.reason

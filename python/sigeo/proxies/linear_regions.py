@@ -22,7 +22,7 @@ from sigeo.capture import rectifier_inputs
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.distinct import count_rows, number_rows, sign_words
-from sigeo.proxies.naswot import NO_RECTIFIER
+from sigeo.proxies.naswot import NO_RECTIFIER, NOT_FINITE
 from sigeo.proxies.registry import register
 
 
@@ -75,15 +75,15 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
 
         drawn = _drawn(inputs, samples, size, seed)
         try:
-            rectifier_inputs(model, drawn, see)
+            finite = rectifier_inputs(model, drawn, see)
         except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError) as error:  # too small for it, say
             what = "inputs like these" if size is None else f"images of {size} by {size}"
             reason = " ".join(str(error).split())[:200]
             return Outcome(math.nan, {}, (f"does not run on {what} (option size): {reason}",))
-        if numbers is None:
-            return Outcome(math.nan, {}, (NO_RECTIFIER,))
+        if numbers is None or not finite:
+            return Outcome(math.nan, {}, (NO_RECTIFIER if finite else NOT_FINITE,))
         regions = count_rows(numbers)
         every = f"each of the {samples} inputs is in a region of its own, there may be any number"
         return Outcome(float(regions), {}, (every,) if 1 < regions == samples else ())

@@ -21,6 +21,7 @@ from sigeo.proxies.registry import register
 from sigeo_ext import gram
 
 NO_RECTIFIER = "no rectifier (ReLU or one of its kind) is given anything that the samples differ in"
+NOT_FINITE = "what rectifiers are given is not finite"
 
 
 def _naswot(model: nn.Module, inputs: Any) -> Outcome:
@@ -33,7 +34,8 @@ def _naswot(model: nn.Module, inputs: Any) -> Outcome:
         apart[:] = [apart[0] + found if apart else found]
         values += rectified[0].numel()
 
-    rectifier_inputs(model, inputs, see)
+    if not rectifier_inputs(model, inputs, see):
+        return Outcome(math.nan, {}, (NOT_FINITE,))
     if not apart:
         return Outcome(math.nan, {}, (NO_RECTIFIER,))
     return _log_determinant(apart[0], values)

@@ -18,18 +18,19 @@ from sigeo.capture import rectifier_inputs
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.distinct import count_rows, number_rows, sign_words
-from sigeo.proxies.naswot import NO_RECTIFIER
+from sigeo.proxies.naswot import NO_RECTIFIER, NOT_FINITE
 from sigeo.proxies.registry import register
 
 
-def _patterns(model: nn.Module, inputs: Any) -> int:
-    """The number of distinct patterns; 0 where there is no rectifier."""
+def _patterns(model: nn.Module, inputs: Any) -> int | None:
+    """The number of distinct patterns, 0 without a rectifier; None where values are not finite."""
     words: list[Tensor] = []  # a bit a sample, beside four bytes a sample of one activation
 
     def see(rectified: Tensor) -> None:
         words.append(sign_words(rectified.flatten(1).t()))
 
-    rectifier_inputs(model, inputs, see)
+    if not rectifier_inputs(model, inputs, see):
+        return None
     return count_rows(number_rows(torch.cat(words))) if words else 0
 
 
@@ -58,7 +59,7 @@ def swap(*, mu: float | None = None, sigma: float | None = None) -> Proxy:
     def function(model: nn.Module, inputs: Any) -> Outcome:
         patterns = _patterns(model, inputs)
         if not patterns:
-            return Outcome(math.nan, {}, (NO_RECTIFIER,))
+            return Outcome(math.nan, {}, (NOT_FINITE if patterns is None else NO_RECTIFIER,))
         if mu is None or sigma is None:
             return Outcome(float(patterns))
         parameters = sum(p.numel() for p in model.parameters())
