@@ -154,7 +154,10 @@ REFUSED = {
     "column": (["--metric-column", "x"], "--metric-column: has no effect without --table"),
     "top": (["--top", "0.1"], "--top: has no effect without --table"),
     "groups": (["--groups", "0/1"], "--groups: has no effect without --kind"),
-    "kind": (["--kind", "colour"], "kind: must be one of convolution_count, nonlinear_count, nonlinear_depth"),
+    "kind": (
+        ["--kind", "colour"],
+        "kind: must be one of convolution_count, nonlinear_count, nonlinear_depth",
+    ),
     "both": (["--kind", "nonlinear_depth", "--leaves", "3"], "--leaves: has no effect with --kind"),
     "kinds-warmup": (
         ["--kind", "nonlinear_depth", "--warmup", "0.5"],
