@@ -27,15 +27,28 @@ struct Sums {
   }
 };
 
-// Calls term(i, lane) for i in [0, n): whole runs of kLanes, then the rest.
-template <class Term>
-SIGEO_INLINE void for_each_lane(int64_t n, const Term& term) {
+// Calls term(i, lane) for i in [0, n): whole runs of kLanes, each after ask(i), then the rest.
+template <class Term, class Ask>
+SIGEO_INLINE void for_each_lane(int64_t n, const Term& term, const Ask& ask) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
+    ask(i);
 #pragma GCC ivdep
     for (int64_t k = 0; k < kLanes; ++k) term(i + k, k);
   }
   for (int64_t k = 0; i + k < n; ++k) term(i + k, k);
+}
+template <class Term>
+SIGEO_INLINE void for_each_lane(int64_t n, const Term& term) {
+  for_each_lane(n, term, [](int64_t) {});
+}
+
+// Asks for the memory of a run of lanes some runs ahead of `values`, which may lie behind their
+// end: where much is done with a value, not every processor looks far enough ahead by itself.
+template <class T>
+SIGEO_INLINE void ask_ahead(const T* values) {
+  constexpr int64_t kAhead = 16 * kLanes, kLine = 64 / static_cast<int64_t>(sizeof(T));
+  for (int64_t i = 0; i < kLanes; i += kLine) __builtin_prefetch(values + kAhead + i);
 }
 
 // Adds up kCount sums a layer: block(layer, begin, n, sums) gives one block's share, and the

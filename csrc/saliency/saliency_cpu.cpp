@@ -1,4 +1,5 @@
 #include <bit>
+#include <limits>
 #include <vector>
 
 #include "common/load.h"
@@ -15,10 +16,16 @@ constexpr Columns kPlain = 1u << kProduct | 1u << kAbsProduct | 1u << kWeightSq 
 // memory is read once, whatever is wanted.
 template <bool kWide, Column... kSome, class T>
 SIGEO_INLINE void add_columns(const T* w, const T* g, int64_t n, Sums<kParts>& sums) {
-  for_each_lane(n, [&](int64_t i, int64_t lane) SIGEO_LAMBDA_INLINE {
+  const auto term = [&](int64_t i, int64_t lane) SIGEO_LAMBDA_INLINE {
     const auto add = [&](Part part, double value)
                          SIGEO_LAMBDA_INLINE { sums.lane[part][lane] += value; };
     (add_column<kSome, kWide>(w[i], g[i], add), ...);
+  };
+  for_each_lane(n, term, [&](int64_t i) SIGEO_LAMBDA_INLINE {
+    if constexpr (sizeof...(kSome) == 1) {
+      ask_ahead(w + i);
+      if (w != g) ask_ahead(g + i);
+    }
   });
 }
 
@@ -40,6 +47,16 @@ SIGEO_INLINE void add_log(const float* w, const float* g, int64_t n, Sums<kParts
   add_columns<false, kLogAbsProduct>(w, g, n, sums);
 }
 
+// Nearly all gradients have a plain logarithm, which a look at the block shows.
+template <class T>
+SIGEO_INLINE void add_log1p(const T* w, const T* g, int64_t n, Sums<kParts>& sums) {
+  constexpr T kLimit = sizeof(T) == 4 ? std::numeric_limits<T>::max() : static_cast<T>(0x1p600);
+  int outside = 0;
+  for (int64_t i = 0; i < n; ++i) outside |= g[i] > -1 && g[i] <= kLimit ? 0 : 1;
+  if (outside == 0) add_columns<false, kLog1pProduct>(w, g, n, sums);
+  else add_columns<true, kLog1pProduct>(w, g, n, sums);
+}
+
 template <class T>
 SIGEO_INLINE void columns_body(const T* w, const T* g, int64_t n, Columns want,
                                Sums<kParts>& sums) {
@@ -52,7 +69,7 @@ SIGEO_INLINE void columns_body(const T* w, const T* g, int64_t n, Columns want,
     if (holds(want, kGradientSq)) add_columns<false, kGradientSq>(g, g, n, sums);
   }
   if (holds(want, kLogAbsProduct)) add_log(w, g, n, sums);
-  if (holds(want, kLog1pProduct)) add_columns<false, kLog1pProduct>(w, g, n, sums);
+  if (holds(want, kLog1pProduct)) add_log1p(w, g, n, sums);
 }
 SIGEO_MULTIVERSION void columns_block(const float* w, const float* g, int64_t n, Columns want,
                                       Sums<kParts>& sums) {

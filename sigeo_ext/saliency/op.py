@@ -18,7 +18,7 @@ _FLOPS = {
     "product": 2,
     "abs_product": 3,
     "log_abs_product": 3,
-    "log1p_product": 36,
+    "log1p_product": 29,
     "weight_sq": 2,
     "gradient_sq": 2,
 }

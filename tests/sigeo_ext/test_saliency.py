@@ -169,6 +169,16 @@ def test_log1p_at_its_edges(g, expected, device):
         assert got == expected or (math.isnan(got) and math.isnan(expected))
 
 
+@pytest.mark.parametrize("rare", [2.0**601, 1.79e308, -1 + 2.0**-53])
+def test_log1p_of_a_block_with_a_rare_value(rare, device):
+    gradient = torch.linspace(-0.9, 9.0, 600, dtype=torch.float64)
+    gradient[300] = rare
+    weights = [torch.ones(600, dtype=torch.float64, device=device)]
+    got = saliency.sums(weights, [gradient.to(device)], want=["log1p_product"])["log1p_product"]
+    expected = math.fsum(abs(math.log1p(v)) for v in gradient.tolist())
+    assert got.item() == pytest.approx(expected, rel=1e-14)
+
+
 @TYPES
 @pytest.mark.parametrize("where", ["weights", "gradients"])
 def test_nan_reaches_every_column_it_touches(where, dtype, device):
