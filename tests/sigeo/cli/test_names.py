@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from sigeo import proxies, spaces
 from sigeo.cli import names, shared_weights
@@ -74,6 +76,7 @@ REFUSED = (
     ("train", "--out", ""),
     ("score", "--model", "a:b", "--model-args", "3"),
     ("correlate", "--scores", "none.csv", "--table", os.devnull, "--metric", "x"),
+    ("correlate", "--scores", "s", "--table", os.devnull, "--metric", "x", "--rank-sum", "zico"),
     ("tables", os.devnull, "--convert", "out.csv"),
 )
 
@@ -135,6 +138,26 @@ for arguments in {given}:
     assert "--archs: t.csv has 3 architectures with acc, got 4" in first
     assert len(others) == len(given) - 1
     assert all("t.csv: expected a column for metric 'auc', found acc" in line for line in others)
+
+
+def test_a_sum_of_what_has_no_scores_is_refused_before_the_table_is_read(tmp_path):
+    columns = {"arch_str": ["a", "b"], "zico": [1.0, 2.0]}
+    ranking = pa.table(columns).replace_schema_metadata({"sigeo": '{"proxies": ["zico"]}'})
+    parquet.write_table(ranking, tmp_path / "scores.parquet")
+    (tmp_path / "t.csv").write_text("no table at all")
+    given = ["correlate", "--scores", ".", "--table", "t.csv", "--metric", "acc"]
+    code = f"""
+import sys
+from sigeo.cli import main
+for option in ("--rank-sum", "--log-rank-sum"):
+    assert main([*{given}, option, "zico,swap"]) == 2
+    assert not {{"torch", "scipy"}} & sys.modules.keys(), option
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("rank-sum: expected of zico, which have scores, got swap") == 2
 
 
 @pytest.fixture
