@@ -22,6 +22,11 @@ REFUSED = (
     ("score", "--arch", "x", "--proxy", "zico,zicoo"),
     ("rank", "--proxy", "zico", "--lambdas", "1,1,0"),
     ("score", "--arch", "x", "--proxy", "zico", "--inner-lr", "1"),
+    ("rank", "--proxy", "zen:beta=1"),
+    ("rank", "--proxy", "zen:repeats"),
+    ("rank", "--proxy", "zico,repeats=2"),
+    ("score", "--arch", "x", "--proxy", "zen:repeats=2,naswot:repeats=2"),
+    ("score", "--arch", "x", "--proxy", "sigeo:lambdas=[1,2,3]", "--lambdas", "1,1,0"),
     ("compare", "--proxy", "zicoo"),
     ("compare", "--recipes", "fair", "fairr:width=1"),
     ("compare",),  # without a table
@@ -86,6 +91,8 @@ def test_the_names_are_those_that_the_packages_know():
     for space, sizes in SIZES.items():
         assert list(sizes) == list(spaces.sizes_of(space))
     assert list(names.PROXIES) == proxies.names()
+    for proxy, known in names.PROXIES.items():
+        assert list(known) == list(proxies.options_of(proxy))
     assert list(names.RECIPES) == recipes.names()
     for recipe, known in names.RECIPES.items():
         assert list(known) == list(recipes.entry(recipe).options)
