@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from sigeo.errors import InputError
+
 
 def parts(text: str) -> tuple[str, list[str]]:
     """The name, and what follows it, split at commas outside brackets, without spaces around.
@@ -10,11 +16,57 @@ def parts(text: str) -> tuple[str, list[str]]:
         text: ``NAME`` or ``NAME:OPTION=VALUE,...``; a value may be a list of JSON.
     """
     name, _, rest = text.partition(":")
+    return name.strip(), _split(rest)
+
+
+def listed(text: str) -> list[str]:
+    """Several such texts that are separated by commas, as are the options of each.
+
+    What has an equals sign and no name before it is a further option of the thing before it.
+    """
+    found: list[str] = []
+    for part in _split(text):
+        before, equals, _ = part.partition("=")
+        if found and equals and ":" not in before:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
+
+
+def values(what: str, given: Iterable[str], known: Iterable[str]) -> dict[str, Any]:
+    """The options in texts ``OPTION=VALUE``; values are JSON, or else text.
+
+    Args:
+        what: Has the options, for messages.
+        given: The texts.
+        known: The options that it has.
+
+    Raises:
+        InputError: A text is none, or an option is there twice.
+    """
+    found: dict[str, Any] = {}
+    for part in given:
+        option, equals, value = part.partition("=")
+        if not equals or not option:
+            have = ", ".join(f"{name}=" for name in known) or "none"
+            raise InputError(f"{what}: expected option=value, got {part!r}; options are {have}")
+        if option in found:
+            raise InputError(f"{what}: {option} is given more than once")
+        try:
+            found[option] = json.loads(value)
+        except ValueError:
+            found[option] = value
+    return found
+
+
+def _split(text: str) -> list[str]:
+    """At commas outside brackets, without spaces around."""
     found, depth, begin = [], 0, 0
-    for place, letter in enumerate(rest):
+    for place, letter in enumerate(text):
         depth += (letter in "[{") - (letter in "]}")
         if letter == "," and depth == 0:
-            found.append(rest[begin:place])
+            found.append(text[begin:place])
             begin = place + 1
-    stripped = (part.strip() for part in [*found, rest[begin:]])
-    return name, [part for part in stripped if part]
+    stripped = (part.strip() for part in [*found, text[begin:]])
+    return [part for part in stripped if part]

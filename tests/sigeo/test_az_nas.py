@@ -137,7 +137,7 @@ def test_blocks_can_be_named():
     assert all(score.finite for score in az(plain, images, blocks=["0", "3"]).values())
     with pytest.raises(InputError, match="blocks: must be names of modules .* got 'stage'"):
         az(model, images, blocks=["stem", "stage"])
-    with pytest.raises(InputError, match="blocks: expected a list of names, got the text 'stem'"):
+    with pytest.raises(InputError, match="blocks must be a list, each a text or None, got 'stem'"):
         proxies.get("az_trainability", blocks="stem")
 
 

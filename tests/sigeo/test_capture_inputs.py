@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,15 @@ from torch import nn
 
 import sigeo
 from sigeo import InputError
-from sigeo.capture import Request, gradient_statistics
+from sigeo.capture import (
+    Request,
+    capture,
+    diag_fisher,
+    fisher_rao,
+    fisher_trace,
+    gradient_statistics,
+    ntk,
+)
 from tests.sigeo.models import TwoInputs, golden_net, image_batches
 
 
@@ -83,3 +93,54 @@ def test_other_index_errors_of_a_loss_are_its_own():
 
     with pytest.raises(IndexError, match="list index out of range"):
         sigeo.score(model, data * 2, ["zico"], loss_fn=broken)
+
+
+def measured(model, batches):
+    """Something of every way that gradients are measured, by name."""
+    by_signs = fisher_trace(model, batches, estimator="signs", batch_norm="frozen")
+    return {
+        "trace": fisher_trace(model, batches, batch_norm="frozen"),
+        "signs": by_signs,
+        "rao": fisher_rao(model, batches, batch_norm="frozen"),
+        "diagonal": sum(
+            float(d.sum()) for d in diag_fisher(model, batches, batch_norm="frozen").values()
+        ),
+        "kernel": float(ntk(model, batches[0][0], batch_norm="frozen").sum()),
+        "loss": float(gradient_statistics(model, batches)[0].losses.sum()),
+        **{n: s.value for n, s in sigeo.score(model, batches, ["zico", "snip", "naswot"]).items()},
+    }
+
+
+def test_inference_mode_is_left_where_gradients_are_measured():
+    model, batches = golden_net(), image_batches(2)
+    expected = measured(model, batches)
+    with torch.inference_mode():
+        made_inside = [(x.clone(), y.clone()) for x, y in batches]
+        assert made_inside[0][0].is_inference() and made_inside[0][1].is_inference()
+        assert measured(model, batches) == measured(model, made_inside) == expected
+        assert torch.is_inference_mode_enabled()
+    assert measured(model, made_inside) == expected
+
+
+def test_a_model_made_in_inference_mode_is_refused_with_what_helps():
+    with torch.inference_mode():
+        model = golden_net()
+    with pytest.raises(InputError, match=r"model: \S+weight was made in torch.inference_mode"):
+        gradient_statistics(model, image_batches())
+    with (
+        pytest.raises(InputError, match=r"weight was made in torch.inference_mode"),
+        capture(model),
+    ):
+        pass
+    assert gradient_statistics(copy.deepcopy(model), image_batches())[0].reached
+    model = golden_net()
+    with torch.inference_mode():
+        model.register_buffer("scale", torch.ones(1))
+    with pytest.raises(InputError, match=r"model: scale was made in torch.inference_mode"):
+        sigeo.score(model, image_batches(), ["zico"])
+
+
+def test_a_capture_inside_inference_mode_is_refused():
+    expected = "capture: torch.inference_mode is on"
+    with torch.inference_mode(), pytest.raises(InputError, match=expected), capture(golden_net()):
+        pass

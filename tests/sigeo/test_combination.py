@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from sigeo import InputError
 from sigeo.tables import log_rank_sum, rank_sum
 
 
@@ -55,7 +56,16 @@ def test_only_the_order_counts_and_the_order_of_architectures_does_not():
 
 @pytest.mark.parametrize("function", [rank_sum, log_rank_sum])
 def test_columns_that_do_not_belong_together_are_refused(function):
-    with pytest.raises(ValueError, match="got none"):
-        function([])
-    with pytest.raises(ValueError, match="got 2 and 3"):
-        function([np.zeros(2), np.zeros(3)])
+    for scores, message in (
+        ([], "got none"),
+        ([np.zeros(2), np.zeros(3)], "got 2 and 3"),
+        ({"zico": [1, 2]}, r"list of arrays \[n\], one a proxy, got dict; list\(scores.values"),
+        ("zico", r"list of arrays \[n\], one a proxy, got str$"),
+        (None, r"list of arrays \[n\], one a proxy, got NoneType$"),
+        ([1.0, 2.0], r"\[n\] by each proxy, got \[\]$"),
+        ([np.zeros((2, 3))], r"\[n\] by each proxy, got \[2, 3\]$"),
+        ([[1, 2], ["a", "b"]], r"numbers \[n\] by each proxy \(could not convert"),
+        ([[1, [2, 3]]], r"numbers \[n\] by each proxy \("),
+    ):
+        with pytest.raises(InputError, match="^scores: expected .*" + message):
+            function(scores)

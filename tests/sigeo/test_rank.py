@@ -13,11 +13,12 @@ from torch import nn
 
 from sigeo import InputError, data, proxies, score, spaces
 from sigeo.proxies import OnModel, Outcome, Proxy
-from sigeo.scoring.export import as_json, read_scores, strict_dumps, write_scores
+from sigeo.scoring.export import as_json, strict_dumps, write_scores
 from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.rank import rank
 from sigeo.store import RunStore
 from sigeo.supernet import WarmUp, load_checkpoint, save_checkpoint, warm_up_alone
+from sigeo.tables.ranking import read_scores
 from tests.sigeo.test_nasbench201 import published
 
 DIGITS = data.load("digits")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -41,14 +42,14 @@ class Batches:
                 for some that torch does not compute safely so.
 
         Raises:
-            InputError: There is no batch, one tensor instead of batches, or a parameter of the
-                model has no shape yet.
+            InputError: There is no batch, one tensor instead of batches, a parameter of the model
+                has no shape yet, or it was made in ``torch.inference_mode``.
         """
         if isinstance(batches, Tensor):
             raise InputError(
                 "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"
             )
-        check_made(model.named_parameters())
+        check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
         self._batches = batches if isinstance(batches, Sequence) else list(batches)
         random.restore()
@@ -84,7 +85,7 @@ class Batches:
             isinstance(leaf, Tensor) for leaf in tree_leaves(labels)
         ):
             labels = torch.as_tensor(labels)
-        return self._place(inputs), tree_map_only(Tensor, lambda t: t.to(self.device), labels)
+        return self._place(inputs), tree_map_only(Tensor, self._moved, labels)
 
     def _place(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
@@ -93,10 +94,14 @@ class Batches:
             return tuple(self._place(value) for value in inputs)
         if not isinstance(inputs, Tensor):
             return inputs
-        placed = inputs.to(self.device)
+        placed = self._moved(inputs)
         if self._channels_last and placed.dim() == 4 and placed.is_floating_point():
             return placed.contiguous(memory_format=torch.channels_last)
         return placed
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        moved = tensor.to(self.device)
+        return moved.clone() if moved.is_inference() else moved  # autograd takes the copy
 
 
 def _suits_channels_last(model: nn.Module) -> bool:

@@ -49,6 +49,8 @@ class Trace(float):
         return trace
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fisher_trace(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -102,6 +104,8 @@ def fisher_trace(
     return Trace(total / count)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fisher_rao(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -127,6 +131,8 @@ def fisher_rao(
     return total / count
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def diag_fisher(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -190,7 +196,7 @@ class _Passes:
             The statistics of a batch.
         """
         generator = torch.Generator().manual_seed(self.seed)
-        with preserved(self.model, parameters=False), torch.enable_grad():
+        with preserved(self.model, parameters=False):
             for index in range(len(self.data)):
                 inputs, given = self.data[index]
                 with capture(
@@ -246,7 +252,7 @@ def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
     draws = torch.Generator().manual_seed(passes.seed)
     signs = torch.Generator().manual_seed(passes.seed ^ _SIGNS)
     total, variance, count = 0.0, 0.0, 0
-    with preserved(passes.model, parameters=False), torch.enable_grad():
+    with preserved(passes.model, parameters=False):
         for index in range(len(passes.data)):
             inputs, given = passes.data[index]
             try:

@@ -30,16 +30,21 @@ def buffers_of(modules: Iterable[tuple[str, nn.Module]]) -> list[Tensor]:
     return [b for _, module in modules for b in module._buffers.values() if b is not None]
 
 
-def check_made(named: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Check that every one of a model's parameters is there.
+def check_made(named: Iterable[tuple[str, Tensor]]) -> None:
+    """Check that a model's parameters, and buffers, are there and can be measured.
 
     Raises:
-        InputError: A lazy layer has not been run yet.
+        InputError: A lazy layer has not been run yet, or one was made in ``torch.inference_mode``.
     """
-    for name, parameter in named:
-        if isinstance(parameter, nn.parameter.UninitializedParameter):
+    for name, tensor in named:
+        if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
             raise InputError(
                 f"model: {name} has no shape yet; run the lazy model once before it is measured"
+            )
+        if tensor.is_inference():
+            raise InputError(
+                f"model: {name} was made in torch.inference_mode, where nothing has gradients; "
+                "make the model, or copy.deepcopy it, outside"
             )
 
 

@@ -18,6 +18,8 @@ Outputs = Literal["sum", "trace", "full"]
 NTKBatchNorm = BatchNormPolicy | Literal["coupled"]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def ntk(
     model: nn.Module,
     inputs: Any,
@@ -107,7 +109,7 @@ def ntk(
         single = rows.sum(1) if outputs == "sum" else rows.flatten()
         return coupled_gram(single, chosen, max_bytes)
 
-    with preserved(model, parameters=False), torch.enable_grad():
+    with preserved(model, parameters=False):
         if batch_norm == "coupled":
             with undistributed(model):
                 return coupled(batch)

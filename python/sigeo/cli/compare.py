@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import compare_options, console, names, options, table_options
+from sigeo.cli import compare_options, console, options, proxy_options, table_options
 from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
 from sigeo.whole_files import write_whole
@@ -57,11 +57,13 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.fewshot import comparison
     from sigeo.report.comparison import render_comparison
     from sigeo.scoring import export
+    from sigeo.scoring.score import resolve
 
     outlined = options.space_before_images(args)
     compare_options.check_recipes(args, outlined)
     _parsed(ranked, outlined, table)
-    wanted = [proxies.get(name) for name in names.listed(args.proxy)]
+    given = proxy_options.given(args.proxy)
+    wanted = resolve([proxies.get(name, **own) for name, own in given]) if given else []
     data, space = options.load_data_and_space(args)
     archs, truth = _parsed(ranked, space, table)
     study = compare_options.study(args, data, space)
@@ -84,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
         "column": table.column(args.metric),
         "architectures": len(archs),
         "seeds": list(range(args.seed, args.seed + args.seeds)),
+        "options": {proxy.name: dict(proxy.options) for proxy in wanted if proxy.options},
         "ceiling": export.finite_or_none(ceiling),
         "systems": [_finite(standing.document()) for standing in standings],
         "env": export.environment(args.device),

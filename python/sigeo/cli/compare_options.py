@@ -58,7 +58,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=names.proxies,
         default="",
         metavar="A,B",
-        help="proxies that rank the subnets as well, on the trained weights (default: none)",
+        help="proxies that rank the subnets as well, on the trained weights, as of rank "
+        "(default: none)",
     )
     judged.add_argument(
         "--threshold",

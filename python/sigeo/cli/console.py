@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -14,6 +15,8 @@ from rich.table import Table
 Report = Callable[[int, int], None]
 _SECONDS_BETWEEN_LINES = 30.0
 _SECONDS_OF_SILENCE = 2.0
+_CONTINUED = ", continued"
+_FOLDED = 20  # letters of a column of text in a line, at least
 _STDERR = Console(stderr=True, highlight=False)
 """One for bars and lines: it moves a running bar below what is said."""
 
@@ -93,21 +96,55 @@ def say(text: str) -> None:
 def show_table(
     title: str, columns: Sequence[tuple[str, bool]], rows: Iterable[Sequence[str]]
 ) -> None:
-    """A table on standard output; columns are (heading, whether numbers)."""
-    table = Table(title=title, title_justify="left")
-    for heading, number in columns:
-        table.add_column(heading, justify="right" if number else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    show(table)
+    """A table on standard output; columns are (heading, whether numbers).
+
+    Where the terminal is too narrow for the columns, several tables, each with the first column.
+    """
+    cells = list(rows)
+    for part in _fitting(columns, cells, _stdout().width):
+        table = Table(title=title, title_justify="left")
+        for heading, number in (columns[place] for place in part):
+            table.add_column(
+                heading,
+                justify="right" if number else "left",
+                overflow="fold",
+                no_wrap=number and len(part) > 2,  # else it may be wider than the terminal
+            )
+        for row in cells:
+            table.add_row(*(row[place] for place in part))
+        show(table)
+        title = title.removesuffix(_CONTINUED) + _CONTINUED
+
+
+def _fitting(
+    columns: Sequence[tuple[str, bool]], rows: Sequence[Sequence[str]], width: int
+) -> list[list[int]]:
+    """The columns of tables of some width, the first in each; numbers are not folded, text is."""
+    found, used = [[0]], 0
+    for place, (heading, number) in enumerate(columns):
+        longest = max(cell_len(text) for text in (heading, *(row[place] for row in rows)))
+        needs = 3 + (longest if number or place == 0 else min(longest, _FOLDED))  # with its edges
+        if place == 0:
+            first = used = 1 + needs
+        elif used + needs > width and len(found[-1]) > 1:
+            found.append([0, place])
+            used = first + needs
+        else:
+            found[-1].append(place)
+            used += needs
+    return found
 
 
 def show(what: RenderableType) -> None:
     """A table or a tree on standard output."""
+    _stdout().print(what)
+
+
+def _stdout() -> Console:
     console = Console(markup=False)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe: no reason to fold
-    console.print(what)
+    return console
 
 
 def one_line(text: object) -> str:

@@ -61,6 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         parser.add_argument(
             f"--{name}",
+            type=_several,
             action="append",
             default=[],
             metavar="P,P,...",
@@ -92,10 +93,11 @@ def run(args: argparse.Namespace) -> int:
 
     from sigeo.tables import correlate, parts_first, quality, read_table
 
-    table = read_table(args.table)  # first, as torch is imported with the scores
+    given_scores = read_any_scores(scores_file)
+    combined = _combined(args, given_scores.columns)
+    table = read_table(args.table)
     truth = table.lookup(args.metric)
     table_options.say_if_code(table, args.metric)
-    given_scores = read_any_scores(scores_file)
     archs = given_scores.archs
     known = [i for i, arch in enumerate(archs) if arch in truth]
     if len(known) < 3:
@@ -106,7 +108,6 @@ def run(args: argparse.Namespace) -> int:
         )
     top = table_options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])
-    combined = _combined(args, given_scores.columns)
     scores = {p: column[known] for p, column in (given_scores.columns | combined).items()}
     scores |= _baselines([archs[i] for i in known], scores, given_scores.head)
     standing = None if given_scores.standing is None else given_scores.standing[known]
@@ -149,27 +150,34 @@ def _combined(
     """The sums of ranks asked for, over all architectures scored, by what names them.
 
     Raises:
-        InputError: A proxy has no scores, is there twice, or is alone.
+        InputError: A proxy has no scores.
     """
     from sigeo.tables import log_rank_sum, rank_sum
 
     found = {}
     for option, function in (("rank-sum", rank_sum), ("log-rank-sum", log_rank_sum)):
-        for text in getattr(args, option.replace("-", "_")):
-            proxies = names.listed(text)
+        for proxies in getattr(args, option.replace("-", "_")):
             missing = [proxy for proxy in proxies if proxy not in columns]
             if missing:
                 raise InputError(
                     f"--{option}: expected of {', '.join(columns)}, which have scores, got "
                     f"{missing[0]}"
                 )
-            if len(set(proxies)) != len(proxies) or len(proxies) < 2:
-                raise InputError(
-                    f"--{option}: expected two proxies or more, each once, got {text!r}"
-                )
             name = f"{option.replace('-', '_')}({','.join(proxies)})"
             found[name] = function([columns[proxy] for proxy in proxies])
     return found
+
+
+def _several(text: str) -> list[str]:
+    """A converter to the names of proxies to combine.
+
+    Raises:
+        ArgumentTypeError: One alone, or one twice.
+    """
+    proxies = names.listed(text)
+    if len(set(proxies)) != len(proxies) or len(proxies) < 2:
+        raise argparse.ArgumentTypeError(f"expected two proxies or more, each once, got {text!r}")
+    return proxies
 
 
 def _baselines(

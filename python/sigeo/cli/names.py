@@ -12,42 +12,43 @@ from collections.abc import Callable, Iterable
 
 from sigeo import option_text
 
-PROXIES = (
-    "az_expressivity",
-    "az_progressivity",
-    "az_trainability",
-    "diag_fisher",
-    "epe_nas",
-    "fisher",
-    "fisher_trace",
-    "flops",
-    "grad_norm",
-    "gradient_noise_scale",
-    "gradsign",
-    "grasp",
-    "jacov",
-    "l2_norm",
-    "linear_regions",
-    "logsynflow",
-    "meco",
-    "naswot",
-    "ntk_cond",
-    "ntk_min_eig",
-    "params",
-    "plain",
-    "sigeo",
-    "sigeo_cv_official",
-    "sigeo_paper",
-    "sigeo_recsys_buggy",
-    "sigeo_recsys_official",
-    "sigeo_sample",
-    "snip",
-    "swap",
-    "synflow",
-    "zen",
-    "zico",
-    "zico_sample",
-)
+PROXIES = {
+    "az_expressivity": ("blocks", "seed"),
+    "az_progressivity": ("blocks", "seed"),
+    "az_trainability": ("blocks", "seed"),
+    "diag_fisher": ("batch_norm",),
+    "epe_nas": (),
+    "fisher": ("weighting",),
+    "fisher_trace": ("batch_norm",),
+    "flops": (),
+    "grad_norm": (),
+    "gradient_noise_scale": ("batch_norm",),
+    "gradsign": ("batch_norm",),
+    "grasp": (),
+    "jacov": (),
+    "l2_norm": (),
+    "linear_regions": ("samples", "size", "seed"),
+    "logsynflow": (),
+    "meco": ("modules", "size", "seed"),
+    "naswot": (),
+    "ntk_cond": ("samples", "batches", "batch_norm"),
+    "ntk_min_eig": ("samples", "batches", "batch_norm"),
+    "params": (),
+    "plain": (),
+    "sigeo": ("preset", "lambdas", "inner_lr"),
+    "sigeo_cv_official": ("lambdas", "inner_lr"),
+    "sigeo_paper": ("lambdas", "inner_lr"),
+    "sigeo_recsys_buggy": ("lambdas", "inner_lr"),
+    "sigeo_recsys_official": ("lambdas", "inner_lr"),
+    "sigeo_sample": ("lambdas", "batch_norm"),
+    "snip": (),
+    "swap": ("mu", "sigma"),
+    "synflow": (),
+    "zen": ("repeats", "mixup", "features", "seed"),
+    "zico": (),
+    "zico_sample": ("batch_norm",),
+}
+"""With their options."""
 
 RECIPES = {
     "one-shot": ("over", "paths", "width", "affine"),
@@ -145,14 +146,24 @@ def listed(text: str) -> list[str]:
 
 
 def proxies(text: str) -> str:
-    """A converter that takes proxies' names, separated by commas.
+    """A converter that takes proxies, separated by commas; values of options are not looked at.
 
-    It raises argparse.ArgumentTypeError for anything else.
+    Each is ``NAME`` or ``NAME:OPTION=VALUE,...``.
+
+    Raises:
+        ArgumentTypeError: There is no such proxy or option.
     """
-    known = _registered("sigeo.proxies", PROXIES)
-    for name in listed(text):
-        _check(name, known)
+    for one in option_text.listed(text):
+        name, parts = option_text.parts(one)
+        _check(name, _registered("sigeo.proxies", PROXIES))
+        _check_options(name, parts, proxy_options(name))
     return text
+
+
+def proxy_options(name: str) -> Iterable[str]:
+    """The options of a proxy."""
+    imported = sys.modules.get("sigeo.proxies")
+    return PROXIES[name] if imported is None else imported.options_of(name)
 
 
 def metric(text: str) -> str:
@@ -183,6 +194,11 @@ def recipe(text: str) -> str:
     _check(name, _registered("sigeo.fewshot.recipes", RECIPES))
     imported = sys.modules.get("sigeo.fewshot.recipes")
     options = RECIPES[name] if imported is None else imported.entry(name).options
+    _check_options(name, parts, options)
+    return text
+
+
+def _check_options(name: str, parts: Iterable[str], options: Iterable[str]) -> None:
     for part in parts:
         option, equals, _ = part.partition("=")
         if option not in options or not equals:
@@ -190,7 +206,6 @@ def recipe(text: str) -> str:
             raise argparse.ArgumentTypeError(
                 f"expected OPTION=VALUE of {name}, whose options are {have}, got {part!r}"
             )
-    return text
 
 
 def _registered(package: str, known: Iterable[str]) -> Iterable[str]:

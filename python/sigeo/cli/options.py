@@ -19,8 +19,6 @@ from sigeo.space_sizes import SIZES
 
 if TYPE_CHECKING:
     from sigeo.data import ImageData
-    from sigeo.proxies import Proxy
-    from sigeo.scoring.networks import Init
     from sigeo.spaces import SearchSpace
 
 
@@ -65,16 +63,6 @@ fraction = _finite(0, 1, "a number from 0 to 1")
 rate = _finite(0, math.nextafter(1, 0), "a number from 0 to below 1")
 positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
 step_size = _finite(0, sys.float_info.max, "a number from 0")
-
-
-def _lambdas(text: str) -> tuple[float, ...]:
-    try:
-        values = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        values = ()
-    if len(values) != 3 or not all(math.isfinite(value) for value in values):
-        raise argparse.ArgumentTypeError(f"must be three finite numbers A,B,C, got {text!r}")
-    return values
 
 
 def _space_size(text: str) -> tuple[str, Any]:
@@ -203,40 +191,6 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
 
 
-def add_proxies(parser: argparse.ArgumentParser) -> None:
-    """The proxies and what they are measured on."""
-    group = parser.add_argument_group("proxies")
-    group.add_argument(
-        "--proxy",
-        type=names.proxies,
-        default="sigeo,zico,params,flops",
-        metavar="A,B",
-        help="names, separated by commas; the first one ranks (default: %(default)s)",
-    )
-    group.add_argument(
-        "--lambdas",
-        type=_lambdas,
-        metavar="A,B,C",
-        help="SiGeo's weights of the ZiCo term, the Fisher-Rao term and the loss "
-        "(default: 1,1,0; of sigeo and sigeo_cv_official with --init candidate 1,50,1)",
-    )
-    group.add_argument(
-        "--inner-lr",
-        type=step_size,
-        metavar="LR",
-        help="SiGeo's step size between the batches, 0 for no steps (default: 1)",
-    )
-    group.add_argument(
-        "--batches", type=positive, default=4, help="batches to score on (default: %(default)s)"
-    )
-    group.add_argument(
-        "--batch-size",
-        type=at_least_two,
-        default=64,
-        help="images of one, 2 or more (default: %(default)s)",
-    )
-
-
 def networks_at_once(text: str) -> int | Literal["auto"]:
     """The value of ``--many``.
 
@@ -310,52 +264,6 @@ def space_sizes(args: argparse.Namespace) -> dict[str, Any]:
             raise InputError(f"{option}: {error}") from None
         sizes[name] = value
     return sizes
-
-
-def check_proxies(args: argparse.Namespace) -> None:
-    """Refuse options that no proxy asked for has.
-
-    Raises:
-        InputError: There is one.
-    """
-    asked = names.listed(args.proxy)
-    for option, value, takes in (
-        ("--lambdas", args.lambdas, _takes_lambdas),
-        ("--inner-lr", args.inner_lr, _takes_inner_lr),
-    ):
-        if value is not None and not any(map(takes, asked)):
-            raise InputError(f"{option}: has no effect on {', '.join(asked) or 'no proxy'}")
-
-
-def _takes_lambdas(name: str) -> bool:
-    return name.startswith("sigeo")
-
-
-def _takes_inner_lr(name: str) -> bool:
-    return _takes_lambdas(name) and name != "sigeo_sample"
-
-
-def proxies(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
-    """The proxies asked for, SiGeo's with the weights that belong to the protocol.
-
-    Raises:
-        InputError: An unknown proxy, or none.
-    """
-    from sigeo import proxies as registry
-    from sigeo.proxies.sigeo import LAMBDAS, LAMBDAS_WARMED
-    from sigeo.scoring.score import resolve
-
-    def made(name: str) -> Proxy:
-        if not _takes_lambdas(name):
-            return registry.get(name)
-        # The published weights for networks warmed up alone are those of the vision code.
-        warmed = init == "candidate" and name in ("sigeo", "sigeo_cv_official")
-        lambdas = args.lambdas or (LAMBDAS_WARMED if warmed else LAMBDAS)
-        if not _takes_inner_lr(name):
-            return registry.get(name, lambdas=lambdas)
-        return registry.get(name, lambdas=lambdas, inner_lr=args.inner_lr)
-
-    return tuple(resolve([made(name) for name in names.listed(args.proxy)]))
 
 
 def run_path(args: argparse.Namespace) -> Path:

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import architectures, console, options, shared_weights, table_options, warmup_options
+from sigeo.cli import (
+    architectures,
+    console,
+    options,
+    proxy_options,
+    shared_weights,
+    table_options,
+    warmup_options,
+)
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which.add_argument(
         "--no-dedup", action="store_true", help="score architectures that are the same network each"
     )
-    options.add_proxies(parser)
+    proxy_options.add(parser)
     warmup_options.add_arguments(parser, default=0.0)
     warmup_options.add_keep(parser)
     shared_weights.add_arguments(parser)
@@ -202,7 +210,7 @@ def _check(args: argparse.Namespace, init: _Init) -> None:
         raise InputError("--many: networks that are warmed up alone are scored one by one")
     if init.kind == "scratch" and warmed:
         raise InputError(f"--init scratch: cannot be given with {option}")
-    options.check_proxies(args)
+    proxy_options.check(args)
     options.space_sizes(args)
     warmup_options.settings(args, init.weights)
     shared_weights.supernet_options(args, init.weights)
@@ -221,7 +229,7 @@ def _checked_before_images(args: argparse.Namespace, init: _Init) -> tuple[Proxy
     from sigeo.scoring.score import check_needs
 
     space = options.space_before_images(args)
-    proxies = options.proxies(args, init.weights)
+    proxies = proxy_options.made(args, init.weights)
     if args.many not in ("auto", 1) and not any(map(stackable, proxies)):
         names = ", ".join(proxy.name for proxy in proxies)
         raise InputError(f"--many: has no effect on {names}, which need networks one by one")

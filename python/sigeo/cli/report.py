@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
 def write_report(scores: Path, out: Path, table: Table | None, metric: str) -> None:
     """Write the report of a scores file; ``table`` may be None."""
     from sigeo.report import render
-    from sigeo.scoring.export import read_scores
+    from sigeo.tables.ranking import read_scores
 
     head, rows = read_scores(scores)
     columns = {name: rows[name].to_pylist() for name in rows.column_names}

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sigeo.cli import console, options
+from sigeo.cli import console, options, proxy_options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="keyword arguments of --model's callable, as a JSON object",
     )
     options.add_space(parser)
-    options.add_proxies(parser)
+    proxy_options.add(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError("--model-args: has no effect with --arch")
     if args.model is not None and (args.channels or args.cells or args.size):
         raise InputError("--channels, --cells, --size: have no effect with --model")
-    options.check_proxies(args)
+    proxy_options.check(args)
     options.space_sizes(args)
 
     # What the user's code prints is no part of the document.
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         from sigeo.scoring.score import check_needs
 
         outlined = options.space_before_images(args)
-        proxies = options.proxies(args, "scratch")
+        proxies = proxy_options.made(args, "scratch")
         check_needs(proxies, batches=args.batches, labelled=True)
         if args.arch is not None:
             _parsed(args.arch, outlined)

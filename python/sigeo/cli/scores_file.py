@@ -42,8 +42,8 @@ def read_any_scores(path: Path) -> Scores:
     """
     import numpy as np
 
-    from sigeo.scoring.export import is_ranking, read_scores
     from sigeo.tables import read_table
+    from sigeo.tables.ranking import is_ranking, read_scores
 
     if path.suffix == ".json":
         found = _from_json(path)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
+import random
 from typing import TYPE_CHECKING, Any
 
 from sigeo.errors import InputError
 from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.plan import split_by_kind
-from sigeo.fewshot.recipe import Ground, Recipe
+from sigeo.fewshot.recipe import Ground, Hierarchy, Recipe
 from sigeo.spaces import Product, SearchSpace
+from sigeo.supernet import draw_connected
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
+
+_PARTS = 2000
+"""Smallest parts of a level that are looked at: all 1,000 of three edges of NAS-Bench-201."""
 
 
 def check_budget(work: Development) -> None:
@@ -59,8 +65,47 @@ def check_choices(recipe: Recipe, space: SearchSpace[Any]) -> None:
         cut = {place for level in recipe.hierarchy.levels for place in level}
         for options in {len(region.allowed[place]) for place in cut & set(region.open())}:
             recipe.hierarchy.partitioner.check(options, 2)
+        try:
+            _check_parts(recipe.hierarchy, region)
+        except InputError as error:
+            raise InputError(f"{recipe.name}: {error}") from None
     elif recipe.kinds is not None:
         split_by_kind(space, *recipe.kinds)
+
+
+def _check_parts(how: Hierarchy, region: Product[Any]) -> None:
+    """Check the smallest parts of each level, of a partitioner that says how small its groups are.
+
+    Raises:
+        InputError: One may hold no network whose output depends on its input, which is noticed else
+            when the part is to be trained.
+    """
+    smallest = getattr(how.partitioner, "smallest", None)
+    if smallest is None:
+        return
+    choices = region.space.choices
+    for level, places in enumerate(how.levels):
+        cut = [place for place in places if place in region.open()]
+        groups = [
+            itertools.combinations(options, min(smallest, len(options) // 2))
+            for options in (region.allowed[place] for place in cut)
+        ]
+        for kept in itertools.islice(itertools.product(*groups), _PARTS):
+            part = region
+            for place, options in zip(cut, kept, strict=True):
+                part = part.limited(place, options)
+            try:
+                draw_connected(region.space, part, random.Random(0))
+            except InputError:
+                left = ", ".join(
+                    f"{choice.name} {'/'.join(str(choice.options[o]) for o in options)}"
+                    for choice, options in zip((choices[p] for p in cut), kept, strict=True)
+                )
+                raise InputError(
+                    f"hierarchy: groups of {smallest} option(s) on level {level} may leave a part "
+                    f"in which no output depends on the input ({left}); a larger smallest of the "
+                    "partitioner keeps more options together"
+                ) from None
 
 
 def check_space(work: Development) -> None:

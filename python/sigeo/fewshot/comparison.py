@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigeo import option_text
-from sigeo.errors import InputError
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import Progress, develop
 from sigeo.fewshot.family import PLAN, Family, ranked
@@ -23,6 +22,7 @@ from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.fewshot.recipe import Recipe
 from sigeo.fewshot.study import Study
 from sigeo.proxies import Proxy
+from sigeo.scoring.rank import identity
 from sigeo.store import Record, RunStore
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 
@@ -60,20 +60,7 @@ class Entrant:
         """
         name, parts = option_text.parts(text)
         known = recipes.entry(name)
-        options = {}
-        for part in parts:
-            option, equals, value = part.partition("=")
-            if not equals or not option:
-                have = ", ".join(f"{option}=" for option in known.options) or "none"
-                raise InputError(
-                    f"recipe {name}: expected option=value, got {part!r}; options are {have}"
-                )
-            if option in options:
-                raise InputError(f"recipe {name}: {option} is given more than once")
-            try:
-                options[option] = json.loads(value)
-            except ValueError:
-                options[option] = value
+        options = option_text.values(f"recipe {name}", parts, known.options)
         known.checked(options)
         return cls(name, options)
 
@@ -136,10 +123,10 @@ def run(
     }
     plan_file = folder / PLAN
     with RunStore(store_file, settings) as store:
-        wanted = [ACCURACY, LOSS, *(proxy.name for proxy in proxies)]
+        wanted = {ACCURACY: ACCURACY, LOSS: LOSS, **{p.name: identity(p) for p in proxies}}
         kept = {str(arch): store.get(str(arch)) for arch in archs}
         cost = store.get(_COST)
-        missing = [arch for arch in archs if not set(wanted) <= set(kept[str(arch)])]
+        missing = [arch for arch in archs if not set(wanted.values()) <= set(kept[str(arch)])]
         if missing or not cost or not plan_file.exists():
             family = develop(recipe, study, seed, folder=folder, progress=progress)
             save_plan(plan_file, family.plan, {**settings, "standing": list(family.standing)})
@@ -153,8 +140,8 @@ def run(
             kept = {str(arch): store.get(str(arch)) for arch in archs}
     plan, system = load_plan(plan_file, study.space)
     rankings = {}
-    for name in wanted:
-        values = np.array([_value(kept[str(arch)][name]) for arch in archs])
+    for name, key in wanted.items():
+        values = np.array([_value(kept[str(arch)][key]) for arch in archs])
         rankings[name] = ranked(plan, system["standing"], archs, values)
     return Outcome(
         plan,
@@ -178,7 +165,9 @@ def _evaluate(
     accuracy, loss = family.evaluated(archs, study.validation(), calibration)
     values = {ACCURACY: accuracy, LOSS: -loss}
     if proxies:
-        values |= family.scored(archs, study.metric_batches(seed, study.batch_size, 4), proxies)
+        batches = study.metric_batches(seed, study.batch_size, 4)
+        scores = family.scored(archs, batches, proxies)
+        values |= {identity(proxy): scores[proxy.name] for proxy in proxies}
     for place, arch in enumerate(archs):
         record = {name: float(found[place]) for name, found in values.items()}
         store.put(

@@ -31,7 +31,7 @@ from sigeo.proxies.base import (
     Proxy,
     Score,
 )
-from sigeo.proxies.registry import get, names, register
+from sigeo.proxies.registry import get, names, options_of, register
 
 __all__ = [
     "OnBatch",
@@ -56,6 +56,7 @@ __all__ = [
     "names",
     "naswot",
     "ntk",
+    "options_of",
     "register",
     "samples",
     "sigeo",

@@ -149,6 +149,8 @@ class Proxy:
         whole_network: Whether it counts parts that cannot reach the output. Such a proxy is
             measured on the published network, never on an equal one with less in it.
         options: What the proxy was made with, as JSON can hold it; part of its identity.
+        images: (sizes of the batches) to the images that go forward and backward in a score, and
+            those that go forward only; by default what ``cost`` says, of whole batches.
     """
 
     name: str
@@ -160,6 +162,20 @@ class Proxy:
     initial_weights: bool = False
     whole_network: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    images: Callable[[Sequence[int]], tuple[int, int]] | None = None
+
+    def processed(self, sizes: Sequence[int]) -> tuple[int, int]:
+        """Images that one score takes, forward and backward, and forward only.
+
+        Args:
+            sizes: Of the batches.
+        """
+        if self.images is not None:
+            return self.images(sizes)
+        inputs = self.measurement.batches if isinstance(self.measurement, OnInputs) else 1
+        every, first = sum(sizes), sum(sizes[:inputs])
+        both = {"backward": first, "second": 2 * first, "batches": every}.get(self.cost, 0)
+        return both, first if self.cost == "forward" else 0
 
     def score(self, outcome: Outcome) -> Score:
         """The score of an outcome: signed, and -inf where it is not a finite number."""

@@ -95,4 +95,5 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
         cost="forward",
         whole_network=True,
         options={"samples": samples, "size": size, "seed": seed},
+        images=lambda sizes: (0, samples),
     )

@@ -124,4 +124,5 @@ def meco(*, modules: Modules = "leaves", size: int | None = 64, seed: int = 0) -
         source="Jiang et al., MeCo, NeurIPS 2023, section 3, and published code",
         cost="forward",
         options={"modules": modules, "size": size, "seed": seed},
+        images=lambda sizes: (0, 1),
     )

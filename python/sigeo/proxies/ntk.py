@@ -14,6 +14,7 @@ note says that it is unresolved.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -56,9 +57,14 @@ def _proxy(
         note = f"smallest eigenvalue unresolved in {unresolved} of {len(found)} batches"
         return Outcome(terms[term], terms, (note,) if unresolved else ())
 
+    def images(sizes: Sequence[int]) -> tuple[int, int]:
+        taken = [min(size, samples) for size in sizes[:batches]]
+        passes = [size if batch_norm == "coupled" else 1 for size in taken]  # one a sample
+        return sum(map(operator.mul, taken, passes)), 0
+
     options = {"samples": samples, "batches": batches, "batch_norm": batch_norm}
     measurement = OnInputs(function, batches)
-    return Proxy(name, measurement, source, cost="batches", options=options)
+    return Proxy(name, measurement, source, cost="batches", options=options, images=images)
 
 
 @register("ntk_min_eig")

@@ -177,6 +177,8 @@ def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | No
         cost="batches",
         labels=True,
         options=options,
+        # Products with single samples' gradients take a forward pass more.
+        images=lambda sizes: (sum(sizes), sum(sizes) if request.samples else 0),
     )
 
 

@@ -78,7 +78,14 @@ def flops() -> Proxy:
 
     Where a search space ranks, it counts its published networks by its own published rule instead.
     """
-    return Proxy("flops", OnModel(_flops), source="baseline", cost="forward", whole_network=True)
+    return Proxy(
+        "flops",
+        OnModel(_flops),
+        source="baseline",
+        cost="forward",
+        whole_network=True,
+        images=lambda sizes: (0, 1),
+    )
 
 
 @register("l2_norm")

@@ -148,6 +148,7 @@ def synflow() -> Proxy:
         source="Tanaka et al., NeurIPS 2020, section 6",
         cost="backward",
         initial_weights=True,
+        images=lambda sizes: (1, 0),
     )
 
 
@@ -160,4 +161,5 @@ def logsynflow() -> Proxy:
         source="Cavagnero et al., FreeREA, WACV 2023; Tanaka et al., NeurIPS 2020",
         cost="backward",
         initial_weights=True,
+        images=lambda sizes: (1, 0),
     )

@@ -217,4 +217,5 @@ def zen(
         source="Lin et al., Zen-NAS, ICCV 2021 (arXiv 2102.01063), section 4, and published code",
         cost="forward",
         options={"repeats": repeats, "mixup": mixup, "features": features, "seed": seed},
+        images=lambda sizes: (0, 2 * repeats * sizes[0]),
     )

@@ -53,7 +53,7 @@ def render(
     """The page as text.
 
     Args:
-        head: What `sigeo.scoring.export.read_scores` gives as head.
+        head: What `sigeo.tables.ranking.read_scores` gives as head.
         columns: The columns of the ranking by name.
         measured: Measured values of the same architectures, if there are any.
     """

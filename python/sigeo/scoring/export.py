@@ -14,13 +14,12 @@ import torch
 from pyarrow import parquet
 
 import sigeo_ext
-from sigeo.errors import InputError
 from sigeo.scoring.networks import Networks
 from sigeo.scoring.rank import Row
+from sigeo.tables.ranking import HEAD
 from sigeo.whole_files import write_whole
 
 SCHEMA = 1
-_HEAD = b"sigeo"
 
 
 def environment(device: str) -> dict[str, Any]:
@@ -102,7 +101,7 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     columns["notes"] = pa.array([row["notes"] for row in rows], pa.list_(pa.string()))
     columns["seconds"] = pa.array([row["seconds"] for row in rows], pa.float64())
     head = {k: v for k, v in document.items() if k != "rows"} | {"proxies": list(proxies)}
-    table = pa.table(columns).replace_schema_metadata({_HEAD: strict_dumps(head)})
+    table = pa.table(columns).replace_schema_metadata({HEAD: strict_dumps(head)})
     write_whole(path, lambda partial: parquet.write_table(table, partial))
 
 
@@ -111,43 +110,6 @@ def indices(numbers: Sequence[int]) -> pa.Array:
     if any(number >= 1 << 63 for number in numbers):
         return pa.array(map(str, numbers), pa.string())
     return pa.array(numbers, pa.int64())
-
-
-def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
-    """What `write_scores` wrote: the document's head, with "proxies", and the rows.
-
-    Raises:
-        InputError: There is no such file, or it is something else or damaged.
-    """
-    if not path.is_file():
-        raise InputError(f"scores: found no file {path}")
-    try:
-        table = parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
-    if not is_ranking(table):
-        raise InputError(f"{path}: expected a ranking that sigeo rank wrote, found another table")
-    try:
-        head = json.loads(table.schema.metadata[_HEAD])
-        whole = _is_whole(table, head["proxies"])
-    except (ValueError, LookupError, TypeError, RecursionError):
-        whole = False
-    if not whole:
-        raise InputError(f"{path}: damaged, its metadata and columns are not those of sigeo rank")
-    return head, table
-
-
-def is_ranking(table: pa.Table) -> bool:
-    """Whether a table says that `write_scores` made it."""
-    return _HEAD in (table.schema.metadata or {})
-
-
-def _is_whole(table: pa.Table, proxies: Sequence[str]) -> bool:
-    """Whether there is a column of numbers a proxy, and each row's part where parts count."""
-    kinds = {name: table.schema.field(name).type for name in table.column_names}
-    if "standing" in kinds and (kinds["standing"] != pa.int64() or table["standing"].null_count):
-        return False
-    return all(kinds.get(name) == pa.float64() for name in proxies)
 
 
 def finite_or_none(value: float) -> float | None:

@@ -7,10 +7,11 @@ change the order of others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from sigeo.errors import InputError
 from sigeo.tables.correlation import Values, averaged_ranks
 
 
@@ -23,7 +24,7 @@ def rank_sum(scores: Sequence[Values]) -> Values:
         scores: Of the same architectures by each proxy, [n] each; higher is better.
 
     Raises:
-        ValueError: No proxy, or not equally many scores by each.
+        InputError: No list of arrays of numbers, no proxy, or not equally many scores by each.
     """
     summed: Values = _ranks(scores).sum(0)
     return summed
@@ -41,11 +42,22 @@ def log_rank_sum(scores: Sequence[Values]) -> Values:
 
 
 def _ranks(scores: Sequence[Values]) -> Values:
-    lengths = {len(column) for column in scores}
+    if not isinstance(scores, (Sequence, np.ndarray)) or isinstance(scores, str):
+        hint = "; list(scores.values()) makes one" if isinstance(scores, Mapping) else ""
+        kind = type(scores).__name__
+        raise InputError(f"scores: expected a list of arrays [n], one a proxy, got {kind}{hint}")
+    try:
+        columns = [np.asarray(column, dtype=np.float64) for column in scores]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"scores: expected numbers [n] by each proxy ({error})") from None
+    for column in columns:
+        if column.ndim != 1:
+            raise InputError(f"scores: expected [n] by each proxy, got {list(column.shape)}")
+    lengths = {len(column) for column in columns}
     if len(lengths) != 1:
-        raise ValueError(
+        raise InputError(
             "scores: expected those of the same architectures by each proxy, got "
             + (f"{min(lengths)} and {max(lengths)}" if lengths else "none")
         )
-    columns = np.stack([np.asarray(column, dtype=np.float64) for column in scores])
-    return averaged_ranks(np.where(np.isfinite(columns), columns, -np.inf))
+    ranked = np.stack(columns)
+    return averaged_ranks(np.where(np.isfinite(ranked), ranked, -np.inf))

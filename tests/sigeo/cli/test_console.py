@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pty
 import re
 import subprocess
 import sys
 import threading
+
+import pytest
+from rich.cells import cell_len
+from rich.console import Console
 
 from sigeo.cli import console
 
@@ -37,6 +42,38 @@ def test_only_slow_work_is_said(monkeypatch):
     monkeypatch.setattr(console, "_SECONDS_OF_SILENCE", 0.0)
     with console.said_if_slow("reading"):
         assert said.wait(60)
+
+
+@pytest.mark.parametrize("columns", [80, 20])
+def test_a_table_that_is_too_wide_is_shown_in_parts_without_folding_numbers(columns, monkeypatch):
+    shown = []
+
+    class Terminal(Console):
+        def __init__(self, **options):
+            shown.append(io.StringIO())
+            plain = {"force_terminal": True, "color_system": None}
+            super().__init__(file=shown[-1], width=columns, **plain, **options)
+
+    monkeypatch.setattr(console, "Console", Terminal)
+    headings = [f"proxy_{letter}" for letter in "abcdefghijkl"]
+    numbers = {heading: f"{10**6 + place}" for place, heading in enumerate(headings)}
+    long = "|nor_conv_3x3~0|" * 6
+    console.show_table(
+        "ranking",
+        [("#", True), *((heading, True) for heading in headings), ("architecture", False)],
+        [["7", *numbers.values(), long], ["8", *numbers.values(), "short"]],
+    )
+    lines = [line for one in shown for line in one.getvalue().splitlines()]
+    assert max(map(cell_len, lines)) <= columns
+    assert lines[0].strip().endswith("ranking") and any("continued" in line for line in lines)
+    cells = [line[1:-1].replace("┃", "│").split("│") for line in lines if line[0] in "┃│"]
+    words = [text.strip() for row in cells for text in row]
+    for heading, number in numbers.items():
+        assert words.count(heading) == 1 and words.count(number) == 2
+    assert words.count("#") == words.count("7") == words.count("8") > 1
+    others = {"", "7", "8", *numbers.values()}
+    last = [text for text in words[words.index("architecture") + 1 :] if text not in others]
+    assert "".join(last) == long + "short"
 
 
 def test_what_is_said_beside_a_running_bar_has_a_line_of_its_own():

@@ -6,7 +6,9 @@ import os
 import subprocess
 import sys
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from sigeo import proxies, spaces
 from sigeo.cli import names, shared_weights
@@ -20,6 +22,11 @@ REFUSED = (
     ("score", "--arch", "x", "--proxy", "zico,zicoo"),
     ("rank", "--proxy", "zico", "--lambdas", "1,1,0"),
     ("score", "--arch", "x", "--proxy", "zico", "--inner-lr", "1"),
+    ("rank", "--proxy", "zen:beta=1"),
+    ("rank", "--proxy", "zen:repeats"),
+    ("rank", "--proxy", "zico,repeats=2"),
+    ("score", "--arch", "x", "--proxy", "zen:repeats=2,naswot:repeats=2"),
+    ("score", "--arch", "x", "--proxy", "sigeo:lambdas=[1,2,3]", "--lambdas", "1,1,0"),
     ("compare", "--proxy", "zicoo"),
     ("compare", "--recipes", "fair", "fairr:width=1"),
     ("compare",),  # without a table
@@ -74,6 +81,7 @@ REFUSED = (
     ("train", "--out", ""),
     ("score", "--model", "a:b", "--model-args", "3"),
     ("correlate", "--scores", "none.csv", "--table", os.devnull, "--metric", "x"),
+    ("correlate", "--scores", "s", "--table", os.devnull, "--metric", "x", "--rank-sum", "zico"),
     ("tables", os.devnull, "--convert", "out.csv"),
 )
 
@@ -83,6 +91,8 @@ def test_the_names_are_those_that_the_packages_know():
     for space, sizes in SIZES.items():
         assert list(sizes) == list(spaces.sizes_of(space))
     assert list(names.PROXIES) == proxies.names()
+    for proxy, known in names.PROXIES.items():
+        assert list(known) == list(proxies.options_of(proxy))
     assert list(names.RECIPES) == recipes.names()
     for recipe, known in names.RECIPES.items():
         assert list(known) == list(recipes.entry(recipe).options)
@@ -135,6 +145,26 @@ for arguments in {given}:
     assert "--archs: t.csv has 3 architectures with acc, got 4" in first
     assert len(others) == len(given) - 1
     assert all("t.csv: expected a column for metric 'auc', found acc" in line for line in others)
+
+
+def test_a_sum_of_what_has_no_scores_is_refused_before_the_table_is_read(tmp_path):
+    columns = {"arch_str": ["a", "b"], "zico": [1.0, 2.0]}
+    ranking = pa.table(columns).replace_schema_metadata({"sigeo": '{"proxies": ["zico"]}'})
+    parquet.write_table(ranking, tmp_path / "scores.parquet")
+    (tmp_path / "t.csv").write_text("no table at all")
+    given = ["correlate", "--scores", ".", "--table", "t.csv", "--metric", "acc"]
+    code = f"""
+import sys
+from sigeo.cli import main
+for option in ("--rank-sum", "--log-rank-sum"):
+    assert main([*{given}, option, "zico,swap"]) == 2
+    assert not {{"torch", "scipy"}} & sys.modules.keys(), option
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("rank-sum: expected of zico, which have scores, got swap") == 2
 
 
 @pytest.fixture

@@ -165,6 +165,30 @@ def test_only_the_preset_for_vision_takes_the_published_lambdas_of_candidates(ca
     assert options["sigeo_paper"]["lambdas"] == [1.0, 1.0, 0.0]
 
 
+def test_proxies_with_options_of_their_own(capsys):
+    given = ["rank", *SMALL, "--archs", "3", "--out", "r", "--json", "--proxy"]
+    several = "linear_regions:samples=50, seed=3,sigeo:lambdas=[1, 2, 3],params"
+    code, out, err = run(*given, several, "--inner-lr", "0.5", capsys=capsys)
+    assert code == 0, err
+    rows = strict(out)["rows"]
+    assert rows[0]["options"]["linear_regions"] == {"samples": 50, "size": 3, "seed": 3}
+    sigeo = rows[0]["options"]["sigeo"]
+    assert (sigeo["lambdas"], sigeo["inner_lr"]) == ([1, 2, 3], 0.5)
+    assert set(rows[0]["scores"]) == {"linear_regions", "sigeo", "params"}
+    assert max(row["scores"]["linear_regions"] for row in rows) <= 50
+
+    def again(text):
+        code, out, err = run(*given, text, capsys=capsys)
+        assert code == 0, err
+        counts = {row["arch"]: row["scores"]["linear_regions"] for row in strict(out)["rows"]}
+        return counts, "all scores were there already" in err
+
+    few, there = again("linear_regions:seed=3,samples=50")
+    assert there and few == {row["arch"]: row["scores"]["linear_regions"] for row in rows}
+    many, there = again("linear_regions:samples=400")
+    assert not there and max(many.values()) > 50
+
+
 def test_a_warm_up_of_a_number_of_steps(capsys):
     given = ["warmup", *SMALL[:4], "--warmup-steps", "30", "--out", "w", "--json"]
     code, out, _ = run(*given, capsys=capsys)

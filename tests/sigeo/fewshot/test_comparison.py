@@ -80,6 +80,18 @@ def test_more_architectures_are_ranked_on_the_same_weights(tmp_path):
     np.testing.assert_array_equal(more.rankings[LOSS], -loss)
 
 
+def test_a_proxy_with_other_options_is_another(tmp_path):
+    ground, files = study(400), (tmp_path / "s.sqlite", tmp_path)
+    found = [
+        comparison.run(
+            ground, Entrant("one-shot", {}), 0, ARCHS[:4], [proxies.get("sigeo", **own)], *files
+        ).rankings["sigeo"]
+        for own in ({}, {"lambdas": [0, 0, 1]}, {})
+    ]
+    np.testing.assert_array_equal(found[0], found[2])
+    assert not (found[0] == found[1]).any()
+
+
 def test_an_evaluation_that_is_stopped_goes_on_where_it_was(tmp_path, monkeypatch):
     ground, entrant = study(400), Entrant("one-shot", {})
     given = (ground, entrant, 0, ARCHS, [])

@@ -13,6 +13,7 @@ from sigeo import InputError, spaces
 from sigeo.fewshot import recipes
 from sigeo.fewshot.develop import check, develop
 from sigeo.fewshot.metrics import RandomDistances
+from sigeo.fewshot.partition import Exact
 from sigeo.supernet import Budget, CrossEntropy, Evaluation
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
@@ -191,3 +192,19 @@ def test_only_choices_that_are_cut_must_suit_the_partitioner():
     check(cutting(0), ground)
     with pytest.raises(InputError, match="up to 10 options are enumerated, got 12"):
         check(cutting(1), ground)
+
+
+def test_groups_that_may_leave_a_part_without_a_network_are_refused_before_training():
+    recipe = made()
+    assert recipe.hierarchy.partitioner == Exact(2)
+    check(recipe, study(4000))
+    alone = replace(recipe, hierarchy=replace(recipe.hierarchy, partitioner=Exact(1)))
+    message = (
+        r"hep-nas: hierarchy: groups of 1 option\(s\) on level 2 may leave a part in which no "
+        r"output depends on the input \(0->3 none, 1->3 none, 2->3 none\)"
+    )
+    with pytest.raises(InputError, match=message):
+        check(alone, study(4000))
+    # Of one edge alone there is always another way to the output.
+    one = replace(alone.hierarchy, levels=((5,), (2, 1)))
+    check(replace(alone, hierarchy=one, before=recipe.before[:2]), study(4000))

@@ -7,6 +7,7 @@ import math
 import random
 
 import pytest
+import torch
 
 import sigeo
 from sigeo import InputError, proxies
@@ -22,6 +23,7 @@ from sigeo.fewshot.metrics import (
 )
 from sigeo.proxies import OnModel, Outcome, Proxy
 from sigeo.spaces import Product
+from sigeo.supernet import Budget
 from tests.sigeo.fewshot.space import EVERYTHING, SPACE, WHOLE, batches
 
 SUPERNET = SPACE.supernet(seed=2)
@@ -42,6 +44,45 @@ def test_a_proxys_distances_are_differences_of_its_scores():
     for i, j in itertools.combinations(range(5), 2):
         expected = sum(abs(row[i] - row[j]) for row in scores) / 3 / reference
         assert relation.values[i][j] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        *map(proxies.get, proxies.names()),
+        proxies.get("zen", repeats=2),
+        proxies.get("linear_regions", samples=7, size=None),
+        proxies.get("ntk_cond", samples=5, batches=2),
+        proxies.get("meco", size=None),
+        proxies.get("sigeo", preset="sigeo_paper"),
+    ],
+    ids=lambda proxy: proxy.name,
+)
+def test_a_proxy_is_charged_the_images_that_it_runs(proxy):
+    data = batches(3)
+    cost = ProxyDifference(proxy, repeats=3).cost(Subject(WHOLE, 2, 0, SUPERNET, data))
+    if proxy.name in ("params", "flops"):  # of the published networks
+        assert cost == Budget()
+        return
+    network = SPACE.build(SPACE.at(6000), seed=0)
+    both, forward = 0, 0
+
+    def count(module, inputs, output):
+        nonlocal both, forward
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            both += len(inputs[0])
+        else:
+            forward += len(inputs[0])
+
+    network.register_forward_hook(count)
+    sigeo.score(network, data, [proxy])
+    through = 2 if proxy.cost == "second" else 1
+    assert cost == Budget(trained=3 * 5 * both * through, evaluated=3 * 5 * forward)
+
+
+def test_coupled_samples_take_a_backward_pass_each():
+    coupled = proxies.get("ntk_cond", samples=5, batches=2, batch_norm="coupled")
+    assert coupled.processed([8, 4, 8]) == (25 + 16, 0)
 
 
 def test_parameters_are_the_published_ones():

@@ -264,13 +264,19 @@ def capture(
         The statistics, to be read after the backward pass.
 
     Raises:
-        InputError: An argument out of its range, a lazy layer that has not been run,
+        InputError: ``torch.inference_mode`` is on or the model was made in it, an argument out of
+            its range, a lazy layer that has not been run,
             params="layers" of which none is trained, inputs without one number of samples, a
             parameter that cannot be served, batch norm that the policy refuses, a module that
             `torch.jit` compiled, other tensors in the place of parameters, a second backward pass,
             a capture in the body of another that has some of its parameters; and when statistics
             are read, that no backward pass reached the model, or that it was refused.
     """
+    if torch.is_inference_mode_enabled():
+        raise InputError(
+            "capture: torch.inference_mode is on, where nothing has gradients; expected it off, as "
+            "it is in torch.inference_mode(False)"
+        )
     if isinstance(want, str):
         raise InputError(f"want: expected a set or list of names, got the text {want!r}")
     wanted = frozenset(want)

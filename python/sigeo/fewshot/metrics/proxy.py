@@ -91,17 +91,13 @@ class ProxyDifference:
             check_needs([self.proxy], batches=len(data), labelled=data.labelled)
 
     def cost(self, subject: Subject[Any]) -> Budget:
-        """The passes of each proxy's score; one through a backward pass counts as two."""
-        if self.proxy.cost == "free":
+        """What the scores of all networks take; a backward pass through one counts as two."""
+        if self.proxy.cost == "free" or self.proxy.name in _COUNTED:
             return Budget()
         networks = self.repeats * len(subject.options)
-        if self.proxy.cost == "batches":
-            every = sum(len(subject.batch(batch)[1]) for batch in range(len(subject.data())))
-            return Budget(trained=networks * every)
-        first = networks * len(subject.batch(0)[1])
-        if self.proxy.cost == "forward":
-            return Budget(evaluated=first)
-        return Budget(trained=first * (2 if self.proxy.cost == "second" else 1))
+        sizes = [len(subject.batch(batch)[1]) for batch in range(len(subject.data()))]
+        both, forward = self.proxy.processed(sizes)
+        return Budget(trained=networks * both, evaluated=networks * forward)
 
     def _value(self, subject: Subject[Any], arch: Any) -> float:
         if self.proxy.name in _COUNTED:
