@@ -140,6 +140,52 @@ def test_second_derivatives_are_refused_in_words():
             (y + slope.square().sum()).backward()
 
 
+def implicit(m, x):
+    """Solves z = f(z, x), whose gradient a hook solves for with passes of its own."""
+    with torch.no_grad():
+        z = m.solve(x, 30)
+    z = m.solve(x, 1, z)
+    before = z.detach().requires_grad_()
+    after = m.solve(x, 1, before)
+
+    def solved(gradient):
+        found = gradient
+        for _ in range(30):
+            (step,) = torch.autograd.grad(after, before, found, retain_graph=True)
+            found = gradient + step
+        return found
+
+    z.register_hook(solved)
+    return m.second(z)
+
+
+def along_its_slope(m, x):
+    """Goes a step along the gradient of an energy of its own."""
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(m.first(x).square().sum(), x)
+    return m.second(m.first(x) + slope)
+
+
+@pytest.mark.parametrize("run", [implicit, along_its_slope])
+def test_backward_passes_within_the_model_are_refused(run):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def solve(self, x, steps, z=0.0):
+            for _ in range(steps):
+                z = torch.tanh(x + 0.3 * self.first(x + z))
+            return z
+
+        def forward(self, x):
+            return run(self, x)
+
+    model = Model()
+    with pytest.raises(InputError, match="a backward pass runs in the model's"), capture(model):
+        model(torch.randn(SAMPLES, 4)).square().mean().backward()
+
+
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
 def test_looking_at_a_gradient_is_no_use_of_its_parameter():
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.randn(SAMPLES, 4)

@@ -37,7 +37,7 @@ def followed(
             return output
     if all(place is None for place in places):
         output = func(*args, **kwargs)
-        for leaf in tensors_in(output):
+        for leaf in tensors_in(args[0] if func is Tensor.__setitem__ else output):
             if leaf.requires_grad and not leaf.is_leaf:
                 mark(leaf, None)  # made of parameters alone, and seen to be
         return output

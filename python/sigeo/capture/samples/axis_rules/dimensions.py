@@ -49,11 +49,23 @@ for _name in (
 RULES["constant_pad_nd"] = _leading(lambda args: len(args[1]) // 2)
 RULES["native_layer_norm"] = _leading(lambda args: len(args[1]))
 RULES["_fused_rms_norm"] = _leading(lambda args: len(args[1]))
-for _name in (
-    "native_group_norm", "native_batch_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training", "_batch_norm_with_update",
-):  # fmt: skip
+for _name in ("native_group_norm", "_native_batch_norm_legit_no_training"):
     RULES[_name] = _leading(lambda args: args[0].dim() - 1)
+
+
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "cudnn_batch_norm"
+)
+def _batch_norm(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """On each channel's statistics: the batch's, where a flag says so or there is none to ask."""
+    axis, training = given[0], next((flag for flag in args if isinstance(flag, bool)), True)
+    if not isinstance(axis, Axis) or any(isinstance(place, Axis) for place in given[1:]):
+        return mixed("a batch norm by samples")
+    if training and axis.dim != 1:
+        return mixed("batch norm on the batch's statistics")
+    if kwargs["_result"] == 0:
+        return axis
+    return axis.at(0) if axis.dim == 1 else None
 
 
 def _along(place: int, default: int | None = None) -> Rule:

@@ -116,8 +116,10 @@ def _embedding_bag(
         input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
         per_sample_weights, include_last_offset, padding_idx,
     )  # fmt: skip
-    learned = per_sample_weights is not None and per_sample_weights.requires_grad
-    odd = scale_grad_by_freq or max_norm is not None or mode == "max" or learned
+    odd = scale_grad_by_freq or max_norm is not None or mode == "max"
+    if per_sample_weights is not None:
+        apart = where(per_sample_weights) in (None, where(input))
+        odd = odd or not apart or per_sample_weights.requires_grad
     odd = odd or uses["weight"].view is not None  # rows of a part are no rows of the table
     if not isinstance(axis, Axis) or axis.dim != 0 or odd:
         return session.foreign(F.embedding_bag, given, {})
