@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sigeo
 from sigeo import InputError
 from sigeo.capture import capture
 from tests.sigeo.sample_loop import SAMPLES
@@ -235,16 +236,18 @@ def test_complex_parameters_are_named():
     torch.testing.assert_close(stats.sample_sq_norm, expected.sample_sq_norm)
 
 
-def test_frozen_layers_alone_are_nothing_to_measure():
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1))
-    for layer in (model[0], model[2]):
-        layer.weight.requires_grad_(False)
-    with pytest.raises(InputError, match="params: .* requires_grad is False for all of them"):
-        capture(model, params="layers").__enter__()
-    model[2].weight.requires_grad_(True)
-    with capture(model, params="layers") as stats:
-        model[:2](torch.randn(3, 4))
-    assert stats.keys() == ["2.weight"]
+def test_frozen_layers_count_nothing():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), torch.randn(3, 4)
+    model[0].weight.requires_grad_(False)
+    with capture(model, {"gram"}, params="layers") as stats:
+        model(x).square().mean().backward()
+    assert stats.keys() == []
+    assert torch.equal(stats.gram, torch.zeros(3, 3, dtype=torch.float64))
+    labels = torch.arange(3)
+    for name in ("zico_sample", "gradsign"):  # measured alone, and beside one of all parameters
+        alone = sigeo.score(model, [(x, labels)], [name])[name]
+        both = sigeo.score(model, [(x, labels)], [name, "fisher_trace"])[name]
+        assert alone.value == both.value
 
 
 def test_hooks_and_modes_are_gone_after_an_exception():

@@ -55,13 +55,14 @@ def _regular_rows(indices: Tensor, table: Tensor, padding_idx: int | None) -> Vi
     """The view of a table that a look-up of constants shows, if their steps are all alike."""
     if not indices.numel() or not table.is_contiguous():
         return None
+    indices = indices.cpu()  # all that follows reads values, of which a GPU would wait for each
     first, steps = indices.flatten()[0], []
     expected = first
     for dim, size in enumerate(indices.shape):
         step = indices.select(dim, 1).flatten()[0] - first if size > 1 else first - first
         shape = [1] * indices.dim()
         shape[dim] = size
-        expected = expected + step * torch.arange(size, device=indices.device).view(shape)
+        expected = expected + step * torch.arange(size).view(shape)
         steps.append(int(step))
     if min(steps, default=0) < 0 or not torch.equal(expected.expand_as(indices), indices):
         return None
