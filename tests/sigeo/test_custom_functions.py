@@ -189,3 +189,22 @@ def test_parameters_of_scripted_functions_are_not_passed_over(layer):
         assert set(stats.unsupported) == {"weight"}
         with pytest.raises(InputError, match="weight has no per-sample"), capture(model):
             model(x)
+
+
+class Fixed(torch.autograd.Function):
+    """A product whose factor gets no gradient."""
+
+    @staticmethod
+    def forward(ctx, x, factor):
+        ctx.save_for_backward(factor)
+        return x * factor
+
+    @staticmethod
+    def backward(ctx, d):
+        return d * ctx.saved_tensors[0], None
+
+
+def test_a_custom_function_may_keep_the_gradient_of_a_computed_factor():
+    inputs, labels = labelled()
+    model = model_of(lambda m, x: m.out(Fixed.apply(m.first(x), m.weight.exp()[0])))
+    check(model, inputs, labels)

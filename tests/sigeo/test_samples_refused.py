@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import sigeo
 from sigeo import InputError
 from sigeo.capture import capture
 from tests.sigeo.sample_loop import SAMPLES
@@ -140,6 +141,52 @@ def test_second_derivatives_are_refused_in_words():
             (y + slope.square().sum()).backward()
 
 
+def implicit(m, x):
+    """Solves z = f(z, x), whose gradient a hook solves for with passes of its own."""
+    with torch.no_grad():
+        z = m.solve(x, 30)
+    z = m.solve(x, 1, z)
+    before = z.detach().requires_grad_()
+    after = m.solve(x, 1, before)
+
+    def solved(gradient):
+        found = gradient
+        for _ in range(30):
+            (step,) = torch.autograd.grad(after, before, found, retain_graph=True)
+            found = gradient + step
+        return found
+
+    z.register_hook(solved)
+    return m.second(z)
+
+
+def along_its_slope(m, x):
+    """Goes a step along the gradient of an energy of its own."""
+    x = x.detach().requires_grad_()
+    (slope,) = torch.autograd.grad(m.first(x).square().sum(), x)
+    return m.second(m.first(x) + slope)
+
+
+@pytest.mark.parametrize("run", [implicit, along_its_slope])
+def test_backward_passes_within_the_model_are_refused(run):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 5)
+
+        def solve(self, x, steps, z=0.0):
+            for _ in range(steps):
+                z = torch.tanh(x + 0.3 * self.first(x + z))
+            return z
+
+        def forward(self, x):
+            return run(self, x)
+
+    model = Model()
+    with pytest.raises(InputError, match="a backward pass runs in the model's"), capture(model):
+        model(torch.randn(SAMPLES, 4)).square().mean().backward()
+
+
 @pytest.mark.filterwarnings("ignore:Using backward.. with create_graph")
 def test_looking_at_a_gradient_is_no_use_of_its_parameter():
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), torch.randn(SAMPLES, 4)
@@ -189,16 +236,18 @@ def test_complex_parameters_are_named():
     torch.testing.assert_close(stats.sample_sq_norm, expected.sample_sq_norm)
 
 
-def test_frozen_layers_alone_are_nothing_to_measure():
-    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv1d(1, 1, 1))
-    for layer in (model[0], model[2]):
-        layer.weight.requires_grad_(False)
-    with pytest.raises(InputError, match="params: .* requires_grad is False for all of them"):
-        capture(model, params="layers").__enter__()
-    model[2].weight.requires_grad_(True)
-    with capture(model, params="layers") as stats:
-        model[:2](torch.randn(3, 4))
-    assert stats.keys() == ["2.weight"]
+def test_frozen_layers_count_nothing():
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), torch.randn(3, 4)
+    model[0].weight.requires_grad_(False)
+    with capture(model, {"gram"}, params="layers") as stats:
+        model(x).square().mean().backward()
+    assert stats.keys() == []
+    assert torch.equal(stats.gram, torch.zeros(3, 3, dtype=torch.float64))
+    labels = torch.arange(3)
+    for name in ("zico_sample", "gradsign"):  # measured alone, and beside one of all parameters
+        alone = sigeo.score(model, [(x, labels)], [name])[name]
+        both = sigeo.score(model, [(x, labels)], [name, "fisher_trace"])[name]
+        assert alone.value == both.value
 
 
 def test_hooks_and_modes_are_gone_after_an_exception():

@@ -117,3 +117,15 @@ def test_what_is_written_without_gradients_is_no_use():
             z.detach()[:, 0] = bias[0]
 
     check(model_of(write), *labelled())
+
+
+def test_a_parameter_that_is_written_to_a_constant_before_the_samples_are():
+    def run(m, x):
+        z = torch.zeros(len(x), 3, 4, dtype=x.dtype)
+        z[:] = m.border.view(3, 1)
+        z[:, :, 1:3] = x[:, None, 1:3]
+        return m.out(z.flatten(1).tanh())
+
+    torch.manual_seed(0)
+    border = nn.Parameter(torch.randn(3))
+    check(Function(run, border=border, out=nn.Linear(12, CLASSES)).double(), *labelled())

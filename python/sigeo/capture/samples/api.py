@@ -266,7 +266,7 @@ def capture(
     Raises:
         InputError: ``torch.inference_mode`` is on or the model was made in it, an argument out of
             its range, a lazy layer that has not been run,
-            params="layers" of which none is trained, inputs without one number of samples, a
+            params="layers" of a model that has none, inputs without one number of samples, a
             parameter that cannot be served, batch norm that the policy refuses, a module that
             `torch.jit` compiled, other tensors in the place of parameters, a second backward pass,
             a capture in the body of another that has some of its parameters; and when statistics

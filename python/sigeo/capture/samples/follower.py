@@ -63,8 +63,8 @@ class Follower(TorchDispatchMode):
 
     def writes_to(self, tensor: Tensor) -> list[tuple[Tensor, Axis | Lost]]:
         """The parts of a tensor that samples were written to, and where they now are in them."""
-        memory = tensor.untyped_storage()._cdata
-        return [(p, at) for p, at in self._writes if p.untyped_storage()._cdata == memory]
+        memory = _memory(tensor)
+        return [(part, at) for part, at in self._writes if _memory(part) == memory]
 
     def note(self, tensor: Tensor, place: Where) -> None:
         """Note what another way of following found."""
@@ -98,8 +98,17 @@ def takes_samples(values: Any, of: Callable[[Tensor], Where]) -> bool:
 
 
 def _key(tensor: Tensor) -> Any:
+    if tensor.layout is not torch.strided:  # a view of nothing
+        return _memory(tensor)
     # Not the object: autograd hands out another one for a view than the operation made.
     shape, stride = tensor.shape, tensor.stride()
     if 1 in shape:  # the stride of a dimension of one entry means nothing
         stride = tuple(step if size > 1 else 0 for size, step in zip(shape, stride, strict=True))
-    return tensor.untyped_storage()._cdata, tensor.storage_offset(), shape, stride
+    return _memory(tensor), tensor.storage_offset(), shape, stride
+
+
+def _memory(tensor: Tensor) -> Any:
+    """What tensors that show the same memory have in common; a sparse one has several, its own."""
+    if tensor.layout is not torch.strided:
+        return id(tensor)
+    return tensor.untyped_storage()._cdata

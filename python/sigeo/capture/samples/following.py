@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where, written
-from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
+from sigeo.capture.samples.axis_rules import follow, indexed, leading, padded, pointwise
 from sigeo.capture.samples.follower import Follower, moved, takes_samples
 from sigeo.capture.samples.functions import (
     LOSSES,
@@ -37,7 +37,7 @@ def followed(
             return output
     if all(place is None for place in places):
         output = func(*args, **kwargs)
-        for leaf in tensors_in(output):
+        for leaf in tensors_in(args[0] if func is Tensor.__setitem__ else output):
             if leaf.requires_grad and not leaf.is_leaf:
                 mark(leaf, None)  # made of parameters alone, and seen to be
         return output
@@ -53,8 +53,8 @@ def followed(
             return output
     if func is F.pad:
         output = func(*args, **kwargs)
-        padded = len(args[1] if len(args) > 1 else kwargs["pad"]) // 2
-        mark(output, leading(places[0], tensors[0].dim(), padded))
+        worked = padded(args[1] if len(args) > 1 else kwargs["pad"])
+        mark(output, leading(places[0], tensors[0].dim(), worked))
         return output
     plain = "out" not in kwargs and (func is not torch.where or len(tensors) > 1)
     if plain and (func in POINTWISE or func in POOLS):

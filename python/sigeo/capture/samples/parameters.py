@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection, check_made, select
 from sigeo.capture.samples.uses import Plan, Record, Use, View
-from sigeo.errors import InputError
 
 _COPIED = "_sigeo_copied"
 
@@ -55,7 +54,7 @@ class Parameters:
         """Those that ``params`` selects are measured, of the model's named parameters.
 
         Raises:
-            InputError: A lazy layer has not been run, or nothing that is trained is selected.
+            InputError: A lazy layer has not been run, or there is nothing to select.
         """
         check_made(named)
         measured = None if params == "all" else select(model, params)
@@ -64,11 +63,6 @@ class Parameters:
             for name, p in named
             if p.requires_grad
         }
-        if params == "layers" and not any(r.measured for r in self.records.values()):
-            raise InputError(
-                'params: "layers" expects a convolution or linear weight that is trained, and '
-                "requires_grad is False for all of them"
-            )
         self.complex = [name for name, r in self.records.items() if r.parameter.is_complex()]
         self._by_id = {
             id(r.parameter): r for name, r in self.records.items() if name not in self.complex

@@ -75,7 +75,7 @@ class Session:
         self.graph = Graph()
         self.handed_over: set[str] = set()
         self.serial = 0
-        self._told = False
+        self._task: int | None = None  # autograd's number of the pass that is measured
         self._watching: dict[str, Any] = {}
 
     @contextmanager
@@ -288,15 +288,24 @@ class Session:
         """Called by every use as the backward pass comes by; the first asks to hear of its end.
 
         Where nothing is measured, any number of passes may come by.
+
+        Raises:
+            InputError: It is another pass than the first, or the forward pass is still under way.
         """
-        if not self.plan.measures or (self._told and not self.finished):
+        if not self.plan.measures:
+            return
+        task = torch._C._current_graph_task_id()
+        if self._task == task and not self.finished:
             return
         self._refuse_more()
-        self.begun = True
-        if not self._told:
-            self._told = True
-            engine = torch.autograd.Variable._execution_engine
-            engine.queue_callback(self.finish)
+        if self._task is not None or self.runs:
+            raise InputError(
+                "capture: a backward pass runs in the model's forward pass, or in a hook of "
+                "another, as torch.autograd.grad does there; expected one that is the loss's alone"
+            )
+        self.begun, self._task = True, task
+        engine = torch.autograd.Variable._execution_engine
+        engine.queue_callback(self.finish)
 
     def note_loss(self, loss: Tensor) -> None:
         """Look at what a loss is made of beside the model's outputs, before its backward pass.

@@ -78,8 +78,10 @@ class Record:
     total: Tensor | None = None
     partial: bool = False
 
-    def arrived(self, gradient: Tensor) -> None:
+    def arrived(self, gradient: Tensor | None) -> None:
         """The hook that keeps ``total``."""
+        if gradient is None:  # a custom function said so
+            return
         with torch._C.DisableTorchFunction():
             # A copy: autograd takes the gradient itself for ``.grad``, which hooks may change.
             self.total = gradient.clone() if self.total is None else self.total + gradient

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,11 @@ def leading(place: Where, dims: int, worked: int) -> Where:
     if not isinstance(place, Axis) or place.dim < dims - worked:
         return place
     return mixed("an operation along the samples")
+
+
+def padded(widths: Sequence[int]) -> int:
+    """How many last dimensions ``F.pad`` works on: Fourier transforms name all, most by zeros."""
+    return max((place // 2 + 1 for place, width in enumerate(widths) if width), default=0)
 
 
 def _leading(trailing: int | Callable[[Any], int]) -> Rule:
@@ -46,14 +51,26 @@ for _name in (
     "_scaled_dot_product_fused_attention_overrideable", "tril", "triu",
 ):  # fmt: skip
     RULES[_name] = _leading(2)
-RULES["constant_pad_nd"] = _leading(lambda args: len(args[1]) // 2)
+RULES["constant_pad_nd"] = _leading(lambda args: padded(args[1]))
 RULES["native_layer_norm"] = _leading(lambda args: len(args[1]))
 RULES["_fused_rms_norm"] = _leading(lambda args: len(args[1]))
-for _name in (
-    "native_group_norm", "native_batch_norm", "_native_batch_norm_legit",
-    "_native_batch_norm_legit_no_training", "_batch_norm_with_update",
-):  # fmt: skip
+for _name in ("native_group_norm", "_native_batch_norm_legit_no_training"):
     RULES[_name] = _leading(lambda args: args[0].dim() - 1)
+
+
+@rule(
+    "native_batch_norm", "_native_batch_norm_legit", "_batch_norm_with_update", "cudnn_batch_norm"
+)
+def _batch_norm(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """On each channel's statistics: the batch's, where a flag says so or there is none to ask."""
+    axis, training = given[0], next((flag for flag in args if isinstance(flag, bool)), True)
+    if not isinstance(axis, Axis) or any(isinstance(place, Axis) for place in given[1:]):
+        return mixed("a batch norm by samples")
+    if training and axis.dim != 1:
+        return mixed("batch norm on the batch's statistics")
+    if kwargs["_result"] == 0:
+        return axis
+    return axis.at(0) if axis.dim == 1 else None
 
 
 def _along(place: int, default: int | None = None) -> Rule:
@@ -84,6 +101,7 @@ RULES["sort"] = _along(1, -1)
 RULES["topk"] = _along(2, -1)
 RULES["glu"] = _along(1, -1)
 RULES["roll"] = _along(2)
+RULES["unfold"] = _along(1)
 for _name in ("_fft_r2c", "_fft_c2r", "_fft_c2c"):
     RULES[_name] = _along(1)
 

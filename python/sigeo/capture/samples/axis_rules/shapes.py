@@ -49,6 +49,14 @@ def _expanded(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Whe
     return axis.at(axis.dim + result.dim() - args[0].dim())
 
 
+@rule("repeat")
+def _repeated(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    """A dimension that is repeated holds its samples in as many more rounds."""
+    axis = first(given)
+    dim = axis.dim + result.dim() - args[0].dim()
+    return Axis(dim, axis.samples, axis.outer * args[1][dim], axis.inner)
+
+
 @rule("unsqueeze")
 def _unsqueezed(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
     axis = first(given)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sigeo.capture.samples.axis import Axis, mark
 from sigeo.capture.samples.following import seen_through
+from sigeo.capture.samples.functions import tensors_in
 from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, handles
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def _recurrent(function: Any) -> Handler:
         if packed or not isinstance(axis, Axis) or input.dim() != 3:
             return NotImplemented
         if not axis.alone or axis.dim != (0 if batch_first else 1):
+            return NotImplemented
+        states = tensors_in(rest[0])
+        if any(session.where(state) not in (None, axis.at(1)) for state in states):
             return NotImplemented
         output = function(input, *rest)
         mark(output[0], axis)

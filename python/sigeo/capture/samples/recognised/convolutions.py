@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sigeo.capture.samples import calls
 from sigeo.capture.samples.axis import Axis, is_constant, mark
-from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, run
+from sigeo.capture.samples.recognised.registry import HANDLERS, Handler, plain, run
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
@@ -37,11 +37,7 @@ def _convolve(function: Any, dims: int, transposed: bool) -> Handler:
                 output: Tensor = function(input, weight, bias, stride, padding, *rest, **named)
                 mark(output, axis)
                 return output
-        if not uses or input.dim() != dims + 2:
-            return NotImplemented
-        if "weight" not in uses and not is_constant(weight):
-            return NotImplemented
-        if bias is not None and "bias" not in uses and bias.requires_grad:
+        if not uses or input.dim() != dims + 2 or not plain(uses, weight=weight, bias=bias):
             return NotImplemented
         axis = session.where(input)
         if not isinstance(axis, Axis) or axis.dim != 0:

@@ -55,13 +55,14 @@ def _regular_rows(indices: Tensor, table: Tensor, padding_idx: int | None) -> Vi
     """The view of a table that a look-up of constants shows, if their steps are all alike."""
     if not indices.numel() or not table.is_contiguous():
         return None
+    indices = indices.cpu()  # all that follows reads values, of which a GPU would wait for each
     first, steps = indices.flatten()[0], []
     expected = first
     for dim, size in enumerate(indices.shape):
         step = indices.select(dim, 1).flatten()[0] - first if size > 1 else first - first
         shape = [1] * indices.dim()
         shape[dim] = size
-        expected = expected + step * torch.arange(size, device=indices.device).view(shape)
+        expected = expected + step * torch.arange(size).view(shape)
         steps.append(int(step))
     if min(steps, default=0) < 0 or not torch.equal(expected.expand_as(indices), indices):
         return None
@@ -116,8 +117,10 @@ def _embedding_bag(
         input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode, sparse,
         per_sample_weights, include_last_offset, padding_idx,
     )  # fmt: skip
-    learned = per_sample_weights is not None and per_sample_weights.requires_grad
-    odd = scale_grad_by_freq or max_norm is not None or mode == "max" or learned
+    odd = scale_grad_by_freq or max_norm is not None or mode == "max"
+    if per_sample_weights is not None:
+        apart = where(per_sample_weights) in (None, where(input))
+        odd = odd or not apart or per_sample_weights.requires_grad
     odd = odd or uses["weight"].view is not None  # rows of a part are no rows of the table
     if not isinstance(axis, Axis) or axis.dim != 0 or odd:
         return session.foreign(F.embedding_bag, given, {})

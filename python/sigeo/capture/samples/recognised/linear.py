@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples import calls
-from sigeo.capture.samples.axis import Axis, is_constant
+from sigeo.capture.samples.axis import Axis
 from sigeo.capture.samples.mode import LINEAR
-from sigeo.capture.samples.recognised.registry import handles, run
+from sigeo.capture.samples.recognised.registry import handles, plain, run
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
@@ -22,10 +22,8 @@ def _linear(session: Session, input: Tensor, weight: Tensor, bias: Tensor | None
     uses = session.parameters.uses(weight=weight, bias=bias)
     if not uses or weight.dim() != 2 or input.dim() < 2:
         return NotImplemented
-    if "weight" not in uses and not is_constant(weight):
+    if not plain(uses, weight=weight, bias=bias):
         return NotImplemented
-    if bias is not None and "bias" not in uses and bias.requires_grad:
-        return NotImplemented  # a computed bias: its own operations are followed
     axis = session.where(input)
     if not isinstance(axis, Axis) or axis.dim == input.dim() - 1:
         return session.foreign(LINEAR, (input, weight, bias), {})

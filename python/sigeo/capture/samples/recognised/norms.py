@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo.capture.samples import scaled
-from sigeo.capture.samples.axis import Axis, mark
+from sigeo.capture.samples.axis import Axis, is_constant, mark
 from sigeo.capture.samples.calls import Call
-from sigeo.capture.samples.recognised.registry import handles, run
+from sigeo.capture.samples.recognised.registry import handles, plain, run
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -70,10 +70,17 @@ def _batch_norm(
             'batch_norm="frozen" needs running statistics; this batch norm tracks none '
             "(track_running_stats=False)"
         )
+    computed = not plain(uses, weight=weight, bias=bias)
     if coupled and policy == "per_unit":
+        if computed:
+            raise InputError("batch_norm=per_unit: a weight or bias that is computed is not served")
         return _batch_norm_of_units(session, input, weight, bias, eps, axis)
+    of_batch = coupled and policy != "frozen"
+    if computed or not (of_batch or is_constant(running_mean, running_var)):
+        given = (input, running_mean, running_var, weight, bias, of_batch, momentum, eps)
+        return session.foreign(F.batch_norm, given, {})
     call: Call
-    if coupled and policy == "contribution":
+    if of_batch:
         call = scaled.BatchNorm(axis, uses, shape, running_mean, running_var, momentum, eps)
     else:
         assert running_mean is not None and running_var is not None
@@ -130,7 +137,7 @@ def _layer_norm(
 ) -> Any:
     axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
     lead = input.dim() - len(normalized_shape)
-    if not uses:
+    if not uses or not plain(uses, weight=weight, bias=bias):
         return NotImplemented
     if not isinstance(axis, Axis) or axis.dim >= lead:
         return session.foreign(F.layer_norm, (input, normalized_shape, weight, bias, eps), {})
@@ -167,7 +174,7 @@ def _group_norm(
     eps: float = 1e-5,
 ) -> Any:
     axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
-    if not uses:
+    if not uses or not plain(uses, weight=weight, bias=bias):
         return NotImplemented
     if not isinstance(axis, Axis) or axis.dim != 0:
         return session.foreign(F.group_norm, (input, num_groups, weight, bias, eps), {})
@@ -189,11 +196,13 @@ def _instance_norm(
 ) -> Any:
     axis, uses = session.where(input), session.parameters.uses(weight=weight, bias=bias)
     given = (input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    if not isinstance(axis, Axis) or axis.dim != 0:
+    if not isinstance(axis, Axis) or axis.dim != 0 or not plain(uses, weight=weight, bias=bias):
         return session.foreign(F.instance_norm, given, {})
     shape = (input.shape[1],)
     if not use_input_stats:
         if running_mean is None or running_var is None:  # torch says what is wrong
+            return NotImplemented
+        if not is_constant(running_mean, running_var):
             return NotImplemented
         frozen = scaled.FrozenBatchNorm(axis, uses, shape, running_mean, running_var, eps)
         return run(session, frozen, input, weight, bias, axis)

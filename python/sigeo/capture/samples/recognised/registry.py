@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from sigeo.capture.samples.axis import Where, mark
+from sigeo.capture.samples.axis import Where, is_constant, mark
 from sigeo.capture.samples.calls import Call, Layer
 
 if TYPE_CHECKING:
     from sigeo.capture.samples.session import Session
+    from sigeo.capture.samples.uses import Use
 
 
 Handler = Callable[..., Any]
@@ -30,6 +31,14 @@ def handles(*functions: Any) -> Callable[[Handler], Handler]:
         return handler
 
     return enter
+
+
+def plain(uses: Mapping[str, Use], **arguments: Tensor | None) -> bool:
+    """Whether all arguments that are no parameters are the same for all samples, and stay so.
+
+    A computed one has gradients, and one made of the batch mixes its samples: neither is a call's.
+    """
+    return all(name in uses or is_constant(tensor) for name, tensor in arguments.items())
 
 
 _apply = super(torch.autograd.Function, Layer).apply
