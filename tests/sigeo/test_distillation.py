@@ -136,13 +136,18 @@ def siblings():
     return MutualDistillation(Teacher(SPACE.supernet(seed=1)), [sibling])
 
 
+def dropping():
+    return MutualDistillation(Teacher(SPACE.supernet(seed=1, path_dropout=0.5, dropout=0.5)))
+
+
 @pytest.mark.parametrize(
     ("make", "budget"),
     [
         (lambda: (Uniform(SPACE, seed=3, paths=2), siblings()), Budget(160, 320)),
+        (lambda: (Uniform(SPACE, seed=3, paths=2), dropping()), Budget(160, 160)),
         (lambda: (Fair(SPACE, seed=3), InPlaceDistillation()), Budget(400, 0)),
     ],
-    ids=["mutual", "in place"],
+    ids=["mutual", "teacher with dropout", "in place"],
 )
 def test_budgets_and_resumed_trainings(make, budget, tmp_path, monkeypatch):
     def arguments():

@@ -286,6 +286,16 @@ def test_frozen_weights_are_not_measured_and_not_moved(name):
     assert sum(p.grad is not None for p in net.parameters()) >= 2
 
 
+def test_a_subnet_without_the_weights_that_are_trained_is_not_reached():
+    chosen = space("mlp")
+    net, given = supernet(chosen).requires_grad_(False), batches()
+    net.get_submodule("layer3").requires_grad_(True)
+    names = ["sigeo", "zico", "plain"]
+    trained, frozen = score_many(net, [chosen.largest, chosen.smallest], given, names)
+    assert all(found.finite for found in trained.values())
+    assert frozen == score(net.subnet(chosen.smallest), given, names)
+
+
 def test_proxies_that_go_one_by_one_see_the_extracted_network():
     chosen = space("resnet")
     net, archs, given = supernet(chosen, torch.float64), archs_of(chosen, 1), batches(torch.float64)

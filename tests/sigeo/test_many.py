@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -15,6 +16,7 @@ from sigeo.proxies import OnGradient, OnStatistics, Outcome, Proxy
 from sigeo.scoring.many import fitting, kept_bytes, stackable
 from sigeo.spaces import InputShape
 from sigeo.spaces.nasbench201.stack import Stack
+from sigeo.spaces.nasbench201.supernet import CellSlots
 from sigeo.supernet import add_gradients, many_gradient_statistics, supports
 from sigeo_ext.testing import assert_close, threads
 
@@ -286,7 +288,7 @@ def test_gradients_of_several_paths_are_added_to_the_shared_weights(average):
     assert losses.shape == (len(archs),) and not losses.requires_grad
     for name, parameter in net.named_parameters():
         if expected[name] is None:
-            assert parameter.grad is None or not parameter.grad.any()
+            assert parameter.grad is None
         else:
             error = float((parameter.grad - expected[name]).norm())
             assert error <= 1e-9 * max(1.0, float(expected[name].norm())), name
@@ -295,6 +297,21 @@ def test_gradients_of_several_paths_are_added_to_the_shared_weights(average):
     for name, parameter in net.named_parameters():
         if name in once:
             assert_close(parameter.grad, 2 * once[name], tolerance=1e-12)
+
+
+def test_weights_of_a_convolution_of_zeros_have_no_gradient(route):
+    """Which an optimiser with momentum or weight decay tells from a gradient of zero."""
+    net, apart = supernet(), supernet()
+    archs, (images, labels) = [SPACE.parse(SHIFTED), SPACE.decode([1] * 6)], batches()[0]
+    add_gradients(net, archs, images, labels)
+    for arch in archs:
+        F.cross_entropy(apart(images, arch), labels).backward()
+    reached, expected = (
+        {name for name, p in one.named_parameters() if p.grad is not None} for one in (net, apart)
+    )
+    slot = "blocks.0.slots.2_3"
+    assert f"{slot}.norm.bias" in reached and f"{slot}.conv.weight" not in reached
+    assert reached == expected
 
 
 def test_frozen_weights_are_not_measured_and_not_moved():
@@ -312,6 +329,23 @@ def test_a_supernet_that_is_all_frozen():
     net, archs, given = supernet().requires_grad_(False), cells(1), batches()
     losses = add_gradients(net, archs, *given[0])
     assert losses.shape == (len(archs),)
+    names = ["sigeo", "zico", "snip"]
+    for arch, found in zip(archs, score_many(net, archs, given, names), strict=True):
+        assert found == score(net.subnet(arch), given, names)
+
+
+def test_a_subnet_whose_weights_are_all_frozen_beside_one_that_has_others():
+    net, given = supernet(torch.float64).requires_grad_(False), batches(torch.float64)
+    archs = [SPACE.decode([3] * 6), SPACE.decode([2] * 6)]
+    for block in net.blocks:
+        if isinstance(block, CellSlots):
+            block.slot(5, 3).requires_grad_(True)
+    names = ["sigeo", "zico", "snip", "zico_sample"]
+    trained, frozen = score_many(net, archs, given, names)
+    assert all(found.finite for found in trained.values())
+    assert {found.value for found in frozen.values()} == {-math.inf}
+    alone = score(net.subnet(archs[1]), given, names[:3])
+    assert {name: frozen[name] for name in alone} == alone
 
 
 def test_memory_is_measured_also_without_gradients_switched_on():

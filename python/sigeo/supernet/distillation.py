@@ -90,6 +90,11 @@ class Teacher:
         """One that runs a random path of a region at each step, as a sibling does."""
         return cls(supernet, lambda _, step: draw_connected(space, region, generator(seed, step)))
 
+    def begin(self, step: int) -> None:
+        """Let scheduled dropout, at the rates of a training's last step, follow from the step."""
+        if hasattr(self.supernet, "start_step"):
+            self.supernet.start_step(step, step + 1, 0)
+
     @torch.no_grad()
     def logits(self, inputs: Tensor, path: Any, step: int) -> Tensor:
         """[B, classes]."""
@@ -143,6 +148,8 @@ class MutualDistillation(Objective):
     ) -> Tensor:
         """Add the gradients of all paths; their mean loss."""
         inputs, labels = batch
+        for teacher in (*self.siblings, *([] if self.parent is None else [self.parent])):
+            teacher.begin(step)
         teachers = [
             (
                 None if self.parent is None else self.parent.logits(inputs, path, step),

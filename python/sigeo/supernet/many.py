@@ -192,7 +192,7 @@ def _collect(supernet: Supernet[Any], stack: Stack) -> None:
 
 def backward(
     stack: Stack, inputs: Tensor, labels: Any, loss_fn: LossFunction
-) -> tuple[Tensor, bool]:
+) -> tuple[Tensor, list[bool]]:
     """One pass: the gradients of each subnet's loss into its rows.
 
     Where a stack lets them, subnets go forward and backward one after another, so that the
@@ -205,19 +205,21 @@ def backward(
         loss_fn: (output, labels) to the mean loss of one subnet's batch.
 
     Returns:
-        The losses [K], detached, and whether they depend on anything that asks for a gradient.
+        The losses [K], detached, and of each whether it depends on anything that asks for a
+        gradient.
     """
     if not stack.apart:
         losses = torch.stack([batch_loss(loss_fn, y, labels) for y in stack(inputs)])
         if losses.requires_grad:
             losses.sum().backward()
-        return losses.detach(), losses.requires_grad
-    found, reached = [], False
+        trained = _trained(stack) if losses.requires_grad else frozenset()
+        return losses.detach(), [subnet in trained for subnet in range(len(losses))]
+    found, reached = [], []
     for output in stack.each(inputs):
         loss = batch_loss(loss_fn, output, labels)
         if loss.requires_grad:
             loss.backward()
-            reached = True
+        reached.append(loss.requires_grad)
         found.append(loss.detach().reshape(()))
     return torch.stack(found), reached
 
@@ -235,7 +237,7 @@ class _Run:
     ):
         self.supernet, self.archs, self.batches = supernet, archs, batches
         self.loss_fn, self.requests = loss_fn, requests
-        self.reached = False
+        self.reached = [False] * len(archs)
 
     def measure(self, observer: Observer | None) -> list[list[GradientStatistics]]:
         """All courses, those without steps first."""
@@ -256,7 +258,8 @@ class _Run:
 
     def _backward(self, stack: Stack, index: int) -> tuple[Tensor, Gradients]:
         """Each subnet's loss [K], and the gradients' rows."""
-        losses, self.reached = backward(stack, *self.batches[index], self.loss_fn)
+        losses, reached = backward(stack, *self.batches[index], self.loss_fn)
+        self.reached = [a or b for a, b in zip(self.reached, reached, strict=True)]
         return losses, {name: _taken(rows) for name, rows in _moving(stack).items()}
 
     def _show(self, stack: Stack, losses: Tensor, grads: Gradients, observer: Observer) -> None:
@@ -273,7 +276,7 @@ class _Run:
                     tuple(grads[name][row] for name, row in rows.items()),
                     tuple(stack.weights[name][row].detach() for name, row in rows.items()),
                     loss,
-                    self.reached,
+                    self.reached[subnet],
                 ),
             )
 
@@ -290,7 +293,8 @@ class _Run:
         requests = [request for request in self.requests if request.steps == steps]
         selections = list(dict.fromkeys(request.selection for request in requests))
         states = {s: _new_state(_rows(stack, stack.weights, s)) for s in selections}
-        step = None if steps is None else steps.start(_leaves(stack))
+        moving = _leaves(stack)
+        step = steps.start(moving) if steps is not None and moving else None
         all_losses, grads = [losses], first
         for index in range(len(self.batches)):
             if index > 0:
@@ -343,7 +347,7 @@ class _Run:
                 summary=Summary(*(column[places[subnet]] for column in summary)),
                 losses=table[:, subnet],
                 count=len(self.batches),
-                reached=self.reached,
+                reached=self.reached[subnet],
             )
             for subnet in range(len(self.archs))
         ]
@@ -356,6 +360,11 @@ def _moving(stack: Stack) -> dict[str, Rows]:
         for name, rows in stack.weights.items()
         if any(leaf.requires_grad for leaf in leaves(rows))
     }
+
+
+def _trained(stack: Stack) -> frozenset[int]:
+    """The subnets that have a weight that asks for a gradient."""
+    return frozenset(member for name in _moving(stack) for member in stack.members[name])
 
 
 def _leaves(stack: Stack) -> list[nn.Parameter]:

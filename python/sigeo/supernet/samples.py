@@ -48,7 +48,7 @@ class OfSubnet(NamedTuple):
     loss: float
     """Mean of the batch."""
     reached: bool
-    """Whether losses depend on anything that asks for a gradient."""
+    """Whether the loss depends on anything that asks for a gradient."""
 
 
 def many_sample_statistics(
@@ -125,7 +125,7 @@ def _measured(
             if place in stack.members.get(name, ()) and name in watch.moments
         }
         statistics = _SubnetStatistics(want, parameters, rows, watch, len(inputs))
-        found.append(OfSubnet(statistics, loss, losses.requires_grad))
+        found.append(OfSubnet(statistics, loss, losses.requires_grad and bool(parameters)))
     return found
 
 

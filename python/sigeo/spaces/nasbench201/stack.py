@@ -79,6 +79,7 @@ class Stack:
         }
         self._slots = [place for place in self._index if place[1] in CONVOLUTIONS]
         self._edges_of: dict[str, list[Edge]] = {}
+        self._fed: set[str] = set()  # convolutions that some subnet gives more than zeros
         values = _Values()
         # Weights of a subnet's own make all that is behind them its own.
         entries = [values.number(subnet if own else "all") for subnet in everyone]
@@ -107,6 +108,7 @@ class Stack:
                     if operation in CONVOLUTIONS:
                         slot = self._slots.index((edge, operation))
                         row = self._groups[edge][operation].index(subnet)
+                        self._fed |= {f"{name}.{edge}_{operation}"} if given >= 0 else set()
                     edges.append(Edge(subnet, source, node, slot, row, given, term))
                     terms.append(given if operation == SKIP else term)
                 nodes[node] = values.number((name, "sum", *terms))
@@ -170,9 +172,16 @@ class Stack:
         yield from self(images)
 
     def gradient(self, name: str) -> Tensor | None:
-        """The sum of the rows' gradients; None if there is none."""
+        """The sum of the rows' gradients; None if there is none.
+
+        Of convolutions of zeros only the norm's shift has one: none is not zero to an optimiser
+        with momentum or weight decay.
+        """
         rows = self.weights[name].grad
-        return None if rows is None else rows.sum(0)
+        slot, weight = name.rsplit(".", 2)[0], not name.endswith(".bias")
+        if rows is None or (weight and ".slots." in name and slot not in self._fed):
+            return None
+        return rows.sum(0)
 
     def _norm(self, name: str) -> Norm:
         if name in self._plain_norms:
