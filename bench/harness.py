@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+NOT_MEASURED = "Not measured yet.\n"
 RESULTS = Path(__file__).resolve().parent / "results"
 SHARED = Path(os.environ.get("SIGEO_SHARED", RESULTS.parents[2] / "shared"))
 """The data folder beside the checkout."""
@@ -217,6 +218,31 @@ def write(rows: list[dict[str, Any]], *, replace: str, whole: bool = True) -> Pa
     written.write_text("\n".join([*kept, *new]) + "\n")
     written.replace(path)
     return path
+
+
+def write_study(name: str, command: str, content: Mapping[str, Any]) -> None:
+    """Write the result file of a study, with what it was made by.
+
+    Args:
+        name: Of the file.
+        command: The module of `bench`, and its arguments.
+        content: As JSON can hold it.
+    """
+    head = {
+        "command": f"python -m bench.{command}",
+        "sha": commit(),
+        "machine": machine(),
+        "torch": torch.__version__,
+    }
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps({**head, **content}, indent=1) + "\n")
+    print(path)
+
+
+def read_study(name: str) -> dict[str, Any] | None:
+    """What `write_study` wrote; None where the study was not made."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def _kind(entry: dict[str, Any]) -> tuple[Any, ...]:

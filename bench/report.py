@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import headlines, study_gradual, study_norms, study_systems
-from bench.harness import RESULTS
+from bench.harness import NOT_MEASURED, RESULTS, read_study
 
 ROOT = RESULTS.parent.parent
 PAGES = (
@@ -59,7 +59,7 @@ def benchmark(bench: str) -> str:
         heads = ["what", "route", "shape", "threads", "median [p20, p80] ms"]
         heads += ["GB/s", "of stream", "speed-up", "more"]
         parts.append(table(heads, map(_cells, rows)))
-    return "\n".join(parts) if parts else "Not measured yet.\n"
+    return "\n".join(parts) if parts else NOT_MEASURED
 
 
 def _cells(row: Row) -> list[str]:
@@ -147,15 +147,14 @@ def summary() -> str:
         _find("start", impl="sigeo_ext after torch"),
         lambda r: f"{r['p50_us'] / 1e3:.0f} ms",
     )
-    return table(["what", "figure (CPU, medians)"], lines) if lines else "Not measured yet.\n"
+    return table(["what", "figure (CPU, medians)"], lines) if lines else NOT_MEASURED
 
 
 def ranking(command: str) -> str:
     """One part of the ranking study."""
-    path = RESULTS / f"ranking-{command}.json"
-    if not path.exists():
-        return "Not measured yet.\n"
-    content = json.loads(path.read_text())
+    content = read_study(f"ranking-{command}")
+    if content is None:
+        return NOT_MEASURED
     facts = (
         f"`{content['command']}`: {content['architectures']} random public architectures, "
         f"`{content['metric']}`, torch {content['torch']}, commit {content['sha']}.\n"
@@ -254,10 +253,9 @@ _RANKING: dict[str, Callable[[Row], str]] = {
 
 def accuracy() -> str:
     """The study of accuracy: a row a case, a column a statistic, kernels beside plain torch."""
-    path = RESULTS / "accuracy.json"
-    if not path.exists():
-        return "Not measured yet.\n"
-    content = json.loads(path.read_text())
+    content = read_study("accuracy")
+    if content is None:
+        return NOT_MEASURED
 
     def cell(entry: Row, statistic: str) -> str:
         if statistic not in entry["kernels"]:
@@ -303,7 +301,7 @@ def elastic() -> str:
         if memory:
             parts.append("Memory that a pass adds at its peak, linear, 256 MiB of super-weights:\n")
             parts.append(table(["route", "selection", "MiB"], memory))
-    return "\n".join(parts) if parts else "Not measured yet.\n"
+    return "\n".join(parts) if parts else NOT_MEASURED
 
 
 def grouped() -> str:
@@ -328,7 +326,7 @@ def grouped() -> str:
         )
         parts[-1] += "torch in a loop, and in brackets over `slices.linear` in a loop:\n"
         parts.append(table(heads, lines))
-    return "\n".join(parts) if parts else "Not measured yet.\n"
+    return "\n".join(parts) if parts else NOT_MEASURED
 
 
 _PARTS: dict[str, Callable[[], str]] = {

@@ -10,7 +10,6 @@ and as E[g^2] - E[g]^2. Results go to bench/results/accuracy.json.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from bench.harness import RESULTS, commit, machine
+from bench.harness import write_study
 from sigeo_ext import gram, sample_moments
 from sigeo_ext.testing import error_ratio
 
@@ -186,16 +185,7 @@ def main() -> int:
                 print(f"{layer}, {entry['case']}: {errors}", flush=True)
                 errors = "  ".join(f"{s} {e:.1e}" for s, e in entry["torch"].items())
                 print(f"    torch: {errors}  naive m2 {entry['naive m2']:.1e}", flush=True)
-    content = {
-        "command": "python -m bench.study_accuracy",
-        "machine": machine(),
-        "torch": torch.__version__,
-        "sha": commit(),
-        "entries": found,
-    }
-    path = RESULTS / "accuracy.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    print(path)
+    write_study("accuracy", "study_accuracy", {"entries": found})
     return 0
 
 

@@ -11,7 +11,6 @@ Needs the data folder beside the checkout (SIGEO_SHARED) with data/cifar10_jpeg.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.harness import RESULTS, SHARED, commit, machine
+from bench.harness import NOT_MEASURED, RESULTS, SHARED, read_study, write_study
 from sigeo import data, spaces
 from sigeo.fewshot import recipes, whole_space
 from sigeo.fewshot.develop import develop
@@ -69,10 +68,6 @@ def run() -> int:
                 rows.append({**row, "kendall": asdict(tau), "mean_accuracy": mean})
                 print(variant, number + 1, by, _shown(tau), f"mean accuracy {mean:.3f}")
     document = {
-        "command": "python -m bench.study_gradual",
-        "sha": commit(),
-        "machine": machine(),
-        "torch": torch.__version__,
         "space": space.describe(),
         "study": study.describe(),
         "trainings": trainings,  # of each what it has in the place of the study's settings
@@ -87,9 +82,7 @@ def run() -> int:
         "calibration": CALIBRATION,
         "rows": rows,
     }  # fmt: skip
-    path = RESULTS / "gradual.json"
-    path.write_text(json.dumps(document, indent=1) + "\n")
-    print(path)
+    write_study("gradual", "study_gradual", document)
     return 0
 
 
@@ -129,10 +122,9 @@ def page(table: Any) -> str:
     Args:
         table: (headings, rows) to Markdown.
     """
-    path = RESULTS / "gradual.json"
-    if not path.exists():
-        return "Not measured yet.\n"
-    content = json.loads(path.read_text())
+    content = read_study("gradual")
+    if content is None:
+        return NOT_MEASURED
     kinds = {row["by"]: {} for row in content["rows"]}  # type: dict[str, dict[Any, Any]]
     for row in content["rows"]:
         kinds[row["by"]][row["variant"], row["groups"]] = row

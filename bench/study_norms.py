@@ -12,7 +12,6 @@ bench/results/norms.json.
 
 from __future__ import annotations
 
-import json
 import random
 import sys
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bench.harness import RESULTS, SHARED, commit, machine
+from bench.harness import NOT_MEASURED, RESULTS, SHARED, read_study, write_study
 from sigeo import data, spaces
 from sigeo.fewshot.study import Study
 from sigeo.supernet import Uniform, evaluate, train_supernet
@@ -104,18 +103,13 @@ def _accuracies(study: Study, archs: list[Any], seed: int, affine: bool) -> dict
 
 
 def _save(rows: list[dict[str, Any]]) -> None:
-    path = RESULTS / "norms.json"
-    head = {
-        "command": "python -m bench.study_norms",
+    content = {
         "settings": {**SIZES, "image_size": IMAGES, "budget": BUDGET, "held_out": HELD_OUT}
         | {"metric": METRIC, "architectures": ARCHITECTURES, "seeds": list(SEEDS)}
         | {"calibration": CALIBRATION, **SETTINGS},
-        "sha": commit(),
-        "env": machine(),
         "rows": rows,
     }
-    path.write_text(json.dumps(head, indent=1) + "\n")
-    print(path)
+    write_study("norms", "study_norms", content)
 
 
 def page(table: Any) -> str:
@@ -124,10 +118,9 @@ def page(table: Any) -> str:
     Args:
         table: (headings, rows) to Markdown.
     """
-    path = RESULTS / "norms.json"
-    if not path.exists():
-        return "Not measured yet.\n"
-    content = json.loads(path.read_text())
+    content = read_study("norms")
+    if content is None:
+        return NOT_MEASURED
 
     def estimate(found: dict[str, float]) -> str:
         return f"{found['value']:.3f} [{found['low']:.3f}, {found['high']:.3f}]"

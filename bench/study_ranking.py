@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bench.harness import RESULTS, SHARED, commit, machine
+from bench.harness import RESULTS, SHARED, write_study
 from sigeo import data, proxies, spaces
 from sigeo.data import ImageData
 from sigeo.proxies import Proxy
@@ -132,17 +132,9 @@ def correlations(found: Mapping[str, Values], truth: Values) -> dict[str, Any]:
 
 def save(command: str, content: dict[str, Any]) -> None:
     """Write one result file, named after the command without its options."""
-    path = RESULTS / f"ranking-{command.partition(' ')[0]}.json"
-    head = {
-        "command": f"python -m bench.study_ranking {command}",
-        "sha": commit(),
-        "torch": torch.__version__,
-        "machine": machine(),
-        "threads": torch.get_num_threads(),
-        "metric": METRIC,
-    }
-    path.write_text(json.dumps(head | content, indent=1) + "\n")
-    print(path)
+    shared = {"threads": torch.get_num_threads(), "metric": METRIC}
+    name = f"ranking-{command.partition(' ')[0]}"
+    write_study(name, f"study_ranking {command}", {**shared, **content})
 
 
 def chosen(*names: str) -> tuple[Proxy, ...]:

@@ -14,7 +14,7 @@ import json
 import sys
 from typing import Any
 
-from bench.harness import RESULTS, SHARED, commit, machine
+from bench.harness import NOT_MEASURED, RESULTS, SHARED, read_study, write_study
 from sigeo.cli import main as sigeo
 
 RUN = RESULTS.parent.parent / "runs" / "systems"
@@ -48,22 +48,10 @@ def run() -> int:
     files += ["--table", str(SHARED / "data" / "nasbench201.csv.gz"), "--out", str(RUN)]
     code: int = sigeo(["compare", *SETTINGS.split(), *files, "--recipes", *SYSTEMS])
     if code == 0:
-        save(json.loads((RUN / "comparison.json").read_text()), commit())
+        found = json.loads((RUN / "comparison.json").read_text())
+        del found["table"]  # a path of this machine
+        write_study("systems", "study_systems", {"settings": SETTINGS, **found})
     return code
-
-
-def save(found: dict[str, Any], sha: str) -> None:
-    """Write the result file: the document of ``sigeo compare`` without paths."""
-    path = RESULTS / "systems.json"
-    kept = {key: value for key, value in found.items() if key != "table"}
-    head = {
-        "command": "python -m bench.study_systems",
-        "settings": SETTINGS,
-        "sha": sha,
-        "machine": machine(),
-    }
-    path.write_text(json.dumps(head | kept, indent=1) + "\n")
-    print(path)
 
 
 def page(table: Any) -> str:
@@ -72,10 +60,9 @@ def page(table: Any) -> str:
     Args:
         table: (headings, rows) to Markdown.
     """
-    path = RESULTS / "systems.json"
-    if not path.exists():
-        return "Not measured yet.\n"
-    content = json.loads(path.read_text())
+    content = read_study("systems")
+    if content is None:
+        return NOT_MEASURED
     systems = content["systems"]
     kinds = list(dict.fromkeys(system["by"] for system in systems))
     by_label: dict[str, dict[str, Any]] = {}

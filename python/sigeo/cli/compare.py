@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,8 @@ def run(args: argparse.Namespace) -> int:
     archs, truth = _parsed(ranked, space, table)
     study = compare_options.study(args, data, space)
     entrants = compare_options.entrants(args, study)
+    archs, truth = _unknown(comparison.known_to(entrants, space), archs, truth)
+    top = table_options.top(args, len(archs))
     with options.run_folder(args) as folder:
         outcomes = _outcomes(args, study, entrants, archs, wanted, folder)
     standings = comparison.judge(
@@ -187,6 +189,23 @@ def _parsed(
             f"--table: expected architectures of {space.name}, {table.path} has others ({error})"
         ) from None
     return archs, np.array(list(ranked.values()))
+
+
+def _unknown(
+    known: Collection[str], archs: list[Any], truth: NDArray[np.float64]
+) -> tuple[list[Any], NDArray[np.float64]]:
+    """The architectures whose values no system is told, and theirs.
+
+    Raises:
+        InputError: They are too few.
+    """
+    left = [place for place, arch in enumerate(archs) if str(arch) not in known]
+    if len(left) < len(archs):
+        told = f"{len(archs) - len(left)} of {len(archs)} architectures, which a recipe knows"
+        if len(left) < 3:
+            raise InputError(f"--table: expected at least 3 to rank beside {told}")
+        console.say(f"left out: {told}")
+    return [archs[place] for place in left], truth[left]
 
 
 def _outcomes(

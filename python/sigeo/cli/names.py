@@ -105,6 +105,8 @@ RECIPES = {
         "drop_path",
         "label_smoothing",
         "calibration",
+        "known",
+        "metric",
     ),
 }
 """With their options."""

@@ -37,6 +37,10 @@ def check_budget(work: Development) -> None:
             f"{compared}, got {study.budget:,}"
         )
     if study.keep > 1:
+        if work.selection is not None:
+            raise InputError(
+                f"{recipe.name}: known selects one checkpoint, so keep must be 1, got {study.keep}"
+            )
         _check_passes(work)
 
 

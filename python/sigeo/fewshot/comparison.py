@@ -23,6 +23,7 @@ from sigeo.fewshot.recipe import Recipe
 from sigeo.fewshot.study import Study
 from sigeo.proxies import Proxy
 from sigeo.scoring.rank import identity
+from sigeo.spaces import SearchSpace
 from sigeo.store import Record, RunStore
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 
@@ -63,6 +64,13 @@ class Entrant:
         options = option_text.values(f"recipe {name}", parts, known.options)
         known.checked(options)
         return cls(name, options)
+
+
+def known_to(entrants: Sequence[Entrant], space: SearchSpace[Any]) -> frozenset[str]:
+    """The architectures whose measured values a system learns; to rank them says nothing of it."""
+    made = [recipes.get(one.recipe, space, **one.options) for one in entrants]
+    tables = [one.gradual.known for one in made if one.gradual is not None]
+    return frozenset(str(arch) for known in tables if known is not None for arch in known.archs)
 
 
 @dataclass(frozen=True)

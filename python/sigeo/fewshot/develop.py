@@ -15,7 +15,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot import checks, overhead
 from sigeo.fewshot.clock import Clock
 from sigeo.fewshot.family import Family, aligned
-from sigeo.fewshot.gradual import grow
+from sigeo.fewshot.gradual import grow, selection
 from sigeo.fewshot.hierarchy import narrow
 from sigeo.fewshot.plan import Plan, split_by_kind, whole_space
 from sigeo.fewshot.recipe import Ground, Recipe
@@ -105,6 +105,7 @@ class Development:
         compares = recipe.splitting is not None and recipe.splitting.compares
         if compares or recipe.hierarchy is not None:
             self.batches = study.metric_batches(seed, *recipe.metric_batches)
+        self.selection = selection(self)
         self.overhead = overhead.at_most(recipe, study, self.batches)
         self.unit = (study.budget - self.overhead) / recipe.units(study.space)
 
@@ -217,6 +218,12 @@ class Development:
         )
         before = self.spent
 
+        def progress(step: int, steps: int) -> None:
+            ends_pass = step == steps or step % config.steps_per_epoch == 0
+            if self.selection is not None and ends_pass:
+                self.selection.judge(supernet, phase, step)
+            self.report(before + self.processed(step))
+
         cost = train_supernet(
             supernet,
             config,
@@ -225,10 +232,12 @@ class Development:
             objective,
             settings={**self.settings(phase), "seen": seen},
             checkpoint=self.file(f"{phase}.safetensors"),
-            progress=lambda step, _: self.report(before + self.processed(step)),
+            progress=progress,
             kept=kept,
         )
         self.charge(cost)
+        if self.selection is not None:
+            self.charge(self.selection.cost(phase, config.passes))
         return config.images_of(steps)
 
     def source_after(self, seen: int) -> Source:
@@ -285,6 +294,8 @@ class Development:
             forwards = self.recipe.objective(self.study, self.seed).forwards(paths.trained)
         each = paths.trained + FORWARD_SHARE * forwards
         scored = paths.evaluated(steps, self.study.held_out)
+        if self.selection is not None:
+            scored += self.selection.images * self.study.training(steps, keep=1).passes
         return self._images_of(steps) * each + FORWARD_SHARE * scored
 
     def _images_of(self, steps: int) -> int:

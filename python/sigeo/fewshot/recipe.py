@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.fewshot.known import Known
 from sigeo.fewshot.metrics import Metric
 from sigeo.fewshot.partition import Partitioner
 from sigeo.fewshot.splitting import Splitting
@@ -147,12 +148,15 @@ class Gradual:
         finish: What is done to the supernet after the last training, in place.
         settings: (number of the training, its steps) to the settings of `sigeo.supernet.Training`
             that are its own, the step size as a share of what the study says.
+        known: Networks by which the checkpoint that is served is selected, of those at the ends of
+            all trainings' passes; None to serve the last.
     """
 
     levels: int
     grow: Callable[[Supernet[Any], int], Supernet[Any]]
     finish: Callable[[Supernet[Any]], None]
     settings: Callable[[int, int], dict[str, Any]]
+    known: Known | None = None
 
 
 @dataclass(frozen=True)

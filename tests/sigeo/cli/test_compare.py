@@ -164,3 +164,33 @@ def test_a_ranking_has_three_architectures_or_more(capsys):
     assert code == 2 and "--archs: must be a whole number from 3" in err
     code, _, err = run("compare", *write_table(2), "--out", "c", capsys=capsys)
     assert code == 2 and "--table: expected at least 3 architectures with acc, found 2" in err
+
+
+def test_what_a_recipe_knows_is_not_ranked(capsys):
+    sizes = {"channels": 4, "depths": (1, 1), "ratios": (0.5, 1)}
+    space = spaces.get("resnet", spaces.InputShape(1, 8, 10), **sizes)
+    archs = spaces.distinct(space, 9, random.Random(0))
+    for name, some in (("t.csv", archs), ("known.csv", archs[:5]), ("all.csv", archs[:7])):
+        rows = [f'"{arch}",{value}' for value, arch in enumerate(some)]
+        Path(name).write_text("\n".join(["arch_str,acc", *rows]) + "\n")
+    given = ["compare", "--space", "resnet", "--size", "channels=4", "--size", "depths=1,1"]
+    given += [
+        "--size",
+        "ratios=0.5,1",
+        "--budget",
+        "3000",
+        "--held-out",
+        "40",
+        "--batch-size",
+        "16",
+    ]
+    given += ["--seeds", "1", "--table", "t.csv", "--metric", "acc", "--bootstrap", "5"]
+    options = ":groups=1,calibration=1,metric=acc,known="
+    code, out, err = run(*given, "--recipes", f"gradual{options}known.csv", "--json", capsys=capsys)
+    assert code == 0, err
+    assert "left out: 5 of 9 architectures, which a recipe knows" in err
+    document = strict(out)
+    assert document["architectures"] == 4 and document["systems"][0]["quality"][0]["top"] == 4
+    code, _, err = run(*given, "--recipes", f"gradual{options}all.csv", capsys=capsys)
+    assert code == 2
+    assert "--table: expected at least 3 to rank beside 7 of 9 architectures, which a rec" in err

@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from bench import study_systems
+from bench import harness, study_systems
 from bench.report import table
 from sigeo.cli.compare import _finite
 from sigeo.fewshot import comparison, whole_space
@@ -26,7 +26,7 @@ def test_undefined_measures_are_said(tmp_path, monkeypatch):
         "seeds": [0], "ceiling": None, "systems": [_finite(s.document()) for s in standings],
     }  # fmt: skip
     (tmp_path / "systems.json").write_text(json.dumps(document))
-    monkeypatch.setattr(study_systems, "RESULTS", tmp_path)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
     page = study_systems.page(table)
     assert "| Kendall, best 5 |" in page and "between the table's own runs: undefined." in page
     first, second = (next(r for r in page.splitlines() if f"`{name}`" in r)

@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from sigeo.errors import InputError
+from sigeo.fewshot.known import Known
 from sigeo.fewshot.recipe import Gradual, Ground, Paths, Recipe
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.spaces import ResNet, SearchSpace
 from sigeo.supernet import InPlaceDistillation, Sampler, Sandwich
+from sigeo.tables import FEWEST, read_table
 
 
 @recipe("gradual", "arXiv 2206.05896 (CVPR 2022 challenge, track 1), one-shot to few-shot training")
@@ -27,6 +31,8 @@ def gradual(
     drop_path: float = 0.2,
     label_smoothing: float = 0.1,
     calibration: int = 64,
+    known: str | None = None,
+    metric: str | None = None,
 ) -> Recipe:
     """BigNAS, then stage by stage copies of the blocks for one width more, weights inherited.
 
@@ -49,9 +55,15 @@ def gradual(
         drop_path: Of the blocks of the last two stages, of the largest path alone.
         label_smoothing: Of the largest path's labels.
         calibration: Training batches that batch norm is recalibrated on for evaluation.
+        known: A benchmark table of networks trained alone (published: 30). After every pass of
+            every training Kendall's tau is taken between their values and their accuracies in the
+            supernet on the images held out, and the checkpoint with the highest is served, the
+            last of equal ones; None to serve the last of all.
+        metric: Its column; None for ``test_accuracy``.
 
     Raises:
-        InputError: Another space, more groups than widths, or a number out of its range.
+        InputError: Another space, more groups than widths, a number out of its range, or a table
+            that does not fit.
     """
     if not isinstance(space, ResNet):
         raise InputError(f"divides the stages of the space resnet by width, got {space.name}")
@@ -70,6 +82,9 @@ def gradual(
         if number < 0:
             raise InputError(f"{name} must be at least 0, got {number}")
     InPlaceDistillation(label_smoothing=label_smoothing)  # checks it
+    if known is None and metric is not None:
+        raise InputError("metric has no effect without known")
+    judges = None if known is None else _judges(space, known, metric or "test_accuracy")
 
     def grow(supernet: Any, number: int) -> Any:
         if number == 0:
@@ -104,11 +119,27 @@ def gradual(
         "",
         before if last == 1 else after,
         () if last == 1 else (before, *[after] * (last - 2)),
-        gradual=Gradual(last - 1, grow, finish, settings),
+        gradual=Gradual(last - 1, grow, finish, settings, judges),
         paths=Paths(sampler, trained=count + 2),
         objective=lambda study, seed: InPlaceDistillation(label_smoothing=label_smoothing),
         calibration=calibration,
+        options={} if judges is None else {"known": judges.fingerprint()},  # the file may change
     )
+
+
+def _judges(space: Any, path: str, metric: str) -> Known:
+    """The networks of a table that checkpoints are selected by.
+
+    Raises:
+        InputError: There is no such table or column, or too few networks to rank.
+    """
+    found = Known(space, read_table(path).lookup(metric))
+    if len(found.values) < FEWEST or np.ptp(found.values) == 0:
+        raise InputError(
+            f"known: {path} must have {FEWEST} networks or more, not all of the same {metric}, "
+            f"got {len(found.values)}"
+        )
+    return found
 
 
 def scales(space: ResNet, groups: int) -> tuple[tuple[str, float], ...]:

@@ -72,12 +72,12 @@ class Entry:
 
     @property
     def examples(self) -> dict[str, Any]:
-        """A value of the kind of each option: its default, or 0 or 0.0 where that is None."""
+        """A value of the kind of each option: its default, or 0, 0.0 or "" where that is None."""
         defaults, kinds = self.options, get_type_hints(self.make)
         for option, default in defaults.items():
             if default is None:
-                whole = int in get_args(kinds[option])
-                defaults[option] = 0 if whole else 0.0
+                known = get_args(kinds[option])  # as of ``int | None``
+                defaults[option] = next((kind() for kind in (int, str) if kind in known), 0.0)
         return defaults
 
 
@@ -133,7 +133,7 @@ def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
         made = known.make(space, **chosen)
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"recipe {name}: {error}") from error
-    return replace(made, name=name, source=known.source, options=chosen)
+    return replace(made, name=name, source=known.source, options={**chosen, **made.options})
 
 
 def _alike(value: Any, default: Any) -> bool:
@@ -157,7 +157,7 @@ def _expected(value: Any, default: Any) -> str:
     if isinstance(default, bool):
         return "true or false"
     if isinstance(default, str):
-        return f"a name like {default}"
+        return f"a name like {default}" if default else "text"
     number = "a whole number" if isinstance(default, int) else "a number"
     large = isinstance(value, (int, float)) and not abs(value) < _LARGEST
     return f"{number} below {_LARGEST:g}" if large else number
