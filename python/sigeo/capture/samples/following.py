@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where, written
-from sigeo.capture.samples.axis_rules import follow, indexed, leading, pointwise
+from sigeo.capture.samples.axis_rules import follow, indexed, leading, padded, pointwise
 from sigeo.capture.samples.follower import Follower, moved, takes_samples
 from sigeo.capture.samples.functions import (
     LOSSES,
@@ -53,8 +53,8 @@ def followed(
             return output
     if func is F.pad:
         output = func(*args, **kwargs)
-        padded = len(args[1] if len(args) > 1 else kwargs["pad"]) // 2
-        mark(output, leading(places[0], tensors[0].dim(), padded))
+        widths = args[1] if len(args) > 1 else kwargs["pad"]
+        mark(output, padded(places[0], tensors[0].dim(), widths))
         return output
     plain = "out" not in kwargs and (func is not torch.where or len(tensors) > 1)
     if plain and (func in POINTWISE or func in POOLS):

@@ -12,12 +12,14 @@ from torch import Tensor
 from sigeo.capture.samples.axis import Axis, Lost, Where
 from sigeo.capture.samples.axis_rules import products, shapes
 from sigeo.capture.samples.axis_rules.broadcasting import broadcast, pointwise
-from sigeo.capture.samples.axis_rules.dimensions import leading
+from sigeo.capture.samples.axis_rules.dimensions import leading, padded
 from sigeo.capture.samples.axis_rules.parts import indexed, picks_samples
 from sigeo.capture.samples.axis_rules.registry import RULES, Rule
 from sigeo.capture.samples.functions import leaves, tensors_in
 
-__all__ = ["follow", "indexed", "leading", "picks_samples", "pointwise", "products", "shapes"]
+__all__ = [
+    "follow", "indexed", "leading", "padded", "picks_samples", "pointwise", "products", "shapes",
+]  # fmt: skip
 
 
 def follow(
