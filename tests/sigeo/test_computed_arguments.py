@@ -103,9 +103,17 @@ def moved(m, z):
     return F.batch_norm(z, m.mean, torch.ones_like(m.mean), m.w, m.b)
 
 
+def taught(m, z):
+    """By a teacher that normalises by the batch."""
+    with torch.no_grad():
+        teacher = F.batch_norm(z, None, None, training=True)
+    return z * teacher
+
+
 @pytest.mark.parametrize(
     "middle",
     [
+        taught,
         lambda m, z: F.batch_norm(z, of_batch(z), of_batch(z * z), m.w, m.b),
         lambda m, z: F.instance_norm(z, of_batch(z), of_batch(z * z), m.w, m.b, False),
         moved,

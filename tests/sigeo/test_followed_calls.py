@@ -84,9 +84,9 @@ CALLS = {
     "repeat": lambda m, z: m.layer(z.repeat(2, 1, 3)[..., 4:8].movedim(1, 0)).mean(1),
     "repeat, of the samples": lambda m, z: m.layer(z.repeat(2, 1)).view(2, -1, 4).sum(0),
     "sparse constant": lambda m, z: m.layer((torch.eye(4).double().to_sparse() @ z.t()).t()),
-    "longer Fourier transform": lambda m, z: m.layer(torch.fft.irfft(torch.fft.rfft(z, n=8))[:, :4]),
+    "Fourier, padded": lambda m, z: m.layer(torch.fft.irfft(torch.fft.rfft(z, n=8))[:, :4]),
     "unfold": lambda m, z: m.layer(z.unfold(1, 2, 2).flatten(1)),
-    "padded by nothing": lambda m, z: m.layer(F.pad(z, (1, 0, 0, 0))[:, :4]),
+    "padded by nothing": lambda m, z: m.layer(F.pad(z[None], (1, 0, 0, 0, 0, 1))[0, :, :4]),
     "times expanded": lambda m, z: z * m.p.expand_as(z),
     "times broadcast": lambda m, z: torch.broadcast_to(m.p, z.shape) * z,
 }

@@ -318,3 +318,21 @@ def test_whatever_a_module_raises_about_one_unit_is_a_reason():
     with capture(model, {"sum"}, strict=False) as stats:
         F.cross_entropy(model(x), labels).backward()
     assert "fails on one alone (KeyError)" in stats.unsupported["gain.p"]
+
+
+def test_what_a_module_keeps_of_its_pass_stays_that_of_the_batch():
+    class Keeping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.p, self.calls = nn.Parameter(torch.randn(4)), 0
+
+        def forward(self, x):
+            self.kept, self.calls = (x * self.p.exp()).softmax(-1), self.calls + 1
+            return self.kept
+
+    model, x = nn.Sequential(nn.Linear(4, 4), Keeping()), torch.randn(SAMPLES, 4)
+    with capture(model) as stats:
+        output = model(x)
+        output.square().mean().backward()
+    assert stats["1.p"].abs_sum.all()
+    assert torch.equal(model[1].kept, output) and model[1].calls == 1

@@ -135,14 +135,15 @@ class Fallback:
     def unit_gradients(self, name: str, units: slice) -> Tensor:
         """The units' gradients of one parameter [units, *shape]."""
         rows = []
-        for unit in range(units.start, units.stop):
-            row = self.held.pop((name, unit), None)
-            if row is None:
-                found = self._of_unit(unit)
-                row = found.pop(name)
-                if self.holds:
-                    self.held.update(((other, unit), g) for other, g in found.items())
-            rows.append(row)
+        with _attributes_kept(self.module):
+            for unit in range(units.start, units.stop):
+                row = self.held.pop((name, unit), None)
+                if row is None:
+                    found = self._of_unit(unit)
+                    row = found.pop(name)
+                    if self.holds:
+                        self.held.update(((other, unit), g) for other, g in found.items())
+                rows.append(row)
         return torch.stack(rows)
 
     def _of_unit(self, unit: int) -> dict[str, Tensor]:
@@ -237,6 +238,23 @@ def _evaluated(modules: Sequence[nn.Module]) -> Iterator[None]:
     finally:
         for module in modules:
             module.training = True
+
+
+@contextmanager
+def _attributes_kept(module: nn.Module) -> Iterator[None]:
+    """What modules keep of a forward pass, attention maps say, stays that of the batch.
+
+    Yields:
+        Once, when it is noted.
+    """
+    before = [(vars(m), dict(vars(m))) for m in module.modules()]
+    try:
+        yield
+    finally:
+        for attributes, kept in before:
+            for name in attributes.keys() - kept.keys():
+                del attributes[name]
+            attributes.update(kept)
 
 
 def _rows(tensor: Tensor, axis: Axis, pick: range) -> Tensor:

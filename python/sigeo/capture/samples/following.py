@@ -53,8 +53,8 @@ def followed(
             return output
     if func is F.pad:
         output = func(*args, **kwargs)
-        worked = padded(args[1] if len(args) > 1 else kwargs["pad"])
-        mark(output, leading(places[0], tensors[0].dim(), worked))
+        widths = args[1] if len(args) > 1 else kwargs["pad"]
+        mark(output, padded(places[0], tensors[0].dim(), widths))
         return output
     plain = "out" not in kwargs and (func is not torch.where or len(tensors) > 1)
     if plain and (func in POINTWISE or func in POOLS):

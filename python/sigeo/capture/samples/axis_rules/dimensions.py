@@ -19,9 +19,12 @@ def leading(place: Where, dims: int, worked: int) -> Where:
     return mixed("an operation along the samples")
 
 
-def padded(widths: Sequence[int]) -> int:
-    """How many last dimensions ``F.pad`` works on: Fourier transforms name all, most by zeros."""
-    return max((place // 2 + 1 for place, width in enumerate(widths) if width), default=0)
+def padded(place: Where, dims: int, widths: Sequence[int]) -> Where:
+    """The rule of ``F.pad``: two widths for each dimension from the last, which may be 0."""
+    if not isinstance(place, Axis):
+        return place
+    own = 2 * (dims - 1 - place.dim)
+    return mixed("an operation along the samples") if any(widths[own : own + 2]) else place
 
 
 def _leading(trailing: int | Callable[[Any], int]) -> Rule:
@@ -51,7 +54,6 @@ for _name in (
     "_scaled_dot_product_fused_attention_overrideable", "tril", "triu",
 ):  # fmt: skip
     RULES[_name] = _leading(2)
-RULES["constant_pad_nd"] = _leading(lambda args: padded(args[1]))
 RULES["native_layer_norm"] = _leading(lambda args: len(args[1]))
 RULES["_fused_rms_norm"] = _leading(lambda args: len(args[1]))
 for _name in ("native_group_norm", "_native_batch_norm_legit_no_training"):
@@ -104,6 +106,11 @@ RULES["roll"] = _along(2)
 RULES["unfold"] = _along(1)
 for _name in ("_fft_r2c", "_fft_c2r", "_fft_c2c"):
     RULES[_name] = _along(1)
+
+
+@rule("constant_pad_nd")
+def _padded(given: list[Where], args: Any, kwargs: Any, result: Tensor) -> Where:
+    return padded(first(given), result.dim(), args[1])
 
 
 @rule("gather", "scatter", "scatter_add", "scatter_reduce")
