@@ -135,6 +135,14 @@ def test_a_depth_is_a_whole_number(depth):
         model(torch.zeros(1, 2), depth=depth)
 
 
+@pytest.mark.parametrize("kernel", [True, 3.0, (3, 3), slice(0, 3)])
+def test_a_kernel_is_a_whole_number(kernel):
+    layer = elastic.ElasticConv1d(2, 2, 3, padding=1)
+    for use in (layer.select, layer.extract, lambda **given: layer(torch.zeros(1, 2, 4), **given)):
+        with pytest.raises(ValueError, match="ElasticConv1d: kernel must be a whole number, got"):
+            use(kernel=kernel)
+
+
 def test_what_torch_pads_on_one_side_and_steps_of_slices_are_refused():
     with pytest.raises(ValueError, match='padding="same" needs as much on both sides'):
         elastic.ElasticConv2d(3, 4, 4, padding="same")
@@ -150,3 +158,6 @@ def test_a_batch_norm_that_stops_tracking_leaves_its_statistics():
     x = randn(5, 3).float()
     assert_close(layer(x), plain(x))
     assert not layer.running_mean.any() and int(layer.num_batches_tracked) == 0
+    extracted = layer.extract()
+    assert extracted.state_dict().keys() == plain.state_dict().keys()
+    assert_close(extracted.eval()(x), plain.eval()(x))

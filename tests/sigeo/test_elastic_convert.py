@@ -87,6 +87,18 @@ def test_a_layer_alone_and_kinds_that_stay():
     assert twice[0] is twice[1]
 
 
+@pytest.mark.parametrize("gone", [("weight",), ("bias",), ("running_mean", "running_var")])
+def test_norms_that_lack_a_part_whatever_their_flags_say(gone):
+    layer = nn.BatchNorm1d(3)
+    for name in gone:
+        setattr(layer, name, None)
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    twin = elastic.convert(layer)
+    for one in (twin, twin.extract()):
+        assert one.state_dict().keys() == layer.state_dict().keys()
+        assert torch.equal(one(x), layer(x))
+
+
 class Tied(nn.Module):
     """Words in and out by one table, as in language models; and a plain use of it."""
 

@@ -177,6 +177,20 @@ def test_weights_that_are_all_frozen():
         assert "depends on no parameter" in scores["zico_sample"].notes[0]
 
 
+@pytest.mark.parametrize("trained", ["nothing", "norms"])
+def test_layers_that_are_all_frozen_however_they_are_measured(trained):
+    net, archs, given = supernet(torch.float64), cells(1), batches(torch.float64)
+    net.requires_grad_(False)
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.requires_grad_(trained == "norms")
+    together = score_many(net, archs, given, ["zico_sample"])
+    for names in (["zico_sample"], ["zico_sample", "fisher_trace"]):
+        apart = score_many(net, archs, given, names, at_once=1)
+        assert [s["zico_sample"] for s in apart] == [s["zico_sample"] for s in together]
+    assert {s["zico_sample"].finite for s in together} == {trained == "norms"}
+
+
 def test_a_loss_that_is_no_mean_is_refused():
     def total(output, labels):
         return F.cross_entropy(output, labels, reduction="sum")

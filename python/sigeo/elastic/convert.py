@@ -72,14 +72,14 @@ def _twin(layer: Any, copies: dict[int, Any]) -> nn.Module:
     elif isinstance(layer, (_ConvNd, nn.Linear, nn.LayerNorm)):
         given["bias"] = layer.bias is not None
     twin: nn.Module = kind(**given, device="meta")  # no values are drawn
-    for name, parameter in layer.named_parameters():
-        if id(parameter) not in copies:  # parameters that layers share stay shared
+    for name, parameter in layer._parameters.items():  # those that are None, too
+        if parameter is not None and id(parameter) not in copies:  # shared ones stay shared
             copies[id(parameter)] = nn.Parameter(
                 parameter.detach().clone(), requires_grad=parameter.requires_grad
             )
-        setattr(twin, name, copies[id(parameter)])
-    for name, buffer in layer.named_buffers():
-        setattr(twin, name, buffer.clone())
+        setattr(twin, name, None if parameter is None else copies[id(parameter)])
+    for name, buffer in layer._buffers.items():
+        setattr(twin, name, None if buffer is None else buffer.clone())
     return twin.train(layer.training)
 
 

@@ -33,6 +33,13 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
                 f"{self.kernel_size} with dilation {self.dilation}"
             )
 
+    def _checked(self, choice: dict[str, Any]) -> dict[str, Any]:
+        kernel = choice.get("kernel")
+        if kernel is not None and (isinstance(kernel, bool) or not isinstance(kernel, int)):
+            name = type(self).__name__
+            raise ValueError(f"{name}: kernel must be a whole number, got {kernel!r}")
+        return super()._checked(choice)
+
     def _require(self, choice: Mapping[str, Any]) -> None:
         given = {name: choice.get(name) for name in self.dimensions}
         try:

@@ -47,23 +47,25 @@ class _ElasticBatchNorm(Elastic, nn.modules.batchnorm._BatchNorm):
 
     def _plain(self, choice: dict[str, Any]) -> nn.Module:
         channels = choice["channels"]
-        like = next((t for t in (self.weight, self.running_mean) if t is not None), None)
-        module: nn.Module = skip_init(
+        names = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+        given = {name: getattr(self, name) for name in names}
+        like = next((t for t in given.values() if t is not None), None)
+        module: Any = skip_init(
             self.plain,
             count(channels, self.num_features),
             eps=self.eps,
             momentum=self.momentum,
-            affine=self.affine,
-            track_running_stats=self.track_running_stats,
             device="cpu" if like is None else like.device,
             dtype=None if like is None else like.dtype,
         )
-        names = ("weight", "bias", "running_mean", "running_var")
-        tensors: dict[str, Tensor | None] = {
-            name: None if (value := getattr(self, name)) is None else take(value, channels)
-            for name in names
-        }
-        return fill(module, {**tensors, "num_batches_tracked": self.num_batches_tracked})
+        # What is there, which the flags say of a norm as it was made.
+        module.affine, module.track_running_stats = self.affine, self.track_running_stats
+        for name, value in given.items():
+            if value is None:
+                setattr(module, name, None)
+            elif value.dim():
+                given[name] = take(value, channels)
+        return fill(module, given)
 
 
 class ElasticBatchNorm1d(_ElasticBatchNorm, nn.BatchNorm1d):
