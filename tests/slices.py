@@ -20,8 +20,9 @@ SELECTIONS = {
     "chunk": lambda n: slice(n // 3, n),
     "list": lambda n: torch.randperm(n, generator=torch.Generator().manual_seed(n))[: n // 2 + 1],
     "ascending": lambda n: SELECTIONS["list"](n).sort().values,
+    "empty list": lambda n: torch.zeros(0, dtype=torch.int64),
 }
-_FIVE = [name for name in SELECTIONS if name != "ascending"]
+_FIVE = [name for name in SELECTIONS if name not in ("ascending", "empty list")]
 OUTPUTS = pytest.mark.parametrize("outputs", _FIVE)
 INPUTS = pytest.mark.parametrize("inputs", _FIVE)
 

@@ -44,7 +44,8 @@ Tensor stacked(const Stack& stack, const Tensors& tensors, int64_t columns) {
   const Tensor stacked = gather::room_for(tensors[stack.members[0]], Sizes{stack.rows, columns});
   auto into = gather::matrix_of(stacked);
   for (const int64_t member : stack.members) {
-    const auto from = gather::const_matrix_of(as_rows(tensors[member]));
+    const Tensor rows = as_rows(tensors[member]);  // may be a copy, to be kept until it is read
+    const auto from = gather::const_matrix_of(rows);
     gather::read_tile(from, {0, from.rows}, {0, from.columns}, into, torch_parallel);
     into.data += from.rows * into.row_stride * into.width;
   }

@@ -21,6 +21,10 @@ Selection::Selection(const char* op, const char* name, const Sizes& window,
   STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long, op, ": ", name,
                   " must be int64 [n], got ", torch::headeronly::toString(index->scalar_type()),
                   " ", sizes_text(*index));
+  if (index->numel() == 0) {  // a window of nothing: an empty tensor has no pointer to a list
+    places_ = {0, 0};
+    return;
+  }
   list_ = torch::stable::contiguous(*index);
   places_ = {0, list_->numel(), static_cast<const int64_t*>(list_->data_ptr())};
   std::vector<char> seen(size, 0);

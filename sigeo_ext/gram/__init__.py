@@ -220,6 +220,7 @@ def embedding(
     if units is None and count > 0 and len(rows) % count:
         raise ValueError(f"rows: expected as many for each of {count} units, got {len(rows)}")
     entries = max(1, len(rows) // max(1, count))
+    units = None if units is None else units.contiguous()
     values = widened(gradients).contiguous()
     return op.gram_embedding(rows.contiguous(), units, values, count, entries, skipped)
 

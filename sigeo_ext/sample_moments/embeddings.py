@@ -51,7 +51,7 @@ def embedding(
     entries = max(1, len(rows) // max(1, count))
     touched, *results = op.sample_moments_embedding(
         rows.contiguous(),
-        units,
+        None if units is None else units.contiguous(),
         widened(gradients).contiguous(),
         count,
         entries,

@@ -83,11 +83,8 @@ def scale(
     Raises:
         RuntimeError: Shapes or dtypes that do not fit together.
     """
-    results = iter(
-        op.sample_moments_scale(
-            x.contiguous(), d.contiguous(), mean, rstd, factor, channels_last, shift
-        )
-    )
+    tensors = [None if t is None else t.contiguous() for t in (x, d, mean, rstd, factor)]
+    results = iter(op.sample_moments_scale(*tensors, channels_last, shift))
     return Scaled(
         next(results) if mean is not None else None,
         next(results) if shift else None,

@@ -191,6 +191,34 @@ def test_scores_are_means_over_the_checkpoints(tmp_path):
         assert together["grad_norm"].value == pytest.approx(alone["grad_norm"].value, rel=1e-3)
 
 
+def _without(name):
+    return lambda state, settings: settings.pop(name)
+
+
+def _steps(value):
+    return lambda state, settings: settings.update(warmup={"steps": value})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without("data"), "damaged metadata .KeyError 'data'"),
+        (_steps("many"), "damaged metadata .ValueError"),
+        (lambda state, settings: settings.update(warmup=7), "damaged metadata .TypeError"),
+        (lambda state, settings: settings.update(supernet=7), "damaged metadata .TypeError"),
+        (lambda state, settings: state.kept[0].popitem(), "does not fit the networks .*Missing"),
+    ],
+)
+def test_damaged_weights_are_refused(damage, message, tmp_path):
+    networks = Networks(SPACE, data(), protocol(), folder=tmp_path)
+    state, settings = load_checkpoint(networks.checkpoint_path(tmp_path))
+    damage(state, settings)
+    save_checkpoint(tmp_path / "damaged.safetensors", state, settings)
+    with pytest.raises(InputError, match=message) as refused:
+        load_shared_weights(tmp_path / "damaged.safetensors", SPACE, 0)
+    assert "\n" not in str(refused.value)
+
+
 def test_a_mean_of_what_is_not_finite_is_not():
     records = [
         Record(1.0, {"a": 2.0, "b": None}, ("x",), 0.5),

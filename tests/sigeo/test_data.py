@@ -306,6 +306,10 @@ def test_whatever_a_decoder_raises_is_one_line(tmp_path, monkeypatch):
             {"train_images": images(0), "train_labels": np.zeros(0, int)},
             "bad.npz: expected training images, got none",
         ),
+        (
+            {"train_images": images(), "train_labels": np.arange(6) << 58},
+            "training labels must be below 1048576, got 1441151880758558720",
+        ),
         *(
             (
                 {"train_images": images(), "train_labels": np.zeros(6, int), name: value},

@@ -36,6 +36,20 @@ def test_linear_equals_slicing(name, dtype, bias, strided, device):
     assert_close(found, gradients(case.expected, case.leaves), tolerance=TOLERANCE[dtype])
 
 
+@WIDE
+def test_inputs_whose_rows_do_not_lie_in_steps(dtype, device):
+    weight = randn(7, 5, dtype=dtype, seed=1, device=device).requires_grad_()
+    each = [randn(3, 2, 5, dtype=dtype, seed=2 + s, device=device) for s in range(4)]
+    x = [rows.transpose(0, 1).requires_grad_() for rows in each]
+    expected = [torch.nn.functional.linear(rows, weight) for rows in x]
+    d = [randn(3, 2, 7, dtype=dtype, seed=9 + s, device=device).transpose(0, 1) for s in range(4)]
+    got = grouped.linear(x, weight)
+    assert_close(got, expected, tolerance=TOLERANCE[dtype])
+    leaves = [*x, weight]
+    found, judge = (torch.autograd.grad(y, leaves, d) for y in (got, expected))
+    assert_close(found, judge, tolerance=TOLERANCE[dtype])
+
+
 @pytest.mark.parametrize("name", ["nested", "many rows", "several stacks"])
 def test_a_weight_in_another_memory_order_gets_a_gradient_in_its_own(name, device):
     case = problem(name, device=device)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from sigeo_ext import sample_moments as sm
+from sigeo_ext.sample_moments import op, reference
 from sigeo_ext.testing import assert_close, poison_empty, threads
 from tests.cases import CONVOLUTIONS, needs_kernels
 from tests.sigeo_ext.sample_loop import (
@@ -198,6 +199,14 @@ def test_infinity_stays_infinity_in_norms(where, outputs):
     got = sm.linear(x, d, want=EVERYTHING)
     assert got.sq_norm.tolist() == [90.0 * outputs, math.inf, *[90.0 * outputs] * 2]
     assert not got.abs_sum.isnan().any() and got.abs_sum.isinf().any()
+
+
+@pytest.mark.parametrize("convolution", [op.sample_moments_convolution, reference.convolution])
+def test_a_layer_without_outputs_has_statistics_without_values(convolution):
+    x, d = torch.randn(4, 3, 5), torch.randn(4, 3, 0)
+    found = convolution(x, d, [1], [1], [0], [1], 1, 2, 1, (1 << 6) - 1, 1.0)
+    assert [list(values.shape) for values in found] == [[1, 0, 1, 5]] * 5 + [[2]]
+    assert not found[-1].any()
 
 
 def test_no_samples_give_zeros():

@@ -16,7 +16,7 @@ def test_embeddings_equal_the_dense_loop(entries):
     units, rows, width = 5, 11, 6
     generator = torch.Generator().manual_seed(entries)
     row = torch.randint(0, rows, (entries,), generator=generator)
-    unit = torch.randint(0, units, (entries,), generator=generator)
+    unit = torch.randint(0, units, (entries, 2), generator=generator)[:, 0]  # of a larger tensor
     gradients = torch.randn(entries, width, generator=generator)
     dense = torch.zeros(units, rows, width, dtype=torch.float64)
     dense.index_put_((unit, row), gradients.double(), accumulate=True)

@@ -44,6 +44,13 @@ def test_scale_equals_reference(sizes, channels_last, statistics, dtype):
     assert_close(got, expected, tolerance=tolerance_of(dtype))
 
 
+def test_scale_takes_statistics_from_larger_tensors():
+    x, d = torch.randn(4, 5, 6), torch.randn(4, 5, 6)
+    mean, rstd, factor = torch.randn(6, 3).t()
+    got = sm.scale(x, d, mean=mean, rstd=rstd, factor=factor)
+    assert_close(got, reference.scale(x, d, mean, rstd, factor, True, True), tolerance=1e-6)
+
+
 def test_mean_and_rstd_have_one_shape():
     x = torch.randn(4, 5, 6)
     for call in (op.sample_moments_scale, reference.scale):

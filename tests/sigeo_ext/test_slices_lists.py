@@ -34,6 +34,20 @@ def test_convolutions_on_lists_that_ascend(last, kernel, masked, dtype, device):
     agree(slices.convolution(*leaves, **given), expected, leaves, dtype)
 
 
+@pytest.mark.parametrize("case", [linear_case, convolution_case], ids=["linear", "convolution"])
+@pytest.mark.parametrize(
+    ("outputs", "inputs"),
+    [("empty list", "all"), ("all", "empty list"), ("list", "empty list"), ("empty list",) * 2],
+)
+@MODES
+@WIDE
+def test_lists_without_places(case, outputs, inputs, masked, dtype, device):
+    layer, name = (slices.linear, []) if case is linear_case else (slices.convolution, ["2d"])
+    leaves, given, expected = case(*name, outputs, inputs, masked, dtype, device)
+    with poison_empty():
+        agree(layer(*leaves, **given), expected, leaves, dtype)
+
+
 @pytest.mark.parametrize("outputs", ["chunk", "list", "ascending"])
 @pytest.mark.parametrize("inputs", ["chunk", "list", "ascending"])
 def test_a_transposed_weight(outputs, inputs, device):

@@ -19,6 +19,9 @@ from numpy.typing import NDArray
 from sigeo.data.images import ImageData, Split
 from sigeo.errors import InputError
 
+# Larger labels are names of some kind, and a layer with an output for each would not fit.
+_MOST_CLASSES = 1 << 20
+
 
 def load_npz(path: Path) -> ImageData:
     """The data set of a file.
@@ -64,7 +67,7 @@ def _classes(path: Path, arrays: dict[str, NDArray[Any]], labels: NDArray[np.int
     """The number of classes.
 
     Raises:
-        InputError: The names are no list, or there is no label to count by.
+        InputError: The names are no list, there is no label to count by, or one that is too large.
     """
     for name in ("class_names", "fine_names"):
         if name in arrays:
@@ -75,7 +78,12 @@ def _classes(path: Path, arrays: dict[str, NDArray[Any]], labels: NDArray[np.int
             return len(arrays[name])
     if not len(labels):
         raise InputError(f"{path}: expected training images, got none")
-    return int(labels.max()) + 1
+    classes = int(labels.max()) + 1
+    if classes > _MOST_CLASSES:
+        raise InputError(
+            f"{path}: training labels must be below {_MOST_CLASSES}, got {classes - 1}"
+        )
+    return classes
 
 
 def _images(path: Path, arrays: dict[str, NDArray[Any]], which: str) -> NDArray[np.uint8]:

@@ -61,7 +61,7 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
     Raises:
         SystemWeights: It is a folder, or of a system.
         InputError: It is of another space, of another kind of training, or of a warm-up that is not
-            at its end.
+            at its end; or it is damaged.
     """
     if path.is_dir():
         raise SystemWeights(f"checkpoint {path}: expected a file, got a folder")
@@ -80,19 +80,23 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
     if settings["space"] != described:
         differs = difference(settings["space"], described)
         raise InputError(f"checkpoint {path}: made for other networks ({differs})")
-    steps = settings["warmup"]["steps"]
+    try:
+        steps, data = int(settings["warmup"]["steps"]), settings["data"]
+        options = dict(settings.get("supernet", {}))
+    except (KeyError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__} {error}"
+        raise InputError(f"checkpoint {path}: damaged metadata ({what})") from None
     if state.step < steps:
         raise InputError(
             f"checkpoint {path}: stands at step {state.step} of {steps}; "
             "the command that began it goes on from there"
         )
-    options = settings.get("supernet", {})
     supernet = make_supernet(space, seed, options)
     module: nn.Module = supernet  # type: ignore[assignment]
     load_weights(module, state, path)
     identity = {
         "warmup": settings["warmup"],
-        "data": settings["data"],
+        "data": data,
         "weights": digest(state.weights),
     }
     if state.kept:

@@ -155,10 +155,11 @@ def load_weights(module: nn.Module, state: TrainingState, path: Path) -> None:
     """Give a module the weights of a checkpoint.
 
     Raises:
-        InputError: They are those of another module.
+        InputError: They, or weights that were kept before, are those of another module.
     """
     try:
-        module.load_state_dict(state.weights)
+        for weights in (*state.kept, state.weights):
+            module.load_state_dict(weights)
     except RuntimeError as error:
         first = " ".join(str(error).split())[:200]
         raise InputError(f"checkpoint {path}: does not fit the networks ({first})") from None
