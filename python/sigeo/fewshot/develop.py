@@ -304,7 +304,7 @@ class Development:
 
     def charge(self, cost: Budget) -> None:
         """Count images."""
-        self.cost = Budget(self.cost.trained + cost.trained, self.cost.evaluated + cost.evaluated)
+        self.cost += cost
 
     def stretch(self, steps: int, begin: float, end: float, **own: Any) -> Stretch:
         """The settings of so many steps of a part of the schedule.

@@ -58,7 +58,8 @@ class Family(Generic[A]):
             with a smaller. All equal where leaves were not chosen among.
         cost: Images that training and splitting took.
         seconds: Time that they took.
-        trainings: Steps and settings of each, where they are not the study's; not read from files.
+        trainings: Steps of each, settings where they are not the study's, and tau after its passes
+            where a checkpoint was selected by it; not read from files.
         earlier: The supernets at the ends of earlier passes of their last training, oldest first,
             one a leaf each, see `aligned`. Values of architectures are averaged over these and
             ``supernets``, each once.

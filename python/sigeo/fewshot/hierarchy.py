@@ -8,7 +8,6 @@ and of which the one with the best validation accuracy is narrowed further.
 from __future__ import annotations
 
 import copy
-import json
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from sigeo.errors import InputError
 from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.narrowing import hierarchy_cuts
-from sigeo.fewshot.plan import Cut, Node, Plan, joint
+from sigeo.fewshot.plan import Node, Plan, joint
+from sigeo.fewshot.plan_file import save_plan
 from sigeo.fewshot.recipe import Hierarchy
+from sigeo.fewshot.splitting import decided
 from sigeo.spaces import Product, Supernet
 from sigeo.supernet import (
     Budget,
@@ -32,10 +32,9 @@ from sigeo.supernet import (
     train_supernet,
     versions,
 )
-from sigeo.supernet.checkpoint import OtherSettings, Weights
+from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.distillation import MutualDistillation, Teacher
 from sigeo.supernet.samplers.base import draw_connected, generator
-from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
@@ -62,7 +61,7 @@ def narrow(work: Development) -> Result:
             images = work.unit * work.recipe.before[level]
             share = work.share(level, first)
             seen += work.train(supernet, region, images, f"level-{level}", *share, seen)
-        node = joint(region, _cuts(work, how, region, places, supernet, level))
+        node = _divided(work, how, region, places, supernet, level)
         parts = [leaf.region for leaf in node.leaves()]
         if how.restart:
             seen, first = 0, level
@@ -118,15 +117,15 @@ def _replaced(node: Node[Any], leaf: int, by: Node[Any]) -> Node[Any]:
     return Node(node.region, node.cut, tuple(children))
 
 
-def _cuts(
+def _divided(
     work: Development,
     how: Hierarchy,
     region: Product[Any],
     places: Sequence[int],
     supernet: Supernet[Any],
     level: int,
-) -> list[Cut]:
-    """The cuts of a level, read if they were decided before.
+) -> Node[Any]:
+    """The parts of a level, read if they were decided before.
 
     Raises:
         InputError: The file is damaged or of something else.
@@ -136,18 +135,8 @@ def _cuts(
         if len(region.allowed[place]) > 1:
             work.charge(how.metric.cost(Subject(region, place, 0, None, work.batches)))
     file, settings = work.file(f"cuts-{level}.json"), work.settings(f"cuts-{level}")
-    if file is not None and file.exists():
-        try:
-            document = json.loads(file.read_text(encoding="utf-8"))
-            found = document["settings"]
-            known = [Cut(int(by), tuple(map(tuple, groups))) for by, groups in document["cuts"]]
-        except (ValueError, LookupError, TypeError):
-            raise InputError(f"cuts {file}: damaged, or something else") from None
-        if found != settings:
-            raise OtherSettings(
-                f"cuts {file}: made with other settings than this; choose another folder or "
-                "remove it"
-            )
+    known = None if file is None else decided(file, region, settings)
+    if known is not None:
         return known
     cuts = hierarchy_cuts(
         region,
@@ -158,12 +147,11 @@ def _cuts(
         supernet=supernet,
         batches=work.batches,
     )
+    node = joint(region, cuts)
     if file is not None:
-        kept = {"settings": settings, "cuts": [[cut.by, cut.groups] for cut in cuts]}
-        text = json.dumps(kept)
-        write_whole(file, lambda partial: partial.write_text(text, encoding="utf-8"))
+        save_plan(file, Plan(node), settings)
     work.clock.lap()
-    return cuts
+    return node
 
 
 def _train_parts(

@@ -53,27 +53,25 @@ def hierarchy_cuts(
     seed: int | str = 0,
     supernet: Supernet[A] | None = None,
     batches: Batches | None = None,
-    groups: int = 2,
 ) -> list[Cut]:
-    """Cut each choice of a hierarchy, all measured in one region with one supernet.
+    """Cut each choice of a hierarchy in two, all measured in one region with one supernet.
 
     Args:
         region: The region.
-        places: Of the choices; those with fewer options left than groups are not cut.
+        places: Of the choices; those with one option left are not cut.
         metric: Compares options.
         partitioner: Groups them.
         seed: Of paths and draws.
         supernet: The weights, where the metric needs them.
         batches: What it measures on.
-        groups: Of each choice.
     """
     cuts = []
     for place in places:
         options = region.allowed[place]
-        if len(options) < groups:
+        if len(options) < 2:
             continue
         relation = metric(Subject(region, place, seed, supernet, batches))
-        found = partitioner(relation, groups, random.Random(f"{seed}/{place}/partition"))
+        found = partitioner(relation, 2, random.Random(f"{seed}/{place}/partition"))
         cuts.append(Cut(place, tuple(tuple(options[i] for i in group) for group in found)))
     return cuts
 

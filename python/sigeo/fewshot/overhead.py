@@ -71,6 +71,5 @@ def of_plan(how: Splitting, plan: Plan[Any], batches: Batches | None) -> Budget:
         compared = how.choice.compares
         looked_at = how.left(region, visit.factors, visit.used) if compared else [int(node.cut.by)]
         for place in looked_at:
-            cost = how.metric.cost(Subject(region, place, 0, None, batches))
-            total = Budget(total.trained + cost.trained, total.evaluated + cost.evaluated)
+            total += how.metric.cost(Subject(region, place, 0, None, batches))
     return total

@@ -226,8 +226,8 @@ def split(
     how.check(root, supernet, batches)
     own = how.describe() | {"seed": seed}
     kept = json.loads(strict_dumps({**(settings or {}), "splitting": own}))
-    decided = None if checkpoint is None else _decided(checkpoint, root, kept)
-    start = _Branch(root, copy.deepcopy(supernet), decided)
+    known = None if checkpoint is None else decided(checkpoint, root, kept)
+    start = _Branch(root, copy.deepcopy(supernet), known)
     run = _Run(space, how, seed, batches, train, draw or (lambda: space.supernet(seed=seed)))
 
     def keep() -> None:
@@ -239,10 +239,16 @@ def split(
     return Divided(Plan(start.node(decided=False)), weights)
 
 
-def _decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
+def decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
     """The cuts that were kept before a kill; None where there are none.
 
+    Args:
+        checkpoint: A plan file.
+        root: The region that is divided.
+        settings: What the cuts depend on, as JSON can hold it.
+
     Raises:
+        InputError: The file is damaged.
         OtherSettings: They are of other settings.
     """
     if not checkpoint.exists():

@@ -45,6 +45,10 @@ class Budget:
     trained: int = 0
     evaluated: int = 0
 
+    def __add__(self, other: Budget) -> Budget:
+        """Both together."""
+        return Budget(self.trained + other.trained, self.evaluated + other.evaluated)
+
 
 def train_supernet(
     supernet: Supernet[Any],

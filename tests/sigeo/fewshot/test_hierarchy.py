@@ -122,10 +122,10 @@ def test_teachers_may_be_left_out(teachers, monkeypatch):
 def test_cuts_of_other_settings_or_damaged_are_told_apart(tmp_path):
     with pytest.raises(Stopped):
         develop(made(), study(1000), 0, folder=tmp_path, progress=stop)
-    with pytest.raises(InputError, match=r"^cuts \S+cuts-0.json: made with other settings"):
+    with pytest.raises(InputError, match=r"^plan \S+cuts-0.json: made with other settings"):
         develop(made(judged=2), study(1000), 0, folder=tmp_path, progress=stop)
     (tmp_path / "cuts-0.json").write_text("{}")
-    with pytest.raises(InputError, match=r"^cuts \S+cuts-0.json: damaged, or something else$"):
+    with pytest.raises(InputError, match=r"^plan \S+cuts-0.json: expected format"):
         develop(made(), study(1000), 0, folder=tmp_path, progress=stop)
 
 

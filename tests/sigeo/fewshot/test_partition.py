@@ -155,7 +155,7 @@ def test_mixtures_find_blocks_whatever_the_unit(sense, scale):
 
 
 def test_mixtures_refuse_what_they_cannot_do():
-    with pytest.raises(InputError, match="expected 1 to 4 groups, got 5"):
+    with pytest.raises(InputError, match="expected 1 to 4 groups of 4 options, got 5"):
         GaussianMixture()(Relation.of(matrix(4, 0), "similarity"), 5, RNG)
     for starts in (0, 2.5):
         with pytest.raises(InputError, match="starts must be a whole number of at least 1"):

@@ -7,9 +7,6 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
-import torch
-from torch import Tensor
-
 from sigeo.capture import Batches
 from sigeo.errors import InputError
 from sigeo.fewshot.partition import Relation
@@ -175,14 +172,3 @@ def check(metric: Metric, subject: Subject[Any]) -> None:
     own = getattr(metric, "check", None)
     if own is not None:
         own(subject)
-
-
-def rows(matrix: Tensor) -> list[list[float]]:
-    """A matrix as `Relation.of` takes it."""
-    values: list[list[float]] = matrix.double().tolist()
-    return values
-
-
-def off_diagonal(matrix: Tensor) -> Tensor:
-    """A matrix with zeros on its diagonal."""
-    return matrix.masked_fill(torch.eye(len(matrix), dtype=torch.bool, device=matrix.device), 0.0)

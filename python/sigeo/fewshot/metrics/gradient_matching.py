@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sigeo.capture import LossFunction, batch_loss
 from sigeo.errors import InputError
-from sigeo.fewshot.metrics.base import NamedWeights, Subject, off_diagonal, rows
+from sigeo.fewshot.metrics.base import NamedWeights, Subject
 from sigeo.fewshot.partition import Relation
 from sigeo.spaces import Stack
 from sigeo.supernet import Budget
@@ -97,8 +97,8 @@ class GradientMatching:
             raise InputError(f"{self.name}: gradients on {subject.name} are not finite")
         distances = total / self.repeats
         if self.objective == "logits" and self.measure != "squared":
-            return Relation.of(rows(1 - distances), "similarity")
-        return Relation.of(rows(off_diagonal(distances)), "distance")
+            return Relation.of((1 - distances).tolist(), "similarity")
+        return Relation.of(distances.tolist(), "distance")
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """A pass an option and repetition."""

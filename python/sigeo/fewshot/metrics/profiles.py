@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sigeo.capture import call, preserved
 from sigeo.errors import InputError
-from sigeo.fewshot.metrics.base import Subject, off_diagonal, rows
+from sigeo.fewshot.metrics.base import Subject
 from sigeo.fewshot.metrics.dimension import Divisor, check_divisor, check_samples, lid, two_nn
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
@@ -97,7 +97,7 @@ class LID:
                     f"{[len(profile) for profile in profiles]}"
                 )
             total += self._similarities(torch.stack(profiles))
-        return Relation.of(rows(off_diagonal(total / self.repeats)), "similarity")
+        return Relation.of((total / self.repeats).tolist(), "similarity")
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """A forward pass an option and repetition."""

@@ -12,11 +12,6 @@ from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
 
-def differences(values: list[float], scale: float = 1.0) -> Relation:
-    """Distances |a - b| / scale of all pairs of values."""
-    return Relation.of([[abs(a - b) / scale for b in values] for a in values], "distance")
-
-
 @dataclass(frozen=True)
 class TableOracle:
     """How far apart the options are in a table: what no search can know.
@@ -55,7 +50,7 @@ class TableOracle:
                 name = subject.space.choices[subject.place].options[option]
                 raise InputError(f"table: has no architecture with {name} on {subject.name} left")
             values.append(float(chosen.mean() if self.of == "mean" else chosen.max()))
-        return differences(values)
+        return Relation.of([[abs(a - b) for b in values] for a in values], "distance")
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """Nothing."""
@@ -128,5 +123,4 @@ class WeightedSum:
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """Of all parts together."""
-        costs = [metric.cost(subject) for _, metric in self.parts]
-        return Budget(sum(c.trained for c in costs), sum(c.evaluated for c in costs))
+        return sum((metric.cost(subject) for _, metric in self.parts), Budget())

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Groups, Relation
-from sigeo.fewshot.partition.rules import check_groups, ordered
+from sigeo.fewshot.partition.rules import ordered
+from sigeo.fewshot.partition.sets import check_groups
 
 
 @dataclass(frozen=True)

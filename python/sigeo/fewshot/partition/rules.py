@@ -13,7 +13,7 @@ from typing import Literal, Protocol
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Group, Groups, Relation, between, within
-from sigeo.fewshot.partition.sets import check_sizes, sized_partitions
+from sigeo.fewshot.partition.sets import check_groups, check_sizes, sized_partitions
 
 
 class Partitioner(Protocol):
@@ -190,16 +190,6 @@ def _check_smallest(smallest: int) -> None:
         raise InputError(
             f"partition: smallest must be a whole number of at least 1, got {smallest!r}"
         )
-
-
-def check_groups(options: int, groups: int) -> None:
-    """Check a number of groups.
-
-    Raises:
-        InputError: There are more of them than options, or none.
-    """
-    if not 1 <= groups <= options:
-        raise InputError(f"partition: expected 1 to {options} groups, got {groups}")
 
 
 def ordered(groups: list[Group]) -> Groups:

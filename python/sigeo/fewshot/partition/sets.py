@@ -36,6 +36,18 @@ def _grown(begun: Groups, left: int, groups: int) -> Iterator[Groups]:
         yield from _grown((*begun, (option,)), left - 1, groups)
 
 
+def check_groups(options: int, groups: int) -> None:
+    """Check a number of groups.
+
+    Raises:
+        InputError: There are more of them than options, or none.
+    """
+    if not 1 <= groups <= options:
+        raise InputError(
+            f"partition: expected 1 to {options} groups of {options} options, got {groups}"
+        )
+
+
 def check_sizes(count: int, groups: int) -> None:
     """Check that the partitions can be enumerated.
 
@@ -46,10 +58,7 @@ def check_sizes(count: int, groups: int) -> None:
     Raises:
         InputError: More groups than options, or more options than are enumerated.
     """
-    if not 1 <= groups <= count:
-        raise InputError(
-            f"partition: expected 1 to {count} groups of {count} options, got {groups}"
-        )
+    check_groups(count, groups)
     if count > LARGEST:
         raise InputError(
             f"partition: up to {LARGEST} options are enumerated, got {count}; "
