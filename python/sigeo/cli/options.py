@@ -19,7 +19,7 @@ from sigeo.space_sizes import SIZES
 
 if TYPE_CHECKING:
     from sigeo.data import ImageData
-    from sigeo.spaces import SearchSpace
+    from sigeo.spaces import InputShape, SearchSpace
 
 
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
@@ -208,10 +208,13 @@ def networks_at_once(text: str) -> int | Literal["auto"]:
         raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}") from None
 
 
-def space_before_images(args: argparse.Namespace) -> SearchSpace[Any]:
+def space_before_images(
+    args: argparse.Namespace, shape: InputShape | None = None
+) -> SearchSpace[Any]:
     """The space as the options alone describe it, to refuse on it what no images would mend.
 
-    Its own images are such as go with all sizes. The device is checked as well.
+    Its own images are of a shape that is given, or such as go with all sizes. The device is checked
+    as well.
 
     Raises:
         InputError: There is no such device, or sizes do not go together.
@@ -222,7 +225,8 @@ def space_before_images(args: argparse.Namespace) -> SearchSpace[Any]:
     parse_device(args.device)
     sizes = space_sizes(args)
     pixels = sizes.get("patch", 1) << 20  # a multiple of the patch, and more than stages use up
-    return spaces.get(args.space, spaces.InputShape(channels=3, size=pixels, classes=10), **sizes)
+    large = spaces.InputShape(channels=3, size=pixels, classes=10)
+    return spaces.get(args.space, large if shape is None else shape, **sizes)
 
 
 def load_data_and_space(args: argparse.Namespace) -> tuple[ImageData, SearchSpace[Any]]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sigeo.cli import (
     architectures,
@@ -21,15 +19,14 @@ from sigeo.cli import (
     table_options,
     warmup_options,
 )
+from sigeo.cli.init_option import Init, Loaded
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.proxies import Proxy
     from sigeo.scoring.many import Routes
-    from sigeo.scoring.networks import Init, Networks, Protocol
+    from sigeo.scoring.networks import Networks, Protocol
     from sigeo.scoring.rank import Row
-    from sigeo.scoring.shared_weights import SharedWeights
-    from sigeo.spaces import SearchSpace
 
 HELP = "rank architectures of a space"
 
@@ -70,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Rank."""
-    init = _Init.parse(args)
+    init = Init.parse(args)
     metric = table_options.metric(args)
     _check(args, init)
     table = table_options.read(args.table, metric)
@@ -81,10 +78,10 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
 
-    proxies = _checked_before_images(args, init)
+    proxies, weights = _checked_before_images(args, init)
     data, space = options.load_data_and_space(args)
     protocol = _protocol(args, init, proxies, len(data.train))
-    shared = init.shared(space, args.seed)
+    shared = init.fitting(weights, space, args.seed)
     archs = architectures.chosen(args, space)
     each_alone = protocol.init == "candidate"
     choices: list[tuple[int, Routes | None]] = []
@@ -125,75 +122,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Init:
-    """The value of ``--init``: where weights come from, and the file or folder it names."""
-
-    kind: str
-    path: Path | None = None
-
-    @classmethod
-    def parse(cls, args: argparse.Namespace) -> _Init:
-        """Read it.
-
-        Raises:
-            InputError: It is none.
-        """
-        if args.init is None:
-            return cls("supernet" if warmup_options.warms_up(args) else "scratch")
-        kind, _, path = args.init.partition(":")
-        if path and kind in ("supernet", "family"):
-            return cls(kind, Path(path))
-        if args.init in ("scratch", "candidate", "supernet"):
-            return cls(args.init)
-        raise InputError(
-            "--init: must be scratch, candidate, supernet, supernet:PATH or family:DIR, "
-            f"got {args.init!r}"
-        )
-
-    @property
-    def weights(self) -> Init:
-        """Where weights come from as a protocol knows it."""
-        return "supernet" if self.kind == "family" else self.kind  # type: ignore[return-value]
-
-    @property
-    def misplaced(self) -> bool:
-        """Whether it names a folder in the place of a file, or one without a system."""
-        from sigeo.fewshot.family import PLAN
-
-        if self.path is None:
-            return False
-        return self.path.is_dir() if self.kind == "supernet" else not (self.path / PLAN).is_file()
-
-    def shared(self, space: SearchSpace[Any], seed: int) -> SharedWeights | None:
-        """The weights that are there already, if the value names some.
-
-        Raises:
-            InputError: They cannot be ranked on.
-        """
-        if self.path is None:
-            return None
-
-        from sigeo.fewshot.family import PLAN, NoWeights, family_weights, leaf_file
-        from sigeo.scoring.shared_weights import SystemWeights, load_shared_weights
-
-        if self.kind == "family":
-            try:
-                return family_weights(self.path, space)
-            except NoWeights as error:
-                raise InputError(f"{error}; warmup --recipe leaves both, split the plan") from None
-        try:
-            return load_shared_weights(self.path, space, seed)
-        except SystemWeights as error:
-            folder = self.path if self.path.is_dir() else self.path.parent
-            whole = (folder / PLAN).is_file() and leaf_file(folder, 0).is_file()
-            raise InputError(
-                f"{error}; the folder that warmup --recipe leaves is taken by "
-                f"--init family:{folder if whole else 'DIR'}"
-            ) from None
-
-
-def _check(args: argparse.Namespace, init: _Init) -> None:
+def _check(args: argparse.Namespace, init: Init) -> None:
     """Refuse options that do not go together; before anything is loaded.
 
     Raises:
@@ -219,8 +148,10 @@ def _check(args: argparse.Namespace, init: _Init) -> None:
         raise InputError(f"--init {init.kind}: found no {what} {init.path}")
 
 
-def _checked_before_images(args: argparse.Namespace, init: _Init) -> tuple[Proxy, ...]:
-    """The proxies, once all is refused that no images would mend.
+def _checked_before_images(
+    args: argparse.Namespace, init: Init
+) -> tuple[tuple[Proxy, ...], Loaded | None]:
+    """The proxies and the weights of a file, once all is refused that no images would mend.
 
     Raises:
         InputError: Something is.
@@ -236,14 +167,12 @@ def _checked_before_images(args: argparse.Namespace, init: _Init) -> tuple[Proxy
     warmed = init.weights != "scratch"
     check_needs(proxies, batches=args.batches, labelled=True, warmed=warmed)
     shared_weights.check(args, init.weights, space)
-    if init.misplaced:
-        init.shared(space, args.seed)  # says what is there instead
     architectures.chosen(args, space)
-    return proxies
+    return proxies, init.loaded(args, space)
 
 
 def _protocol(
-    args: argparse.Namespace, init: _Init, proxies: tuple[Proxy, ...], images: int
+    args: argparse.Namespace, init: Init, proxies: tuple[Proxy, ...], images: int
 ) -> Protocol:
     from sigeo.scoring.networks import Protocol
 

@@ -77,6 +77,15 @@ def save_plan(path: Path, plan: Plan[Any], settings: Mapping[str, Any] | None = 
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
+def is_plan(path: Path) -> bool:
+    """Whether a file says that it is a plan."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError):
+        return False
+    return isinstance(document, dict) and document.get("format") == FORMAT
+
+
 def load_plan(path: Path, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
     """Read a plan, and the settings it was made with.
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sigeo import data
 from sigeo.cli import options
+from sigeo.supernet import load_checkpoint
+from sigeo.supernet.checkpoint import save_checkpoint
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
 BAD = {
@@ -271,12 +275,42 @@ def test_a_table_without_the_column_and_one_without_the_architectures(ranking, c
         assert code == 2 and message in err and err.count("\n") == 1
 
 
-def test_a_truncated_checkpoint(capsys):
+def test_checkpoints_that_cannot_be_ranked_on_are_refused_before_images_are_read(
+    capsys, monkeypatch
+):
     run("warmup", *SMALL[:4], "--warmup", "0.1", "--out", "w", "--json", capsys=capsys)
     (path,) = Path("w").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:1000])
-    code, _, err = run("rank", *SMALL, "--init", f"supernet:{path}", capsys=capsys)
-    assert code == 2 and "damaged or truncated" in err and err.count("\n") == 1
+    state, settings = load_checkpoint(path)
+    weights = dict(state.weights)
+    weights.popitem()
+    save_checkpoint(Path("other"), replace(state, weights=weights), settings)
+    save_checkpoint(Path("early"), replace(state, step=1), settings)
+    Path("part").write_bytes(path.read_bytes()[:1000])
+    wide = ["--channels", "3", *SMALL[2:]]
+    settings["space"] = {"name": "nasbench201"}
+    save_checkpoint(Path("sizes"), state, settings)
+
+    def load(source):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(data, "load", load)
+    for file, sizes, message in (
+        ("part", SMALL, "checkpoint part: damaged or truncated"),
+        ("other", SMALL, "checkpoint other: does not fit the networks (Error(s) in loading"),
+        ("early", SMALL, "checkpoint early: stands at step 1 of 3"),
+        ("sizes", SMALL, "space: expected a description with all sizes"),
+        (path, wide, "made for other networks (channels: there 2, here 3)"),
+    ):
+        code, _, err = run("rank", *sizes, "--init", f"supernet:{file}", capsys=capsys)
+        assert code == 2 and message in err and err.count("\n") == 1, err
+
+
+def test_a_checkpoint_of_other_images(capsys):
+    run("warmup", *SMALL[:4], "--warmup", "0.1", "--out", "w", "--json", capsys=capsys)
+    (path,) = Path("w").glob("*.safetensors")
+    given = ["rank", *SMALL, "--init", f"supernet:{path}", "--image-size", "4"]
+    code, _, err = run(*given, capsys=capsys)
+    assert code == 2 and "made for other networks (image_size: there 8, here 4)" in err, err
 
 
 def test_a_folder_that_cannot_be_written(capsys):

@@ -202,6 +202,12 @@ def _leaf_missing():
     Path("f/leaf-2.safetensors").unlink()
 
 
+def _leaf_truncated():
+    save_family("f")
+    leaf = Path("f/leaf-2.safetensors")
+    leaf.write_bytes(leaf.read_bytes()[:-8])
+
+
 def _nothing():
     pass
 
@@ -228,6 +234,13 @@ def _empty():
             ["--init", "family:f"],
             "no weights, leaf-0.safetensors and so on; warmup --re",
         ),
+        (_leaf_truncated, ["--init", "family:f"], "leaf-2.safetensors: damaged or truncated ("),
+        (
+            save_family,
+            ["--init", "supernet:f/plan.json"],
+            "--init supernet:f/plan.json: a plan, which says which supernet serves which part of a "
+            "space and holds no weights; --init family:DIR takes the folder",
+        ),
         (_leaf_missing, ["--init", "family:f"], "found no file f/leaf-2.safetensors"),
         (_nothing, ["--init", "family:"], "--init: must be scratch, candidate, supernet"),
         (
@@ -249,8 +262,13 @@ def _empty():
         ),
     ],
 )
-def test_what_cannot_be_ranked_on(prepare, given, message, archs, capsys):
+def test_what_cannot_be_ranked_on(prepare, given, message, archs, capsys, monkeypatch):
     prepare("f") if prepare is save_family else prepare()
+
+    def load(source):
+        raise AssertionError("images are read")
+
+    monkeypatch.setattr(data, "load", load)
     code, out, err = run("rank", *SMALL, *given, capsys=capsys)
     assert code == 2 and out == "" and message in err and err.count("\n") == 1, err
 
