@@ -271,7 +271,7 @@ def _errors(
                 difference = _beyond(given, rows[name], limit, _SMALL * steepest)
             scale = max(float(reference.norm()), _SMALL * largest)
             errors[name][statistic] = _ratio(difference, scale)
-    flat = torch.cat([g.flatten(1) for g in rows.values()], 1)
+    flat = torch.cat([_flat(g) for g in rows.values()], 1)
     theta = torch.cat([parameters[name].detach().flatten() for name in rows])
     sq_norm, inner, gram = flat.square().sum(1), flat @ theta, flat @ flat.t()
     errors[EVERYTHING] = {
@@ -291,8 +291,13 @@ def _statistics(g: Tensor) -> dict[str, Tensor]:
         "sq_sum": g.square().sum(0),
         "m2": (g - g.mean(0)).square().sum(0),
         "sign_sum": g.sign().sum(0),
-        "sq_norm": g.flatten(1).square().sum(1),
+        "sq_norm": _flat(g).square().sum(1),
     }
+
+
+def _flat(g: Tensor) -> Tensor:
+    """The gradients of a parameter of any shape as rows."""
+    return g.flatten(1) if g.dim() > 1 else g[:, None]
 
 
 def _beyond(actual: Tensor, g: Tensor, limit: float, least: float) -> Tensor:

@@ -9,9 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sigeo import InputError, score_many, spaces
+from sigeo import InputError, proxies, score_many, spaces
+from sigeo.data import load
+from sigeo.fewshot.study import Study
+from sigeo.scoring.networks import Networks, Protocol
+from sigeo.scoring.standalone import Standalone, accuracy_alone
 from sigeo.spaces.elastic.stack import Stack
-from sigeo.supernet import add_gradients, evaluate
+from sigeo.supernet import WarmUp, add_gradients, evaluate
 from sigeo_ext.testing import assert_close
 from tests.sigeo.elastic_spaces import SHAPE, batches
 
@@ -199,3 +203,24 @@ def test_dropout_of_smaller_networks_alone_draws_in_training_as_one_by_one():
     expected = [F.cross_entropy(net(images, arch), labels).detach() for arch in archs]
     assert_close(found, torch.stack(expected), tolerance=1e-6)
     assert float(found[0]) != float(found[1])
+
+
+@pytest.mark.parametrize(("capability", "last"), [("AVX2", False), ("AVX512", True)])
+def test_strided_convolutions_of_few_channels_get_images_in_order(capability, last, monkeypatch):
+    """Without AVX-512 torch's weight gradient of some writes out of bounds in channels_last."""
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    chosen = Own(lambda option: nn.Conv2d(4, 4, 1, stride=2))
+    digits, proxy = load("digits"), proxies.get("zico")
+    networks = Networks(chosen, digits, Protocol((proxy,), batches=2, batch_size=32))
+    study = Study(chosen, digits, 64, 32, {"batch_size": 32})
+    shared = [study.supernet(0), networks.supernet]
+    layout = torch.channels_last if last else torch.contiguous_format
+    assert networks._layout == study._layout == layout
+    for supernet in shared:
+        weight = next(p for p in supernet.parameters() if p.shape[2:] == (3, 3) and p.shape[1] > 1)
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+    monkeypatch.undo()
+    if not last:
+        for _ in range(10):  # heap corruption would kill the process here
+            networks.score(chosen.largest, (proxy,))
+        accuracy_alone(chosen, digits, chosen.largest, Standalone(WarmUp(64, 1, 32)), 0)

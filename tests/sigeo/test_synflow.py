@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 import sigeo
-from sigeo import spaces
+from sigeo import InputError, spaces
 from tests.sigeo.models import golden_net, image_batches
 
 
@@ -121,6 +122,23 @@ def test_synflow_draws_nothing_and_takes_any_output():
     assert first["synflow"].value == pytest.approx(
         math.log(model.body.weight.abs().sum()), rel=1e-6
     )
+
+
+class Object(nn.Module):
+    """Gives what holds no tensor that could be seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return SimpleNamespace(logits=self.body(x))
+
+
+@pytest.mark.parametrize("name", ["synflow", "logsynflow", "jacov"])
+def test_an_output_without_tensors_is_refused(name):
+    with pytest.raises(InputError, match="expected an output of real numbers.* got SimpleName"):
+        sigeo.score(Object(), [torch.rand(4, 6)], [name])
 
 
 class Single(nn.Module):

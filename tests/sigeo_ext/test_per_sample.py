@@ -227,3 +227,17 @@ def test_the_kernel_library_does_not_load_the_toolkit():
     code = "import sys, sigeo_ext.testing; print('sigeo' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"
+
+
+class Temperature(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.t = nn.Linear(4, 3), nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x):
+        return self.layer(x) * self.t
+
+
+def test_a_parameter_of_no_dimensions_is_checked():
+    found = check_per_sample(Temperature(), torch.randn(5, 4))
+    assert found.worst.error < 1e-5 and set(found.errors[DOUBLE]) >= {"t", "layer.weight"}

@@ -1,6 +1,6 @@
 """Gradient statistics of any ``nn.Module``; the model comes back as it was."""
 
-from sigeo.capture.batches import Batches, MemoryFormat, call
+from sigeo.capture.batches import Batches, MemoryFormat, call, image_format
 from sigeo.capture.distributed import all_reduce
 from sigeo.capture.fisher import Trace, diag_fisher, fisher_rao, fisher_trace
 from sigeo.capture.inner_products import sample_inner_products
@@ -42,6 +42,7 @@ __all__ = [
     "fisher_rao",
     "fisher_trace",
     "gradient_statistics",
+    "image_format",
     "ntk",
     "preserved",
     "rectifier_inputs",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sigeo.capture import Batches
+from sigeo.capture import Batches, image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.scoring.shared_weights import make_supernet
@@ -87,7 +88,9 @@ class Study:
             InputError: The space has no narrower networks, or its supernet no such option.
         """
         supernet = make_supernet(narrowed(self.space, width), seed, options)
-        supernet.to(self.device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+        on_cpu = torch.device(self.device).type == "cpu"
+        weights = self._layout if on_cpu else torch.channels_last
+        supernet.to(self.device, memory_format=weights)  # type: ignore[attr-defined]
         return supernet
 
     def source(self, seed: int) -> Source:
@@ -150,9 +153,13 @@ class Study:
 
     def _batch(self, places: Tensor) -> Batch:
         images, labels = self.data.batch(places)
-        on_cpu = torch.device(self.device).type == "cpu"
-        layout = torch.channels_last if on_cpu else torch.contiguous_format
-        return images.to(self.device, memory_format=layout), labels.to(self.device)
+        return images.to(self.device, memory_format=self._layout), labels.to(self.device)
+
+    @cached_property
+    def _layout(self) -> torch.memory_format:
+        """The order of images that the space's networks take."""
+        module: Any = make_supernet(self.space, 0, {})
+        return image_format(module, torch.device(self.device))
 
 
 def narrowed(space: SearchSpace[Any], width: float) -> SearchSpace[Any]:

@@ -16,11 +16,18 @@ from sigeo.errors import InputError
 
 
 def summed(output: Any) -> Tensor:
-    """The sum of all floating values in whatever a model returns; float64 where there is none."""
+    """The sum of all floating values in whatever a model returns.
+
+    Raises:
+        InputError: There is none to be seen: an object of a class of its own, say.
+    """
     parts = [
         t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
     ]
-    return torch.stack(parts).sum() if parts else torch.zeros((), dtype=torch.float64)
+    if not parts:
+        kind = type(output).__name__
+        raise InputError(f"model: expected an output of real numbers, in a tensor, got {kind}")
+    return torch.stack(parts).sum()
 
 
 def real_inputs(inputs: Any, name: str) -> list[Tensor]:

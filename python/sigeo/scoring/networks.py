@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from sigeo.capture import Batches, preserved
+from sigeo.capture import Batches, image_format, preserved
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.proxies import Proxy, Score
@@ -156,8 +156,10 @@ class Networks:
         # Scores are means over these; the last one is the supernet as it is.
         self._versions = (*(() if self._loaded is None else self._loaded.earlier), self._supernet)
         self._module: nn.Module = self._supernet  # type: ignore[assignment]
+        self._layout = image_format(self._module, self.device)
+        weights = self._layout if self.device.type == "cpu" else torch.channels_last
         for version in self._versions:
-            version.to(self.device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
+            version.to(self.device, memory_format=weights)  # type: ignore[attr-defined]
         self._warm_up(folder, progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
@@ -234,8 +236,7 @@ class Networks:
 
     def _batch(self, places: Tensor) -> tuple[Tensor, Tensor]:
         images, labels = self.data.batch(places)
-        layout = torch.channels_last if self.device.type == "cpu" else torch.contiguous_format
-        return images.to(self.device, memory_format=layout), labels.to(self.device)
+        return images.to(self.device, memory_format=self._layout), labels.to(self.device)
 
     def key(self, arch: Any) -> Any:
         """The architecture that is scored in the place of ``arch``.

@@ -15,6 +15,7 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from sigeo.capture import image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.scoring.export import indices
@@ -136,8 +137,8 @@ def accuracy_alone(
 ) -> float:
     """Test accuracy, in percent, of one training from scratch."""
     device = torch.device(protocol.device)
-    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
     network: nn.Module = space.build(arch, seed=seed)
+    layout = image_format(network, device)
     network.to(device, memory_format=layout)  # type: ignore[call-overload]
 
     def batch(places: torch.Tensor, split: str = "train") -> tuple[torch.Tensor, torch.Tensor]:
