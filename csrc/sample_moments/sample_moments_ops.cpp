@@ -22,7 +22,8 @@ constexpr int64_t kSqNorm = 1 << sample_moments::kStatistics;  // the last bit o
 void check_units(const char* op, int64_t samples, int64_t unit, int64_t segments, int64_t want) {
   STD_TORCH_CHECK(unit > 0, op, ": unit must be at least 1, got ", unit);
   STD_TORCH_CHECK(segments > 0, op, ": segments must be at least 1, got ", segments);
-  STD_TORCH_CHECK(samples % (unit * segments) == 0, op, ": ", samples,
+  // Not by the product of the two, which may be beyond 64 bits.
+  STD_TORCH_CHECK(samples % unit == 0 && samples / unit % segments == 0, op, ": ", samples,
                   " samples must be whole units of ", unit, " in ", segments, " equal segments");
   STD_TORCH_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
                   ", got ", want);

@@ -58,5 +58,13 @@ def test_mean_and_rstd_have_one_shape():
             call(x, x, torch.randn(4, 6), torch.rand(6), None, True, True)
 
 
+@pytest.mark.parametrize("rows", [op.sample_moments_rows, reference.rows])
+def test_units_and_segments_beyond_64_bits_are_refused(rows):
+    message = f"6 samples must be whole units of 2 in {1 << 62} equal segments"
+    for unit, segments in ((2, 1 << 62), (4, 1 << 62)):
+        with pytest.raises(RuntimeError, match=message.replace("units of 2", f"units of {unit}")):
+            rows(torch.randn(6, 3), unit, segments, 1, 1.0)
+
+
 def test_rows_of_no_samples():
     assert sm.rows(torch.randn(0, 3, 2), want=["sum"]).sum.tolist() == [[0, 0]] * 3
