@@ -10,7 +10,7 @@ from sigeo.fewshot import Branching, metrics, partition, recipes
 from sigeo.fewshot.choice import names
 from sigeo.fewshot.develop import develop, least_budget
 from sigeo.fewshot.study import Study
-from tests.sigeo.fewshot import ground, test_gradual
+from tests.sigeo.fewshot import ground, test_selection
 from tests.sigeo.fewshot.test_lid import subspace
 
 DOCS = Path(__file__).resolve().parents[3] / "docs"
@@ -74,7 +74,7 @@ def test_the_page_on_systems_lists_every_recipe_and_its_code_runs():
     assert len(variables["accuracy"]) == 2 and len(variables["family"].supernets) == 5
 
 
-def test_the_page_on_systems_lists_every_file(tmp_path):
+def test_the_page_on_systems_lists_every_file(tmp_path, tmp_path_factory):
     section = SYSTEMS.split("## Files")[1].split("\n## ")[0]
     tables = [
         re.findall(r"`([\w.-]+)`", " ".join(re.findall(r"^\| (`.*?) \|", part, re.MULTILINE)))
@@ -84,11 +84,16 @@ def test_the_page_on_systems_lists_every_file(tmp_path):
     def left(folder):
         return {re.sub(r"\d+", "N", file.name) for file in folder.iterdir() if file.is_file()}
 
+    known = test_selection.table(tmp_path_factory.mktemp("known"))
     systems = [
         (ground.study(200), "random-split", {"before": [1], "after": 1}),
         (ground.study(1600), "hep-nas", ground.SMALL["hep-nas"]),
         (ground.study(200), "efs-nas", {"shared": ["stem"]}),
-        (test_gradual.study(), "gradual", {"calibration": 2}),
+        (
+            test_selection.study(),
+            "gradual",
+            {"calibration": 2, "groups": 2, "after": 50, "known": known},
+        ),
     ]
     found = set()
     for study, name, options in systems:
