@@ -116,7 +116,8 @@ class Stack(Protocol):
 
     Attributes:
         weights: The weights that any of them uses, by the supernet's names: one row a subnet that
-            uses it. Leaves of their own; rows are one in memory where they are shared.
+            uses it, as one ``nn.Parameter`` [rows, ...] or a sequence of them, one a row.
+            They are the stack's own; rows are one in memory where they are shared.
         members: The subnet of each row.
         layers: Names of the weights of convolutions and linear layers.
         random: Where the random numbers of each subnet stand; None where none are drawn.
