@@ -254,12 +254,6 @@ def test_dropout_draws_what_each_subnet_alone_would(name):
         assert scores["zico"].value == pytest.approx(alone, rel=1e-10)
 
 
-def test_dropout_draws_the_same_in_another_memory_format():
-    chosen = space("transformer", dropout=0.4, pool="mean")  # no class token: nothing is put anew
-    net = supernet(chosen, torch.float64).to(memory_format=torch.channels_last)
-    check_scores(net, archs_of(chosen, 1), batches(torch.float64), ["snip"], 1e-10)
-
-
 @EACH
 @pytest.mark.parametrize("average", [False, True])
 def test_gradients_of_several_paths_are_added_to_the_shared_weights(name, average):

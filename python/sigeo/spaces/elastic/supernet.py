@@ -172,19 +172,19 @@ class ElasticSupernet(nn.Module):
                 f"{choice.name} {choice.options[top]} leaves out"
             )
         made = convert(plain[piece])
-        self._fill(made, arch, f"{piece}.")
+        self._fill(made, arch, f"{piece}.", torch.preserve_format)
         return made
 
-    def _fill(self, module: nn.Module, arch: Architecture, prefix: str = "") -> None:
-        """Give an architecture's network, or its part of a prefix, copies of the shared weights.
-
-        In their memory format, which outputs of layers follow, and masks of dropout those.
-        """
+    def _fill(
+        self, module: nn.Module, arch: Architecture, prefix: str, format: torch.memory_format
+    ) -> None:
+        """Give an architecture's network, or its part of a prefix, copies of the shared weights."""
         shared = dict(self.named_parameters())
         for place in list(places(module)):
             name = self.shared_name(arch, prefix + place.name)
             value = shared_part(shared, name, place.value.shape)
-            parameter = nn.Parameter(value.clone(), requires_grad=shared[name].requires_grad)
+            value = value.clone(memory_format=format)
+            parameter = nn.Parameter(value, requires_grad=shared[name].requires_grad)
             setattr(place.module, place.attribute, parameter)
 
     def subnet(self, arch: Architecture, *, whole: bool = False) -> nn.Module:
@@ -208,7 +208,7 @@ class ElasticSupernet(nn.Module):
         if track:  # else there is nothing but parameters
             one = next(self.parameters())
             materialise(network, one.device, one.dtype)
-        self._fill(network, arch)
+        self._fill(network, arch, "", torch.contiguous_format)
         return network.train(self.training)
 
     def stack(self, archs: Sequence[Architecture], *, own: bool = False) -> Stack:
