@@ -167,3 +167,21 @@ def test_bad_settings():
         InPlaceDistillation(label_smoothing=2)
     with pytest.raises(InputError, match="label_smoothing: must be from 0 to 1, got 2"):
         MutualDistillation(Teacher(SPACE.supernet()), label_smoothing=2)
+
+
+def test_dropout_of_teachers_is_theirs_and_leaves_a_student_that_teaches_itself_alone():
+    pictures, labels = batches()[0]
+    teachers = [Teacher(SPACE.supernet(seed=1, dropout=0.5)) for _ in range(3)]
+    student = SPACE.supernet(seed=0, dropout=0.5)
+    student.start_step(3, 1000, 7)
+    itself = Teacher(student, lambda path, step: PATHS[1])
+    objective = MutualDistillation(teachers[0], [*teachers[1:], itself])
+    objective(student, PATHS[:1], (pictures, labels), 3)
+    assert (student.dropout._step, student.dropout._steps) == (3, 1000)
+    outputs = []
+    for place, teacher in enumerate(teachers):
+        teacher.begin(3, place)
+        outputs.append(teacher.logits(pictures, PATHS[0], 3))
+    assert not any(torch.equal(outputs[0], other) for other in outputs[1:])
+    teachers[0].begin(3, 0)
+    assert torch.equal(teachers[0].logits(pictures, PATHS[0], 3), outputs[0])

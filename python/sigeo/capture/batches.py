@@ -121,7 +121,7 @@ def image_format(model: nn.Module, device: torch.device) -> torch.memory_format:
     if "AVX512" in torch.backends.cpu.get_cpu_capability():
         return torch.channels_last
     for m in convolutions:
-        few = m.in_channels < 8 or not isinstance(m, nn.Conv2d)  # an elastic one may take a part
+        few = m.in_channels < 8 or type(m) is not nn.Conv2d  # an elastic one may take a part
         if few and m.kernel_size == (1, 1) and max(m.stride) > 1:
             return torch.contiguous_format
     return torch.channels_last

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -97,7 +97,7 @@ def _is_of(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
     if get_origin(kind) is Sequence:
-        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        listed = isinstance(value, Collection) and not isinstance(value, (str, bytes))
         return listed and all(_is_of(item, *get_args(kind)) for item in value)
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real

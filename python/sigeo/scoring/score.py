@@ -22,7 +22,6 @@ from sigeo.capture import (
     check_reduction,
     gradient_statistics,
     preserved,
-    select,
 )
 from sigeo.errors import InputError
 from sigeo.proxies import (
@@ -211,8 +210,6 @@ def _measure_samples(
         group = {name: m for name, m in measurements.items() if m.batch_norm == policy}
         want = frozenset().union(*(m.want for m in group.values()))
         layers = all(m.params == "layers" for m in group.values())
-        if layers:  # `capture` refuses layers none of which is trained
-            layers = any(p.requires_grad for p in select(model, "layers").values())
         params: Selection = "layers" if layers else "all"
         inputs, labels = data[0]
         with (

@@ -90,10 +90,15 @@ class Teacher:
         """One that runs a random path of a region at each step, as a sibling does."""
         return cls(supernet, lambda _, step: draw_connected(space, region, generator(seed, step)))
 
-    def begin(self, step: int) -> None:
-        """Let scheduled dropout, at the rates of a training's last step, follow from the step."""
+    def begin(self, step: int, place: int) -> None:
+        """Let scheduled dropout, at the rates of a training's last step, follow from the step.
+
+        Args:
+            step: Of the student's training.
+            place: The teacher's among several, from 0 on: each draws its own.
+        """
         if hasattr(self.supernet, "start_step"):
-            self.supernet.start_step(step, step + 1, 0)
+            self.supernet.start_step(step, step + 1, -1 - place)  # no student's seed
 
     @torch.no_grad()
     def logits(self, inputs: Tensor, path: Any, step: int) -> Tensor:
@@ -148,8 +153,10 @@ class MutualDistillation(Objective):
     ) -> Tensor:
         """Add the gradients of all paths; their mean loss."""
         inputs, labels = batch
-        for teacher in (*self.siblings, *([] if self.parent is None else [self.parent])):
-            teacher.begin(step)
+        teaching = (*self.siblings, *([] if self.parent is None else [self.parent]))
+        for place, teacher in enumerate(teaching):
+            if teacher.supernet is not supernet:  # whose step has begun
+                teacher.begin(step, place)
         teachers = [
             (
                 None if self.parent is None else self.parent.logits(inputs, path, step),
