@@ -19,7 +19,7 @@ from sigeo.capture import (
     SampleStatistics,
     Selection,
 )
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
 
 Cost = Literal["free", "forward", "backward", "second", "batches"]
 
@@ -184,9 +184,7 @@ class Proxy:
             known = ", ".join(kind.__name__ for kind in kinds)
             kind = type(self.measurement).__name__
             raise InputError(f"proxy {self.name}: measurement must be one of {known}, got {kind}")
-        if self.cost not in get_args(Cost):
-            known = ", ".join(get_args(Cost))
-            raise InputError(f"proxy {self.name}: cost must be one of {known}, got {self.cost!r}")
+        check_one_of(f"proxy {self.name}: cost", self.cost, get_args(Cost))
         if self.direction not in (1, -1):
             raise InputError(f"proxy {self.name}: direction must be 1 or -1, got {self.direction}")
 
