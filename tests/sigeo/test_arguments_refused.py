@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 
 import pytest
@@ -10,11 +11,14 @@ import torch.nn.functional as F
 from torch import nn
 
 import sigeo
-from sigeo import InputError, proxies
+from sigeo import InputError, proxies, spaces
 from sigeo.capture import Request, fisher_rao, fisher_trace
+from sigeo.fewshot import recipes
 from sigeo.fewshot.partition import Relation
 from sigeo.scoring.networks import Protocol
+from sigeo.spaces.choices import ChoiceSpace
 
+NASBENCH201 = spaces.get("nasbench201", spaces.InputShape(1, 8, 2), channels=2, cells=1)
 LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
 
 
@@ -45,8 +49,42 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
             lambda: fisher_rao(LAYER, [BATCH], F.mse_loss, labels="drawn"),
             "labels: can be drawn from outputs [samples, 2 classes or more], got [3, 1]",
         ),
+        (
+            lambda: spaces.Choice(3, ("a",)),
+            "choice: name must be a text, got 3",
+        ),
+        (
+            lambda: spaces.Choice("w", (4, 8)),
+            "choice w: options must be texts in a tuple, got (4, 8)",
+        ),
+        (
+            lambda: spaces.Choice("w", "48"),
+            "choice w: options must be texts in a tuple, got '48'",
+        ),
+        (
+            lambda: spaces.Choice("w", ()),
+            "choice w: options must be texts in a tuple, got ()",
+        ),
+        (
+            lambda: spaces.Choice("w", ("4", "8", "4")),
+            "choice w: expected each option once, got ('4', '8', '4')",
+        ),
+        (
+            lambda: ChoiceSpace([spaces.Choice("w", ("4", "8"))] * 2),
+            "choices: expected each name once, got 'w' twice",
+        ),
+        (
+            lambda: spaces.distinct(NASBENCH201, 15_626, random.Random(0)),
+            "nasbench201: has 15625 architectures, got a count of 15626",
+        ),
     ],
 )
 def test_values_that_are_none(call, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_names_that_are_taken():
+    with pytest.raises(ValueError, match="^recipe name 'fair' is taken$"):
+        recipes.recipe("fair", "here")(lambda space: None)
+    assert recipes.entry("fair").source != "here"
