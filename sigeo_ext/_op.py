@@ -266,16 +266,24 @@ def _imported_when_called(target: str) -> Callable[..., Any]:
 
 
 def _count_versions(name: str) -> None:
-    """Let autograd see what the op writes, so that a stale value in a graph raises."""
+    """Let autograd see what the op writes, so that a stale value in a graph raises.
+
+    It keeps no history of it, so what requires a gradient is refused, as torch refuses a leaf.
+    """
     overload = getattr(torch.ops.sigeo_ext, name).default
     written = [
-        index
+        (index, argument.name)
         for index, argument in enumerate(overload._schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     ]
 
     def kernel(keys: Any, *args: Any) -> Any:
-        for index in written:
+        for index, argument in written:
+            if needs_gradient([args[index]]):
+                raise RuntimeError(
+                    f"{name.replace('_', '.', 1)}: {argument} is written in place and must not "
+                    "require a gradient; detach it, or write under torch.no_grad()"
+                )
             torch.autograd.graph.increment_version(args[index])
         return overload.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
 

@@ -38,10 +38,11 @@ def layer_norm(
         Like ``x``.
 
     Raises:
-        RuntimeError: A selection that the features do not have, or an x of another width.
+        RuntimeError: A selection that the features do not have, an x of another width, or vectors
+            of different lengths.
     """
     name = "slices.layer_norm"
-    given = _size(name, weight, bias, size)
+    given = _size(name, size, weight=weight, bias=bias)
     window, index = window_of(name, "features", features, given)
     check_index(name, "features", index, given)
     _check_width(name, x, -1, given if masked else length(window, index))
@@ -81,11 +82,11 @@ def group_norm(
         Like ``x``.
 
     Raises:
-        RuntimeError: A selection that the channels do not have or that cuts a group, or groups that
-            do not divide the channels.
+        RuntimeError: A selection that the channels do not have or that cuts a group, groups that
+            do not divide the channels, or vectors of different lengths.
     """
     name = "slices.group_norm"
-    given = _size(name, weight, bias, size)
+    given = _size(name, size, weight=weight, bias=bias)
     window, index = window_of(name, "channels", channels, given)
     check_index(name, "channels", index, given)
     _check_width(name, x, 1, given if masked else length(window, index))
@@ -139,11 +140,13 @@ def batch_norm(
         Like ``x``.
 
     Raises:
-        RuntimeError: A selection that the channels do not have, or an x of another width.
+        RuntimeError: A selection that the channels do not have, an x of another width, or vectors
+            of different lengths.
     """
     name = "slices.batch_norm"
     statistics = (running_mean, running_var)
-    given = _size(name, weight, bias, size if running_mean is None else len(running_mean))
+    vectors = {"running_mean": running_mean, "running_var": running_var}
+    given = _size(name, size, **vectors, weight=weight, bias=bias)
     window, index = window_of(name, "channels", channels, given)
     check_index(name, "channels", index, given)
     _check_width(name, x, 1, given if masked else length(window, index))
@@ -181,11 +184,20 @@ def _hidden(y: Tensor, dim: int, size: int, window: list[int], index: Tensor | N
     return y.masked_fill(hidden.view(shape), 0)
 
 
-def _size(name: str, weight: Tensor | None, bias: Tensor | None, size: int | None) -> int:
-    for vector in (weight, bias):
-        size = vector.shape[0] if vector is not None else size
+def _size(name: str, size: int | None, **vectors: Tensor | None) -> int:
+    """Of the whole layer: that of each of its vectors, or if there is none, what is given.
+
+    Raises:
+        RuntimeError: There is neither, or the vectors differ in it.
+    """
+    known = [(what, vector) for what, vector in vectors.items() if vector is not None]
+    if known:
+        size = known[0][1].numel()
     if size is None:
         raise RuntimeError(f"{name}: size must be given without weight and bias, got None")
+    for what, vector in known:
+        if vector.dim() != 1 or vector.shape[0] != size:
+            raise RuntimeError(f"{name}: {what} must be [{size}], got {list(vector.shape)}")
     return size
 
 

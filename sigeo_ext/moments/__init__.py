@@ -81,8 +81,9 @@ def update_(
         count: Number of units in the state before the call.
 
     Raises:
-        RuntimeError: Lists of different lengths, a shape, dtype or device that does not fit, or a
-            state whose tensors do not fill one run of memory in one order.
+        RuntimeError: Lists of different lengths, a shape, dtype or device that does not fit, a
+            state whose tensors do not fill one run of memory in one order, or one that requires a
+            gradient where autograd records.
     """
     op.moments_update_(abs_sum, mean, m2, detached(grads), count)
 

@@ -133,3 +133,20 @@ def test_errors_name_argument_expectation_and_what_came(implementation, name):
     )
     with pytest.raises(RuntimeError, match=f"moments_{function.rstrip('_')}_?: .*{message}"):
         call(*copy.deepcopy(arguments))
+
+
+@pytest.mark.parametrize("derived", [False, True], ids=["leaf", "derived"])
+def test_what_is_written_may_not_require_a_gradient(derived):
+    leaf = torch.ones(3, requires_grad=True)
+    needing = 1 * leaf if derived else leaf
+    state = {name: [torch.zeros(3)] for name in ("abs_sum", "mean", "m2")}
+    for name in state:
+        message = rf"^moments\.update_: {name} is written in place and must not require a gradient"
+        with pytest.raises(RuntimeError, match=message):
+            moments.update_(**{**state, name: [needing]}, grads=[torch.ones(3)], count=1)
+    with pytest.raises(RuntimeError, match=r"^moments\.fold_rows_: second is written in place"):
+        moments.fold_rows_([torch.ones(3)], [needing], [torch.ones(3)])
+    assert needing.tolist() == [1, 1, 1]
+    with torch.no_grad():
+        moments.update_(**{**state, "mean": [leaf]}, grads=[3 * torch.ones(3)], count=1)
+    assert leaf.tolist() == [2, 2, 2]

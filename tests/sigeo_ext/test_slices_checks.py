@@ -48,3 +48,16 @@ def test_shapes_and_dtypes_of_embeddings():
     tokens = torch.tensor([1, 0])
     refused(slices.embedding, (tokens.float(), TABLE), {}, "tokens must be int64 or int32")
     refused(slices.embedding, (tokens, TABLE), {"columns": FLOATS}, "columns must be int64 [n]")
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_vectors_of_norms_are_of_one_length(masked):
+    x, eight, seven = torch.ones(2, 8), torch.ones(8), torch.ones(7)
+    part = {"masked": masked}
+    refused(slices.layer_norm, (x, eight, seven), part, "layer_norm: bias must be [8], got [7]")
+    refused(slices.group_norm, (x, 2, eight, seven), part, "group_norm: bias must be [8], got [7]")
+    for place, name in enumerate(("running_var", "weight", "bias"), start=1):
+        vectors = [eight] * 4
+        vectors[place] = seven
+        refused(slices.batch_norm, (x, *vectors), part, f"batch_norm: {name} must be [8], got [7]")
+    refused(slices.layer_norm, (x, torch.ones(2, 4), None), part, "weight must be [8], got [2, 4]")

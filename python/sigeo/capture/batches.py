@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.layers import check_made
 from sigeo.capture.state import RandomState, device_of
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
 
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
 
@@ -42,9 +42,10 @@ class Batches:
                 for some that torch does not compute safely so.
 
         Raises:
-            InputError: There is no batch, one tensor instead of batches, a parameter of the model
-                has no shape yet, or it was made in ``torch.inference_mode``.
+            InputError: There is no batch, one tensor instead of batches, no such memory format, a
+                parameter of the model has no shape yet, or it was made in ``torch.inference_mode``.
         """
+        check_one_of("memory_format", memory_format, get_args(MemoryFormat))
         if isinstance(batches, Tensor):
             raise InputError(
                 "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"

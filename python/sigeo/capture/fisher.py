@@ -279,10 +279,12 @@ def _drawn(output: object, generator: torch.Generator) -> Tensor:
     """A class for each row of the logits.
 
     Raises:
-        InputError: The output is no logits.
+        InputError: The output is no logits, or of one class.
     """
-    if not isinstance(output, Tensor) or output.dim() != 2:
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[1] < 2:
         what = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise InputError(f"labels: can be drawn from outputs [samples, classes], got {what}")
+        raise InputError(
+            f"labels: can be drawn from outputs [samples, 2 classes or more], got {what}"
+        )
     odds = output.detach().float().softmax(1).cpu()  # the same draws on every device
     return torch.multinomial(odds, 1, generator=generator).flatten().to(output.device)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from sigeo.capture.layers import Selection, select
 from sigeo.capture.losses import LossFunction, batch_loss
 from sigeo.capture.state import RandomState, Snapshot, device_of, preserved
 from sigeo.capture.steps import Steps
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
 from sigeo_ext.moments import Moments, Summary
 from sigeo_ext.moments.state import Keep
 
@@ -42,6 +43,14 @@ class Request:
     ddof: int = 0
     samples: bool = False
     rows: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the selection.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        check_one_of("request: selection", self.selection, get_args(Selection))
 
 
 @dataclass(frozen=True)

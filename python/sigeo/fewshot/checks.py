@@ -13,6 +13,7 @@ from sigeo.fewshot.plan import split_by_kind
 from sigeo.fewshot.recipe import Ground, Hierarchy, Recipe
 from sigeo.spaces import Product, SearchSpace
 from sigeo.supernet import draw_connected
+from sigeo.supernet.samplers import Stateless
 
 if TYPE_CHECKING:
     from sigeo.fewshot.develop import Development
@@ -122,7 +123,14 @@ def check_space(work: Development) -> None:
     supernet = work.drawn()
     check_choices(recipe, space)
     region: Product[Any] = Product.whole(space)
-    recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))
+    sampler = recipe.paths.sampler(Ground(space, region, 0, supernet, work.validation, 1))
+    if isinstance(sampler, Stateless):  # others may pass images through paths to choose them
+        drawn = len(sampler.paths(0))
+        if drawn > recipe.paths.trained:
+            raise InputError(
+                f"{recipe.name}: paths: a step of the sampler has {drawn}, expected at most "
+                f"trained, {recipe.paths.trained}, which is what the budget pays for"
+            )
     recipe.objective(study, 0).start(supernet)
     if recipe.splitting is not None:
         try:

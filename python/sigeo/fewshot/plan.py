@@ -159,14 +159,20 @@ class Plan(Generic[A]):
         """The number of the leaf that serves an architecture.
 
         Raises:
-            InputError: None does; the plan is of a part of the space.
+            InputError: None does; the plan is of a part of the space, or it is of a kind that its
+                function was not said to have.
         """
         if arch not in self.root.region:
             raise InputError(f"plan: no sub-supernet serves {arch}")
         node, number = self.root, 0
         while node.cut is not None:
             code = node.cut.code(self.space, arch)
-            place = next(i for i, group in enumerate(node.cut.groups) if code in group)
+            places = [i for i, group in enumerate(node.cut.groups) if code in group]
+            if not places:
+                raise InputError(
+                    f"plan: {node.cut.by} of {arch} is {code}, none of {list(node.cut.groups)}"
+                )
+            (place,) = places
             number += sum(child.leaf_count for child in node.children[:place])
             node = node.children[place]
         return number

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
@@ -18,6 +19,9 @@ from sigeo.capture import (
     SampleStatistics,
     Selection,
 )
+from sigeo.errors import InputError, check_one_of
+
+Cost = Literal["free", "forward", "backward", "second", "batches"]
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,10 @@ class Score:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a proxy's function returns: its value before the sign, and what else it knows."""
+    """What a proxy's function returns: its value before the sign, and what else it knows.
+
+    Numbers may be those of NumPy, or 0-d tensors or arrays; the `Score` has floats.
+    """
 
     value: float
     terms: Mapping[str, float] = field(default_factory=dict)
@@ -80,9 +87,9 @@ class OnBatch:
 
 @dataclass(frozen=True)
 class OnGradient:
-    """The function gets the first batch's gradient: ``f(gradient) -> 0-d tensor``."""
+    """The function gets the first batch's gradient: ``f(gradient) -> 0-d tensor`` or a number."""
 
-    function: Callable[[FirstGradient], Tensor]
+    function: Callable[[FirstGradient], Tensor | float]
 
 
 @dataclass(frozen=True)
@@ -156,13 +163,30 @@ class Proxy:
     name: str
     measurement: Measurement
     source: str
-    cost: Literal["free", "forward", "backward", "second", "batches"]
+    cost: Cost
     direction: Literal[1, -1] = 1
     labels: bool = False
     initial_weights: bool = False
     whole_network: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     images: Callable[[Sequence[int]], tuple[int, int]] | None = None
+
+    def __post_init__(self) -> None:
+        """Check what is declared.
+
+        Raises:
+            InputError: No name, or a measurement, cost or direction that there is not.
+        """
+        if not isinstance(self.name, str) or not self.name:
+            raise InputError(f"proxy: name must be a text, got {self.name!r}")
+        kinds = get_args(Measurement)
+        if not isinstance(self.measurement, kinds):
+            known = ", ".join(kind.__name__ for kind in kinds)
+            kind = type(self.measurement).__name__
+            raise InputError(f"proxy {self.name}: measurement must be one of {known}, got {kind}")
+        check_one_of(f"proxy {self.name}: cost", self.cost, get_args(Cost))
+        if self.direction not in (1, -1):
+            raise InputError(f"proxy {self.name}: direction must be 1 or -1, got {self.direction}")
 
     def processed(self, sizes: Sequence[int]) -> tuple[int, int]:
         """Images that one score takes, forward and backward, and forward only.
@@ -178,8 +202,38 @@ class Proxy:
         return both, first if self.cost == "forward" else 0
 
     def score(self, outcome: Outcome) -> Score:
-        """The score of an outcome: signed, and -inf where it is not a finite number."""
-        if math.isfinite(outcome.value):
-            return Score(self.direction * outcome.value, outcome.terms, True, outcome.notes)
-        reason = f"{self.name} is {outcome.value}"
-        return Score(-math.inf, outcome.terms, False, (*outcome.notes, reason))
+        """The score of an outcome: signed, and -inf where it is not a finite number.
+
+        Raises:
+            InputError: It is no `Outcome`, or its value, terms or notes are none.
+        """
+        if not isinstance(outcome, Outcome):
+            kind = type(outcome).__name__
+            raise InputError(f"proxy {self.name}: must return a sigeo.proxies.Outcome, got {kind}")
+        value, terms, notes = self.number(outcome.value), outcome.terms, outcome.notes
+        if not isinstance(terms, Mapping) or not all(isinstance(term, str) for term in terms):
+            raise InputError(f"proxy {self.name}: terms must be numbers by name, got {terms!r}")
+        terms = {term: self.number(part, f"term {term}") for term, part in terms.items()}
+        listed = isinstance(notes, (tuple, list))
+        if not listed or not all(isinstance(note, str) for note in notes):
+            raise InputError(f"proxy {self.name}: notes must be a tuple of texts, got {notes!r}")
+        if math.isfinite(value):
+            return Score(self.direction * value, terms, True, tuple(notes))
+        return Score(-math.inf, terms, False, (*notes, f"{self.name} is {value}"))
+
+    def number(self, value: Any, what: str = "value") -> float:
+        """What the function returned as a float.
+
+        Args:
+            value: A number, or a tensor or an array without dimensions.
+            what: It is, for the message.
+
+        Raises:
+            InputError: It is none of these.
+        """
+        number = value.item() if getattr(value, "ndim", None) == 0 else value
+        if isinstance(number, numbers.Real):
+            return float(number)
+        kind, shape = type(value).__name__, getattr(value, "shape", None)
+        got = kind if shape is None else f"{kind} {list(shape)}"
+        raise InputError(f"proxy {self.name}: {what} must be one number, got {got}")

@@ -21,10 +21,15 @@ def register(name: str) -> Callable[[Callable[..., Proxy]], Callable[..., Proxy]
     annotated with numbers, texts, literals, sequences of these, or None.
 
     Raises:
+        InputError: No name that the command line can read, or given to what is no function.
         ValueError: The name is taken.
     """
+    if not isinstance(name, str) or not name or name != name.strip() or set(name) & set(",:="):
+        raise InputError(f"proxy name: must be a text without any of ',:=', got {name!r}")
 
     def enter(factory: Callable[..., Proxy]) -> Callable[..., Proxy]:
+        if not callable(factory):
+            raise InputError(f"proxy {name}: expected a function that builds it, got {factory!r}")
         if name in _FACTORIES:
             raise ValueError(f"proxy name {name!r} is taken")
         _FACTORIES[name] = factory
@@ -56,8 +61,8 @@ def get(name: str, **options: Any) -> Proxy:
         **options: The proxy's own, see `options_of`; for sigeo ``lambdas``.
 
     Raises:
-        InputError: No proxy of that name, an option that it does not have, or a value that the
-            option does not take.
+        InputError: No proxy of that name, an option that it does not have, a value that the option
+            does not take, or something else registered in the place of a function to a proxy.
     """
     factory = _factory(name)
     try:
@@ -71,9 +76,12 @@ def get(name: str, **options: Any) -> Proxy:
         if not _is_of(value, kind):
             raise InputError(f"proxy {name}: {option} must be {_words(kind)}, got {value!r}")
     try:
-        return factory(**options)
+        proxy = factory(**options)
     except TypeError as error:
         raise InputError(f"proxy {name}: {error}") from error
+    if not isinstance(proxy, Proxy):
+        raise InputError(f"proxy {name}: its function must return a Proxy, got {proxy!r}")
+    return proxy
 
 
 def _factory(name: str) -> Callable[..., Proxy]:

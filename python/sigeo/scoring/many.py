@@ -20,7 +20,7 @@ from sigeo.capture import (
 )
 from sigeo.errors import InputError
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
-from sigeo.scoring.score import check_needs, resolve, score, unreached
+from sigeo.scoring.score import check_needs, of_gradient, resolve, score, unreached
 from sigeo.spaces import Supernet
 from sigeo.spaces.base import listed
 from sigeo.supernet import (
@@ -219,17 +219,14 @@ def _score_batches(
     loss_fn: LossFunction,
 ) -> list[dict[str, Score]]:
     """By proxies of gradients of batches."""
-    on_gradient = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnGradient)}
+    on_gradient = [proxy for proxy in proxies if isinstance(proxy.measurement, OnGradient)]
     on_statistics = {
         p.name: p.measurement for p in proxies if isinstance(p.measurement, OnStatistics)
     }
     outcomes: list[dict[str, Outcome]] = [{} for _ in archs]
 
     def observe(subnet: int, gradient: FirstGradient) -> None:
-        for name, measurement in on_gradient.items():
-            outcomes[subnet][name] = (
-                Outcome(float(measurement.function(gradient))) if gradient.reached else unreached()
-            )
+        outcomes[subnet].update((p.name, of_gradient(p, gradient)) for p in on_gradient)
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     results = many_gradient_statistics(

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from sigeo.capture import Batches, image_format, preserved
 from sigeo.data import ImageData
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
 from sigeo.proxies import Proxy, Score
 from sigeo.scoring.averages import mean_records
 from sigeo.scoring.many import (
@@ -86,6 +86,14 @@ class Protocol:
     device: str = "cpu"
     deduplicate: bool = True
     at_once: int | Literal["auto"] = 1
+
+    def __post_init__(self) -> None:
+        """Check where weights come from.
+
+        Raises:
+            InputError: From nowhere that there is.
+        """
+        check_one_of("protocol: init", self.init, get_args(Init))
 
     @property
     def warmed(self) -> bool:

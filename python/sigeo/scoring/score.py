@@ -42,11 +42,15 @@ def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
     """Proxies by name or as objects, each name once.
 
     Raises:
-        InputError: An unknown name, none at all, or one twice.
+        InputError: An unknown name, something else, none at all, or one twice.
     """
     if isinstance(proxies, str):
         raise InputError(f"proxies: expected a list of names, got the text {proxies!r}")
     resolved = [registry.get(p) if isinstance(p, str) else p for p in proxies]
+    for proxy in resolved:
+        if not isinstance(proxy, Proxy):
+            kind = type(proxy).__name__
+            raise InputError(f"proxies: expected names or objects of class Proxy, got {kind}")
     if not resolved:
         raise InputError("proxies: expected at least one, got none")
     seen: set[str] = set()
@@ -149,7 +153,7 @@ def _measure_gradients(
     max_bytes: int | None,
 ) -> dict[str, Outcome]:
     """The outcomes of the proxies of gradients, from one call of `gradient_statistics`."""
-    on_gradient = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnGradient)}
+    on_gradient = [proxy for proxy in proxies if isinstance(proxy.measurement, OnGradient)]
     on_statistics = {
         p.name: p.measurement for p in proxies if isinstance(p.measurement, OnStatistics)
     }
@@ -158,10 +162,7 @@ def _measure_gradients(
     values: dict[str, Outcome] = {}
 
     def observe(gradient: FirstGradient) -> None:
-        for name, measurement in on_gradient.items():
-            values[name] = (
-                Outcome(float(measurement.function(gradient))) if gradient.reached else unreached()
-            )
+        values.update((proxy.name, of_gradient(proxy, gradient)) for proxy in on_gradient)
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     results = gradient_statistics(
@@ -228,6 +229,14 @@ def _measure_samples(
             for name, m in group.items()
         }
     return outcomes
+
+
+def of_gradient(proxy: Proxy, gradient: FirstGradient) -> Outcome:
+    """The outcome of a proxy of gradients."""
+    assert isinstance(proxy.measurement, OnGradient)
+    if not gradient.reached:
+        return unreached()
+    return Outcome(proxy.number(proxy.measurement.function(gradient)))
 
 
 def unreached() -> Outcome:

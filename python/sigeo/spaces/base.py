@@ -64,11 +64,28 @@ class Choice:
 
     Attributes:
         name: What is decided, for example an edge.
-        options: Names of the options.
+        options: Names of the options, each once.
     """
 
     name: str
     options: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Check the names.
+
+        Raises:
+            InputError: The name or an option is no text, there is no option, or one twice.
+        """
+        if not isinstance(self.name, str):
+            raise InputError(f"choice: name must be a text, got {self.name!r}")
+        options = self.options
+        texts = isinstance(options, (tuple, list)) and all(isinstance(o, str) for o in options)
+        if not texts or not options:
+            raise InputError(
+                f"choice {self.name}: options must be texts in a tuple, got {options!r}"
+            )
+        if len(set(options)) < len(options):
+            raise InputError(f"choice {self.name}: expected each option once, got {options}")
 
 
 Rows = nn.Parameter | Sequence[nn.Parameter]
@@ -265,7 +282,13 @@ class SearchSpace(Protocol[A]):
 
 
 def distinct(space: SearchSpace[A], count: int, rng: random.Random) -> list[A]:
-    """Sample ``count`` architectures, none twice, in the order drawn."""
+    """Sample ``count`` architectures, none twice, in the order drawn.
+
+    Raises:
+        InputError: The space has fewer.
+    """
+    if count > space.size:
+        raise InputError(f"{space.name}: has {space.size} architectures, got a count of {count}")
     chosen: dict[A, None] = {}
     if count * 4 > space.size:  # rejection would be slow: shuffle them all
         everything = [space.at(index) for index in range(space.size)]

@@ -64,8 +64,16 @@ class ChoiceSpace:
     size: int
 
     def __init__(self, choices: Sequence[Choice]):
-        """Fix the choices."""
+        """Fix the choices.
+
+        Raises:
+            InputError: Two have one name.
+        """
         self.choices = tuple(choices)
+        names = [choice.name for choice in self.choices]
+        for name in names:
+            if names.count(name) > 1:
+                raise InputError(f"choices: expected each name once, got {name!r} twice")
         self.size = math.prod(len(choice.options) for choice in self.choices)
 
     def parse(self, text: str) -> Architecture:

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console
 
 from sigeo import InputError, spaces
+from sigeo.fewshot import kinds
 from sigeo.fewshot.draw import draw_plan, plan_tree
-from sigeo.fewshot.kinds import register_kind
+from sigeo.fewshot.kinds import nonlinear_depth, register_kind
 from sigeo.fewshot.plan import Cut, Node, Plan, joint, split_by_kind, whole_space
 from sigeo.fewshot.plan_file import load_plan, plan_document, plan_of, save_plan
 from tests.sigeo.fewshot.space import EVERYTHING, SPACE, WHOLE
@@ -111,14 +112,23 @@ def test_cuts_that_are_none_are_refused():
     elastic = spaces.get("mlp", spaces.InputShape(1, 8, 10))
     with pytest.raises(InputError, match="mlp has no kinds of architectures .* nasbench201 have"):
         split_by_kind(elastic, "nonlinear_depth", [[0], [1]])
-    kinds = split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]])
+    by_kind = split_by_kind(SPACE, "nonlinear_depth", [[0, 1], [2, 3]])
     with pytest.raises(InputError, match="not divided further"):
-        Node.divided(kinds.leaves[0], Cut(0, ((0, 1), (2, 3, 4))))
+        Node.divided(by_kind.leaves[0], Cut(0, ((0, 1), (2, 3, 4))))
     cut = Cut(0, ((0, 1), (2, 3, 4)))
     with pytest.raises(InputError, match="children must be the parts"):
         Plan(Node(WHOLE, cut, (Node(WHOLE), Node(WHOLE))))
     with pytest.raises(ValueError, match="taken"):
         register_kind("nasbench201", "nonlinear_depth", lambda arch: 0, frozenset({0}))
+
+
+def test_kinds_that_a_function_was_not_said_to_have(monkeypatch):
+    monkeypatch.setattr(kinds, "_FUNCTIONS", dict(kinds._FUNCTIONS))
+    register_kind("nasbench201", "own", nonlinear_depth, frozenset({0, 1}))
+    plan = split_by_kind(SPACE, "own", [[0], [1]])
+    deep = next(arch for arch in EVERYTHING if nonlinear_depth(arch) == 3)
+    with pytest.raises(InputError, match=r"^plan: own of .* is 3, none of \[\(0,\), \(1,\)\]$"):
+        plan.route(deep)
 
 
 def damaged(change):

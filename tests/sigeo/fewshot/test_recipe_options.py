@@ -21,6 +21,7 @@ from sigeo.fewshot.partition import Exact
 from sigeo.fewshot.recipe import Paths, Recipe, uniform_paths
 from sigeo.fewshot.recipes.registry import entry
 from sigeo.spaces import Product
+from sigeo.supernet import Uniform
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
 
@@ -200,6 +201,17 @@ def test_the_dearest_choices_are_reckoned_with():
 def test_paths_are_checked():
     with pytest.raises(InputError, match="images must be at least 0, got -1"):
         Paths(uniform_paths, images=-1)
+
+
+def test_a_step_has_no_more_paths_than_the_budget_pays_for():
+    def sampler(ground):
+        return Uniform(ground.space, seed=ground.seed, region=ground.region, paths=2)
+
+    with pytest.raises(
+        InputError, match="^two: paths: a step of the sampler has 2, .* at most trained, 1,"
+    ):
+        develop(Recipe("two", "here", paths=Paths(sampler)), study(190), 0)
+    assert develop(Recipe("two", "here", paths=Paths(sampler, trained=2)), study(190), 0)
 
 
 def test_rounds_of_scored_paths_are_paid_for_as_wholes():

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, get_args
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
 
 Group = tuple[int, ...]
 Groups = tuple[Group, ...]
+Sense = Literal["similarity", "distance"]
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,16 @@ class Relation:
     """
 
     values: tuple[tuple[float, ...], ...]
-    sense: Literal["similarity", "distance"]
+    sense: Sense
 
     def __post_init__(self) -> None:
-        """Check the matrix.
+        """Check the matrix and what it means.
 
         Raises:
-            InputError: It is not square, not symmetric, or has a value that is not finite.
+            InputError: It is not square, not symmetric, or has a value that is not finite; or there
+                is no such sense.
         """
+        check_one_of("relation: sense", self.sense, get_args(Sense))
         count = len(self.values)
         if any(len(row) != count for row in self.values):
             raise InputError(
@@ -49,13 +52,11 @@ class Relation:
                 )
 
     @classmethod
-    def of(
-        cls, values: Sequence[Sequence[float]], sense: Literal["similarity", "distance"]
-    ) -> Relation:
+    def of(cls, values: Sequence[Sequence[float]], sense: Sense) -> Relation:
         """The relation of rows, each pair's two values averaged: rounding may tell them apart.
 
         Raises:
-            InputError: They are not square or not finite.
+            InputError: They are not square or not finite, or there is no such sense.
         """
         count = len(values)
         if any(len(row) != count for row in values):

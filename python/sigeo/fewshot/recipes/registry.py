@@ -90,9 +90,14 @@ def recipe(name: str, source: str) -> Callable[[Maker], Maker]:
     Args:
         name: As on the command line.
         source: Where the system was published.
+
+    Raises:
+        ValueError: The name is taken.
     """
 
     def enter(make: Maker) -> Maker:
+        if name in _ENTRIES:
+            raise ValueError(f"recipe name {name!r} is taken")
         _ENTRIES[name] = Entry(name, source, make)
         return make
 
