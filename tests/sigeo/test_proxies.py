@@ -399,3 +399,9 @@ def test_a_frozen_network_is_not_finite_and_says_why():
     for score in scores.values():
         assert score.value == -math.inf and not score.finite
         assert "the loss depends on no parameter that asks for a gradient" in score.notes
+
+
+def test_a_star_import_leaves_the_package_its_name():
+    names = {}
+    exec("import sigeo\nfrom sigeo.proxies import *", names)
+    assert names["sigeo"] is sigeo and names["Proxy"] is Proxy
