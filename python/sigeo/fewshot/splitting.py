@@ -17,7 +17,7 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import nn
 
 from sigeo.capture import Batches
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.branching import EVERY, Branching, Visit, cuts_of, options_needed, visits
 from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule, InTurn, fitting, lacking
 from sigeo.fewshot.described import described
@@ -63,8 +63,14 @@ class Splitting:
         """Check the parts.
 
         Raises:
-            InputError: Nothing is measured for a part that compares, or an unknown way to inherit.
+            InputError: A part is something else, nothing is measured for one that compares, or an
+                unknown way to inherit.
         """
+        if self.metric is not None:
+            check_kind(self.metric, Metric, "split: metric")
+        check_kind(self.branching, Branching, "split: branching")
+        check_kind(self.partitioner, Partitioner, "split: partitioner")
+        check_kind(self.choice, ChoiceRule, "split: choice")
         if self.metric is None and self.compares:
             raise InputError("split: the partitioner or the choice rule needs a metric, got none")
         if self.inherit not in ("always", "inner", "never"):

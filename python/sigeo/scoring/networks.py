@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sigeo.capture import Batches, preserved
 from sigeo.data import ImageData
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.proxies import Proxy, Score
 from sigeo.scoring.averages import mean_records
 from sigeo.scoring.many import (
@@ -28,7 +28,7 @@ from sigeo.scoring.many import (
     score_many,
     stackable,
 )
-from sigeo.scoring.score import check_needs, score
+from sigeo.scoring.score import check_needs, resolve, score
 from sigeo.scoring.shared_weights import (
     SharedWeights,
     distinct,
@@ -127,6 +127,9 @@ class Networks:
             InputError: Too few images, no such device, a checkpoint that does not fit, or weights
                 of several passes to be kept of networks warmed up alone.
         """
+        for proxy in protocol.proxies:
+            check_kind(proxy, Proxy, "protocol: each of proxies")
+        resolve(protocol.proxies)
         self.space, self.data, self.protocol = space, data, protocol
         self.device = parse_device(protocol.device)
         wanted = protocol.batches * protocol.batch_size

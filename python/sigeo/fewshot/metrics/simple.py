@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.metrics.base import Metric, Subject, check
 from sigeo.fewshot.partition import Relation
@@ -89,6 +89,17 @@ class WeightedSum:
 
     parts: tuple[tuple[float, Metric], ...]
 
+    def __post_init__(self) -> None:
+        """Check the parts.
+
+        Raises:
+            InputError: There is none, or one that is no metric.
+        """
+        if not self.parts:
+            raise InputError("metric: a weighted sum needs at least one metric")
+        for _, metric in self.parts:
+            check_kind(metric, Metric, "metric: each part of a weighted sum")
+
     @property
     def name(self) -> str:
         """The parts' names."""
@@ -100,13 +111,7 @@ class WeightedSum:
         return any(metric.initial_weights for _, metric in self.parts)
 
     def __call__(self, subject: Subject[Any]) -> Relation:
-        """The sum.
-
-        Raises:
-            InputError: There are no parts.
-        """
-        if not self.parts:
-            raise InputError("metric: a weighted sum needs at least one metric")
+        """The sum."""
         count = len(subject.options)
         total = [[0.0] * count for _ in range(count)]
         for weight, metric in self.parts:
