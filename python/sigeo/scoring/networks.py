@@ -78,7 +78,7 @@ class Protocol:
     proxies: tuple[Proxy, ...]
     init: Init = "scratch"
     warmup: WarmUp | None = None
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     supernet: Mapping[str, Any] = field(default_factory=dict)
     batches: int = 4
     batch_size: int = 64
@@ -110,7 +110,7 @@ class Networks:
         protocol: Protocol,
         *,
         shared: SharedWeights | None = None,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         progress: Progress | None = None,
     ):
         """Draw or load the weights, and warm them up.
@@ -161,7 +161,7 @@ class Networks:
         self._module: nn.Module = self._supernet  # type: ignore[assignment]
         for version in self._versions:
             version.to(self.device, memory_format=torch.channels_last)  # type: ignore[attr-defined]
-        self._warm_up(folder, progress)
+        self._warm_up(None if folder is None else Path(folder), progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
         self._batches = Batches(pairs, self._module, self.device)

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.known import Known
-from sigeo.fewshot.metrics.base import Metric, Subject, check
+from sigeo.fewshot.metrics.base import Metric, Subject, check, compared
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
@@ -115,7 +115,7 @@ class WeightedSum:
         count = len(subject.options)
         total = [[0.0] * count for _ in range(count)]
         for weight, metric in self.parts:
-            values = metric(subject).similarities
+            values = compared(metric, subject).similarities
             for i in range(count):
                 for j in range(count):
                     total[i][j] -= weight * values[i][j]
