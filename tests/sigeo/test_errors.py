@@ -5,11 +5,13 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+from torch import nn
 
 from sigeo import InputError, data, proxies, spaces
 from sigeo.errors import check_kind
 from sigeo.fewshot import Branching, Metric, Splitting, choice, partition
 from sigeo.fewshot.metrics import ProxyDifference, RandomDistances, WeightedSum
+from sigeo.scoring import score
 from sigeo.scoring.networks import Networks, Protocol
 from sigeo.supernet import Source, Training, train_supernet
 
@@ -80,3 +82,40 @@ def test_what_an_object_lacks_of_a_protocol_is_named():
         check_kind(partition.get(name), partition.Partitioner, "partitioner")
     for name in choice.names():
         check_kind(choice.get(name), choice.ChoiceRule, "choice")
+
+
+MODEL = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+X, Y = DIGITS.batch(DIGITS.order(0)[:8])
+
+
+@pytest.mark.parametrize(
+    ("batches", "came"),
+    [
+        ([X], "one tensor"),
+        ((X, Y), "one tensor"),  # one pair, in the place of a list of pairs
+        ([(X, Y, Y)], "a tuple of 3"),
+        ([{"input": X, "labels": Y}], "a dict of input, labels"),
+    ],
+)
+def test_what_came_without_labels_is_said(batches, came):
+    with pytest.raises(InputError) as raised:
+        score(MODEL, batches, ["snip"])
+    assert str(raised.value) == (
+        f"snip needs labels: expected batches (inputs, labels), got {came} as the first batch"
+    )
+
+
+def test_a_model_a_loss_and_as_many_labels_as_samples_are_asked_for():
+    with pytest.raises(InputError, match="model must be a Module, got None"):
+        score(None, [(X, Y)], ["snip"])
+    for proxy in ("snip", "grasp", "fisher_trace", "fisher"):
+        with pytest.raises(InputError, match=r"function of \(output, labels\), got None"):
+            score(MODEL, [(X, Y)], [proxy], loss_fn=None)
+        with pytest.raises(InputError, match="one for each of the 8 samples of the output, got 7"):
+            score(MODEL, [(X, Y[1:])], [proxy])
+
+    def failing(output, labels):
+        raise ValueError("own")
+
+    with pytest.raises(ValueError, match="own"):
+        score(MODEL, [(X, Y)], ["snip"], loss_fn=failing)

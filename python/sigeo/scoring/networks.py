@@ -138,9 +138,7 @@ class Networks:
                 f"data: {protocol.batches} batches of {protocol.batch_size} need {wanted} training "
                 f"images, {data.name} has {len(data.train)}"
             )
-        check_needs(
-            protocol.proxies, batches=protocol.batches, labelled=True, warmed=protocol.warmed
-        )
+        check_needs(protocol.proxies, batches=protocol.batches, warmed=protocol.warmed)
         keep = 1 if protocol.warmup is None else protocol.warmup.keep
         if protocol.init == "candidate" and keep > 1:
             raise InputError(f"warm-up: keep must be 1 for networks warmed up alone, got {keep}")

@@ -89,7 +89,7 @@ class ProxyDifference:
         if self.proxy.name not in _COUNTED:
             subject.networks()
             data = subject.data()
-            check_needs([self.proxy], batches=len(data), labelled=data.labelled)
+            check_needs([self.proxy], batches=len(data), unlabelled=data.unlabelled)
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """What the scores of all networks take; a backward pass through one counts as two."""
