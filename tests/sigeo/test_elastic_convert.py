@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from sigeo import elastic
+from sigeo import elastic, proxies
 from sigeo.elastic import ElasticTokens, Tokens
+from sigeo.scoring import score
 from sigeo_ext.testing import assert_close
 
 
@@ -192,3 +193,26 @@ def test_the_name_below_supernet_is_the_same_package():
 def test_a_layer_that_no_choice_makes_is_refused(small, large, message):
     with pytest.raises(ValueError, match=message):
         elastic.choice_of(small, elastic.convert(large))
+
+
+def test_the_proxies_that_see_super_weights_are_those_of_the_page():
+    """`params`, `l2_norm`, `gradsign`, `fisher` and `zen`; of AZ-NAS this network has no blocks."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        elastic.ElasticConv2d(3, 16, 5, padding=2),
+        elastic.ElasticBatchNorm2d(16),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        elastic.ElasticLinear(16, 4),
+    )
+    model[0].select(outputs=8, kernel=3)
+    model[1].select(channels=8)
+    model[5].select(inputs=8)
+    batches = [(torch.randn(8, 3, 8, 8), torch.randint(4, (8,))) for _ in range(3)]
+    names = [name for name in proxies.names() if not name.startswith("sigeo_recsys")]
+    mine, plain = (score(m, batches, names) for m in (model, elastic.extract(model)))
+    differ = {
+        name for name in names if mine[name].value != pytest.approx(plain[name].value, rel=1e-4)
+    }
+    assert differ == {"params", "l2_norm", "gradsign", "fisher", "zen"}

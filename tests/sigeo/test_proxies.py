@@ -305,7 +305,7 @@ def test_needs_that_are_not_met():
     model, batches = golden_net(), image_batches()
     with pytest.raises(InputError, match="zico needs at least 2 batches, got 1"):
         sigeo.score(model, batches[:1], ["zico"])
-    with pytest.raises(InputError, match="snip needs labels, got batches of inputs alone"):
+    with pytest.raises(InputError, match="snip needs labels"):
         sigeo.score(model, [x for x, _ in batches], ["snip"])
     assert sigeo.score(model, [batches[0][0]], ["synflow"])["synflow"].finite
     with pytest.raises(InputError, match="proxies: expected at least one, got none"):
@@ -363,3 +363,9 @@ def test_a_frozen_network_is_not_finite_and_says_why():
     for score in scores.values():
         assert score.value == -math.inf and not score.finite
         assert "the loss depends on no parameter that asks for a gradient" in score.notes
+
+
+def test_a_star_import_leaves_the_package_its_name():
+    names = {}
+    exec("import sigeo\nfrom sigeo.proxies import *", names)
+    assert names["sigeo"] is sigeo and names["Proxy"] is Proxy

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.layers import check_made
 from sigeo.capture.state import RandomState, device_of
-from sigeo.errors import InputError, check_one_of
+from sigeo.errors import InputError, check_kind, check_one_of
 
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
 
@@ -65,9 +65,14 @@ class Batches:
     def of(
         cls, batches: Iterable[Any] | Batches, model: nn.Module, memory_format: MemoryFormat
     ) -> Batches:
-        """``batches`` if they are `Batches` already, else made so for the model."""
+        """``batches`` if they are `Batches` already, else made so for the model.
+
+        Raises:
+            InputError: It is no module, or as `Batches`.
+        """
         if isinstance(batches, Batches):
             return batches
+        check_kind(model, nn.Module, "model")
         return cls(batches, model, device_of(model), memory_format)
 
     def __len__(self) -> int:
@@ -78,6 +83,18 @@ class Batches:
     def labelled(self) -> bool:
         """Whether the first batch comes with labels."""
         return _split(self._batches[0])[1] is not None
+
+    @property
+    def unlabelled(self) -> str:
+        """What the first batch is, if it is no pair with labels; "" if it is."""
+        first = self._batches[0]
+        if self.labelled:
+            return ""
+        if isinstance(first, Mapping):
+            return f"a dict of {', '.join(map(str, first))}"
+        if isinstance(first, (tuple, list)):
+            return f"a {type(first).__name__} of {len(first)}"
+        return "one tensor" if isinstance(first, Tensor) else type(first).__name__
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
         """Inputs and labels of one batch, where and how the model takes them."""

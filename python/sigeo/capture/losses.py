@@ -20,18 +20,40 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
     """The loss of a batch, of the output alone where there are no labels.
 
     Raises:
-        InputError: It is not one number, or a label is no class of the output.
+        InputError: There is no loss function, it gives not one number, labels are not as many as
+            samples, or one is no class of the output.
         IndexError: The loss function's own.
+        ValueError: Likewise.
     """
+    if not callable(loss_fn):
+        raise InputError(f"loss_fn: expected a function of (output, labels), got {loss_fn!r}")
     try:
         loss = loss_fn(output) if labels is None else loss_fn(output, labels)
     except IndexError:
         check_classes(output, labels)
         raise
+    except ValueError:  # as torch's of sizes that differ
+        check_count(output, labels)
+        raise
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InputError(f"loss_fn: expected one number, the loss of a batch, got {came}")
     return loss
+
+
+def check_count(output: Any, labels: Any) -> None:
+    """Look for labels that are not as many as the samples of an output [samples, ...].
+
+    Raises:
+        InputError: They are more or fewer.
+    """
+    if not isinstance(output, Tensor) or not isinstance(labels, Tensor):
+        return
+    if output.dim() and labels.dim() and len(output) != len(labels):
+        raise InputError(
+            f"labels: expected one for each of the {len(output)} samples of the output, "
+            f"got {len(labels)}"
+        )
 
 
 def check_classes(output: Any, labels: Any) -> None:

@@ -165,7 +165,7 @@ def _checked_before_images(
         names = ", ".join(proxy.name for proxy in proxies)
         raise InputError(f"--many: has no effect on {names}, which need networks one by one")
     warmed = init.weights != "scratch"
-    check_needs(proxies, batches=args.batches, labelled=True, warmed=warmed)
+    check_needs(proxies, batches=args.batches, warmed=warmed)
     shared_weights.check(args, init.weights, space)
     architectures.chosen(args, space)
     return proxies, init.loaded(args, space)

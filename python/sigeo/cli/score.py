@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
         outlined = options.space_before_images(args)
         proxies = proxy_options.made(args, "scratch")
-        check_needs(proxies, batches=args.batches, labelled=True)
+        check_needs(proxies, batches=args.batches)
         if args.arch is not None:
             _parsed(args.arch, outlined)
         else:

@@ -94,7 +94,7 @@ def _check(args: argparse.Namespace, space: SearchSpace[Any], known: Known | Non
     how.check_cuts(Product.whole(space))
     warmed = warmup_options.warms_up(args)
     if isinstance(how.metric, ProxyDifference):
-        check_needs((how.metric.proxy,), batches=args.batches, labelled=True, warmed=warmed)
+        check_needs((how.metric.proxy,), batches=args.batches, warmed=warmed)
     shared_weights.check(args, "supernet" if warmed else "scratch", space)
 
 

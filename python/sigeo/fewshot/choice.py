@@ -81,6 +81,23 @@ class ChoiceRule(Protocol):
         ...
 
 
+def looked_at(
+    rule: ChoiceRule, left: Sequence[int], level: int, rng: random.Random
+) -> Sequence[int]:
+    """The choices that a rule looks at; see `ChoiceRule.places`.
+
+    Raises:
+        InputError: There is none, or one that cannot be split.
+    """
+    places = list(rule.places(left, level, rng))
+    if not places or not set(places) <= set(left):
+        raise InputError(
+            f"choice: the places of {type(rule).__name__} must be some of {list(left)}, which can "
+            f"be split on level {level}, got {places or 'none'}"
+        )
+    return places
+
+
 @dataclass(frozen=True)
 class InTurn:
     """A given choice on each level, as the published splits of the metric-driven framework.

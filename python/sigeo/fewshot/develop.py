@@ -38,7 +38,7 @@ def develop(
     study: Study,
     seed: int,
     *,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Family[Any]:
     """Train, divide and train on, as a recipe says.
@@ -57,7 +57,8 @@ def develop(
         InputError: The budget does not pay for what dividing takes and a step of each training, or
             a file in the folder is damaged or of something else.
     """
-    return Development(recipe, study, seed, folder, progress).run()
+    kept = None if folder is None else Path(folder)
+    return Development(recipe, study, seed, kept, progress).run()
 
 
 def check(recipe: Recipe, study: Study) -> None:

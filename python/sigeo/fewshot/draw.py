@@ -26,7 +26,7 @@ def plan_tree(plan: Plan[Any]) -> Tree:
     return tree
 
 
-def draw_plan(plan: Plan[Any], path: Path) -> None:
+def draw_plan(plan: Plan[Any], path: str | Path) -> None:
     """Draw the tree, the root on the left; the same plan gives the same bytes.
 
     Args:
@@ -36,6 +36,7 @@ def draw_plan(plan: Plan[Any], path: Path) -> None:
     Raises:
         InputError: Another kind of file, or one that cannot be written.
     """
+    path = Path(path)
     kind = path.suffix.removeprefix(".")
     if kind not in ("svg", "png"):
         raise InputError(f"plan: expected a .svg or .png file to draw to, got {path.name}")

@@ -150,20 +150,22 @@ class Family(Generic[A]):
             places.setdefault(self.plan.route(arch), []).append(place)
         return sorted(places.items())
 
-    def save(self, folder: Path, settings: dict[str, Any]) -> None:
+    def save(self, folder: str | Path, settings: dict[str, Any]) -> None:
         """Write the plan and the weights, a file a leaf, in the place of what was saved before.
 
         The plan goes first and comes last, so that a folder that has one is whole.
 
         Args:
-            folder: Where.
+            folder: Where; made if it is not there.
             settings: How it was made, as JSON can hold it. What is loaded has networks by those of
                 the recipe: ``width``, and ``supernet``, the options of the space's supernet.
 
         Raises:
             InputError: A file cannot be written.
         """
+        folder = Path(folder)
         try:
+            folder.mkdir(parents=True, exist_ok=True)
             for old in (folder / PLAN, *folder.glob("leaf-*.safetensors")):
                 old.unlink(missing_ok=True)
         except OSError as error:

@@ -18,9 +18,8 @@ from torch import nn
 from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.narrowing import hierarchy_cuts
 from sigeo.fewshot.plan import Node, Plan, joint
-from sigeo.fewshot.plan_file import save_plan
+from sigeo.fewshot.plan_file import decided, save_plan
 from sigeo.fewshot.recipe import Hierarchy
-from sigeo.fewshot.splitting import decided
 from sigeo.spaces import Product, Supernet
 from sigeo.supernet import (
     Budget,

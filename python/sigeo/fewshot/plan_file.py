@@ -12,6 +12,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.plan import Cut, Node, Plan, describe_root
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Kind, Product, SearchSpace
+from sigeo.supernet.checkpoint import OtherSettings, difference
 from sigeo.whole_files import write_whole
 
 A = TypeVar("A")
@@ -67,14 +68,14 @@ def plan_of(document: Any, space: SearchSpace[Any], *, where: str = "plan") -> P
     return Plan(_node(Product(space, allowed), document["tree"], where))
 
 
-def save_plan(path: Path, plan: Plan[Any], settings: Mapping[str, Any] | None = None) -> None:
+def save_plan(path: str | Path, plan: Plan[Any], settings: Mapping[str, Any] | None = None) -> None:
     """Write a plan, whole or not at all; ``settings`` are those of `plan_document`.
 
     Raises:
         InputError: The file cannot be written.
     """
     text = strict_dumps(plan_document(plan, settings), indent=1) + "\n"
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def is_plan(path: Path) -> bool:
@@ -86,12 +87,13 @@ def is_plan(path: Path) -> bool:
     return isinstance(document, dict) and document.get("format") == FORMAT
 
 
-def load_plan(path: Path, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
+def load_plan(path: str | Path, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
     """Read a plan, and the settings it was made with.
 
     Raises:
         InputError: There is no such file, it is damaged, or of another space.
     """
+    path = Path(path)
     if not path.is_file():
         raise InputError(f"plan: found no file {path}")
     try:
@@ -103,6 +105,30 @@ def load_plan(path: Path, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str,
     if not isinstance(settings, dict):
         raise InputError(f"plan {path}: settings must be an object")
     return plan, settings
+
+
+def decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
+    """The cuts that were kept before a kill; None where there are none.
+
+    Args:
+        checkpoint: A plan file.
+        root: The region that is divided.
+        settings: What the cuts depend on, as JSON can hold it.
+
+    Raises:
+        InputError: The file is damaged.
+        OtherSettings: They are of other settings.
+    """
+    if not checkpoint.exists():
+        return None
+    known, found = load_plan(checkpoint, root.space)
+    if found != settings or known.root.region != root:
+        differs = difference(found, settings) or "the region is another one"
+        raise OtherSettings(
+            f"plan {checkpoint}: made with other settings than this splitting ({differs}); "
+            "choose another folder or remove it"
+        )
+    return known.root
 
 
 def _no_constant(name: str) -> Any:

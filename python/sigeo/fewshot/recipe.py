@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.metrics import Metric
 from sigeo.fewshot.partition import Partitioner
@@ -114,8 +114,11 @@ class Hierarchy:
         """Check the numbers.
 
         Raises:
-            InputError: One is out of its range, no choice, or nobody of that name to learn from.
+            InputError: One is out of its range, no choice, no metric or partitioner, or nobody of
+                that name to learn from.
         """
+        check_kind(self.metric, Metric, "hierarchy: metric")
+        check_kind(self.partitioner, Partitioner, "hierarchy: partitioner")
         if not self.levels or not all(self.levels):
             raise InputError(f"hierarchy: every level must have a choice, got {self.levels}")
         if not 0 < self.children < math.inf:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -17,18 +17,26 @@ from typing import Any, Generic, Literal, TypeVar
 from torch import nn
 
 from sigeo.capture import Batches
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.branching import EVERY, Branching, Visit, cuts_of, options_needed, visits
-from sigeo.fewshot.choice import BestGroups, Candidate, ChoiceRule, InTurn, fitting, lacking
+from sigeo.fewshot.choice import (
+    BestGroups,
+    Candidate,
+    ChoiceRule,
+    InTurn,
+    fitting,
+    lacking,
+    looked_at,
+)
 from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import check as check_metric
+from sigeo.fewshot.metrics.base import compared
 from sigeo.fewshot.partition import Exact, Partitioner, Relation
 from sigeo.fewshot.plan import Cut, Node, Plan
-from sigeo.fewshot.plan_file import load_plan, save_plan
+from sigeo.fewshot.plan_file import decided, save_plan
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Product, SearchSpace, Supernet
-from sigeo.supernet.checkpoint import OtherSettings, difference
 
 A = TypeVar("A")
 
@@ -63,8 +71,14 @@ class Splitting:
         """Check the parts.
 
         Raises:
-            InputError: Nothing is measured for a part that compares, or an unknown way to inherit.
+            InputError: A part is something else, nothing is measured for one that compares, or an
+                unknown way to inherit.
         """
+        if self.metric is not None:
+            check_kind(self.metric, Metric, "split: metric")
+        check_kind(self.branching, Branching, "split: branching")
+        check_kind(self.partitioner, Partitioner, "split: partitioner")
+        check_kind(self.choice, ChoiceRule, "split: choice")
         if self.metric is None and self.compares:
             raise InputError("split: the partitioner or the choice rule needs a metric, got none")
         if self.inherit not in ("always", "inner", "never"):
@@ -94,7 +108,7 @@ class Splitting:
         if first is None or self.metric is None or not self.compares:
             return
         level, needed = first
-        place = self.choice.places(fitting(region, needed), level, random.Random(0))[0]
+        place = looked_at(self.choice, fitting(region, needed), level, random.Random(0))[0]
         check_metric(self.metric, Subject(region, place, 0, supernet, batches))
 
     def check_cuts(self, region: Product[A]) -> None:
@@ -181,12 +195,12 @@ def split(
     *,
     seed: int = 0,
     supernet: Supernet[A] | None = None,
-    batches: Batches | None = None,
+    batches: Batches | Iterable[Any] | None = None,
     train: Train | None = None,
     draw: Callable[[], Supernet[A]] | None = None,
     warmed: bool = False,
     region: Product[A] | None = None,
-    checkpoint: Path | None = None,
+    checkpoint: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Divided[A]:
@@ -200,7 +214,7 @@ def split(
         how: The rules.
         seed: Of paths, draws and weights as drawn.
         supernet: The weights of the whole, which stay as they are; metrics of networks need them.
-        batches: What metrics measure on.
+        batches: What metrics measure on: `Batches`, or pairs (inputs, labels) as `Batches` takes.
         train: Called for each node before it is cut. Its own checkpoints make it go on after a
             kill; it must do the same whenever it is called with the same arguments.
         draw: Makes weights as drawn, of a supernet made with the same options as the one given;
@@ -223,44 +237,23 @@ def split(
     if train is not None and supernet is None:
         raise InputError("split: training needs a supernet, got none")
     root = Product.whole(space) if region is None else region
-    how.check(root, supernet, batches)
+    model: Any = nn.Identity() if supernet is None else supernet  # says the device
+    data = None if batches is None else Batches.of(batches, model, "auto")
+    how.check(root, supernet, data)
     own = how.describe() | {"seed": seed}
     kept = json.loads(strict_dumps({**(settings or {}), "splitting": own}))
-    known = None if checkpoint is None else decided(checkpoint, root, kept)
+    file = None if checkpoint is None else Path(checkpoint)
+    known = None if file is None else decided(file, root, kept)
     start = _Branch(root, copy.deepcopy(supernet), known)
-    run = _Run(space, how, seed, batches, train, draw or (lambda: space.supernet(seed=seed)))
+    run = _Run(space, how, seed, data, train, draw or (lambda: space.supernet(seed=seed)))
 
     def keep() -> None:
-        if checkpoint is not None:
-            save_plan(checkpoint, Plan(start.node(decided=True)), kept)
+        if file is not None:
+            save_plan(file, Plan(start.node(decided=True)), kept)
 
     run.grow(start, keep, progress)
     weights = tuple(leaf.supernet for leaf in start.leaves() if leaf.supernet is not None)
     return Divided(Plan(start.node(decided=False)), weights)
-
-
-def decided(checkpoint: Path, root: Product[A], settings: dict[str, Any]) -> Node[A] | None:
-    """The cuts that were kept before a kill; None where there are none.
-
-    Args:
-        checkpoint: A plan file.
-        root: The region that is divided.
-        settings: What the cuts depend on, as JSON can hold it.
-
-    Raises:
-        InputError: The file is damaged.
-        OtherSettings: They are of other settings.
-    """
-    if not checkpoint.exists():
-        return None
-    known, found = load_plan(checkpoint, root.space)
-    if found != settings or known.root.region != root:
-        differs = difference(found, settings) or "the region is another one"
-        raise OtherSettings(
-            f"plan {checkpoint}: made with other settings than this splitting ({differs}); "
-            "choose another folder or remove it"
-        )
-    return known.root
 
 
 @dataclass
@@ -374,7 +367,7 @@ class _Run(Generic[A]):
         rng = random.Random(f"{seed}/choice")
         candidates = [
             self._candidate(branch, place, visit.factor, seed)
-            for place in how.choice.places(left, level, rng)
+            for place in looked_at(how.choice, left, level, rng)
         ]
         scores = [how.choice.score(candidate) for candidate in candidates]
         best = max(
@@ -392,7 +385,7 @@ class _Run(Generic[A]):
         relation = None
         if how.compares and how.metric is not None:
             subject = Subject(branch.region, place, seed, branch.supernet, self.batches)
-            relation = how.metric(subject)
+            relation = compared(how.metric, subject)
         blank = Relation.of([[0.0] * len(options)] * len(options), "distance")
         groups = how.partitioner(
             relation or blank,

@@ -167,7 +167,7 @@ def score_many(
             raise InputError(f"{name}: must be a whole number of at least 1, got {value!r}")
     module: nn.Module = supernet  # type: ignore[assignment]
     data = Batches.of(batches, module, memory_format)
-    check_needs(wanted, batches=len(data), labelled=data.labelled)
+    check_needs(wanted, batches=len(data), unlabelled=data.unlabelled)
     if not isinstance(data[0][0], Tensor):
         raise InputError(f"batches: inputs must be one tensor, got {type(data[0][0]).__name__}")
     archs = listed(archs)

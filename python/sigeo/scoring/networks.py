@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sigeo.capture import Batches, image_format, preserved
 from sigeo.data import ImageData
-from sigeo.errors import InputError, check_one_of
+from sigeo.errors import InputError, check_kind, check_one_of
 from sigeo.proxies import Proxy, Score
 from sigeo.scoring.averages import mean_records
 from sigeo.scoring.many import (
@@ -28,7 +28,7 @@ from sigeo.scoring.many import (
     score_many,
     stackable,
 )
-from sigeo.scoring.score import check_needs, score
+from sigeo.scoring.score import check_needs, resolve, score
 from sigeo.scoring.shared_weights import (
     SharedWeights,
     distinct,
@@ -78,7 +78,7 @@ class Protocol:
     proxies: tuple[Proxy, ...]
     init: Init = "scratch"
     warmup: WarmUp | None = None
-    checkpoint: Path | None = None
+    checkpoint: str | Path | None = None
     supernet: Mapping[str, Any] = field(default_factory=dict)
     batches: int = 4
     batch_size: int = 64
@@ -118,7 +118,7 @@ class Networks:
         protocol: Protocol,
         *,
         shared: SharedWeights | None = None,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
         progress: Progress | None = None,
     ):
         """Draw or load the weights, and warm them up.
@@ -135,6 +135,9 @@ class Networks:
             InputError: Too few images, no such device, a checkpoint that does not fit, or weights
                 of several passes to be kept of networks warmed up alone.
         """
+        for proxy in protocol.proxies:
+            check_kind(proxy, Proxy, "protocol: each of proxies")
+        resolve(protocol.proxies)
         self.space, self.data, self.protocol = space, data, protocol
         self.device = parse_device(protocol.device)
         wanted = protocol.batches * protocol.batch_size
@@ -143,9 +146,7 @@ class Networks:
                 f"data: {protocol.batches} batches of {protocol.batch_size} need {wanted} training "
                 f"images, {data.name} has {len(data.train)}"
             )
-        check_needs(
-            protocol.proxies, batches=protocol.batches, labelled=True, warmed=protocol.warmed
-        )
+        check_needs(protocol.proxies, batches=protocol.batches, warmed=protocol.warmed)
         keep = 1 if protocol.warmup is None else protocol.warmup.keep
         if protocol.init == "candidate" and keep > 1:
             raise InputError(f"warm-up: keep must be 1 for networks warmed up alone, got {keep}")
@@ -168,7 +169,7 @@ class Networks:
         weights = self._layout if self.device.type == "cpu" else torch.channels_last
         for version in self._versions:
             version.to(self.device, memory_format=weights)  # type: ignore[attr-defined]
-        self._warm_up(folder, progress)
+        self._warm_up(None if folder is None else Path(folder), progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
         self._batches = Batches(pairs, self._module, self.device)

@@ -62,14 +62,14 @@ def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
 
 
 def check_needs(
-    proxies: Sequence[Proxy], *, batches: int, labelled: bool, warmed: bool = False
+    proxies: Sequence[Proxy], *, batches: int, unlabelled: str = "", warmed: bool = False
 ) -> None:
     """Check that data and weights serve every proxy.
 
     Args:
         proxies: The proxies.
         batches: Number of batches.
-        labelled: Whether they come with labels.
+        unlabelled: What the first of them is, if it comes without labels: `Batches.unlabelled`.
         warmed: Whether the weights have been trained.
 
     Raises:
@@ -78,8 +78,11 @@ def check_needs(
     for proxy in proxies:
         if proxy.initial_weights and warmed:
             raise InputError(f"{proxy.name} needs weights as drawn, got warmed-up ones")
-        if proxy.labels and not labelled:
-            raise InputError(f"{proxy.name} needs labels, got batches of inputs alone")
+        if proxy.labels and unlabelled:
+            raise InputError(
+                f"{proxy.name} needs labels: expected batches (inputs, labels), "
+                f"got {unlabelled} as the first batch"
+            )
         least = getattr(proxy.measurement, "batches", 1)
         if batches < least:
             raise InputError(f"{proxy.name} needs at least {least} batches, got {batches}")
@@ -121,7 +124,7 @@ def score(
     """
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
-    check_needs(wanted, batches=len(data), labelled=data.labelled)
+    check_needs(wanted, batches=len(data), unlabelled=data.unlabelled)
     outcomes = _measure_models(model, data, wanted, loss_fn)
     outcomes |= _measure_gradients(model, data, wanted, loss_fn, max_bytes)
     outcomes |= _measure_losses(model, data, wanted, loss_fn)

@@ -50,7 +50,7 @@ class SharedWeights:
         return self.standing[self.supernet.route(arch)]
 
 
-def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> SharedWeights:
+def load_shared_weights(path: str | Path, space: SearchSpace[Any], seed: int) -> SharedWeights:
     """Those of a warm-up.
 
     Args:
@@ -63,6 +63,7 @@ def load_shared_weights(path: Path, space: SearchSpace[Any], seed: int) -> Share
         InputError: It is of another space, of another kind of training, or of a warm-up that is not
             at its end; or it is damaged.
     """
+    path = Path(path)
     if path.is_dir():
         raise SystemWeights(f"checkpoint {path}: expected a file, got a folder")
     state, settings = load_checkpoint(path)

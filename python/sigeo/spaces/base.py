@@ -89,8 +89,8 @@ class Choice:
 
 
 Rows = nn.Parameter | Sequence[nn.Parameter]
-"""A weight as several subnets use it: rows [n, *shape] of one tensor, or where subnets use parts of
-different shapes, one tensor a row."""
+"""A weight as several subnets use it: rows ``[n, *shape]`` of one tensor, or where subnets use
+parts of different shapes, one tensor a row."""
 
 
 def leaves(rows: Rows) -> list[nn.Parameter]:

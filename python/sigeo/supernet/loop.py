@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture.state import device_of
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.spaces import Supernet
 from sigeo.supernet.checkpoint import (
     OtherSettings,
@@ -84,10 +84,12 @@ def train_supernet(
         What it has cost, with the steps before an interruption.
 
     Raises:
-        InputError: The checkpoint is damaged, of other settings, or cannot be written; the
-            settings are not what JSON can hold; or a loss or the weights are not finite, which is
-            looked at every few seconds and at the end: the checkpoint is then the last one before.
+        InputError: The sampler is none; the checkpoint is damaged, of other settings, or cannot be
+            written; the settings are not what JSON can hold; or a loss or the weights are not
+            finite, which is looked at every few seconds and at the end: the checkpoint is then the
+            last one before.
     """
+    check_kind(sampler, Sampler, "train: sampler")
     objective = CrossEntropy() if objective is None else objective
     parts: dict[str, Any] = {"training": config, "sampler": sampler, "objective": objective}
     if source.augment is not None:

@@ -9,6 +9,7 @@ from sigeo import data, spaces
 from sigeo.fewshot import Branching, metrics, partition, recipes
 from sigeo.fewshot.choice import names
 from sigeo.fewshot.develop import develop, least_budget
+from sigeo.fewshot.recipes import registry
 from sigeo.fewshot.study import Study
 from tests.sigeo.fewshot import ground, test_selection
 from tests.sigeo.fewshot.test_lid import subspace
@@ -19,14 +20,15 @@ SPACE = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=4, cells
 SYSTEMS = (DOCS / "compare.md").read_text(encoding="utf-8")
 
 
-def test_the_code_runs():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert blocks
-    for block in blocks:
-        variables = {}
-        exec(block, variables)
-        assert variables["logits"].shape == (16, 10)
-        assert 0 <= variables["leaf"] < 4 == len(variables["divided"].supernets)
+def test_the_code_runs(monkeypatch):
+    monkeypatch.setattr(registry, "_ENTRIES", dict(registry._ENTRIES))  # for the page's own
+    variables = {"__name__": "fewshot"}
+    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+        exec(compile(block, "fewshot.md", "exec", dont_inherit=True), variables)
+    assert variables["logits"].shape == (16, 10)
+    assert 0 <= variables["leaf"] < 4 == len(variables["divided"].supernets)
+    assert len(variables["family"].supernets) == 2
+    assert variables["family"].plan.root.cut.by in (4, 5)
 
 
 def test_the_declarations_of_published_systems_are_valid():

@@ -241,6 +241,9 @@ class Counting:
         self.asked += 1
         return RandomDistances()(subject)
 
+    def cost(self, subject):
+        return RandomDistances().cost(subject)
+
 
 @pytest.mark.parametrize(("stop", "left"), [(3, 24), (8, 18), (20, 4)])
 def test_a_killed_splitting_goes_on_with_its_cuts(stop, left, tmp_path):

@@ -6,22 +6,27 @@ from dataclasses import replace
 
 import pytest
 
-from sigeo import InputError, spaces
+from sigeo import InputError, proxies, spaces
 from sigeo.fewshot import (
     EVERY,
     AnyChoice,
     BestGroups,
     Branching,
     InTurn,
+    Relation,
     Splitting,
+    draw_plan,
+    load_plan,
     overhead,
+    save_plan,
     split,
 )
-from sigeo.fewshot.metrics import RandomDistances
+from sigeo.fewshot.family import Family, load_family
+from sigeo.fewshot.metrics import ProxyDifference, RandomDistances, WeightedSum
 from sigeo.fewshot.partition import Exact, Exhaustive, Random, StoerWagner
 from sigeo.spaces import Product
 from sigeo.supernet import Budget
-from tests.sigeo.fewshot.space import SPACE
+from tests.sigeo.fewshot.space import SPACE, batches
 
 
 @pytest.mark.parametrize(
@@ -129,3 +134,65 @@ def test_a_choice_that_no_later_cut_needs_may_be_the_only_wide_one():
     assert len(split(SPACE, how, region=part).plan.sizes) == 6
     with pytest.raises(InputError, match=r"choice: 1, in turn on level 1, .* left are \[\]"):
         split(SPACE, replace(how, choice=InTurn((0, 1))), region=part)
+
+
+class Own(RandomDistances):
+    """A metric that returns what it is told to."""
+
+    def __init__(self, found):
+        object.__setattr__(self, "found", found)
+
+    def __call__(self, subject):
+        return self.found
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        ([[0, 1], [1, 0]], "metric random: what it returns must be a Relation, got list"),
+        (
+            Relation.of([[0, 1], [1, 0]], "distance"),
+            "metric random: expected a Relation of the 5 options of 0->1, got one of 2",
+        ),
+    ],
+)
+def test_what_a_metric_returns_is_looked_at(found, message):
+    for metric in (Own(found), WeightedSum(((1.0, Own(found)),))):
+        with pytest.raises(InputError) as raised:
+            split(SPACE, Splitting(metric, Branching((2,))))
+        assert str(raised.value) == message
+
+
+@pytest.mark.parametrize(("places", "got"), [([77], r"\[77\]"), ([], "none")])
+def test_a_rule_may_look_at_no_choice_but_those_that_can_be_split(places, got):
+    class Rule(AnyChoice):
+        def places(self, left, level, rng):
+            return places
+
+    how = Splitting(None, Branching((2,)), Random(), Rule())
+    expected = rf"places of Rule must be some of \[0, 1, 2, 3, 4, 5\], .* level 0, got {got}"
+    with pytest.raises(InputError, match=expected):
+        split(SPACE, how)
+
+
+def test_batches_come_as_a_list_too():
+    made = batches()
+    pairs = [made[place] for place in range(len(made))]
+    how = Splitting(ProxyDifference(proxies.get("zico"), repeats=1), Branching((2,)))
+    found, expected = (
+        split(SPACE, how, supernet=SPACE.supernet(), batches=b) for b in (pairs, made)
+    )
+    assert found.plan == expected.plan
+
+
+def test_paths_may_be_texts(tmp_path):
+    how = Splitting(RandomDistances(), Branching((2,)))
+    kept, saved = f"{tmp_path}/kept.json", f"{tmp_path}/saved.json"
+    plan = split(SPACE, how, checkpoint=kept).plan
+    save_plan(saved, plan)
+    assert load_plan(kept, SPACE)[0] == load_plan(saved, SPACE)[0] == plan
+    draw_plan(plan, f"{tmp_path}/plan.svg")
+    assert (tmp_path / "plan.svg").stat().st_size
+    folder = f"{tmp_path}/new/family"  # which is made
+    Family(plan, (SPACE.supernet(), SPACE.supernet(seed=1)), (0, 0)).save(folder, {})
+    assert load_family(folder, SPACE).plan == plan

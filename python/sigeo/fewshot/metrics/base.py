@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from sigeo.capture import Batches
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.partition import Relation
 from sigeo.spaces import Product, SearchSpace, Supernet
 from sigeo.supernet import Budget
@@ -172,3 +172,19 @@ def check(metric: Metric, subject: Subject[Any]) -> None:
     own = getattr(metric, "check", None)
     if own is not None:
         own(subject)
+
+
+def compared(metric: Metric, subject: Subject[Any]) -> Relation:
+    """How alike a metric finds the options.
+
+    Raises:
+        InputError: It returns something else, or a relation of other options.
+    """
+    relation = metric(subject)
+    check_kind(relation, Relation, f"metric {metric.name}: what it returns")
+    if relation.count != len(subject.options):
+        raise InputError(
+            f"metric {metric.name}: expected a Relation of the {len(subject.options)} options of "
+            f"{subject.name}, got one of {relation.count}"
+        )
+    return relation

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.metrics.base import Subject
 from sigeo.fewshot.partition import Relation
 from sigeo.proxies import Proxy
@@ -38,11 +38,12 @@ class ProxyDifference:
     repeats: int = 8
 
     def __post_init__(self) -> None:
-        """Check the number of draws.
+        """Check the proxy and the number of draws.
 
         Raises:
-            InputError: It is below 1.
+            InputError: The one is none, or the other below 1.
         """
+        check_kind(self.proxy, Proxy, "metric: proxy")
         if self.repeats < 1:
             raise InputError(f"{self.name}: repeats must be at least 1, got {self.repeats}")
 
@@ -88,7 +89,7 @@ class ProxyDifference:
         if self.proxy.name not in _COUNTED:
             subject.networks()
             data = subject.data()
-            check_needs([self.proxy], batches=len(data), labelled=data.labelled)
+            check_needs([self.proxy], batches=len(data), unlabelled=data.unlabelled)
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """What the scores of all networks take; a backward pass through one counts as two."""

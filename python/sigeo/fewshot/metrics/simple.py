@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.known import Known
-from sigeo.fewshot.metrics.base import Metric, Subject, check
+from sigeo.fewshot.metrics.base import Metric, Subject, check, compared
 from sigeo.fewshot.partition import Relation
 from sigeo.supernet import Budget
 
@@ -89,6 +89,17 @@ class WeightedSum:
 
     parts: tuple[tuple[float, Metric], ...]
 
+    def __post_init__(self) -> None:
+        """Check the parts.
+
+        Raises:
+            InputError: There is none, or one that is no metric.
+        """
+        if not self.parts:
+            raise InputError("metric: a weighted sum needs at least one metric")
+        for _, metric in self.parts:
+            check_kind(metric, Metric, "metric: each part of a weighted sum")
+
     @property
     def name(self) -> str:
         """The parts' names."""
@@ -100,17 +111,11 @@ class WeightedSum:
         return any(metric.initial_weights for _, metric in self.parts)
 
     def __call__(self, subject: Subject[Any]) -> Relation:
-        """The sum.
-
-        Raises:
-            InputError: There are no parts.
-        """
-        if not self.parts:
-            raise InputError("metric: a weighted sum needs at least one metric")
+        """The sum."""
         count = len(subject.options)
         total = [[0.0] * count for _ in range(count)]
         for weight, metric in self.parts:
-            values = metric(subject).similarities
+            values = compared(metric, subject).similarities
             for i in range(count):
                 for j in range(count):
                     total[i][j] -= weight * values[i][j]
