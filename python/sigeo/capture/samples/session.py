@@ -300,8 +300,8 @@ class Session:
         self._refuse_more()
         if self._task is not None or self.runs:
             raise InputError(
-                "capture: a backward pass runs in the model's forward pass, in a hook of another (as "
-                "torch.autograd.grad does there) or after one that failed; expected the loss's alone"
+                "capture: a backward pass runs in the model's forward pass, in another's hook (as "
+                "torch.autograd.grad does) or after one that failed; expected the loss's alone"
             )
         self.begun, self._task = True, task
         engine = torch.autograd.Variable._execution_engine
