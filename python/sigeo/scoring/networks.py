@@ -38,14 +38,7 @@ from sigeo.scoring.shared_weights import (
 )
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
-from sigeo.supernet import (
-    Budget,
-    Source,
-    WarmUp,
-    versions,
-    warm_up_alone,
-    warm_up_supernet,
-)
+from sigeo.supernet import Budget, Source, WarmUp, versions, warm_up_alone, warm_up_supernet
 from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.settings import Progress
 
