@@ -144,3 +144,12 @@ def test_networks_are_of_the_images_sizes(shape):
 def test_a_setting_that_trainings_do_not_have_is_named():
     with pytest.raises(InputError, match="settings must be some of epochs, .*, got batchsize$"):
         Study(SPACE, DIGITS, 3000, settings={"batchsize": 3})
+
+
+def test_a_description_of_an_unknown_space_is_refused_by_its_name():
+    described = SPACE.describe()
+    assert spaces.described(described).describe() == described
+    with pytest.raises(InputError, match="^space must be one of .*, got 'own'$"):
+        spaces.described({**described, "name": "own"})
+    with pytest.raises(InputError, match="^space: expected a description with all sizes"):
+        spaces.described({"name": "mlp"})
