@@ -11,6 +11,7 @@ from sigeo import InputError, data, proxies, spaces
 from sigeo.errors import check_kind
 from sigeo.fewshot import Branching, Metric, Splitting, choice, partition
 from sigeo.fewshot.metrics import ProxyDifference, RandomDistances, WeightedSum
+from sigeo.fewshot.study import Study
 from sigeo.scoring import score
 from sigeo.scoring.networks import Networks, Protocol
 from sigeo.supernet import Source, Training, train_supernet
@@ -119,3 +120,36 @@ def test_a_model_a_loss_and_as_many_labels_as_samples_are_asked_for():
 
     with pytest.raises(ValueError, match="own"):
         score(MODEL, [(X, Y)], ["snip"], loss_fn=failing)
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 10), (1, 16, 10), (1, 8, 9)])
+def test_networks_are_of_the_images_sizes(shape):
+    space = spaces.get("mlp", spaces.InputShape(*shape))
+    channels, size, classes = shape
+    expected = (
+        f"space mlp: made for images {channels}x{size}x{size} of {classes} classes, "
+        f"{DIGITS.name} has 1x8x8 of 10; see InputShape"
+    )
+    for make in (
+        lambda: Study(space, DIGITS, 3000),
+        lambda: Networks(space, DIGITS, Protocol((proxies.get("params"),))),
+    ):
+        with pytest.raises(InputError) as raised:
+            make()
+        assert str(raised.value) == expected
+    more = spaces.get("mlp", spaces.InputShape(1, 8, 11))
+    assert Study(more, DIGITS, 3000).space is more
+
+
+def test_a_setting_that_trainings_do_not_have_is_named():
+    with pytest.raises(InputError, match="settings must be some of epochs, .*, got batchsize$"):
+        Study(SPACE, DIGITS, 3000, settings={"batchsize": 3})
+
+
+def test_a_description_of_an_unknown_space_is_refused_by_its_name():
+    described = SPACE.describe()
+    assert spaces.described(described).describe() == described
+    with pytest.raises(InputError, match="^space must be one of .*, got 'own'$"):
+        spaces.described({**described, "name": "own"})
+    with pytest.raises(InputError, match="^space: expected a description with all sizes"):
+        spaces.described({"name": "mlp"})

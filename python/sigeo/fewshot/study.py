@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -13,6 +13,7 @@ from sigeo.capture import Batches, image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.scoring.shared_weights import make_supernet
+from sigeo.scoring.sized import check_sized
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet import Augment, Source, Training
 from sigeo.supernet.settings import Batch
@@ -48,8 +49,15 @@ class Study:
         """Check the numbers.
 
         Raises:
-            InputError: Too few images, or a budget that pays for no step.
+            InputError: Images of other sizes than the networks take, or too few; a setting that
+                `Training` does not have; or a budget that pays for no step.
         """
+        check_sized(self.space, self.data)
+        known = [one.name for one in fields(Training) if one.name != "images"]
+        if other := [name for name in self.settings if name not in known]:
+            raise InputError(
+                f"study: settings must be some of {', '.join(known)}, got {', '.join(other)}"
+            )
         size = self.batch_size
         if self.held_out < 2 or len(self.data.train) < self.held_out + size:
             raise InputError(

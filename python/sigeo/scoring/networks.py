@@ -36,6 +36,7 @@ from sigeo.scoring.shared_weights import (
     make_supernet,
     part_of,
 )
+from sigeo.scoring.sized import check_sized
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
 from sigeo.supernet import Budget, Source, WarmUp, versions, warm_up_alone, warm_up_supernet
@@ -131,6 +132,7 @@ class Networks:
         for proxy in protocol.proxies:
             check_kind(proxy, Proxy, "protocol: each of proxies")
         resolve(protocol.proxies)
+        check_sized(space, data)
         self.space, self.data, self.protocol = space, data, protocol
         self.device = parse_device(protocol.device)
         wanted = protocol.batches * protocol.batch_size

@@ -106,6 +106,8 @@ def described(sizes: Mapping[str, Any]) -> SearchSpace[Any]:
             classes=known.pop("classes"),
         )
         return get(known.pop("name"), shape, **known)
+    except InputError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"space: expected a description with all sizes, got {error!r}") from None
 
