@@ -110,18 +110,18 @@ void of_embedding(const sample_moments::Entries& entries,
   const int64_t count = job.units;
   std::fill_n(out, count * count, 0.0);
   const sample_moments::Touched touched(entries);
-  std::vector<int64_t> units;
-  std::vector<T> gradients;
+  std::vector<sample_moments::UnitGradient<T>> lines;
+  std::vector<T> room;
   for (int64_t row = 0; row < static_cast<int64_t>(touched.rows().size()); ++row) {
-    touched.gradients(job, row, units, gradients);
-    for (size_t i = 0; i < units.size(); ++i) {
-      const T* a = gradients.data() + static_cast<int64_t>(i) * job.width;
-      for (size_t j = i; j < units.size(); ++j) {
-        const T* b = gradients.data() + static_cast<int64_t>(j) * job.width;
+    touched.gradients(job, row, lines, room);
+    for (size_t i = 0; i < lines.size(); ++i) {
+      const auto [u, a] = lines[i];
+      for (size_t j = i; j < lines.size(); ++j) {
+        const auto [v, b] = lines[j];
         double sum = 0;
         for (int64_t k = 0; k < job.width; ++k) sum += static_cast<double>(a[k]) * b[k];
-        out[units[i] * count + units[j]] += sum;
-        if (i != j) out[units[j] * count + units[i]] += sum;
+        out[u * count + v] += sum;
+        if (i != j) out[v * count + u] += sum;
       }
     }
   }

@@ -117,6 +117,13 @@ struct EmbeddingJob {
   T factor;
 };
 
+// A unit's gradient of one row of a table: `width` values.
+template <class T>
+struct UnitGradient {
+  int64_t unit;
+  const T* values;
+};
+
 // First the touched rows, rising; then statistics [touched, width] and sq_norm [units] of them,
 // where not null.
 class Touched {
@@ -125,10 +132,11 @@ class Touched {
   explicit Touched(const Entries& entries);
   const std::vector<int64_t>& rows() const { return rows_; }
 
-  // The units that touch rows()[row], rising, and their gradients of it [units, width].
+  // The units that touch rows()[row], rising, with their gradients of it, which lie where the
+  // entries' do, or in `room` where a unit has several.
   template <class T>
-  void gradients(const EmbeddingJob<T>& job, int64_t row, std::vector<int64_t>& units,
-                 std::vector<T>& values) const;
+  void gradients(const EmbeddingJob<T>& job, int64_t row, std::vector<UnitGradient<T>>& lines,
+                 std::vector<T>& room) const;
 
   template <class T>
   void measure(const EmbeddingJob<T>& job, const std::array<T*, kStatistics>& statistics,

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from sigeo_ext import moments
 from sigeo_ext.sample_moments import op, patches, positions
 from sigeo_ext.sample_moments.layout import (
     as_channels_last,
@@ -143,15 +144,12 @@ def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
     results: dict[str, Tensor] = {}
     if bits & SUM:
         results["sum"] = d.t() @ x
-    if bits & (ABS_SUM | SQ_SUM | SQ_NORM):
+    if bits & (ABS_SUM | SQ_SUM):
         scaled = d * factor
     if bits & ABS_SUM:
         results["abs_sum"] = scaled.abs().t() @ x.abs()
-    if bits & (SQ_SUM | SQ_NORM):
-        dd, xx = scaled.square_(), x.square()
-        if bits & SQ_SUM:
-            results["sq_sum"] = dd.t() @ xx
-        if bits & SQ_NORM:
-            wide = torch.float64
-            results["sq_norm"] = dd.sum(1, dtype=wide) * xx.sum(1, dtype=wide)
+    if bits & SQ_SUM:
+        results["sq_sum"] = scaled.square_().t() @ x.square()
+    if bits & SQ_NORM:
+        results["sq_norm"] = moments.row_dots(d, d) * moments.row_dots(x, x) * (factor * factor)
     return SampleMoments(**results)
