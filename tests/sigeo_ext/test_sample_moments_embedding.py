@@ -11,9 +11,10 @@ from sigeo_ext.testing import assert_close
 from tests.sigeo_ext.sample_loop import EVERYTHING, FLOATS, by_loop
 
 
+@pytest.mark.parametrize("width", [6, 16, 39])
 @pytest.mark.parametrize("entries", [0, 1, 40, 700])
-def test_embeddings_equal_the_dense_loop(entries):
-    units, rows, width = 5, 11, 6
+def test_embeddings_equal_the_dense_loop(entries, width):
+    units, rows = 5, 11
     generator = torch.Generator().manual_seed(entries)
     row = torch.randint(0, rows, (entries,), generator=generator)
     unit = torch.randint(0, units, (entries, 2), generator=generator)[:, 0]  # of a larger tensor
@@ -31,6 +32,26 @@ def test_embeddings_equal_the_dense_loop(entries):
             assert (value[rest] == 0).all()
             value = value[touched]
         assert_close(found, value, tolerance=1e-5)
+
+
+def test_rows_of_any_size_come_in_order():
+    row = torch.randint(0, 2**63 - 1, (300,)).bitwise_right_shift(torch.arange(300) % 63)
+    touched, got = sm.embedding(row, torch.ones(300, 2), count=300, want=("sum",))
+    rows, counts = row.unique(return_counts=True)
+    assert torch.equal(touched, rows)
+    assert torch.equal(got.sum, counts[:, None].expand(-1, 2).float())
+
+
+def test_nan_stays_in_its_column_and_unit():
+    gradients = torch.ones(4, 20)
+    gradients[2, 17] = torch.nan
+    row, unit = torch.tensor([3, 3, 3, 8]), torch.tensor([0, 0, 1, 2])
+    touched, got = sm.embedding(row, gradients, units=unit, count=3, want=EVERYTHING)
+    assert touched.tolist() == [3, 8]
+    for name, value in got._asdict().items():
+        places = [[1]] if name == "sq_norm" else [[0, 17]]
+        assert value.isnan().nonzero().tolist() == places, name
+        assert value.isfinite().sum() == value.numel() - 1, name
 
 
 def test_embedding_entries_in_order_and_a_row_that_is_skipped():
