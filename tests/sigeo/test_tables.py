@@ -144,7 +144,7 @@ def test_a_conversion_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fails(_, place):
-        place.write_bytes(b"half")
+        place.write(b"half")
         raise OSError(28, "No space left on device")
 
     table = read_table(path)

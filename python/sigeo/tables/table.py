@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from sigeo.errors import InputError
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_table
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
 _CODES = 8  # different values of a code at most, such as operations of an edge
@@ -183,4 +183,4 @@ def write_parquet(table: Table, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    write_whole(path, lambda partial: parquet.write_table(table.whole, partial))
+    write_whole_table(path, table.whole)
