@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     archs = given_scores.archs
     known = [i for i, arch in enumerate(archs) if arch in truth]
     if len(known) < 3:
-        other = "" if known else f": those ranked are like {archs[0]}, these like {table.archs[0]}"
+        other = ""
+        if not known and archs and table.archs:
+            other = f": those ranked are like {archs[0]}, these like {table.archs[0]}"
         raise InputError(
             f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
             f"{len(known)} of {len(archs)}{other}"
