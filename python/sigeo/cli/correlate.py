@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         document = _document(
             args, column_name, (len(archs), different), standing is not None, results, qualities
         )
-        print(json.dumps(document, allow_nan=False))
+        console.out(json.dumps(document, allow_nan=False))
     else:
         _show(column_name, len(known), len(archs), results)
         _show_quality(qualities)

@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         "env": export.environment(args.device),
     }
     if args.json:  # before the file: a full disk must not cost the result
-        print(export.strict_dumps(document), flush=True)
+        console.out(export.strict_dumps(document))
     else:
         _show(found, protocol)
     head = {key: value for key, value in document.items() if key != "rows"}
