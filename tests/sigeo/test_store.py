@@ -10,6 +10,7 @@ import signal
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -207,3 +208,9 @@ def test_a_folder_whose_name_looks_like_an_address(tmp_path, monkeypatch):
     with RunStore(Path("file:run/s.sqlite"), {}) as store:
         store.put("n", {"p": Record(1.0)})
     assert Path("file:run/s.sqlite").is_file()
+
+
+def test_numbers_of_numpy_and_paths_as_texts(tmp_path):
+    with RunStore(str(tmp_path / "s.sqlite"), {}) as store:
+        store.put("n", {"p": Record(np.float32(1.5))})
+        assert store.get("n") == {"p": Record(1.5)}

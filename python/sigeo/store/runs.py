@@ -59,7 +59,7 @@ class Record:
 class RunStore:
     """The scores of one run."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         """Open the file, made if it is not there, at the run of these settings.
 
         Args:
@@ -69,11 +69,11 @@ class RunStore:
         Raises:
             InputError: The file is no store, is of another version, or cannot be written.
         """
-        self.path = path
+        self.path = Path(path)
         text = json.dumps(settings, sort_keys=True)
         fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         try:
-            place = path.absolute()  # where names may be URIs, "file:run/run.sqlite" would be one
+            place = self.path.absolute()  # where names may be URIs, "file:run/s" would be one
             self._connection = sqlite3.connect(place, timeout=_TIMEOUT, isolation_level=None)
             self._prepare()
             self._run = self._enter(fingerprint, text)
@@ -157,7 +157,7 @@ class RunStore:
                 self._run,
                 network,
                 proxy,
-                record.value,
+                None if record.value is None else float(record.value),  # of NumPy, say
                 json.dumps(_plain(record.terms)),
                 json.dumps(list(record.notes)),
                 record.seconds,
