@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
 from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write another file, then put it in the place of ``path``; a kill leaves the old one.
 
-    The other file is this process's own, so that two that write the same path do not meet.
+    The other file is this process's own, so that two that write the same path do not meet. Those
+    of processes that were killed are removed. A pipe or a device is written to as it is.
 
     Args:
         path: Of the file.
@@ -22,12 +28,71 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        write(partial)
-        partial.replace(path)
+        if path.exists() and not path.is_file():  # a folder refuses
+            write(path)
+            return
+        _remove_left(path)
+        with _own(path) as partial:
+            write(partial)
+            partial.replace(path)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
-    finally:
-        with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
-            partial.unlink()
+
+
+def write_whole_table(path: Path, table: pa.Table) -> None:
+    """Write a table as parquet, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    from pyarrow import parquet
+
+    def write(partial: Path) -> None:
+        with partial.open("wb") as file:  # as a name, "s3:run" would be a place on the network
+            parquet.write_table(table, file)
+
+    write_whole(path, write)
+
+
+@contextlib.contextmanager
+def _own(path: Path) -> Iterator[Path]:
+    """A file of this process beside another, held while it is written and removed after it.
+
+    Yields:
+        Its path.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("wb") as file:
+        _hold(file, wait=True)  # for one that is just removing what is left under the same name
+        try:
+            yield partial
+        finally:
+            with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
+                partial.unlink()
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what processes that are no more have left of writing the same path."""
+    for name in glob.glob(f"{glob.escape(str(path))}.*.partial"):
+        left = Path(name)
+        if not left.stem.removeprefix(f"{path.name}.").isdecimal():
+            continue  # of another path
+        with contextlib.suppress(OSError), left.open("rb") as file:
+            if _hold(file, wait=False) and os.path.samestat(os.fstat(file.fileno()), left.stat()):
+                left.unlink()
+
+
+def _hold(file: IO[bytes], *, wait: bool) -> bool:
+    """Lock a file until it is closed or the process ends.
+
+    Returns:
+        False if another holds it, or files cannot be locked there.
+    """
+    try:
+        import fcntl  # not on every system
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True

@@ -128,6 +128,11 @@ def test_shared_weights_are_shared_only_by_equal_paths(tmp_path):
     assert len(shared) == len(archs) - len(live)
 
 
+def test_architectures_may_come_one_by_one(tmp_path):
+    archs = cells(3)
+    assert ranked(iter(archs), tmp_path) == ranked(archs, tmp_path)
+
+
 def test_a_second_run_scores_nothing(tmp_path, monkeypatch):
     archs = cells()
     first = ranked(archs, tmp_path)

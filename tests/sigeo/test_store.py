@@ -10,6 +10,7 @@ import signal
 import sqlite3
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -179,3 +180,37 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
             for i in range(10_000):
                 store.put(f"network {i}", {"p": Record(1.0, notes=("long" * 200,))})
         assert store.get("a")["p"].value == 1.0
+
+
+@pytest.mark.parametrize("damage", ["terms = 'x'", "terms = x'88'", "notes = 'null'"])
+def test_damaged_scores_are_one_clear_line(damage, tmp_path):
+    with RunStore(tmp_path / "s.sqlite", {}) as store:
+        store.put("n", {"p": Record(1.0)})
+        sqlite3.connect(store.path, isolation_level=None).execute(f"UPDATE scores SET {damage}")
+        with pytest.raises(InputError, match=r"store .*s\.sqlite: damaged scores \(.+\)$"):
+            store.get("n")
+
+
+def test_a_damaged_schema_is_one_clear_line(tmp_path):
+    """SQLite's message repeats it, and Python takes it for UTF-8."""
+    path = tmp_path / "s.sqlite"
+    RunStore(path, {}).close()
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"CREATE TABLE scores", b"CREATE TABLE \xff cores"))
+    with pytest.raises(InputError, match=r"store .*s\.sqlite: .+") as caught:
+        RunStore(path, {})
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_whose_name_looks_like_an_address(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file:run").mkdir()
+    with RunStore(Path("file:run/s.sqlite"), {}) as store:
+        store.put("n", {"p": Record(1.0)})
+    assert Path("file:run/s.sqlite").is_file()
+
+
+def test_numbers_of_numpy_and_paths_as_texts(tmp_path):
+    with RunStore(str(tmp_path / "s.sqlite"), {}) as store:
+        store.put("n", {"p": Record(np.float32(1.5))})
+        assert store.get("n") == {"p": Record(1.5)}

@@ -23,6 +23,7 @@ from sigeo.tables import (
     spearman_difference,
     write_parquet,
 )
+from sigeo.tables.ranking import read_scores
 from tests.conftest import shared_file
 
 TEXT = """arch_str,index,cifar10_test_200,cifar10_test_12,cifar10_test_200_run0,note
@@ -57,6 +58,29 @@ def test_columns_and_metrics(table):
         InputError, match="expected a column for metric 'cifar100.test', found index"
     ):
         table.lookup("cifar100.test")
+
+
+def test_values_that_are_not_finite_count_as_none(tmp_path):
+    file = tmp_path / "t.csv"
+    file.write_text("arch_str,acc\na,90\nb,inf\nc,-inf\nd,nan\ne,\nb,70\n")
+    assert read_table(file).lookup("acc") == {"a": 90, "b": 70}
+
+
+@pytest.mark.parametrize("text", ["arch_str,caf\xe9\na,1\n", "\x1f\x8b\xff,acc\na,1\n"])
+def test_names_of_columns_that_are_not_in_utf8(text, tmp_path):
+    (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"t\.csv: 'utf-8' codec can't decode byte 0x\w\w in"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize("read", [read_table, read_scores])
+def test_texts_in_parquet_that_are_not_in_utf8(read, tmp_path):
+    """A file whose bytes are damaged, say: Arrow itself looks at them late."""
+    texts = pa.array([b"caf\xe9"], pa.binary()).view(pa.string())
+    path = tmp_path / "t.parquet"
+    parquet.write_table(pa.table({"arch_str": texts, "acc": [1]}), path)
+    with pytest.raises(InputError, match=r"t\.parquet: .*[Ii]nvalid UTF8"):
+        read(path)
 
 
 def test_rows_of_one_architecture_count_as_their_mean(tmp_path):
@@ -144,7 +168,7 @@ def test_a_conversion_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def fails(_, place):
-        place.write_bytes(b"half")
+        place.write(b"half")
         raise OSError(28, "No space left on device")
 
     table = read_table(path)

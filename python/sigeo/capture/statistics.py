@@ -45,12 +45,17 @@ class Request:
     rows: bool = False
 
     def __post_init__(self) -> None:
-        """Check the selection.
+        """Check the selection and the steps.
 
         Raises:
-            InputError: There is none of that name.
+            InputError: There is no selection of that name, or the steps are none.
         """
         check_one_of("request: selection", self.selection, get_args(Selection))
+        steps = self.steps
+        if steps is not None and (isinstance(steps, type) or not hasattr(steps, "start")):
+            raise InputError(
+                f"request: steps must be an SGD, a ClippedAdagrad or None, got {steps!r}"
+            )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def chosen(args: argparse.Namespace, space: SearchSpace[Any]) -> list[Any]:
         return distinct(space, args.archs, random.Random(args.seed))
     path = Path(args.archs_file)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: expected text in UTF-8, {error.reason} at {error.start}"

@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         "env": export.environment(args.device),
     }
     if args.json:
-        print(export.strict_dumps(document), flush=True)
+        console.out(export.strict_dumps(document))
     else:
         _show(standings, ceiling)
     text = export.strict_dumps(document, indent=1) + "\n"
@@ -137,7 +137,7 @@ def _list(args: argparse.Namespace) -> int:
             }
             for entry in known
         ]
-        print(export.strict_dumps({"schema": export.SCHEMA, "recipes": rows}))
+        console.out(export.strict_dumps({"schema": export.SCHEMA, "recipes": rows}))
         return 0
     console.show_table(
         "recipes",

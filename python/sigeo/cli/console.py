@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -137,11 +139,39 @@ def _fitting(
 
 def show(what: RenderableType) -> None:
     """A table or a tree on standard output."""
-    _stdout().print(what)
+    with _while_read():
+        _stdout().print(what)
+
+
+def out(text: str) -> None:
+    """A text on standard output, as it is."""
+    with _while_read():
+        print(text, flush=True)
+
+
+@contextmanager
+def _while_read() -> Iterator[None]:
+    """Where standard output is closed early, by ``| head`` say, no more goes there.
+
+    The verb goes on, as it has files to write.
+
+    Yields:
+        Once, to write.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Output(Console):
+    def on_broken_pipe(self) -> None:
+        """Say so, in the place of an exit."""
+        raise
 
 
 def _stdout() -> Console:
-    console = Console(markup=False)
+    console = _Output(markup=False)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe: no reason to fold
     return console

@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> int:
     archs = given_scores.archs
     known = [i for i, arch in enumerate(archs) if arch in truth]
     if len(known) < 3:
-        other = "" if known else f": those ranked are like {archs[0]}, these like {table.archs[0]}"
+        other = ""
+        if not known and archs and table.archs:
+            other = f": those ranked are like {archs[0]}, these like {table.archs[0]}"
         raise InputError(
             f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
             f"{len(known)} of {len(archs)}{other}"
@@ -137,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
         document = _document(
             args, column_name, (len(archs), different), standing is not None, results, qualities
         )
-        print(json.dumps(document, allow_nan=False))
+        console.out(json.dumps(document, allow_nan=False))
     else:
         _show(column_name, len(known), len(archs), results)
         _show_quality(qualities)

@@ -24,7 +24,7 @@ def run(args: argparse.Namespace) -> int:
     document: dict[str, Any] = {"schema": 1, "problem": problem, "versions": _versions()}
     document |= _facts() if problem is None else {"self_test": []}
     if args.json:
-        print(json.dumps(document, allow_nan=False))
+        console.out(json.dumps(document, allow_nan=False))
     else:
         _show(document)
     ok = problem is None and all(test["ok"] for test in document["self_test"])

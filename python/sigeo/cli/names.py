@@ -169,11 +169,14 @@ def proxy_options(name: str) -> Iterable[str]:
 
 
 def metric(text: str) -> str:
-    """A converter that takes the names of a splitting's metrics and of proxies.
+    """A converter that takes the names of a splitting's metrics, and proxies as `proxies` does.
 
     It raises argparse.ArgumentTypeError for anything else.
     """
-    _check(text, (*METRICS, *_registered("sigeo.proxies", PROXIES)))
+    if text not in METRICS:
+        name, parts = option_text.parts(text)
+        _check(name, (*METRICS, *_registered("sigeo.proxies", PROXIES)))
+        _check_options(name, parts, () if name in METRICS else proxy_options(name))
     return text
 
 

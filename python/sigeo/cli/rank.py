@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     document = export.as_json(networks, rows)
     # Printed before the files are written: a full disk must not cost the result.
     if args.json:
-        print(export.strict_dumps(document), flush=True)
+        console.out(export.strict_dumps(document))
     else:
         _show(rows, names, args.top, networks, parted)
     export.write_scores(folder / "scores.parquet", document, names)

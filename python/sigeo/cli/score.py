@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     if args.arch is not None:
         scores |= _published_costs(space.cost(arch), proxies)
     if args.json:
-        print(export.strict_dumps(_document(args, data, space, proxies, scores)))
+        console.out(export.strict_dumps(_document(args, data, space, proxies, scores)))
     else:
         _show(scores)
     return 0

@@ -68,7 +68,7 @@ def _from_json(path: Path) -> Scores:
     import numpy as np
 
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = json.loads(path.read_text(encoding="utf-8-sig"))
         rows = document["rows"]
         archs = [str(row["arch"]) for row in rows]
         names = list(rows[0]["scores"])

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         "env": export.environment(args.device),
     }
     if args.json:
-        print(export.strict_dumps(document))
+        console.out(export.strict_dumps(document))
     else:
         _show(plan, seen, column)
     draw_plan(plan, folder / "plan.svg")
@@ -237,7 +237,7 @@ def _show(plan: Plan[Any], seen: Analysis | None, column: str | None) -> None:
         ),
     )
     mean = seen.selected("mean")
-    print(
+    console.out(
         f"entropy of the best over the supernets {shown(seen.entropy)} of 1; the supernet with the "
         f"highest mean is {mean}, and selecting it costs {seen.regret(mean):.3f}"
     )

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         write_parquet(table, Path(args.convert))
     if args.json:
         document = {"schema": 1, "rows": len(table.archs), "columns": summary}
-        print(json.dumps(document, allow_nan=False))
+        console.out(json.dumps(document, allow_nan=False))
         return 0
     console.show_table(
         f"{table.path}: {len(table.archs)} architectures",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import architectures, console, options
 from sigeo.errors import InputError
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_table
 
 if TYPE_CHECKING:
     from sigeo.scoring.standalone import Measurements, Standalone
@@ -63,8 +63,6 @@ def run(args: argparse.Namespace) -> int:
     """
     options.space_sizes(args)
 
-    from pyarrow import parquet
-
     from sigeo.scoring import export, standalone
     from sigeo.store import RunStore
     from sigeo.supernet import WarmUp
@@ -105,12 +103,12 @@ def run(args: argparse.Namespace) -> int:
         "env": export.environment(args.device),
     }
     if args.json:  # before the file: a full disk must not cost the result
-        print(export.strict_dumps(document), flush=True)
+        console.out(export.strict_dumps(document))
     else:
         _show(found, protocol)
     head = {key: value for key, value in document.items() if key != "rows"}
     table = table.replace_schema_metadata({"sigeo.training": export.strict_dumps(head)})
-    write_whole(path, lambda partial: parquet.write_table(table, partial))
+    write_whole_table(path, table)
     if not args.json:
         console.say(f"table: {path}")
     return 0

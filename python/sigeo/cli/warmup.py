@@ -85,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
         "env": export.environment(args.device),
     }
     if args.json:
-        print(export.strict_dumps(document))
+        console.out(export.strict_dumps(document))
     else:
         budget = networks.budget
         scored = f", {budget.evaluated} forward only" if budget.evaluated else ""
-        print(
+        console.out(
             f"{config.steps} steps of {config.batch_size} on {config.images} images, "
             f"{budget.trained} processed{scored}: {document['checkpoint']}"
         )
@@ -188,10 +188,10 @@ def _carry_out(args: argparse.Namespace) -> int:
         "env": export.environment(args.device),
     }
     if args.json:
-        print(export.strict_dumps(document))
+        console.out(export.strict_dumps(document))
     else:
         cost = family.cost
-        print(
+        console.out(
             f"{entrant.label}: {len(family.supernets)} supernet(s), {cost.trained} images processed"
             f", {cost.evaluated} forward only: {folder / PLAN}"
         )

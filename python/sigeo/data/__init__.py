@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from sigeo.data.augment import Augmentation
@@ -24,6 +25,11 @@ def load(source: str | Path) -> ImageData:
     Raises:
         InputError: None of these, or damaged.
     """
+    if not isinstance(source, (str, os.PathLike)):
+        raise InputError(
+            f"data: expected 'digits' or a path, got {type(source).__name__}; images in memory are "
+            "an ImageData"
+        )
     if source == "digits":
         return load_digits()
     path = Path(source)

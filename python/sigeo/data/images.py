@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,11 +56,15 @@ class ImageData:
         """Check shapes and labels.
 
         Raises:
-            InputError: Images that are not square uint8, or labels out of range.
+            InputError: Images that are not square uint8, or labels that are not int64 or out of
+                range.
         """
         for which, split in (("train", self.train), ("test", self.test)):
-            images, labels = split.images, split.labels
             where = f"{self.name}: {which}"
+            check_kind(split, Split, where)
+            images, labels = split.images, split.labels
+            check_kind(images, Tensor, f"{where} images")
+            check_kind(labels, Tensor, f"{where} labels")
             if images.dtype != torch.uint8 or images.dim() != 4:
                 kind = str(images.dtype).removeprefix("torch.")
                 raise InputError(
@@ -79,6 +83,9 @@ class ImageData:
                     f"{where} labels must be one for each of {len(images)} images, "
                     f"got {list(labels.shape)}"
                 )
+            if labels.dtype != torch.int64:
+                kind = str(labels.dtype).removeprefix("torch.")
+                raise InputError(f"{where} labels must be int64, got {kind}")
             if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.classes:
                 low, high = int(labels.min()), int(labels.max())
                 raise InputError(

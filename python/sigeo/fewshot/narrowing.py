@@ -19,7 +19,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import compared
-from sigeo.fewshot.partition import Partitioner
+from sigeo.fewshot.partition import Partitioner, grouped
 from sigeo.fewshot.plan import Cut, Node, joint
 from sigeo.spaces import Product, Supernet
 
@@ -72,7 +72,7 @@ def hierarchy_cuts(
         if len(options) < 2:
             continue
         relation = compared(metric, Subject(region, place, seed, supernet, batches))
-        found = partitioner(relation, 2, random.Random(f"{seed}/{place}/partition"))
+        found = grouped(partitioner, relation, 2, random.Random(f"{seed}/{place}/partition"))
         cuts.append(Cut(place, tuple(tuple(options[i] for i in group) for group in found)))
     return cuts
 

@@ -32,7 +32,7 @@ from sigeo.fewshot.described import described
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.metrics.base import compared
-from sigeo.fewshot.partition import Exact, Partitioner, Relation
+from sigeo.fewshot.partition import Exact, Partitioner, Relation, grouped
 from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import decided, save_plan
 from sigeo.scoring.export import strict_dumps
@@ -387,7 +387,8 @@ class _Run(Generic[A]):
             subject = Subject(branch.region, place, seed, branch.supernet, self.batches)
             relation = compared(how.metric, subject)
         blank = Relation.of([[0.0] * len(options)] * len(options), "distance")
-        groups = how.partitioner(
+        groups = grouped(
+            how.partitioner,
             relation or blank,
             len(options) if factor == EVERY else factor,
             random.Random(f"{seed}/{place}/partition"),

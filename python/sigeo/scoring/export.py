@@ -11,13 +11,12 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from pyarrow import parquet
 
 import sigeo_ext
 from sigeo.scoring.networks import Networks
 from sigeo.scoring.rank import Row
 from sigeo.tables.ranking import HEAD
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_table
 
 SCHEMA = 1
 
@@ -102,7 +101,7 @@ def write_scores(path: Path, document: Mapping[str, Any], proxies: Sequence[str]
     columns["seconds"] = pa.array([row["seconds"] for row in rows], pa.float64())
     head = {k: v for k, v in document.items() if k != "rows"} | {"proxies": list(proxies)}
     table = pa.table(columns).replace_schema_metadata({HEAD: strict_dumps(head)})
-    write_whole(path, lambda partial: parquet.write_table(table, partial))
+    write_whole_table(path, table)
 
 
 def indices(numbers: Sequence[int]) -> pa.Array:

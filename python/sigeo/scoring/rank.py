@@ -47,7 +47,7 @@ class Row:
 
 def rank(
     networks: Networks,
-    archs: Sequence[Any],
+    archs: Iterable[Any],
     store: RunStore,
     *,
     progress: Progress | None = None,
@@ -70,6 +70,7 @@ def rank(
     proxies = networks.protocol.proxies
     whole = [proxy for proxy in proxies if proxy.whole_network]
     shared = [proxy for proxy in proxies if not proxy.whole_network]
+    archs = list(archs)
     keys = [networks.key(arch) for arch in archs]
     stacked = networks.stacked(shared)
     missing = [key for key in dict.fromkeys(keys) if _missing(key, stacked, store)]
@@ -91,7 +92,7 @@ def rank(
     return sort_rows(rows, proxies[0].name)
 
 
-def unscored(networks: Networks, archs: Sequence[Any], store: RunStore) -> int:
+def unscored(networks: Networks, archs: Iterable[Any], store: RunStore) -> int:
     """How many of some architectures lack a score in the store."""
     proxies = networks.protocol.proxies
     whole = [proxy for proxy in proxies if proxy.whole_network]

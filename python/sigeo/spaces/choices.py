@@ -108,7 +108,7 @@ class ChoiceSpace:
     def index(self, arch: Architecture) -> int:
         """The number of an architecture, 0 to ``size`` - 1; the last choice counts fastest."""
         number = 0
-        for choice, code in zip(self.choices, arch.codes, strict=True):
+        for choice, code in zip(self.choices, self.encode(arch), strict=True):
             number = number * len(choice.options) + code
         return number
 

@@ -59,7 +59,7 @@ class Record:
 class RunStore:
     """The scores of one run."""
 
-    def __init__(self, path: Path, settings: Mapping[str, Any]):
+    def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         """Open the file, made if it is not there, at the run of these settings.
 
         Args:
@@ -69,14 +69,15 @@ class RunStore:
         Raises:
             InputError: The file is no store, is of another version, or cannot be written.
         """
-        self.path = path
+        self.path = Path(path)
         text = json.dumps(settings, sort_keys=True)
         fingerprint = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         try:
-            self._connection = sqlite3.connect(path, timeout=_TIMEOUT, isolation_level=None)
+            place = self.path.absolute()  # where names may be URIs, "file:run/s" would be one
+            self._connection = sqlite3.connect(place, timeout=_TIMEOUT, isolation_level=None)
             self._prepare()
             self._run = self._enter(fingerprint, text)
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged bytes may be in its messages
             raise InputError(f"store {path}: {error}") from None
 
     def _prepare(self) -> None:
@@ -125,15 +126,25 @@ class RunStore:
         return int(row[0])
 
     def get(self, network: str) -> dict[str, Record]:
-        """The scores of a network by proxy; empty if there are none."""
-        rows = self._connection.execute(
-            "SELECT proxy, value, terms, notes, seconds FROM scores WHERE run = ? AND network = ?",
-            (self._run, network),
-        )
-        return {
-            proxy: Record(value, json.loads(terms), tuple(json.loads(notes)), seconds)
-            for proxy, value, terms, notes, seconds in rows
-        }
+        """The scores of a network by proxy; empty if there are none.
+
+        Raises:
+            InputError: The file cannot be read, or is damaged.
+        """
+        try:
+            rows = self._connection.execute(
+                "SELECT proxy, value, terms, notes, seconds FROM scores "
+                "WHERE run = ? AND network = ?",
+                (self._run, network),
+            )
+            return {
+                proxy: Record(value, json.loads(terms), tuple(json.loads(notes)), seconds)
+                for proxy, value, terms, notes, seconds in rows
+            }
+        except sqlite3.Error as error:
+            raise InputError(f"store {self.path}: {error}") from None
+        except (ValueError, TypeError) as error:
+            raise InputError(f"store {self.path}: damaged scores ({error})") from None
 
     def put(self, network: str, records: Mapping[str, Record]) -> None:
         """Keep the scores of a network, all or none; a score that is there already stays.
@@ -146,7 +157,7 @@ class RunStore:
                 self._run,
                 network,
                 proxy,
-                record.value,
+                None if record.value is None else float(record.value),  # of NumPy, say
                 json.dumps(_plain(record.terms)),
                 json.dumps(list(record.notes)),
                 record.seconds,

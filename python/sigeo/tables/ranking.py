@@ -11,6 +11,7 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from sigeo.errors import InputError
+from sigeo.tables.table import check_texts
 
 HEAD = b"sigeo"
 """The key of a file's metadata under which how the ranking was made is kept, as JSON."""
@@ -29,7 +30,8 @@ def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
         raise InputError(f"scores: found no file {path}")
     try:
         table = parquet.read_table(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        check_texts(table)
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None
     if not is_ranking(table):
         raise InputError(f"{path}: expected a ranking that sigeo rank wrote, found another table")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from sigeo.errors import InputError
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_table
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
 _CODES = 8  # different values of a code at most, such as operations of an edge
@@ -97,7 +97,7 @@ class Table:
         return None
 
     def lookup(self, metric: str) -> dict[str, float]:
-        """Architecture string to value, without empty cells; names as in `column`.
+        """Architecture string to value, where that is finite; names as in `column`.
 
         Several rows of one architecture, one a seed say, count as their mean.
 
@@ -108,10 +108,10 @@ class Table:
         values = self.values[self.column(metric)]
         found: dict[str, list[float]] = {}
         for arch, value in zip(self.archs, values.tolist(), strict=True):
-            if not math.isnan(value):
+            if math.isfinite(value):
                 found.setdefault(arch, []).append(value)
         if any(len(several) > 1 for several in found.values()):
-            self._check_repeated(~np.isnan(values))
+            self._check_repeated(np.isfinite(values))
         return {arch: fmean(several) for arch, several in found.items()}
 
     def _check_repeated(self, counted: NDArray[np.bool_]) -> None:
@@ -168,13 +168,27 @@ def _read(path: Path) -> pa.Table:
     try:
         if path.suffix == ".parquet":
             with parquet.ParquetFile(path) as file:  # read_table refuses a repeated column
-                return file.read()
-        if path.name.endswith((".csv", ".csv.gz")):
-            return csv.read_csv(path)
-    except (pa.ArrowException, OSError) as error:
+                table = file.read()
+        elif path.name.endswith((".csv", ".csv.gz")):
+            table = csv.read_csv(path)
+        else:
+            raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
+        check_texts(table)
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: {first}") from None
-    raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
+    return table
+
+
+def check_texts(table: pa.Table) -> None:
+    """Check the names of columns and the texts in them, which Arrow does not do as it reads.
+
+    Raises:
+        UnicodeDecodeError: A name is not in UTF-8.
+        pyarrow.ArrowInvalid: A text is not.
+    """
+    _ = table.column_names  # are decoded here
+    table.validate(full=True)
 
 
 def write_parquet(table: Table, path: Path) -> None:
@@ -183,4 +197,4 @@ def write_parquet(table: Table, path: Path) -> None:
     Raises:
         InputError: The file cannot be written.
     """
-    write_whole(path, lambda partial: parquet.write_table(table.whole, partial))
+    write_whole_table(path, table.whole)

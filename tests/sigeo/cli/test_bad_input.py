@@ -8,7 +8,9 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from sigeo import data
 from sigeo.cli import options
@@ -259,9 +261,12 @@ def test_a_table_without_the_column_and_one_without_the_architectures(ranking, c
     scores = str(folder / "scores.parquet")
     Path("a.csv").write_text("architecture,acc\nx,1\n")
     Path("b.csv").write_text("arch_str,acc\nx,1\n")
+    nothing = pa.table({"arch_str": pa.array([], pa.string()), "acc": pa.array([], pa.float64())})
+    parquet.write_table(nothing, "c.parquet")
     for table, metric, message in (
         ("a.csv", "acc", "a.csv: expected a column arch_str, found architecture, acc"),
         ("b.csv", "top1", "b.csv: expected a column for metric 'top1', found acc"),
+        ("c.parquet", "acc", "architectures scored, c.parquet has 0 of 12\n"),
         (
             "b.csv",
             "acc",

@@ -1,4 +1,4 @@
-"""What goes to standard error."""
+"""What goes to standard error and output."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import re
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
 from sigeo.cli import console
+from tests.sigeo.cli.helpers import SMALL
 
 
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
@@ -54,7 +56,7 @@ def test_a_table_that_is_too_wide_is_shown_in_parts_without_folding_numbers(colu
             plain = {"force_terminal": True, "color_system": None}
             super().__init__(file=shown[-1], width=columns, **plain, **options)
 
-    monkeypatch.setattr(console, "Console", Terminal)
+    monkeypatch.setattr(console, "_Output", Terminal)
     headings = [f"proxy_{letter}" for letter in "abcdefghijkl"]
     numbers = {heading: f"{10**6 + place}" for place, heading in enumerate(headings)}
     long = "|nor_conv_3x3~0|" * 6
@@ -98,3 +100,16 @@ with console.progress("warming up") as report:
     lines = re.split(r"[\r\n]+", shown)
     assert lines.count("warm-up: 3 steps") == 1, lines
     assert lines[lines.index("warm-up: 3 steps") - 1].startswith("warming up")
+
+
+@pytest.mark.parametrize("how", [["--json"], []])
+def test_standard_output_that_is_closed_early_costs_no_files(how):
+    """As ``| head -1`` closes it."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    given = [*SMALL, "--archs", "3", "--proxy", "params", "--out", "r", *how]
+    command = [sys.executable, "-m", "sigeo", "rank", *given]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 0 and "Broken pipe" not in done.stderr, done.stderr
+    assert Path("r/scores.parquet").is_file() and Path("r/report.html").is_file()

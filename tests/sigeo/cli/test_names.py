@@ -24,6 +24,8 @@ REFUSED = (
     ("score", "--arch", "x", "--proxy", "zico", "--inner-lr", "1"),
     ("rank", "--proxy", "zen:beta=1"),
     ("rank", "--proxy", "zen:repeats"),
+    ("split", "--metric", "zen:beta=1"),
+    ("split", "--metric", "lid:k=2"),
     ("rank", "--proxy", "zico,repeats=2"),
     ("score", "--arch", "x", "--proxy", "zen:repeats=2,naswot:repeats=2"),
     ("score", "--arch", "x", "--proxy", "sigeo:lambdas=[1,2,3]", "--lambdas", "1,1,0"),

@@ -303,6 +303,9 @@ def test_archs_file(capsys):
     assert (
         code == 2 and err.startswith("sigeo rank: a.txt:2: architecture") and err.count("\n") == 1
     )
+    Path("a.txt").write_text(f"{arch}\r\n", encoding="utf-8-sig")  # as editors on Windows write it
+    code, out, _ = run("rank", *SMALL, "--archs-file", "a.txt", "--json", capsys=capsys)
+    assert code == 0 and [row["arch"] for row in strict(out)["rows"]] == [arch]
     Path("a.txt").write_bytes(arch.encode() + b"\n\xff\n")
     code, _, err = run("rank", *SMALL, "--archs-file", "a.txt", capsys=capsys)
     assert code == 2 and err.startswith("sigeo rank: a.txt: expected text in UTF-8, invalid start")

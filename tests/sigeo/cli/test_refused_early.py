@@ -50,6 +50,7 @@ EARLY = [
     (["rank", "--archs-file", "t.csv"], "t.csv:1: architecture 'arch_str,acc'"),
     (["rank", "--proxy", "zico,zico"], "proxies: expected each once, got zico twice"),
     (["rank", "--proxy", "zen:repeats=x"], "proxy zen: repeats must be a whole number, got 'x'"),
+    (["split", "--metric", "zen:repeats=x"], "proxy zen: repeats must be a whole number, got 'x'"),
     (["rank", "--proxy", "zen:repeats=0,zico"], "repeats: must be at least 1, got 0"),
     (["rank", "--proxy", "zen:seed=1,seed=2"], "proxy zen: seed is given more than once"),
     (["rank", "--proxy", "zen:seed=1,zen:seed=2"], "expected each once, got zen twice"),

@@ -171,3 +171,16 @@ def test_bad_input_is_one_line():
     few = Known(SPACE, {str(EVERYTHING[0]): 1.0})
     with pytest.raises(InputError, match="has no architecture with"):
         TableOracle(few)(Subject(WHOLE, 0))
+
+
+def test_a_proxy_with_options_of_its_own_by_name():
+    metric = metrics.get("zen:repeats=2,mixup=0.1", repeats=3)
+    assert metric.proxy.options == proxies.get("zen", repeats=2, mixup=0.1).options
+    assert metric.repeats == 3
+    for name, message in (
+        ("zen:beta=1", "proxy zen: got an unexpected keyword argument 'beta', options are repeats"),
+        ("lid:k=2", "metric must be one of gradient_matching, .*, got 'lid:k=2'"),
+        (3, "metric must be one of gradient_matching, .*, got 3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            metrics.get(name)

@@ -196,3 +196,16 @@ def test_paths_may_be_texts(tmp_path):
     folder = f"{tmp_path}/new/family"  # which is made
     Family(plan, (SPACE.supernet(), SPACE.supernet(seed=1)), (0, 0)).save(folder, {})
     assert load_family(folder, SPACE).plan == plan
+
+
+@pytest.mark.parametrize(
+    "found",
+    [((0,), (1, 9)), ((0, -1),), ((0, 1), (1, 2)), ((0, 1, 2),), ((), (0, 1, 2)), (("a",), (1, 2))],
+)
+def test_groups_of_a_partitioner_of_ones_own_that_are_no_partition(found):
+    class Own(Exact):
+        def __call__(self, relation, groups, rng):
+            return found
+
+    with pytest.raises(InputError, match="expected 2 groups that hold each of 0 to . once, got"):
+        split(SPACE, Splitting(RandomDistances(), Branching((2,)), Own(), InTurn()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from sigeo import proxies
+from sigeo import option_text, proxies
 from sigeo.errors import InputError
 from sigeo.fewshot.metrics.base import Metric, NamedWeights, Subject
 from sigeo.fewshot.metrics.dimension import lid, two_nn
@@ -49,13 +49,15 @@ def get(name: str, **options: Any) -> Metric:
     """The metric of a name.
 
     Args:
-        name: One of `names`, or the name of a proxy.
+        name: One of `names`, or the name of a proxy, whose own options may follow as
+            ``NAME:OPTION=VALUE,...``.
         **options: The metric's own; of a proxy ``repeats``.
 
     Raises:
         InputError: No metric or proxy of that name, an option that it does not have, or no table.
     """
-    if name not in _METRICS and name not in proxies.names():
+    proxy, parts = option_text.parts(str(name))
+    if name not in _METRICS and proxy not in proxies.names():
         raise InputError(
             f"metric must be one of {', '.join(names())} or a proxy's name "
             f"({', '.join(proxies.names())}), got {name!r}"
@@ -65,6 +67,7 @@ def get(name: str, **options: Any) -> Metric:
     try:
         if name in _METRICS:
             return _METRICS[name](**options)
-        return ProxyDifference(proxies.get(name), **options)
+        own = option_text.values(f"proxy {proxy}", parts, proxies.options_of(proxy))
+        return ProxyDifference(proxies.get(proxy, **own), **options)
     except TypeError as error:
         raise InputError(f"metric {name}: {error}") from error

@@ -9,7 +9,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.partition.graphs import Spectral, StoerWagner
 from sigeo.fewshot.partition.mixture import GaussianMixture
 from sigeo.fewshot.partition.relation import Groups, Pairs, Relation, between, within
-from sigeo.fewshot.partition.rules import Exact, Exhaustive, InOrder, Partitioner, Random
+from sigeo.fewshot.partition.rules import Exact, Exhaustive, InOrder, Partitioner, Random, grouped
 from sigeo.fewshot.partition.sets import set_partitions, sized_partitions
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "StoerWagner",
     "between",
     "get",
+    "grouped",
     "names",
     "set_partitions",
     "sized_partitions",

@@ -8,6 +8,7 @@ published systems differ in is the matrix and which sizes they try.
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -183,6 +184,24 @@ class InOrder:
         self.check(count, groups)
         ends = [count * place // groups for place in range(groups + 1)]
         return tuple(tuple(range(ends[place], ends[place + 1])) for place in range(groups))
+
+
+def grouped(
+    partitioner: Partitioner, relation: Relation, groups: int, rng: random.Random
+) -> Groups:
+    """The groups that a partitioner makes, which may be one's own; see `Partitioner`.
+
+    Raises:
+        InputError: They are not as many, or do not hold each option once.
+    """
+    found = partitioner(relation, groups, rng)
+    held = [option for group in found for option in group]
+    if len(found) != groups or Counter(held) != Counter(range(relation.count)):
+        raise InputError(
+            f"partition: expected {groups} groups that hold each of 0 to {relation.count - 1} "
+            f"once, got {found}"
+        )
+    return found
 
 
 def _check_smallest(smallest: int) -> None:

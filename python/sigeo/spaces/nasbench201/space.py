@@ -71,7 +71,7 @@ class NASBench201:
 
     def index(self, arch: Cell) -> int:
         """The official index, 0 to 15,624."""
-        return index_of(arch)
+        return index_of(expect_cell(arch))
 
     def at(self, index: int) -> Cell:
         """The cell of an official index.
@@ -110,11 +110,11 @@ class NASBench201:
         """Another operation on one edge, all 24 neighbours equally likely."""
         edge = rng.randrange(len(EDGES))
         other = rng.randrange(len(OPERATIONS) - 1)
-        return _with(arch, edge, other + (other >= arch.operations[edge]))
+        return _with(arch, edge, other + (other >= self.encode(arch)[edge]))
 
     def crossover(self, first: Cell, second: Cell, rng: random.Random) -> Cell:
         """Each edge from either parent."""
-        pairs = zip(first.operations, second.operations, strict=True)
+        pairs = zip(self.encode(first), self.encode(second), strict=True)
         return Cell(tuple(rng.choice(pair) for pair in pairs))
 
     def neighbours(self, arch: Cell) -> Iterator[Cell]:
@@ -123,30 +123,30 @@ class NASBench201:
         Yields:
             Each once.
         """
-        for edge, current in enumerate(arch.operations):
+        for edge, current in enumerate(self.encode(arch)):
             for operation in range(len(OPERATIONS)):
                 if operation != current:
                     yield _with(arch, edge, operation)
 
     def representative(self, arch: Cell) -> Cell:
         """The cell that stands for all that are the same network."""
-        return representative(arch)
+        return representative(expect_cell(arch))
 
     def pruned(self, arch: Cell) -> Cell:
         """The cell with ``none`` on every edge that does nothing."""
-        return pruned(arch)
+        return pruned(expect_cell(arch))
 
     def connected(self, arch: Cell) -> bool:
         """Whether a path without ``none`` leads to the output (all but 341 cells)."""
-        return OUTPUT not in zero_nodes(arch)
+        return OUTPUT not in zero_nodes(expect_cell(arch))
 
     def cost(self, arch: Cell) -> Cost:
         """Parameters and FLOPs as the published tables count them."""
-        return cost(arch, self.skeleton, image_size=self.shape.size)
+        return cost(expect_cell(arch), self.skeleton, image_size=self.shape.size)
 
     def build(self, arch: Cell, *, seed: int = 0) -> Network:
         """The published network, with running statistics in its norms."""
-        return standalone(arch, self.skeleton, seed=seed)
+        return standalone(expect_cell(arch), self.skeleton, seed=seed)
 
     def supernet(
         self,
