@@ -48,7 +48,7 @@ struct Tiles {
 template <class T>
 const Tiles<T>& tiles();
 
-// Lets `tiles` take vectors of at most so many bytes: 64, as it does, 32 or 16. For tests.
-void use_vectors_of(int most_bytes);
+// `tiles` takes vectors of at most so many bytes; tests set 32 or 16.
+inline int most_vector_bytes = 64;
 
 }  // namespace sigeo_ext::sample_moments

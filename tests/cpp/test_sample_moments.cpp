@@ -156,7 +156,7 @@ void convolutions_equal_their_definition() {
 
 int main() {
   for (const int bytes : {64, 32, 16}) {
-    sm::use_vectors_of(bytes);
+    sm::most_vector_bytes = bytes;
     convolutions_equal_their_definition();
   }
   return exit_status();

@@ -1,11 +1,12 @@
-#include "sample_moments/tiles.h"
+// The tiles of each level of vector unit, which take long to compile: one file for each type.
+#pragma once
 
 #include <utility>
 
 #include "sample_moments/scale.h"
+#include "sample_moments/tiles.h"
 
 namespace sigeo_ext::sample_moments {
-namespace {
 
 // A level has kBytes of a vector, kAccumulators of them for sums beside their operands, and the
 // functions, compiled for it.
@@ -73,28 +74,20 @@ constexpr typename Tiles<T>::Table by_units() {
 }
 
 template <class Level, class T>
-constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)), &Level::template scale<T>,
-                          &Level::template outer<T>, by_units<Level, Pairing::kAll, T>(),
-                          by_units<Level, Pairing::kEach, T>()};
-
-int most_bytes = 64;
-
-}  // namespace
+inline constexpr Tiles<T> kTiles{Level::kBytes / static_cast<int>(sizeof(T)),
+                                 &Level::template scale<T>, &Level::template outer<T>,
+                                 by_units<Level, Pairing::kAll, T>(),
+                                 by_units<Level, Pairing::kEach, T>()};
 
 template <class T>
 const Tiles<T>& tiles() {
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__)
   static const bool has_v4 = __builtin_cpu_supports("x86-64-v4");
   static const bool has_v3 = __builtin_cpu_supports("x86-64-v3");
-  if (has_v4 && most_bytes >= V4::kBytes) return kTiles<V4, T>;
-  if (has_v3 && most_bytes >= V3::kBytes) return kTiles<V3, T>;
+  if (has_v4 && most_vector_bytes >= V4::kBytes) return kTiles<V4, T>;
+  if (has_v3 && most_vector_bytes >= V3::kBytes) return kTiles<V3, T>;
 #endif
   return kTiles<Base, T>;
 }
-
-void use_vectors_of(int bytes) { most_bytes = bytes; }
-
-template const Tiles<float>& tiles();
-template const Tiles<double>& tiles();
 
 }  // namespace sigeo_ext::sample_moments
