@@ -228,6 +228,30 @@ def test_flops_and_params():
     assert model.training
 
 
+class Scaled(nn.Module):
+    """Takes a factor that has no samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x, factor):
+        return factor * self.body(x)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("name", ["flops", "synflow", "logsynflow", "ntk_min_eig"])
+def test_inputs_without_samples_are_for_all_of_them(name, named):
+    torch.manual_seed(0)
+    model, x, factor = Scaled(), torch.randn(3, 4, 6), torch.tensor(1.0)
+
+    def scored(factor):
+        batches = [({"x": y, "factor": factor} if named else (y, factor), None) for y in x]
+        return sigeo.score(model, batches, [name])[name]
+
+    assert scored(factor).finite and scored(factor) == scored(1.0)
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [

@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from sigeo.capture import NTKBatchNorm, ntk, select
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnInputs, Outcome, Proxy
+from sigeo.proxies.passes import first_samples
 from sigeo.proxies.registry import register
 from sigeo_ext import gram
 
@@ -49,7 +49,7 @@ def _proxy(
             return Outcome(math.nan, {}, ("no weight of a layer asks for a gradient",))
         found = []
         for batch in inputs:
-            some = tree_map_only(Tensor, lambda t: t[:samples], batch)
+            some = first_samples(batch, samples)
             kernel = ntk(model, some, params="layers", batch_norm=batch_norm)
             found.append(gram.spectrum(kernel, next(model.parameters()).dtype))
         terms = {t: math.fsum(getattr(s, t) for s in found) / len(found) for t in _TERMS}
