@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
@@ -31,7 +32,8 @@ def _plain_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for library in libraries:
             library.enabled = False
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for library, value in zip(libraries, enabled, strict=True):
