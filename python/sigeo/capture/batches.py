@@ -52,8 +52,10 @@ class Batches:
             )
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
-        self._batches = batches if isinstance(batches, Sequence) else list(batches)
-        random.restore()
+        try:
+            self._batches = batches if isinstance(batches, Sequence) else list(batches)
+        finally:
+            random.restore()
         if not self._batches:
             raise InputError("batches: expected at least one, got none")
         self._channels_last = memory_format == "channels_last" or (
