@@ -171,6 +171,18 @@ def test_convolutions_that_crash_in_channels_last_are_left_in_order(
         gradient_statistics(model, given)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_group_norm_of_what_needs_no_gradient_is_left_in_order(frozen):
+    """Its weight gradient in channels_last would kill the process here."""
+    first = nn.Conv2d(4, 4, 1).requires_grad_(False) if frozen else nn.Identity()
+    model = nn.Sequential(
+        first, nn.GroupNorm(2, 4), nn.Conv2d(4, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    )
+    given = [(torch.randn(8, 4, 6, 6), torch.randint(0, 10, (8,))) for _ in range(2)]
+    (statistics,) = gradient_statistics(model, given, requests=[Request(selection="all")])
+    assert statistics.summary.mean_sq[statistics.names.index("1.weight")] > 0
+
+
 def test_memory_formats_agree():
     torch.manual_seed(0)
     model, batches = golden_net(), image_batches()

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sigeo.capture import sample_inner_products
+from sigeo.errors import InputError
 from tests.sigeo.models import golden_net, image_batches
 
 
@@ -48,3 +49,54 @@ def test_sample_products_of_a_model_with_several_outputs():
         grads = torch.autograd.grad(loss, list(model.parameters()))
         expected = sum((g * p).sum() for g, p in zip(grads, model.parameters(), strict=True))
         assert got[b].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+class Normed(nn.Module):
+    """Group norm as a module, as a function, and as torch's own with an input by keyword."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = F.relu(self.norm(self.conv(x)))
+        y = torch.group_norm(input=F.group_norm(y * x[:, :1, 1:-1, 1:-1], 4).exp(), num_groups=2)
+        return self.linear((y * x[:, 1:2, 1:-1, 1:-1]).mean((2, 3)))
+
+
+def expected_products(model, x, labels):
+    found = []
+    for b in range(len(x)):
+        loss = F.cross_entropy(model(x[b : b + 1]), labels[b : b + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        found.append(sum((g * p).sum() for g, p in zip(grads, model.parameters(), strict=True)))
+    return torch.stack(found).detach()
+
+
+def test_products_through_group_norm_of_images_in_channels_last():
+    torch.manual_seed(0)
+    model, labels = Normed().double(), torch.arange(5) % 3
+    images = torch.randn(5, 3, 6, 6, dtype=torch.float64).to(memory_format=torch.channels_last)
+    got = sample_inner_products(model, F.cross_entropy, images, labels)
+    torch.testing.assert_close(got, expected_products(model, images, labels))
+
+
+def test_products_through_attention():
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    model = nn.Sequential(nn.Linear(6, 8), layer, nn.Flatten(), nn.Linear(32, 3)).double()
+    x, labels = torch.randn(5, 4, 6, dtype=torch.float64), torch.arange(5) % 3
+    got = sample_inner_products(model, F.cross_entropy, x, labels)
+    torch.testing.assert_close(got, expected_products(model, x, labels))
+
+
+def test_products_with_a_loss_that_adds_up_and_not_with_one_that_weighs():
+    torch.manual_seed(0)
+    model, x, labels = nn.Linear(6, 3), torch.randn(7, 6), torch.arange(7) % 3
+    mean = sample_inner_products(model, F.cross_entropy, x, labels)
+    added = sample_inner_products(model, nn.CrossEntropyLoss(reduction="sum"), x, labels)
+    assert torch.equal(mean, added)
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0]))
+    for loss_fn in (weighted, nn.CrossEntropyLoss(ignore_index=1)):
+        with pytest.raises(InputError, match="expected the mean of the samples' losses, got one"):
+            sample_inner_products(model, loss_fn, x, labels)

@@ -84,3 +84,14 @@ def test_reading_a_shuffling_loader_draws_nothing():
     model, before = golden_net(), torch.get_rng_state()
     gradient_statistics(model, loader)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_loader_that_fails_has_drawn_nothing():
+    def batches():
+        yield torch.rand(4, 6), torch.arange(4)
+        raise KeyError("the second batch")
+
+    model, before = nn.Linear(6, 4), torch.get_rng_state()
+    with pytest.raises(KeyError, match="the second batch"):
+        gradient_statistics(model, batches())
+    assert torch.equal(before, torch.get_rng_state())

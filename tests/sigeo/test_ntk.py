@@ -133,6 +133,38 @@ def test_coupled_rows_without_batch_norm_are_the_kernel():
         assert float((got - kernel).norm() / kernel.norm()) < 1e-10
 
 
+@pytest.mark.parametrize("outputs", ["sum", "trace", "full"])
+def test_coupled_rows_of_a_model_with_a_frozen_weight(outputs):
+    torch.manual_seed(0)
+    model, inputs, _ = zoo.made("transformer", SAMPLES)
+    next(iter(model.parameters())).requires_grad_(False)
+    kernel = ntk(model, inputs, outputs=outputs)
+    got = ntk(model, inputs, outputs=outputs, params="layers", batch_norm="coupled")
+    layers = ntk(model, inputs, outputs=outputs, params="layers")
+    assert float((got - layers).norm() / layers.norm()) < 1e-10
+    got = ntk(model, inputs, outputs=outputs, batch_norm="coupled")
+    assert float((got - kernel).norm() / kernel.norm()) < 1e-10
+
+
+class Scaled(nn.Module):
+    """Takes factors that are no samples, in a tensor and as a number."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 3, dtype=torch.float64)
+
+    def forward(self, x, factor, other):
+        return factor * other * self.body(x)
+
+
+def test_every_sample_of_the_full_kernel_has_what_is_no_sample():
+    torch.manual_seed(0)
+    model, x = Scaled(), torch.randn(4, 6, dtype=torch.float64)
+    expected = 36 * ntk(model, (x, 1, 1.0), outputs="full")
+    got = ntk(model, (x, torch.tensor(2.0, dtype=torch.float64), 3.0), outputs="full")
+    torch.testing.assert_close(got, expected)
+
+
 def test_parameters_that_are_not_measured_keep_their_gradients():
     torch.manual_seed(0)
     model, inputs, labels = zoo.made("transformer", SAMPLES)

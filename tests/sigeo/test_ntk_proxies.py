@@ -95,3 +95,21 @@ def test_a_model_without_trainable_weights_is_not_finite():
     score = sigeo.score(model, [torch.randn(4, 3, 2, 2)] * 3, ["ntk_cond"])["ntk_cond"]
     assert not score.finite
     assert score.notes[0] == "no weight of a layer asks for a gradient"
+
+
+def test_eigenvalues_are_resolved_as_the_measured_weights_are():
+    class Shifted(nn.Module):
+        """With whole numbers as the first of its parameters, and float64 after it."""
+
+        def __init__(self):
+            super().__init__()
+            self.shift = nn.Parameter(torch.tensor([1, 2, 3]), requires_grad=False)
+            self.linear = nn.Linear(12, 3, dtype=torch.float64)
+
+        def forward(self, x):
+            return self.linear(x.flatten(1)) + self.shift
+
+    torch.manual_seed(0)
+    model, batches = Shifted(), [torch.randn(4, 3, 2, 2, dtype=torch.float64)] * 3
+    plain = nn.Sequential(nn.Flatten(), model.linear)
+    assert sigeo.score(model, batches, ["ntk_cond"]) == sigeo.score(plain, batches, ["ntk_cond"])

@@ -151,3 +151,36 @@ def test_what_is_no_proxy_is_refused():
             InputError, match=f"expected names or objects of class Proxy, got {kind}"
         ):
             sigeo.score(nn.Linear(3, 2), [batch], [wrong])
+
+
+def squares(model, statistics, loss):
+    """Of the gradients of whatever is measured."""
+    kept = [statistics[name].sq_sum for name in statistics.keys()]  # noqa: SIM118
+    with pytest.raises(InputError, match="sample_sq_norm was not asked for"):
+        _ = statistics.sample_sq_norm
+    return Outcome(sum(float(value.sum()) for value in kept))
+
+
+def norms(model, statistics, loss):
+    return Outcome(float(statistics.sample_sq_norm.sum()))
+
+
+@pytest.mark.parametrize(
+    ("function", "want"), [(squares, frozenset({"sq_sum"})), (norms, NORMS)], ids=["sums", "norms"]
+)
+def test_statistics_of_layers_are_of_layers_whatever_else_is_measured(function, want):
+    space = spaces.get("nasbench201", spaces.InputShape(1, 8, 10), channels=2, cells=1)
+    supernet, archs = space.supernet(seed=0), [space.decode([3] * 6), space.decode([2] * 6)]
+    generator = torch.Generator().manual_seed(0)
+    batches = [(torch.randn(4, 1, 8, 8, generator=generator), torch.arange(4))]
+    alone, every = (
+        own(OnSamples(function, want, "contribution", params)) for params in ("layers", "all")
+    )
+    model = supernet.subnet(archs[0])
+    score = sigeo.score(model, batches, [alone])["own"]
+    assert score.value < sigeo.score(model, batches, [every])["own"].value
+    beside = sigeo.score(model, batches, ["sigeo_sample", alone, "fisher_trace"])["own"]
+    assert beside.value == pytest.approx(score.value)
+    assert score_many(supernet, archs, batches, [alone])[0]["own"].value == pytest.approx(
+        score.value, rel=1e-5
+    )

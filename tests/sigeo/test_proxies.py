@@ -228,15 +228,48 @@ def test_flops_and_params():
     assert model.training
 
 
+class Scaled(nn.Module):
+    """Takes a factor that has no samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x, factor):
+        return factor * self.body(x)
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("name", ["flops", "synflow", "logsynflow", "ntk_min_eig"])
+def test_inputs_without_samples_are_for_all_of_them(name, named):
+    torch.manual_seed(0)
+    model, x, factor = Scaled(), torch.randn(3, 4, 6), torch.tensor(1.0)
+
+    def scored(factor):
+        batches = [({"x": y, "factor": factor} if named else (y, factor), None) for y in x]
+        return sigeo.score(model, batches, [name])[name]
+
+    assert scored(factor).finite and scored(factor) == scored(1.0)
+
+
+class Dotted(nn.Module):
+    """The two products of attention in one function."""
+
+    def forward(self, x):
+        heads = x[:, None]
+        return (F.scaled_dot_product_attention(heads, heads, heads)[:, 0],)
+
+
 @pytest.mark.parametrize(
     ("layer", "expected"),
     [
         # Of 5 tokens of 4: queries, keys and values, both products of attention, the output.
         (nn.MultiheadAttention(4, 2, batch_first=True), 5 * 4 * 12 + 2 * 5 * 5 * 4 + 5 * 4 * 4),
+        (Dotted(), 2 * 5 * 5 * 4),
         (nn.LSTM(4, 3, batch_first=True), 5 * 4 * 3 * (4 + 3)),
         (nn.GRU(4, 3, batch_first=True), 5 * 3 * 3 * (4 + 3)),
     ],
-    ids=["attention", "LSTM", "GRU"],
+    ids=["attention", "products of attention", "LSTM", "GRU"],
 )
 def test_flops_of_layers_that_torch_runs_in_one_piece(layer, expected):
     class Model(nn.Module):

@@ -39,6 +39,30 @@ def sample_gradients(model, images, labels):
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_losses_in_few_digits_are_means(dtype):
+    weights, labels = torch.ones(5, dtype=dtype), torch.tensor([1, 1, 1, 0, 2, 2, 3, 4, 0])
+    for seed in range(8):
+        torch.manual_seed(seed)
+        model, batches = golden_net().to(dtype), [(image_batches(1, 9, dtype)[0][0], labels)]
+        for loss_fn in (F.cross_entropy, torch.nn.CrossEntropyLoss(weight=weights)):
+            score = sigeo.score(model, batches, ["fisher_trace"], loss_fn=loss_fn)["fisher_trace"]
+            assert score.finite
+    weights[1] = 0.01
+    for options in ({"weight": weights}, {"ignore_index": 1}):
+        weighing = torch.nn.CrossEntropyLoss(**options)
+        with pytest.raises(InputError, match="one that weighs samples"):
+            sigeo.score(model, batches, ["fisher_trace"], loss_fn=weighing)
+
+
+def test_a_half_of_ignored_labels_is_noticed():
+    torch.manual_seed(0)
+    (images, _), labels = image_batches(1, 8)[0], torch.tensor([0, 0, 0, 0, 1, 2, 3, 4])
+    ignoring = torch.nn.CrossEntropyLoss(ignore_index=0)
+    with pytest.raises(InputError, match="one that weighs samples"):
+        sigeo.score(golden_net(), [(images, labels)], ["fisher_trace"], loss_fn=ignoring)
+
+
 def test_sample_proxies_are_their_formulas():
     torch.manual_seed(0)
     model, ((images, labels),) = golden_net().double(), image_batches(1, 9, torch.float64)

@@ -138,6 +138,7 @@ class Pooling(nn.Module):
         lambda x: x.mean(dim=(-1, -2), keepdim=True),
         lambda x: torch.mean(x.flatten(2), -1),
         lambda x: torch.mean(input=x, dim=[2, 3]),
+        lambda x: x.mean(axis=(2, 3)),
     ],
 )
 def test_features_are_those_before_the_global_pooling(pool):
@@ -162,6 +163,26 @@ def test_the_last_global_pooling_counts():
     found = zen(model, images)
     model.relu = nn.Sequential(nn.ReLU(), nn.AvgPool2d(2), nn.Upsample(scale_factor=2))
     assert found.value == pytest.approx(zen(model, images, features="relu.1").value, rel=1e-6)
+
+
+class Named(nn.Module):
+    """Calls its layers with arguments by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.norm(input=self.conv(input=x))
+        return self.linear(input=y.flatten(1))
+
+
+def test_layers_that_are_called_by_name_are_seen():
+    torch.manual_seed(0)
+    named, images = Named(), image_batches(1, 6)[0][0]
+    plain = nn.Sequential(named.conv, named.norm, nn.Flatten(), named.linear)
+    found = zen(named, images)
+    assert found == zen(plain, images) and found.finite and found.terms["batch_norm"] != 0
 
 
 def test_without_a_pooling_the_input_of_the_last_linear_layer_counts():

@@ -52,8 +52,10 @@ class Batches:
             )
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
-        self._batches = batches if isinstance(batches, Sequence) else list(batches)
-        random.restore()
+        try:
+            self._batches = batches if isinstance(batches, Sequence) else list(batches)
+        finally:
+            random.restore()
         if not self._batches:
             raise InputError("batches: expected at least one, got none")
         self._channels_last = memory_format == "channels_last" or (
@@ -125,9 +127,10 @@ class Batches:
 def image_format(model: nn.Module, device: torch.device) -> torch.memory_format:
     """The order of images that a model runs fastest in.
 
-    It is channels_last on a CPU if the model has 2-d convolutions, and none that crashes so:
-    without AVX-512 the weight gradient of a strided 1x1 convolution of fewer than 8 channels writes
-    out of bounds in that order (torch 2.13, oneDNN).
+    It is channels_last on a CPU if the model has 2-d convolutions, and nothing that crashes so. In
+    that order a group norm's weight gradient kills the process where the norm's input needs none,
+    as images and what frozen layers make of them (torch 2.13); and without AVX-512 the weight
+    gradient of a strided 1x1 convolution of fewer than 8 channels writes out of bounds (oneDNN).
     """
     convolutions = [
         m
@@ -135,6 +138,8 @@ def image_format(model: nn.Module, device: torch.device) -> torch.memory_format:
         if isinstance(m, nn.modules.conv._ConvNd) and len(m.kernel_size) == 2 and not m.transposed
     ]
     if device.type != "cpu" or not convolutions:
+        return torch.contiguous_format
+    if any(isinstance(m, nn.GroupNorm) and m.affine for m in model.modules()):
         return torch.contiguous_format
     if "AVX512" in torch.backends.cpu.get_cpu_capability():
         return torch.channels_last

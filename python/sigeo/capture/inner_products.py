@@ -8,15 +8,19 @@ batch, the other samples included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.batches import call
+from sigeo.capture.losses import batch_loss, check_reduction
 from sigeo.errors import InputError
 
 
@@ -31,6 +35,25 @@ class _Called(nn.Module):
         return call(self.model, inputs)
 
 
+class _ContiguousGroupNorm(TorchFunctionMode):
+    """Group norm gets contiguous inputs: its forward derivative fails on others (torch 2.13)."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if func in (F.group_norm, torch.group_norm):
+            if args:
+                args = (args[0].contiguous(), *args[1:])
+            else:
+                named = {**named, "input": named["input"].contiguous()}
+        return func(*args, **named)
+
+
 def sample_inner_products(
     model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Any, labels: Any
 ) -> Tensor:
@@ -38,7 +61,8 @@ def sample_inner_products(
 
     Args:
         model: Any module whose operations have forward derivatives.
-        loss_fn: (output, labels) to the mean loss; called for one sample at a time.
+        loss_fn: (output, labels) to the mean or the sum of the samples' losses; called for one
+            sample at a time.
         inputs: Of one batch.
         labels: Of one batch [B, ...].
 
@@ -46,7 +70,8 @@ def sample_inner_products(
         float64 [B].
 
     Raises:
-        InputError: There are no labels, or the model has an operation without forward derivative.
+        InputError: There are no labels, the loss weighs or mixes samples, or the model has an
+            operation without forward derivative.
     """
     if labels is None:
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
@@ -59,7 +84,11 @@ def sample_inner_products(
             if p.requires_grad
         }
         try:
-            output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
+            # The fused kernels of attention have no forward derivative.
+            with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
+                output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
+            loss = batch_loss(loss_fn, output, labels)
+            check_reduction(loss_fn, output, labels, loss, None)
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error

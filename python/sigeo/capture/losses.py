@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -88,47 +88,53 @@ def check_reduction(
     output: Any,
     labels: Any,
     loss: Tensor,
-    reduction: Reduction,
+    reduction: Reduction | None,
     *,
     fixed: bool = False,
 ) -> None:
     """Notice a loss that is no mean, or no sum, of the samples' losses by those of two halves.
 
-    A loss that cannot be taken apart passes.
+    A loss that cannot be taken apart passes, and one that is not finite.
 
     Args:
         loss_fn: The loss function, which is called for each half of the batch.
         output: Of the model for the batch.
         labels: Of the batch.
         loss: Of the batch.
-        reduction: What it is said to be.
+        reduction: What it is said to be; None for either.
         fixed: Whether the caller cannot say otherwise.
 
     Raises:
-        InputError: The loss is of the other kind, or of neither.
+        InputError: The loss is of another kind.
     """
     whole = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 0
     if not whole or len(output) < 2 or labels.dim() == 0 or len(output) != len(labels):
         return
     count, half = len(output), len(output) // 2
-    try:
-        with torch.no_grad():
-            first = float(loss_fn(output[:half], labels[:half]))
-            second = float(loss_fn(output[half:], labels[half:]))
-    except Exception:  # whatever a loss that takes whole batches alone does with half of one
+    parts = [slice(None), slice(half), slice(half, None)]
+    value, rounding, found = float(loss.detach()), 1e-4, None
+    if not math.isfinite(value):
         return
-    value = float(loss.detach())
-    if not all(math.isfinite(v) for v in (value, first, second)):
-        return
+    few = output.dtype in (torch.bfloat16, torch.float16)
+    if few:  # in so few digits rounding could be weights
+        found = _losses_of(loss_fn, output.float(), labels, parts)
+    if found is None:
+        rounding = max(rounding, 2 * torch.finfo(output.dtype).eps) if few else rounding
+        halves = _losses_of(loss_fn, output, labels, parts[1:])
+        if halves is None:
+            return
+        found = [value, *halves]
+    value, first, second = found
     scale = max(abs(value), abs(first), abs(second))
     expected = {
         "mean": (half * first + (count - half) * second) / count,
         "sum": first + second,
     }
-    fits = {kind: abs(value - e) <= 1e-4 * scale for kind, e in expected.items()}
-    other = "sum" if reduction == "mean" else "mean"
-    if fits[reduction]:
+    fits = {kind: abs(value - e) <= rounding * scale for kind, e in expected.items()}
+    if any(fits.values()) if reduction is None else fits[reduction]:
         return
+    reduction = reduction or "mean"
+    other = "sum" if reduction == "mean" else "mean"
     if fits[other]:
         advice = "" if fixed else f'; pass reduction="{other}"'
         raise InputError(
@@ -140,3 +146,14 @@ def check_reduction(
         "(class weights, ignored labels), mixes them or is random: "
         f"{value:.6g} for a batch, {expected[reduction]:.6g} from its halves"
     )
+
+
+def _losses_of(
+    loss_fn: LossFunction, output: Tensor, labels: Tensor, parts: Sequence[slice]
+) -> list[float] | None:
+    """Of parts of a batch; None for a loss that takes no such parts, or outputs of one dtype."""
+    try:
+        with torch.no_grad():
+            return [float(loss_fn(output[part], labels[part])) for part in parts]
+    except Exception:  # whatever it does with them
+        return None

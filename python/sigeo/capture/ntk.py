@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.coupled import coupled_gram
@@ -103,7 +104,7 @@ def ntk(
         rows = _rows(call(model, batch))
         if not rows.requires_grad:
             raise InputError("model: expected parameters that ask for gradients, found none")
-        chosen = list(select(model, params).values())
+        chosen = [p for p in select(model, params).values() if p.requires_grad]
         if outputs == "trace":
             return torch.stack([coupled_gram(c, chosen, max_bytes) for c in rows.unbind(1)]).sum(0)
         single = rows.sum(1) if outputs == "sum" else rows.flatten()
@@ -133,9 +134,5 @@ def _rows(output: object) -> Tensor:
 
 
 def _repeated(batch: Any, count: int) -> Any:
-    """Each sample so many times, one after another."""
-    if isinstance(batch, Tensor):
-        return batch.repeat_interleave(count, 0)
-    if isinstance(batch, dict):
-        return {name: _repeated(value, count) for name, value in batch.items()}
-    return type(batch)(_repeated(value, count) for value in batch)
+    """Each sample so many times, one after another; what has no dimension is for all samples."""
+    return tree_map_only(Tensor, lambda x: x.repeat_interleave(count, 0) if x.dim() else x, batch)

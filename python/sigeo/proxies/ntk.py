@@ -19,12 +19,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
+from torch import nn
 
 from sigeo.capture import NTKBatchNorm, ntk, select
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnInputs, Outcome, Proxy
+from sigeo.proxies.passes import first_samples
 from sigeo.proxies.registry import register
 from sigeo_ext import gram
 
@@ -45,13 +45,14 @@ def _proxy(
         raise InputError(f"batches: must be at least 1, got {batches}")
 
     def function(model: nn.Module, inputs: Sequence[Any]) -> Outcome:
-        if not any(p.requires_grad for p in select(model, "layers").values()):
+        dtypes = [p.dtype for p in select(model, "layers").values() if p.requires_grad]
+        if not dtypes:
             return Outcome(math.nan, {}, ("no weight of a layer asks for a gradient",))
         found = []
         for batch in inputs:
-            some = tree_map_only(Tensor, lambda t: t[:samples], batch)
+            some = first_samples(batch, samples)
             kernel = ntk(model, some, params="layers", batch_norm=batch_norm)
-            found.append(gram.spectrum(kernel, next(model.parameters()).dtype))
+            found.append(gram.spectrum(kernel, dtypes[0]))
         terms = {t: math.fsum(getattr(s, t) for s in found) / len(found) for t in _TERMS}
         unresolved = sum(not s.resolved for s in found)
         note = f"smallest eigenvalue unresolved in {unresolved} of {len(found)} batches"

@@ -49,6 +49,16 @@ def real_inputs(inputs: Any, name: str) -> list[Tensor]:
     return found
 
 
+def first_samples(inputs: Any, count: int) -> Any:
+    """The first samples of a batch, with what has no dimension as it is: it is for all of them.
+
+    Args:
+        inputs: As a model takes them.
+        count: How many.
+    """
+    return tree_map_only(Tensor, lambda x: x[:count] if x.dim() else x, inputs)
+
+
 def gaussian(inputs: Any, generator: torch.Generator) -> Any:
     """Inputs of the same shapes and kinds drawn from N(0, 1); those of whole numbers as they are.
 

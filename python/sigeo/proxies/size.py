@@ -7,26 +7,19 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
 from sigeo.proxies.base import OnModel, Outcome, Proxy
+from sigeo.proxies.passes import first_samples
 from sigeo.proxies.registry import register
 from sigeo_ext import saliency
 
 
 def _params(model: nn.Module, inputs: Any) -> Outcome:
     return Outcome(float(sum(p.numel() for p in model.parameters() if p.requires_grad)))
-
-
-def _one(inputs: Any) -> Any:
-    """The first sample of a batch."""
-    if isinstance(inputs, Tensor):
-        return inputs[:1]
-    if isinstance(inputs, dict):
-        return {name: _one(value) for name, value in inputs.items()}
-    return tuple(_one(value) for value in inputs) if isinstance(inputs, tuple) else inputs
 
 
 @contextmanager
@@ -39,7 +32,8 @@ def _plain_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for library in libraries:
             library.enabled = False
-        yield
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for library, value in zip(libraries, enabled, strict=True):
@@ -56,7 +50,7 @@ def _flops(model: nn.Module, inputs: Any) -> Outcome:
         FlopCounterMode(display=False) as counter,
     ):
         model.eval()
-        call(model, _one(inputs))
+        call(model, first_samples(inputs, 1))
     return Outcome(counter.get_total_flops() / 2)
 
 

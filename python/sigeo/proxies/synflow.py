@@ -18,11 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
 from sigeo.proxies.base import OnModel, Outcome, Proxy
-from sigeo.proxies.passes import summed
+from sigeo.proxies.passes import first_samples, summed
 from sigeo.proxies.registry import register
 from sigeo_ext import saliency
 
@@ -49,14 +50,11 @@ class _WithoutBatchNorm(TorchFunctionMode):
 
 def _ones(inputs: Any) -> Any:
     """One sample of ones, float64, shaped like the inputs; indices stay as they are."""
-    if isinstance(inputs, Tensor):
-        one = inputs[:1]
-        return torch.ones_like(one, dtype=torch.float64) if one.is_floating_point() else one
-    if isinstance(inputs, dict):
-        return {name: _ones(value) for name, value in inputs.items()}
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_ones(value) for value in inputs)
-    return inputs
+
+    def ones(x: Tensor) -> Tensor:
+        return torch.ones_like(x, dtype=torch.float64) if x.is_floating_point() else x
+
+    return tree_map_only(Tensor, ones, first_samples(inputs, 1))
 
 
 class _Called(nn.Module):

@@ -78,7 +78,7 @@ def _is_global(
     """Whether y is x [B, C, ...] averaged over all its positions."""
     if func in _POOLINGS:
         return all(size == 1 for size in y.shape[2:])
-    dims = args[0] if args else kwargs.get("dim")
+    dims = args[0] if args else kwargs.get("dim", kwargs.get("axis"))
     of = [dims] if isinstance(dims, int) else dims or ()
     return {d % x.dim() for d in of} == set(range(2, x.dim()))
 
@@ -90,8 +90,8 @@ class _Watched:
         self.features: Tensor | None = None
         self.variances: dict[nn.Module, Tensor] = {}
 
-    def keep_input(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        self.features = args[0]
+    def keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.features = args[0] if args else kwargs["input"]
 
     def keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor):
@@ -99,8 +99,9 @@ class _Watched:
             raise InputError(f"features: must name a module that returns a tensor, got a {came}")
         self.features = output.clone()
 
-    def update(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        channels = args[0].transpose(0, 1).flatten(1).double()
+    def update(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        x: Tensor = args[0] if args else kwargs["input"]
+        channels = x.transpose(0, 1).flatten(1).double()
         before = self.variances.get(module, torch.ones_like(channels[:, 0]))
         self.variances[module] = (1 - _MOMENTUM) * before + _MOMENTUM * channels.var(1)
 
@@ -116,9 +117,9 @@ def _watched(model: nn.Module, features: str | None) -> Iterator[_Watched]:
     handles = []
     for module in model.modules():
         if isinstance(module, _BatchNorm):
-            handles.append(module.register_forward_pre_hook(seen.update))
+            handles.append(module.register_forward_pre_hook(seen.update, with_kwargs=True))
         elif isinstance(module, nn.Linear) and features is None:
-            handles.append(module.register_forward_pre_hook(seen.keep_input))
+            handles.append(module.register_forward_pre_hook(seen.keep_input, with_kwargs=True))
     if features is not None:
         handles.append(model.get_submodule(features).register_forward_hook(seen.keep_output))
     try:

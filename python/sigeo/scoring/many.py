@@ -20,7 +20,15 @@ from sigeo.capture import (
 )
 from sigeo.errors import InputError
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
-from sigeo.scoring.score import check_needs, of_gradient, resolve, score, unreached
+from sigeo.scoring.score import (
+    check_needs,
+    of_gradient,
+    over_layers,
+    resolve,
+    score,
+    seen_by,
+    unreached,
+)
 from sigeo.spaces import Supernet
 from sigeo.spaces.base import listed
 from sigeo.supernet import (
@@ -114,6 +122,7 @@ def stackable(proxy: Proxy, supernet: Supernet[Any] | None = None) -> bool:
         return supports(measurement.request)
     if isinstance(measurement, OnSamples):
         can = measurement.batch_norm == "contribution" and measurement.want <= OF_SUBNETS
+        can = can and not over_layers(measurement)
         return can and (supernet is None or shares_samples(supernet))
     return isinstance(measurement, OnGradient)
 
@@ -265,7 +274,9 @@ def _score_samples(
     for arch, (statistics, loss, reached) in zip(archs, results, strict=True):
         subnet = supernet.subnet(arch)
         outcomes = {
-            name: m.function(subnet, statistics, loss) if reached else unreached()
+            name: m.function(subnet, seen_by(m, statistics, subnet), loss)
+            if reached
+            else unreached()
             for name, m in measurements.items()
         }
         found.append({p.name: p.score(outcomes[p.name]) for p in proxies})

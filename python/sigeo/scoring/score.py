@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigeo import proxies as registry
@@ -15,6 +15,7 @@ from sigeo.capture import (
     FirstGradient,
     LossFunction,
     MemoryFormat,
+    SampleStatistics,
     Selection,
     batch_loss,
     call,
@@ -22,6 +23,7 @@ from sigeo.capture import (
     check_reduction,
     gradient_statistics,
     preserved,
+    select,
 )
 from sigeo.errors import InputError
 from sigeo.proxies import (
@@ -36,6 +38,7 @@ from sigeo.proxies import (
     Proxy,
     Score,
 )
+from sigeo_ext.sample_moments import SampleMoments
 
 
 def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
@@ -207,11 +210,16 @@ def _measure_losses(
 def _measure_samples(
     model: nn.Module, data: Batches, proxies: Sequence[Proxy], loss_fn: LossFunction
 ) -> dict[str, Outcome]:
-    """The outcomes of the proxies of single samples: one pass for each meaning of batch norm."""
+    """The outcomes of the proxies of single samples.
+
+    One pass for each meaning of batch norm, and another one for norms over the layers alone.
+    """
     measurements = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnSamples)}
+    passes = {name: (m.batch_norm, over_layers(m)) for name, m in measurements.items()}
     outcomes: dict[str, Outcome] = {}
-    for policy in dict.fromkeys(m.batch_norm for m in measurements.values()):
-        group = {name: m for name, m in measurements.items() if m.batch_norm == policy}
+    for which in dict.fromkeys(passes.values()):
+        policy = which[0]
+        group = {name: m for name, m in measurements.items() if passes[name] == which}
         want = frozenset().union(*(m.want for m in group.values()))
         layers = all(m.params == "layers" for m in group.values())
         params: Selection = "layers" if layers else "all"
@@ -226,12 +234,54 @@ def _measure_samples(
             if loss.requires_grad:
                 loss.backward()
         outcomes |= {
-            name: m.function(model, statistics, float(loss.detach()))
+            name: m.function(model, seen_by(m, statistics, model), float(loss.detach()))
             if loss.requires_grad
             else unreached()
             for name, m in group.items()
         }
     return outcomes
+
+
+def over_layers(measurement: OnSamples) -> bool:
+    """Whether it wants statistics over all layers together, which other parameters add to."""
+    together = {"sample_sq_norm", "fisher_rao", "gram"}
+    return measurement.params == "layers" and not measurement.want.isdisjoint(together)
+
+
+def seen_by(
+    measurement: OnSamples, statistics: SampleStatistics, model: nn.Module
+) -> SampleStatistics:
+    """What a measurement gets of statistics that others share, not `over_layers`."""
+    if measurement.params == "all" or over_layers(measurement):
+        return statistics
+    return _OfLayers(statistics, measurement.want, frozenset(select(model, "layers")))
+
+
+class _OfLayers(SampleStatistics):
+    """Those of the layers among statistics of all parameters."""
+
+    def __init__(self, found: SampleStatistics, want: frozenset[str], layers: frozenset[str]):
+        super().__init__(want)
+        self._found, self._layers = found, layers
+
+    @property
+    def unsupported(self) -> Mapping[str, str]:
+        return {n: why for n, why in self._found.unsupported.items() if n in self._layers}
+
+    @property
+    def units(self) -> int:
+        return self._found.units
+
+    def keys(self) -> list[str]:
+        return [name for name in self._found.keys() if name in self._layers]  # noqa: SIM118
+
+    def __getitem__(self, name: str) -> SampleMoments:
+        if name not in self._layers:
+            raise KeyError(f"{name}: not among the parameters that are measured")
+        return self._found[name]
+
+    def _over_parameters(self, name: str) -> Tensor:
+        raise InputError(f"want: {name} was not asked for")
 
 
 def of_gradient(proxy: Proxy, gradient: FirstGradient) -> Outcome:

@@ -74,11 +74,19 @@ def test_distances_equal_one_pass_an_option(place):
     )
 
 
-def test_squared_and_filter_distances():
+def shared_weights(place):
+    """The same, with those of norms."""
+    return lambda name: name.startswith("blocks.") and f".slots.{place}_" not in name
+
+
+@pytest.mark.parametrize(
+    ("selection", "keep"), [("layers", shared_layers(3)), ("all", shared_weights(3))]
+)
+def test_squared_and_filter_distances(selection, keep):
     subject = Subject(WHOLE, 3, 1, SUPERNET, BATCHES)
-    found = gradients(subject, 0, keep=shared_layers(3))
-    squared = GradientMatching(repeats=1, measure="squared")(subject)
-    filters = GradientMatching(repeats=1, measure="filter")(subject)
+    found = gradients(subject, 0, keep=keep)
+    squared = GradientMatching(repeats=1, measure="squared", selection=selection)(subject)
+    filters = GradientMatching(repeats=1, measure="filter", selection=selection)(subject)
     used = [name for name in found[0] if any(bool(g[name].any()) for g in found)]
     for i in range(5):
         for j in range(i):

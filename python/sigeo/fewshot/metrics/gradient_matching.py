@@ -189,7 +189,9 @@ def _filter_cosines(tensors: list[Tensor | None]) -> Tensor:
     """Cosines of each output channel's part, [channels, o, o]."""
     like = next(tensor for tensor in tensors if tensor is not None)
     filled = [torch.zeros_like(like) if tensor is None else tensor for tensor in tensors]
-    parts = torch.stack(filled).double().flatten(2).transpose(0, 1)  # [channels, o, *]
+    channels = len(like) if like.dim() else 1
+    parts = torch.stack(filled).double().reshape(len(filled), channels, -1)
+    parts = parts.transpose(0, 1)  # [channels, o, *]
     lengths = parts.norm(dim=2)
     cosines: Tensor = (parts @ parts.mT) / (lengths[:, :, None] * lengths[:, None] + _EPSILON)
     return cosines
