@@ -147,6 +147,9 @@ def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
 
     All but m2 and sign_sum are products of what x and d give alone: |d x| = |d| |x|.
     """
+    if torch.is_autocast_enabled(x.device.type):  # which leaves the ops' dtypes as they are, too
+        with torch.autocast(x.device.type, enabled=False):
+            return _separable(x, d, bits, factor)
     results: dict[str, Tensor] = {}
     if bits & SUM:
         results["sum"] = d.t() @ x

@@ -225,6 +225,17 @@ def test_samples_without_positions_have_gradients_of_zero(want):
         sm.linear(torch.randn(4, 0, 3), torch.randn(3, 0, 5), want=want)
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 2)], ids=["one position", "some"])
+@pytest.mark.parametrize("want", [["sum", "abs_sum", "sq_sum"], ["sq_norm"]], ids=["all", "norms"])
+def test_autocast_changes_no_statistic(shape, want):
+    x, d = torch.randn(*shape, 30), torch.randn(*shape, 40)
+    expected = sm.linear(x, d, want=want)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sm.linear(x, d, want=want)
+    for a, b in zip(got, expected, strict=True):
+        assert (a is None) is (b is None) and (a is None or torch.equal(a, b))
+
+
 def ones(*shape):
     return torch.ones(shape, requires_grad=True)
 
