@@ -100,9 +100,10 @@ def _is_one(value: Any, option: Any) -> bool:
     """Whether a value is of a kind that is no list."""
     if option is Any:
         return True
-    if option in (int, bool):
-        whole = isinstance(value, int | torch.SymInt | torch.SymBool)
-        return whole or (hasattr(value, "__index__") and not isinstance(value, Tensor))
+    if option is int:
+        return isinstance(value, int | torch.SymInt)
+    if option is bool:
+        return isinstance(value, int | torch.SymBool)
     if option is float:
         known = isinstance(value, int | float | torch.SymInt | torch.SymFloat)
         return known or (hasattr(value, "__float__") and not isinstance(value, Tensor))

@@ -38,6 +38,10 @@ WRONG = {
         lambda: grouped.linear([A], W, outputs=["all"]),
         "grouped.linear: outputs[0] must be None, an int, a slice or an int64 tensor, got str",
     ),
+    "a slice's bound": (
+        lambda: slices.linear(A, W, outputs=slice(0.0, 2.0)),
+        "slices.linear: outputs must be a slice of step 1 from 0 to 5, got slice(0.0, 2.0, None)",
+    ),
     "None in a list": (
         lambda: moments.dot([None], [A]),
         "moments.dot: a[0] must be a tensor, got None",
@@ -77,6 +81,10 @@ WRONG = {
     "a number for a flag": (
         lambda: sample_moments.scale(A[None], A[None], channels_last="yes"),
         "sample_moments.scale: channels_last must be a bool, got str",
+    ),
+    "a number of NumPy": (
+        lambda: slices.convolution(A[None], W[..., None], stride=np.int64(2)),
+        "slices.convolution: stride must be an int or a list of ints, got int64",
     ),
     "a number or numbers": (
         lambda: sample_moments.convolution(A[None], A[None], [1], stride="1"),
