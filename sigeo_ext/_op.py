@@ -331,22 +331,28 @@ def _mapped(function: Callable[[torch.Tensor], Any], args: Sequence[Any]) -> lis
 
 
 def _refusing_meta_beside_others(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """A fake that serves tensors without values only where no tensor has any.
+    """A fake that makes nothing of tensors without values but what has no values, too.
 
-    Else what it makes where the others are would have the values of whatever was in that memory.
+    Where the others are, a result would have the values of whatever was in its memory.
     """
 
     @functools.wraps(fake)
     def run(*args: Any) -> Any:
-        devices: list[torch.device] = []
-        _mapped(lambda tensor: devices.append(tensor.device), args)
-        kinds = {device.type for device in devices}
-        if "meta" in kinds and len(kinds) > 1:
-            others = ", ".join(sorted(kinds - {"meta"}))
+        result = fake(*args)
+        given, made = _device_types(args), _device_types([result])
+        if "meta" in given and given | made != {"meta"} and made != {"meta"}:
+            others = ", ".join(sorted(given - {"meta"}))
             raise RuntimeError(f"{name}: all tensors must be on one device, got meta and {others}")
-        return fake(*args)
+        return result
 
     return run
+
+
+def _device_types(args: Sequence[Any]) -> set[str]:
+    """Of the tensors among arguments or results."""
+    found: set[str] = set()
+    _mapped(lambda tensor: found.add(tensor.device.type), args)
+    return found
 
 
 def names() -> list[str]:

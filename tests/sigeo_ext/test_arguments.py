@@ -132,6 +132,11 @@ def test_tensors_without_values_are_refused_beside_others(call):
         call(torch.empty(3, 4, device="meta"))
 
 
+def test_places_on_another_device_serve_where_there_are_no_values(small_weights_through_ops):
+    x, weight = torch.empty(3, 4, device="meta"), torch.empty(5, 4, device="meta")
+    assert slices.linear(x, weight, outputs=torch.tensor([2, 0])).shape == (3, 2)
+
+
 def negative(t):
     """A view of values whose signs are to be turned when they are read."""
     view = torch.complex(torch.zeros_like(t), -t).conj().imag
