@@ -109,7 +109,8 @@ def _is_one(value: Any, option: Any) -> bool:
         return known or (hasattr(value, "__float__") and not isinstance(value, Tensor))
     if get_origin(option) is Literal:
         return any(type(value) is type(word) for word in get_args(option))
-    return isinstance(option, type) and get_origin(option) is None and isinstance(value, option)
+    kind = get_origin(option) or option  # an array's, say, of whatever numbers
+    return isinstance(kind, type) and kind not in _LISTS and isinstance(value, kind)
 
 
 def _is_list(value: Any) -> bool:
@@ -146,8 +147,10 @@ def _several(hint: Any) -> str:
 
 
 def _word(option: Any) -> str:
-    kind = type(get_args(option)[0]) if get_origin(option) is Literal else option
-    return _WORDS.get(kind) or str(getattr(kind, "__name__", kind))
+    kind = get_origin(option) or option
+    if kind is Literal:
+        kind = type(get_args(option)[0])
+    return _WORDS.get(kind) or str(getattr(kind, "__name__", kind)).removeprefix("nd")
 
 
 def _kind(value: Any) -> str:
