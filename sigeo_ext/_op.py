@@ -61,9 +61,11 @@ def define(
     _library.define(schema)
     if "!" in schema:
         _count_versions(name)
+    if "Tensor?[]" in schema:
+        _resolve_negatives(name)
     _library.impl(name, reference, "CompositeExplicitAutograd")
     qualified = f"{NAMESPACE}::{name}"
-    torch.library.register_fake(qualified, fake, lib=_library)
+    torch.library.register_fake(qualified, _refusing_meta_beside_others(name, fake), lib=_library)
     op = getattr(torch.ops.sigeo_ext, name)
     if backward is not None and setup_context is not None:
         _register_gradient(op.default, reference, setup_context, backward)
@@ -288,6 +290,69 @@ def _count_versions(name: str) -> None:
         return overload.redispatch(keys & torch._C._after_ADInplaceOrView_keyset, *args)
 
     _library.impl(name, kernel, "ADInplaceOrView", with_keyset=True)
+
+
+def _resolve_negatives(name: str) -> None:
+    """Let the op read negative views, say `torch.imag` of a conjugate, as what they stand for.
+
+    torch does so for tensors and lists of them, but passes over lists that may hold None.
+    """
+    overload = getattr(torch.ops.sigeo_ext, name).default
+    written = [
+        argument.alias_info is not None and argument.alias_info.is_write
+        for argument in overload._schema.arguments
+    ]
+    after = torch._C._dispatch_keyset_full_after(torch._C.DispatchKey.Negative)
+
+    def kernel(keys: Any, *args: Any) -> Any:
+        for argument, is_written, value in zip(
+            overload._schema.arguments, written, args, strict=True
+        ):
+            if is_written and any(t.is_neg() for t in value):
+                raise RuntimeError(
+                    f"{name}: {argument.name} is written in place and must not hold negative "
+                    "views; take t.resolve_neg() in their place"
+                )
+        return overload.redispatch(keys & after, *_mapped(torch.Tensor.resolve_neg, args))
+
+    _library.impl(name, kernel, "Negative", with_keyset=True)
+
+
+def _mapped(function: Callable[[torch.Tensor], Any], args: Sequence[Any]) -> list[Any]:
+    """Arguments with a function of the tensors in place of them."""
+    return [
+        _mapped(function, arg)
+        if isinstance(arg, list | tuple)
+        else function(arg)
+        if isinstance(arg, torch.Tensor)
+        else arg
+        for arg in args
+    ]
+
+
+def _refusing_meta_beside_others(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """A fake that makes nothing of tensors without values but what has no values, too.
+
+    Where the others are, a result would have the values of whatever was in its memory.
+    """
+
+    @functools.wraps(fake)
+    def run(*args: Any) -> Any:
+        result = fake(*args)
+        given, made = _device_types(args), _device_types([result])
+        if "meta" in given and given | made != {"meta"} and made != {"meta"}:
+            others = ", ".join(sorted(given - {"meta"}))
+            raise RuntimeError(f"{name}: all tensors must be on one device, got meta and {others}")
+        return result
+
+    return run
+
+
+def _device_types(args: Sequence[Any]) -> set[str]:
+    """Of the tensors among arguments or results."""
+    found: set[str] = set()
+    _mapped(lambda tensor: found.add(tensor.device.type), args)
+    return found
 
 
 def names() -> list[str]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext._per_sample import PER_SAMPLE_TOLERANCE, PerSampleCheck, Worst, check_per_sample
 
 __all__ = [
@@ -35,6 +36,7 @@ TOLERANCE = {
 """Largest error ratio that `assert_close` accepts, by the less precise of the two dtypes."""
 
 
+@named_arguments("error_ratio")
 def error_ratio(actual: Tensor, expected: Tensor) -> float:
     """``||actual - expected|| / ||expected||`` in float64; 0 if both are empty or zero.
 
@@ -49,20 +51,25 @@ def error_ratio(actual: Tensor, expected: Tensor) -> float:
             f"error_ratio: shapes must be equal, got {list(a.shape)} and {list(e.shape)}"
         )
     same = (a == e) | (a.isnan() & e.isnan())
-    difference = torch.where(same, 0.0, a - e).norm()
-    scale = torch.where(same & ~e.isfinite(), 0.0, e).norm()
-    if difference == 0:
+    difference = torch.where(same, 0.0, a - e)
+    scale = torch.where(same & ~e.isfinite(), 0.0, e)
+    if not difference.any():
         return 0.0
-    return float("inf") if difference.isnan() else float(difference / scale)
+    largest = torch.maximum(difference.abs().max(), scale.abs().max())
+    if not largest.isfinite():
+        return float("inf")
+    # Squares would leave the range of float64, above as below.
+    return float((difference / largest).norm() / (scale / largest).norm())
 
 
+@named_arguments("assert_close")
 def assert_close(
     actual: Tensor | Sequence[Tensor],
     expected: Tensor | Sequence[Tensor],
     *,
     tolerance: float | None = None,
 ) -> None:
-    """Assert that tensors, or two lists of them, agree in shape and by their error ratio.
+    """Assert that tensors, or two lists of them, agree in number, shape and by their error ratio.
 
     Args:
         actual: What came out.
@@ -72,12 +79,11 @@ def assert_close(
     Raises:
         AssertionError: They do not; the message names the first that differs and its error.
     """
-    pairs = (
-        [(actual, expected)]
-        if isinstance(actual, Tensor) and isinstance(expected, Tensor)
-        else list(zip(actual, expected, strict=True))
-    )
-    for index, (a, e) in enumerate(pairs):
+    if isinstance(actual, Tensor) and isinstance(expected, Tensor):
+        actual, expected = [actual], [expected]
+    if len(actual) != len(expected):
+        raise AssertionError(f"{len(actual)} tensors, expected {len(expected)}")
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         if a.shape != e.shape:
             raise AssertionError(f"[{index}] shape {list(a.shape)}, expected {list(e.shape)}")
         limit = tolerance

@@ -81,7 +81,8 @@ void torch_parallel_each(int64_t n, const Range& body);
 
 // Calls body(i) for each i of [0, n), in any order, threads taking the next one when they are done
 // with theirs. Where there are several threads, the library's products inside run on one: it then
-// gives the same bits as with a single thread, and there is no other way to have it so.
+// gives the same bits for any number of them, and there is no other way to have it so. (A single
+// thread outside of a parallel region may take another way through products of few rows.)
 void torch_parallel_tasks(int64_t n, const std::function<void(int64_t)>& body);
 
 }  // namespace sigeo_ext

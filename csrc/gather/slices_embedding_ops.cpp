@@ -86,7 +86,9 @@ void add(const char* op, const Tensor& d, const Tokens& tokens, const Selection&
   if (into.scalar_type() == ScalarType::Float) return run(float{});
   const Tensor part = dense(torch::stable::reshape(gradients, Sizes{count, columns.count()}),
                             tokens, into.size(0), padding);
-  const Tensor sum = torch::stable::subtract(columns.columns_of(into), part, -1.0);
+  // The sum lies as the table does, in whatever order; of a tile the columns lie side by side.
+  const Tensor sum =
+      torch::stable::contiguous(torch::stable::subtract(columns.columns_of(into), part, -1.0));
   gather::write_tile(gather::const_matrix_of(sum), {0, into.size(0)}, columns.places(),
                      gather::matrix_of(into), gather::Rest::kKept, torch_parallel);
 }

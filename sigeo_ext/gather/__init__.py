@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gather import cell_reference, grouped, op, slices
 from sigeo_ext.gather.batch_norm import batch_norm
 from sigeo_ext.gather.cell_reference import Edge
@@ -47,6 +48,7 @@ __all__ = [
 ]
 
 
+@named_arguments("gather.dispatch")
 def dispatch(
     x: Tensor, rectified: Sequence[Tensor] = (), plain: Sequence[Tensor] = ()
 ) -> tuple[list[Tensor], list[Tensor]]:
@@ -78,6 +80,7 @@ POOL = cell_reference.POOL
 """In the place of an edge's slot: the source's 3x3 average pooling, see `cell`."""
 
 
+@named_arguments("gather.cell")
 def cell(
     x: Tensor,
     weight: Sequence[Tensor],
@@ -138,6 +141,7 @@ class Term(NamedTuple):
     """The batch norm behind it, if there is one."""
 
 
+@named_arguments("gather.combine")
 def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
     """The sum at a node, over the terms of each subnet; zero where a subnet has none.
 
@@ -170,6 +174,7 @@ class Combined(NamedTuple):
     """1 / sqrt(variance + eps), likewise."""
 
 
+@named_arguments("gather.combine")
 def combined(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Combined:
     """As `combine`, with the statistics that the terms were normalised by.
 
@@ -198,6 +203,7 @@ def combined(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Combin
     return Combined(*results)
 
 
+@named_arguments("gather.convolution")
 def convolution(
     x: Tensor,
     weight: Tensor,
@@ -233,6 +239,7 @@ def convolution(
     return y
 
 
+@named_arguments("gather.linear")
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """A linear layer on each block with its own weight. Differentiable.
 

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gather import op
 
 _OP = "gather.batch_norm"
 
 
+@named_arguments("gather.batch_norm")
 def batch_norm(
     x: Tensor,
     weight: Tensor | None = None,

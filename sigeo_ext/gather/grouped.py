@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext._op import call, needs_gradient
 from sigeo_ext.gather import grouped_op as op
 from sigeo_ext.gather import grouped_reference as reference
@@ -38,6 +39,7 @@ FEW = 8
 """Subnets below which plain torch serves where no gradient is wanted."""
 
 
+@named_arguments("grouped.linear")
 def linear(
     x: Sequence[Tensor],
     weight: Tensor,

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sigeo_ext import _check
 from sigeo_ext import sample_moments as kernels
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gather import grouped_op as op
 from sigeo_ext.gather.grouped_windows import Window, windows_of
 from sigeo_ext.sample_moments import SampleMoments
@@ -17,6 +18,7 @@ from sigeo_ext.sample_moments.statistics import bits_of, named
 _POWERS = {"abs_sum": 1, "sq_sum": 2, "m2": 2, "sq_norm": 2}
 
 
+@named_arguments("grouped.sample_moments")
 def sample_moments(
     x: Sequence[Tensor],
     d: Sequence[Tensor],
@@ -63,6 +65,7 @@ def sample_moments(
     return found
 
 
+@named_arguments("grouped.subnet_moments")
 def subnet_moments(
     x: Sequence[Tensor],
     d: Sequence[Tensor],
@@ -119,10 +122,8 @@ def subnet_moments(
 
 
 def _one_sample(values: Tensor) -> Tensor:
-    """[1, rows, width]; a row of zeros where there is none."""
-    rows = values.shape[:-1].numel()
-    width = values.shape[-1]
-    return values.reshape(1, rows, width) if rows else values.new_zeros(1, 1, width)
+    """[1, rows, width]."""
+    return values.reshape(1, values.shape[:-1].numel(), values.shape[-1])
 
 
 def _check_lists(name: str, x: Sequence[Tensor], d: Sequence[Tensor]) -> None:

@@ -31,7 +31,8 @@ def window_of(name: str, argument: str, selection: Selection, size: int) -> Wind
         return [0, 0], selection
     if isinstance(selection, slice):
         begin, end = selection.start or 0, size if selection.stop is None else selection.stop
-        if selection.step not in (None, 1) or not 0 <= begin <= end <= size:
+        whole = isinstance(begin, _WHOLE) and isinstance(end, _WHOLE)
+        if selection.step not in (None, 1) or not (whole and 0 <= begin <= end <= size):
             expected = f"{argument} must be a slice of step 1 from 0 to {size}"
             _check.require(False, name, f"{expected}, got {selection}")
         return [begin, end - begin], None

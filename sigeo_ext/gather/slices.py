@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext._op import call
 from sigeo_ext.gather import slices_op as op
 from sigeo_ext.gather import slices_reference as reference
@@ -56,6 +57,7 @@ SMALL_TABLE = 1 << 20
 """Weights of a table up to which windows of its columns are plain torch's slices."""
 
 
+@named_arguments("slices.linear")
 def linear(
     x: Tensor,
     weight: Tensor,
@@ -98,6 +100,7 @@ def linear(
     return y
 
 
+@named_arguments("slices.convolution")
 def convolution(
     x: Tensor,
     weight: Tensor,
@@ -165,6 +168,7 @@ def convolution(
     return y
 
 
+@named_arguments("slices.embedding")
 def embedding(
     tokens: Tensor,
     weight: Tensor,

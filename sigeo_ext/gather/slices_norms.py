@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gather.selection import Selection, check_index, length, window_of
 
 
+@named_arguments("slices.layer_norm")
 def layer_norm(
     x: Tensor,
     weight: Tensor | None,
@@ -52,6 +54,7 @@ def layer_norm(
     return F.layer_norm(x, (x.shape[-1],), scale, shift, eps)
 
 
+@named_arguments("slices.group_norm")
 def group_norm(
     x: Tensor,
     groups: int,
@@ -104,6 +107,7 @@ def group_norm(
     return F.group_norm(x, x.shape[1] // width, scale, shift, eps)
 
 
+@named_arguments("slices.batch_norm")
 def batch_norm(
     x: Tensor,
     running_mean: Tensor | None,

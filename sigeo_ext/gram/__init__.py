@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gram import op
 from sigeo_ext.sample_moments import patches
 from sigeo_ext.sample_moments.layout import (
@@ -31,6 +32,7 @@ from sigeo_ext.sample_moments.layout import (
     as_lines,
     each_dimension,
     widened,
+    with_positions,
 )
 
 __all__ = [
@@ -55,6 +57,7 @@ Vector = Tensor | Sequence[Tensor | None]
 _AT_ONCE = 1 << 22
 
 
+@named_arguments("gram.route")
 def route(units: int, positions: int, inputs: int, outputs: int) -> Literal["gram", "direct"]:
     """The cheaper route, by multiply-adds.
 
@@ -72,6 +75,7 @@ def route(units: int, positions: int, inputs: int, outputs: int) -> Literal["gra
     return "gram" if 2 * gram < direct else "direct"
 
 
+@named_arguments("gram.convolution")
 def convolution(
     x: Tensor,
     d: Tensor,
@@ -112,7 +116,7 @@ def convolution(
     if groups == 1 and dims < 3 and route != "direct" and patches.fit(x, d, unit):
         positions = unit * math.prod(d.shape[2:])
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
-        inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
+        inputs = x.shape[1] * patches.taps_of(axes)
         units, outputs = x.shape[0] // unit, d.shape[1]
         if axes and _chosen(route, units, positions, inputs, outputs) == "gram":
             seen = patches.seen_by_positions(widened(x), axes)
@@ -123,6 +127,7 @@ def convolution(
     )
 
 
+@named_arguments("gram.linear")
 def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Tensor:
     """<g_u, g_v> of the weight [O, I] of a linear layer, float64 [units, units].
 
@@ -139,6 +144,7 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
     _check_route(route)
     if x.dim() == 2:
         x, d = x[:, None], d[:, None]
+    x, d = with_positions(x, d)
     if route != "direct" and patches.fit(x, d, unit) and x.shape[1] == d.shape[1]:
         chosen = _chosen(route, len(x) // unit, unit * x.shape[1], x.shape[2], d.shape[2])
         if chosen == "gram":
@@ -175,6 +181,7 @@ def _by_positions(x: Tensor, d: Tensor) -> Tensor:
     return out
 
 
+@named_arguments("gram.rows")
 def rows(gradients: Tensor, *, unit: int = 1) -> Tensor:
     """<g_u, g_v> of samples' gradients that are there, ``[samples, *shape]``; float64.
 
@@ -192,6 +199,7 @@ def rows(gradients: Tensor, *, unit: int = 1) -> Tensor:
     return flat @ flat.t()
 
 
+@named_arguments("gram.embedding")
 def embedding(
     rows: Tensor,
     gradients: Tensor,
@@ -225,6 +233,7 @@ def embedding(
     return op.gram_embedding(rows.contiguous(), units, values, count, entries, skipped)
 
 
+@named_arguments("gram.dot")
 def dot(vectors: Sequence[Vector]) -> Tensor:
     """Dot products of all pairs of vectors, float64 [count, count].
 
@@ -242,6 +251,7 @@ def dot(vectors: Sequence[Vector]) -> Tensor:
     return _of_lists(vectors, difference=False)
 
 
+@named_arguments("gram.sq_distance")
 def sq_distance(vectors: Sequence[Vector]) -> Tensor:
     """Squared Euclidean distances of all pairs of vectors, float64 [count, count].
 
@@ -252,6 +262,7 @@ def sq_distance(vectors: Sequence[Vector]) -> Tensor:
     return _of_lists(vectors, difference=True)
 
 
+@named_arguments("gram.cosine")
 def cosine(vectors: Sequence[Vector]) -> Tensor:
     """Cosines of all pairs of vectors, float64 [count, count].
 
@@ -275,12 +286,18 @@ def _of_lists(vectors: Sequence[Vector], *, difference: bool) -> Tensor:
     return op.gram_lists(flat, len(lists), difference)
 
 
+@named_arguments("gram.pack_signs")
 def pack_signs(values: Tensor) -> Tensor:
     """Which values are above zero, a bit each: uint8 [count, ceil(size / 8)].
 
     Args:
         values: ``[count, *shape]``, a ReLU's outputs say. Bit k of byte j is value 8 j + k.
+
+    Raises:
+        RuntimeError: Values without a shape.
     """
+    shape = f"values must be [count, *shape], got {list(values.shape)}"
+    _check.require(values.dim() > 1, "gram.pack_signs", shape)
     bits = (values.flatten(1) > 0).to(torch.uint8)
     bits = F.pad(bits, (0, -bits.shape[1] % 8)).unflatten(1, (-1, 8))
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=bits.device)
@@ -288,6 +305,7 @@ def pack_signs(values: Tensor) -> Tensor:
     return packed
 
 
+@named_arguments("gram.hamming")
 def hamming(codes: Tensor) -> Tensor:
     """How many bits differ between all pairs of codes, int64 [count, count].
 
@@ -313,6 +331,7 @@ class Spectrum(NamedTuple):
     """Whether the smallest eigenvalue stands above the rounding of the gradients."""
 
 
+@named_arguments("gram.spectrum")
 def spectrum(gram: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
     """Extreme eigenvalues of a symmetric positive semi-definite matrix.
 

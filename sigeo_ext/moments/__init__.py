@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext._lists import OptionalTensorList, TensorList, detached
 from sigeo_ext.moments import op
 from sigeo_ext.moments.reference import MAX_ROWS
@@ -59,6 +60,7 @@ class Summary(NamedTuple):
     """Sum of M2; the sum of g^2 over all units is ``m2_sum + n * mean_sq``."""
 
 
+@named_arguments("moments.update_")
 def update_(
     abs_sum: TensorList, mean: TensorList, m2: TensorList, grads: OptionalTensorList, *, count: int
 ) -> None:
@@ -88,6 +90,7 @@ def update_(
     op.moments_update_(abs_sum, mean, m2, detached(grads), count)
 
 
+@named_arguments("moments.update")
 def update(
     abs_sum: TensorList, mean: TensorList, m2: TensorList, grads: OptionalTensorList, *, count: int
 ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
@@ -101,6 +104,7 @@ def update(
     return result
 
 
+@named_arguments("moments.fold_rows_")
 def fold_rows_(first: TensorList, second: TensorList, third: TensorList) -> None:
     """Turn three units into the state of these three, in their own memory.
 
@@ -113,6 +117,7 @@ def fold_rows_(first: TensorList, second: TensorList, third: TensorList) -> None
     op.moments_fold_rows_(first, second, third)
 
 
+@named_arguments("moments.summary")
 def summary(
     abs_sum: TensorList,
     mean: TensorList,
@@ -142,6 +147,7 @@ def summary(
     return Summary(*op.moments_summary(*lists, count, ddof).unbind(1))
 
 
+@named_arguments("moments.rows_summary")
 def rows_summary(
     rows: Sequence[OptionalTensorList], *, weights: TensorList = (), ddof: int = 0
 ) -> Summary:
@@ -168,6 +174,7 @@ def rows_summary(
     return Summary(*op.moments_rows_summary(flat, theta, len(rows), ddof).unbind(1))
 
 
+@named_arguments("moments.dot")
 def dot(a: TensorList, b: TensorList) -> Tensor:
     """Inner product of each pair of tensors, float64 [layers]. Differentiable backwards.
 
@@ -181,6 +188,7 @@ def dot(a: TensorList, b: TensorList) -> Tensor:
     return result
 
 
+@named_arguments("moments.row_dots")
 def row_dots(a: Tensor, b: Tensor) -> Tensor:
     """Inner product of each row of a with that of b, float64 [rows]. Differentiable backwards.
 

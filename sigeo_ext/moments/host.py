@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigeo_ext import _host
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.moments.reference import MAX_ROWS
 
 __all__ = ["Summary", "rows_summary", "summary", "update_"]
@@ -39,6 +40,7 @@ def _check_units(units: int, ddof: int) -> None:
         )
 
 
+@named_arguments("moments.host.update_")
 def update_(abs_sum: Arrays, mean: Arrays, m2: Arrays, grads: Arrays, *, count: int) -> None:
     """Add one unit to a state of ``count`` units, in place; see `sigeo_ext.moments.update_`.
 
@@ -50,6 +52,7 @@ def update_(abs_sum: Arrays, mean: Arrays, m2: Arrays, grads: Arrays, *, count: 
     _host.moments_update_(list(abs_sum), list(mean), list(m2), list(grads), count)
 
 
+@named_arguments("moments.host.summary")
 def summary(
     abs_sum: Arrays, mean: Arrays, m2: Arrays, *, count: int, weights: Arrays = (), ddof: int = 0
 ) -> Summary:
@@ -63,6 +66,7 @@ def summary(
     return Summary(*table.T)
 
 
+@named_arguments("moments.host.rows_summary")
 def rows_summary(rows: Sequence[Arrays], *, weights: Arrays = (), ddof: int = 0) -> Summary:
     """Reduce up to `MAX_ROWS` units to a few sums a layer; see `sigeo_ext.moments.rows_summary`.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sigeo_ext import _check, moments
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext._lists import OptionalTensorList, TensorList
 
 _ROWS = 3
@@ -23,6 +24,7 @@ class Moments:
     the last unit along, so the usual four batches are read once and nothing is ever written.
     """
 
+    @named_arguments("Moments")
     def __init__(self, like: TensorList, *, dtype: torch.dtype = torch.float32) -> None:
         """Start with no unit.
 
@@ -42,6 +44,7 @@ class Moments:
         self._owned = True
         self._state: tuple[list[Tensor], list[Tensor], list[Tensor]] | None = None
 
+    @named_arguments("Moments")
     def add(self, grads: OptionalTensorList, *, keep: Keep = "copy") -> None:
         """Add a unit.
 
@@ -70,6 +73,7 @@ class Moments:
             moments.update_(*self._state, grads, count=self.count)
         self.count += 1
 
+    @named_arguments("Moments")
     def summary(
         self, *, last: OptionalTensorList | None = None, weights: TensorList = (), ddof: int = 0
     ) -> moments.Summary:
@@ -102,6 +106,9 @@ class Moments:
             )
         for index, (grad, like) in enumerate(zip(grads, self._like, strict=True)):
             if grad is not None and (grad.shape != like.shape or grad.device != like.device):
+                if not isinstance(grad, Tensor):  # an array has both, too
+                    place, got = f"{name}[{index}]", type(grad).__name__
+                    raise TypeError(f"Moments: {place} must be a tensor or None, got {got}")
                 raise ValueError(
                     f"Moments: {name}[{index}] must be {list(like.shape)} on {like.device}, "
                     f"got {list(grad.shape)} on {grad.device}"

@@ -21,6 +21,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext._lists import OptionalTensorList, TensorList
 from sigeo_ext.saliency import op
 from sigeo_ext.saliency.reference import COLUMNS
@@ -28,6 +29,7 @@ from sigeo_ext.saliency.reference import COLUMNS
 __all__ = ["COLUMNS", "sums"]
 
 
+@named_arguments("saliency.sums")
 def sums(
     weights: TensorList, gradients: OptionalTensorList = (), *, want: Sequence[str]
 ) -> dict[str, Tensor]:

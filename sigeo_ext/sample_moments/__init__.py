@@ -14,6 +14,8 @@ the mean (from deviations from the first unit, never a difference of large sums)
 sum of signs; and ``sq_norm``, each unit's sum of g^2 over the weight. All have at least float32;
 sq_norm is float64.
 
+No gradient goes through a statistic: results are not tied to the graph of what they are made of.
+
 A *segment* is a run of consecutive units with statistics of its own, one subnet's samples, say.
 """
 

@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.sample_moments import op
 from sigeo_ext.sample_moments.layout import widened
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
+@named_arguments("sample_moments.embedding")
 def embedding(
     rows: Tensor,
     gradients: Tensor,
@@ -52,7 +54,7 @@ def embedding(
     touched, *results = op.sample_moments_embedding(
         rows.contiguous(),
         None if units is None else units.contiguous(),
-        widened(gradients).contiguous(),
+        widened(gradients.detach()).contiguous(),
         count,
         entries,
         skipped,
@@ -73,6 +75,7 @@ class Tables(NamedTuple):
     """Statistics of them [R, E]; sq_norm [tables, units]."""
 
 
+@named_arguments("sample_moments.tables")
 def tables(
     rows: Tensor,
     gradients: Tensor,
@@ -98,7 +101,7 @@ def tables(
         ValueError: An unknown statistic.
     """
     bits = bits_of(want)
-    values = widened(gradients).contiguous()
+    values = widened(gradients.detach()).contiguous()
     first, touched, *results = op.sample_moments_tables(
         rows.contiguous(), values, unit, bits, factor
     )

@@ -8,17 +8,20 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from sigeo_ext import moments
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.sample_moments import op, patches, positions
 from sigeo_ext.sample_moments.layout import (
     as_channels_last,
     as_lines,
     each_dimension,
     widened,
+    with_positions,
 )
 from sigeo_ext.sample_moments.reference import ABS_SUM, M2, SIGN_SUM, SQ_NORM, SQ_SUM, SUM
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
+@named_arguments("sample_moments.convolution")
 def convolution(
     x: Tensor,
     d: Tensor,
@@ -56,6 +59,7 @@ def convolution(
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
         ValueError: An unknown statistic.
     """
+    x, d = x.detach(), d.detach()
     dims = len(kernel_size)
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
     if transposed:
@@ -63,7 +67,7 @@ def convolution(
     bits = bits_of(want)
     if bits == SQ_NORM and groups == 1 and dims < 3 and patches.fit(x, d, unit, segments):
         axes = patches.axes_of(x.shape[2:], d.shape[2:], kernel_size, *spread)
-        inputs = x.shape[1] * math.prod(axis.taps for axis in axes)
+        inputs = x.shape[1] * patches.taps_of(axes)
         if axes and positions.few(unit * math.prod(d.shape[2:]), inputs, d.shape[1]):
             return positions.sq_norms(x, d, unit, factor, axes)
     results = op.sample_moments_convolution(
@@ -82,6 +86,7 @@ def convolution(
     return named(bits, [r if r.dim() == 1 else r.movedim(-1, 2) for r in results])
 
 
+@named_arguments("sample_moments.linear")
 def linear(
     x: Tensor,
     d: Tensor,
@@ -105,6 +110,7 @@ def linear(
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
         ValueError: An unknown statistic.
     """
+    x, d = x.detach(), d.detach()
     bits = bits_of(want)
     if x.dim() == 2:
         fits = d.dim() == 2 and len(x) == len(d) and x.dtype == d.dtype
@@ -112,6 +118,7 @@ def linear(
         if alone and not bits & (M2 | SIGN_SUM):
             return _separable(widened(x), widened(d), bits, factor)
         x, d = x[:, None], d[:, None]
+    x, d = with_positions(x, d)
     by_positions = (
         bits == SQ_NORM and patches.fit(x, d, unit, segments) and x.shape[1] == d.shape[1]
     )
@@ -140,6 +147,9 @@ def _separable(x: Tensor, d: Tensor, bits: int, factor: float) -> SampleMoments:
 
     All but m2 and sign_sum are products of what x and d give alone: |d x| = |d| |x|.
     """
+    if torch.is_autocast_enabled(x.device.type):  # which leaves the ops' dtypes as they are, too
+        with torch.autocast(x.device.type, enabled=False):
+            return _separable(x, d, bits, factor)
     results: dict[str, Tensor] = {}
     if bits & SUM:
         results["sum"] = d.t() @ x

@@ -18,6 +18,13 @@ def widened(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
+def with_positions(x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
+    """[B, T, channels] with one position of zeros in the place of none: the same gradients."""
+    if x.dim() == d.dim() == 3 and x.shape[1] == d.shape[1] == 0:
+        return x.new_zeros(x.shape[0], 1, x.shape[2]), d.new_zeros(d.shape[0], 1, d.shape[2])
+    return x, d
+
+
 def as_lines(tensor: Tensor) -> Tensor:
     """[B, T, channels] as the kernels read it: on a CPU also with samples and positions exchanged.
 
@@ -35,4 +42,5 @@ def as_lines(tensor: Tensor) -> Tensor:
 
 def as_channels_last(tensor: Tensor) -> Tensor:
     """[B, channels, *size] as [B, *size, channels] in memory, without a copy where it is so."""
-    return widened(tensor).movedim(1, -1).contiguous()
+    tensor = widened(tensor)
+    return (tensor.movedim(1, -1) if tensor.dim() > 1 else tensor).contiguous()

@@ -26,10 +26,15 @@ class Axis:
         self.after = last + (self.taps - 1) * dilation + 1 - size - self.before
 
 
+def taps_of(axes: Sequence[Axis]) -> int:
+    """How many taps of the kernel see more than padding."""
+    return math.prod([axis.taps for axis in axes])  # of a list: torch.compile follows no generator
+
+
 def seen_by_positions(x: Tensor, axes: Sequence[Axis]) -> Tensor:
     """What each output position sees of x [B, I, *size], 1- or 2-d: [B, T, I * taps]."""
     if any(axis.taps == 0 for axis in axes):  # nothing but padding is seen
-        positions = math.prod(axis.out for axis in axes)
+        positions = math.prod([axis.out for axis in axes])
         return x.new_zeros(len(x), positions, 1)
     if len(axes) == 1:
         x, axes = x[:, :, None], [Axis(1, 1, 1, 1, 0, 1), *axes]

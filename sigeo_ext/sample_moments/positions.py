@@ -34,7 +34,7 @@ def sq_norms(
     """
     units = len(x) // unit
     seen = math.prod(d.shape[2:]) if axes else d.shape[1]
-    inputs = x.shape[1] * math.prod(axis.taps for axis in axes) if axes else x.shape[2]
+    inputs = x.shape[1] * patches.taps_of(axes) if axes else x.shape[2]
     at_once = max(1, AT_ONCE // max(1, unit * seen * (unit * seen + inputs)))
     norms = x.new_empty(units, dtype=torch.float64)
     for begin in range(0, units, at_once):

@@ -8,11 +8,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sigeo_ext import _check
+from sigeo_ext._kinds import named_arguments
 from sigeo_ext.sample_moments import op
 from sigeo_ext.sample_moments.layout import widened
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
+@named_arguments("sample_moments.rows")
 def rows(
     gradients: Tensor,
     *,
@@ -38,7 +40,7 @@ def rows(
     if not gradients.dim():
         _check.require(False, "sample_moments.rows", "gradients must be [samples, *shape], got []")
     shape = gradients.shape[1:]
-    flat = widened(gradients)
+    flat = widened(gradients.detach())
     if len(shape) != 1:
         flat = flat.flatten(1) if shape else flat[:, None]
     runs = 1 if segments is None else segments
@@ -58,6 +60,7 @@ class Scaled(NamedTuple):
     """d * factor, like x."""
 
 
+@named_arguments("sample_moments.scale")
 def scale(
     x: Tensor,
     d: Tensor,
@@ -83,7 +86,7 @@ def scale(
     Raises:
         RuntimeError: Shapes or dtypes that do not fit together.
     """
-    tensors = [None if t is None else t.contiguous() for t in (x, d, mean, rstd, factor)]
+    tensors = [None if t is None else t.detach().contiguous() for t in (x, d, mean, rstd, factor)]
     results = iter(op.sample_moments_scale(*tensors, channels_last, shift))
     return Scaled(
         next(results) if mean is not None else None,

@@ -299,6 +299,16 @@ def test_no_samples():
         assert gram.convolution(x, d, (3, 3), padding=1, route=route).shape == (0, 0)
 
 
+@pytest.mark.parametrize("route", ["auto", "gram", "direct"])
+def test_samples_without_positions_have_products_of_zero(route):
+    found = gram.linear(torch.randn(4, 0, 3), torch.randn(4, 0, 5), route=route)
+    assert found.shape == (4, 4) and not found.any()
+    for layer in (gram.convolution, gram.linear):
+        geometry = [[1]] if layer is gram.convolution else []
+        with pytest.raises(RuntimeError, match="samples"):
+            layer(torch.randn(4, 2, 3), torch.randn(3, 2, 3), *geometry, route=route)
+
+
 def test_spectrum_says_what_is_resolved():
     jacobian = torch.randn(6, 50, dtype=torch.float64)
     k = jacobian @ jacobian.t()

@@ -72,6 +72,16 @@ def test_bad_arrays_are_refused():
         host.update_([a], [frozen], [a], [a], count=0)
 
 
+def test_what_is_no_array_is_named():
+    a = np.ones(4, np.float32)
+    with pytest.raises(TypeError, match=r"summary: mean\[0\] must be an array, got a tensor"):
+        host.summary([a], [torch.ones(4)], [a], count=2)
+    with pytest.raises(TypeError, match="moments.host.summary: count must be an int, got str"):
+        host.summary([a], [a], [a], count="2")
+    with pytest.raises(TypeError, match="update_: grads must be a list of arrays, got ndarray"):
+        host.update_([a], [a], [a], a, count=2)
+
+
 def test_build_and_cpu_information():
     from sigeo_ext import _host
 

@@ -215,6 +215,48 @@ def test_no_samples_give_zeros():
     assert all((value == 0).all() for value in got)
 
 
+@pytest.mark.parametrize("want", [EVERYTHING, ["sq_norm"]], ids=["all", "norms"])
+def test_samples_without_positions_have_gradients_of_zero(want):
+    got = sm.linear(torch.randn(4, 0, 3), torch.randn(4, 0, 5), want=want, unit=2)
+    there = [value for value in got if value is not None]
+    assert [list(value.shape) for value in there] == [[5, 3]] * (len(want) - 1) + [[2]]
+    assert not any(value.any() for value in there)
+    with pytest.raises(RuntimeError, match="the same number of samples, got 4 and 3"):
+        sm.linear(torch.randn(4, 0, 3), torch.randn(3, 0, 5), want=want)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 2)], ids=["one position", "some"])
+@pytest.mark.parametrize("want", [["sum", "abs_sum", "sq_sum"], ["sq_norm"]], ids=["all", "norms"])
+def test_autocast_changes_no_statistic(shape, want):
+    x, d = torch.randn(*shape, 30), torch.randn(*shape, 40)
+    expected = sm.linear(x, d, want=want)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = sm.linear(x, d, want=want)
+    for a, b in zip(got, expected, strict=True):
+        assert (a is None) is (b is None) and (a is None or torch.equal(a, b))
+
+
+def ones(*shape):
+    return torch.ones(shape, requires_grad=True)
+
+
+UNTIED = {
+    "one position": lambda: sm.linear(ones(4, 30), ones(4, 40)),
+    "some positions": lambda: sm.linear(ones(4, 2, 3), ones(4, 2, 3)),
+    "norms by positions": lambda: sm.linear(ones(4, 2, 30), ones(4, 2, 40), want=["sq_norm"]),
+    "convolution": lambda: sm.convolution(ones(4, 3, 5), ones(4, 2, 5), [1]),
+    "rows": lambda: sm.rows(ones(4, 3)),
+    "scale": lambda: sm.scale(ones(4, 2, 3), ones(4, 2, 3), mean=ones(3), rstd=ones(3)),
+    "embedding": lambda: sm.embedding(torch.arange(4), ones(4, 3), count=4)[1],
+    "tables": lambda: sm.tables(torch.arange(4)[:, None], ones(4, 1, 3)).moments,
+}
+
+
+@pytest.mark.parametrize("call", UNTIED.values(), ids=UNTIED)
+def test_results_are_not_tied_to_the_graph(call):
+    assert not any(value.requires_grad for value in call() if value is not None)
+
+
 def test_many_positions_lose_no_digits():
     positions = 1_000_000
     x, d = torch.rand(1, positions, 1), torch.rand(1, positions, 1)

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sigeo_ext import gram
 from sigeo_ext import sample_moments as sm
 from sigeo_ext.sample_moments import op, reference
 from sigeo_ext.testing import assert_close
@@ -90,6 +91,20 @@ SAMPLES = {
 @FLOATS
 def test_opcheck(name, dtype):
     torch.library.opcheck(getattr(torch.ops.sigeo_ext, name).default, SAMPLES[name](dtype))
+
+
+@pytest.mark.parametrize("layer", ["norms", "products"])
+def test_convolutions_of_dynamic_shapes_compile_into_one_graph(layer):
+    def measured(x, d):
+        if layer == "products":
+            return gram.convolution(x, d, [3, 3], padding=1)
+        return sm.convolution(x, d, [3, 3], padding=1, want=["sq_norm"]).sq_norm
+
+    torch.compiler.reset()
+    compiled = torch.compile(measured, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (4, 7):
+        x, d = torch.randn(samples, 30, 2, 2), torch.randn(samples, 40, 2, 2)
+        assert_close(compiled(x, d), measured(x, d))
 
 
 X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)

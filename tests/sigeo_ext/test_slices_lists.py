@@ -61,6 +61,24 @@ def test_a_transposed_weight(outputs, inputs, device):
         agree(slices.linear(x, weight, bias, **given), expected, [x, weight, bias], torch.float64)
 
 
+@pytest.mark.parametrize("inputs", ["all", "chunk", "list", "ascending"])
+@pytest.mark.parametrize("accumulate", [False, True], ids=["anew", "in place"])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_a_transposed_table(inputs, accumulate, dtype, device):
+    tokens = torch.randint(40, (50,), generator=torch.Generator().manual_seed(0)).to(device)
+    columns, places = chosen(inputs, 30, device)
+    table = randn(30, 40, dtype=dtype, seed=1, device=device).t().requires_grad_()
+    plain = table.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+    d = randn(50, len(places), dtype=dtype, seed=2, device=device)
+    if accumulate:
+        table.grad, plain.grad = torch.ones_like(table), torch.ones_like(plain)
+    slices.embedding(tokens, table, columns=columns, accumulate=accumulate).backward(d)
+    F.embedding(tokens, plain[:, places]).backward(d)
+    assert_close(table.grad, plain.grad)
+
+
 @pytest.mark.parametrize("inputs", ["list", "ascending"])
 @WIDE
 def test_a_gradient_is_added_in_place_and_the_rest_of_it_stays(inputs, dtype, device):

@@ -34,6 +34,24 @@ def test_transforms_of_functions_see_through(outputs, masked, device):
         assert_close(got, expected)
 
 
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@MODES
+def test_transforms_see_through_convolutions(last, masked, device):
+    leaves, given, _ = convolution_case(
+        "2d", "prefix", "chunk", masked, torch.float64, device, last=last
+    )
+    x, weight, bias = (v.detach() for v in leaves)
+
+    def loss(weight, x):
+        return (slices.convolution(x[None], weight, bias, **given) ** 2).sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weight, x)
+    for row, got in zip(x, each, strict=True):
+        leaf = weight.clone().requires_grad_()
+        (expected,) = torch.autograd.grad(loss(leaf, row), leaf)
+        assert_close(got, expected)
+
+
 @pytest.mark.parametrize("outputs", ["all", "prefix", "chunk"])
 def test_small_weights_go_through_plain_slices_to_the_same_bits(outputs, monkeypatch, device):
     for case in (linear_case, partial(convolution_case, "2d")):
