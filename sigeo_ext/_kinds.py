@@ -49,15 +49,20 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 return function(*args, **kwargs)
             except _RAW as error:
-                said = isinstance(error, RuntimeError) and _OURS.match(str(error))
-                wrong = None if said else _wrong(function, args, kwargs)
+                wrong = None if _tells(error) else _wrong(function, args, kwargs)
                 if wrong is None:
                     raise
-                raise TypeError(f"{name}: {wrong}") from None
+                raise TypeError(f"{name}: {wrong}") from error
 
         return run
 
     return decorate
+
+
+def _tells(error: Exception) -> bool:
+    """Whether an exception says by itself what is wrong: a message of ours, or no more memory."""
+    ours = isinstance(error, RuntimeError) and _OURS.match(str(error)) is not None
+    return ours or isinstance(error, torch.OutOfMemoryError)
 
 
 def _wrong(function: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
@@ -85,7 +90,7 @@ def _misfit(place: str, value: Any, hint: Any) -> tuple[str, Any, Any] | None:
     if any(_is_one(value, option) for option in options):
         return None
     of_lists = [option for option in options if get_origin(option) in _LISTS]
-    if not of_lists or not _is_list(value):
+    if not of_lists or not _is_list(value, of_lists[0]):
         return place, hint, value
     (of, *_) = get_args(of_lists[0])
     found = (_misfit(f"{place}[{index}]", each, of) for index, each in enumerate(value))
@@ -113,9 +118,10 @@ def _is_one(value: Any, option: Any) -> bool:
     return isinstance(kind, type) and kind not in _LISTS and isinstance(value, kind)
 
 
-def _is_list(value: Any) -> bool:
-    listed = hasattr(value, "__len__") and hasattr(value, "__getitem__")
-    return listed and not (
+def _is_list(value: Any, option: Any) -> bool:
+    """Whether a value serves as a list, or, for an option that says so, is gone through once."""
+    needs = ("__iter__",) if get_origin(option) is Iterable else ("__len__", "__getitem__")
+    return all(hasattr(value, name) for name in needs) and not (
         isinstance(value, str | bytes | Mapping | Tensor) or hasattr(value, "__array__")
     )
 
@@ -138,12 +144,12 @@ def _several(hint: Any) -> str:
     words = []
     for option in _options(hint):
         if option is type(None):
-            words.append("None")
+            words.append("Nones")
         elif get_origin(option) in _LISTS:
             words.append(f"lists of {_several(get_args(option)[0])}")
         else:
             words.append(f"{_word(option)}s")
-    return " or ".join(words)
+    return " and ".join(words)
 
 
 def _word(option: Any) -> str:

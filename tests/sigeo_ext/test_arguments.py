@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sigeo_ext import gather, gram, moments, saliency, sample_moments
 from sigeo_ext.gather import Norm, Term, grouped, slices
@@ -52,7 +54,7 @@ WRONG = {
     ),
     "a list of lists": (
         lambda: moments.rows_summary([[A], None]),
-        "moments.rows_summary: rows[1] must be a list of tensors or None, got None",
+        "moments.rows_summary: rows[1] must be a list of tensors and Nones, got None",
     ),
     "an array for a gradient": (
         lambda: moments.Moments([A]).add([np.ones((3, 4))]),
@@ -60,7 +62,7 @@ WRONG = {
     ),
     "no gradients": (
         lambda: moments.Moments([A]).add(None),
-        "Moments: grads must be a list of tensors or None, got None",
+        "Moments: grads must be a list of tensors and Nones, got None",
     ),
     "a field of a term": (
         lambda: gather.combine([Term(torch.ones(1, 3, 4), FIRST, Norm(A, "bias"))], 1),
@@ -115,6 +117,21 @@ def test_what_is_wrong_in_another_way_is_said_as_ever():
         saliency.sums([A], [A])
     with pytest.raises(TypeError, match="unexpected keyword argument 'weight'"):
         saliency.sums([A], weight=[A], want="product")
+
+
+class NoMemory(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        raise torch.OutOfMemoryError("out of memory")
+
+
+def test_other_errors_than_of_kinds_go_through():
+    linear = functools.partial(sample_moments.linear, A, A, unit=np.int64(1), want={"sum", "m2"})
+    assert linear().m2.shape == (4, 4)
+    with NoMemory(), pytest.raises(torch.OutOfMemoryError, match="^out of memory$"):
+        linear()
+    with pytest.raises(TypeError, match="linear: x must be a tensor, got list") as caught:
+        sample_moments.linear([A], A, want={"sum"})
+    assert isinstance(caught.value.__cause__, AttributeError)
 
 
 META = {

@@ -81,7 +81,7 @@ def test_leaves_of_fewer_checkpoints_are_averaged_over_theirs(tmp_path, monkeypa
     family = develop(made("few-shot", before=1, after=1), ground, 0)
     first, second, last = (version[1] for version in (*family.earlier, family.supernets))
     assert first is second is not last
-    arch = next(iter(family.plan.leaves[1]))
+    arch = next(filter(SPACE.connected, family.plan.leaves[1]))
     expected = np.mean(
         [float(evaluate(one, [arch], ground.validation()).loss) for one in (second, last)]
     )
@@ -93,7 +93,7 @@ def test_leaves_of_fewer_checkpoints_are_averaged_over_theirs(tmp_path, monkeypa
 
     batches, zico = ground.metric_batches(0, 8, 2), proxies.get("zico")
     alone = [score(one.subnet(arch), batches, ["zico"])["zico"].value for one in (second, last)]
-    assert family.scored([arch], batches, [zico])["zico"][0] == pytest.approx(np.mean(alone))
+    assert family.scored([arch], batches, [zico])["zico"][0] == pytest.approx(np.mean(alone), rel=1e-3)
     protocol = Protocol((zico,), init="supernet", batches=2, batch_size=8)
     networks = Networks(SPACE, DATA, protocol, shared=family_weights(tmp_path, SPACE))
     alone = [
