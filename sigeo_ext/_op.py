@@ -310,8 +310,8 @@ def _resolve_negatives(name: str) -> None:
         ):
             if is_written and any(t.is_neg() for t in value):
                 raise RuntimeError(
-                    f"{name.replace('_', '.', 1)}: {argument.name} is written in place and must not "
-                    "hold negative views; take t.resolve_neg() in their place"
+                    f"{name.replace('_', '.', 1)}: {argument.name} is written in place and must "
+                    "not hold negative views; take t.resolve_neg() in their place"
                 )
         return overload.redispatch(keys & after, *_mapped(torch.Tensor.resolve_neg, args))
 

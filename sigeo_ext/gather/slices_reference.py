@@ -189,8 +189,8 @@ def convolution(
 
 def format_of(x: Tensor, weight: Tensor) -> torch.memory_format:
     """The memory format of a convolution's output and of its input's gradient."""
-    if any(torch._C._functorch.is_batchedtensor(tensor) for tensor in (x, weight)):
-        return torch.contiguous_format  # vmap does not say
+    if torch._C._are_functorch_transforms_active():  # vmap, at any depth, knows no other
+        return torch.contiguous_format
     kinds = {4: torch.channels_last, 5: torch.channels_last_3d}
     for tensor in (x, weight):
         last = kinds.get(tensor.dim())
