@@ -109,6 +109,55 @@ def test_a_layer_that_a_subnet_applies_twice_is_not_its_own_first_call():
         assert_close(found, expected, tolerance=1e-6)
 
 
+class Often(Own):
+    """One activation at each of some places."""
+
+    def network(self, arch, *, track):
+        one = nn.Tanh()
+        pieces = OrderedDict(first=nn.Conv2d(1, 4, 3, padding=1), tanh1=one)
+        if arch.options()["between"] == "b":
+            pieces["tanh2"] = one
+        return nn.Sequential(pieces | OrderedDict(end=nn.Flatten(), head=nn.Linear(256, 10)))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Often(None),
+        Own(lambda option: nn.Conv2d(4, 4, 3 if option == "a" else 5, padding="same")),
+        Own(lambda option: nn.Conv2d(4, 4, 3, padding="valid")),
+    ],
+    ids=["one module at two places", "same", "valid"],
+)
+def test_subnets_in_a_shared_pass_are_those_alone(chosen):
+    net, archs = chosen.supernet(), [chosen.smallest, chosen.largest]
+    images, labels = batches(count=1)[0]
+    stack = net.stack(archs)
+    outputs = stack(images)
+    sum(F.cross_entropy(found, labels) for found in outputs).backward()
+    for subnet, arch in enumerate(archs):
+        alone = net.subnet(arch)
+        assert_close(outputs[subnet], alone(images), tolerance=1e-6)
+        F.cross_entropy(alone(images), labels).backward()
+        for name, value in alone.named_parameters():
+            assert_close(stack.weights[name][subnet].grad, value.grad, tolerance=1e-5)
+
+
+def tied():
+    pair = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1))
+    pair[2].weight = pair[0].weight
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("made", "again"), [(tied, "2"), (lambda: nn.Sequential(*[nn.Conv2d(4, 4, 1)] * 2), "1")]
+)
+def test_parameters_of_two_names_are_refused(made, again):
+    message = f"own: between.{again}.weight is the same parameter as between.0.weight; expected"
+    with pytest.raises(InputError, match=message):
+        Own(lambda option: made()).supernet()
+
+
 def test_what_is_equal_is_still_computed_once():
     chosen = SPACES["kind"]
     images = batches(count=1)[0][0]

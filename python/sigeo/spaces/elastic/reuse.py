@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigeo.elastic.convolution import padding_of
+from sigeo.spaces.elastic.parts import pieces as pieces_of
 from sigeo.spaces.elastic.parts import places
 
 Key = tuple[int, str]
@@ -38,7 +40,7 @@ class Reuse:
         self._known: dict[Call, Tensor] = {}
         self.begin()
         for network, ways in zip(networks, numbers, strict=True):
-            for (name, piece), number in zip(network.named_children(), ways, strict=True):
+            for (name, piece), number in zip(pieces_of(network).items(), ways, strict=True):
                 if self._uses[number] > 1:
                     self._replace(network, name, piece, number)
 
@@ -102,11 +104,11 @@ def prefixes(
     """
     numbers: dict[Any, int] = {}
     if pieces is None:
-        pieces = [[name for name, _ in network.named_children()] for network in networks]
+        pieces = [list(pieces_of(network)) for network in networks]
 
     def ways(network: nn.Module, names: Sequence[str]) -> Iterator[int]:
         before = -1
-        for name, piece in zip(names, network.children(), strict=True):
+        for name, piece in zip(names, pieces_of(network).values(), strict=True):
             before = numbers.setdefault((before, name, _signature(piece)), len(numbers))
             yield before
 
@@ -169,7 +171,8 @@ class _Shared(nn.Module):
             return y
         if isinstance(layer, nn.Linear):
             return _linear(x, layer.weight, layer.bias, output)
-        geometry = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
+        padding = padding_of(layer, None)  # in numbers, also of "same"
+        geometry = (layer.stride, padding, layer.dilation, False, (0, 0), layer.groups)
         return _convolution(x, layer.weight, layer.bias, output, geometry)
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sigeo.spaces.elastic.parts import draws, part, places, shared_part
+from sigeo.spaces.elastic.parts import draws, part, pieces, places, shared_part
 from sigeo.spaces.elastic.reuse import Reuse
 from sigeo.spaces.streams import Streams
 
@@ -74,7 +74,7 @@ class Stack:
     def _pieces(self, supernet: ElasticSupernet, archs: Sequence[Architecture]) -> list[list[str]]:
         """The shared piece behind each piece of each network."""
         pairs = zip(archs, self._networks, strict=True)
-        return [[supernet.shared_name(a, name) for name, _ in n.named_children()] for a, n in pairs]
+        return [[supernet.shared_name(a, name) for name in pieces(n)] for a, n in pairs]
 
     def __call__(self, x: Tensor) -> Tensor:
         """A batch [B, ...] to each subnet's outputs [K, B, ...].
