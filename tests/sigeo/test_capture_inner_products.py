@@ -25,6 +25,20 @@ def test_sample_inner_products_equal_one_gradient_at_a_time(train):
         assert got[b].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+def test_sample_products_through_group_norms_of_images_in_channels_last():
+    torch.manual_seed(0)
+    parts = nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)
+    model = nn.Sequential(*parts).double()
+    images = torch.randn(6, 3, 8, 8, dtype=torch.float64)
+    images, labels = images.contiguous(memory_format=torch.channels_last), torch.arange(6) % 5
+    got = sample_inner_products(model, F.cross_entropy, images, labels)
+    for b in range(6):
+        loss = F.cross_entropy(model(images[b : b + 1]), labels[b : b + 1])
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        expected = sum((g * p).sum() for g, p in zip(grads, model.parameters(), strict=True))
+        assert got[b].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
 class TwoOutputs(nn.Module):
     def __init__(self):
         super().__init__()

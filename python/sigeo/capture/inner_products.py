@@ -8,12 +8,13 @@ batch, the other samples included.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.batches import call
@@ -29,6 +30,22 @@ class _Called(nn.Module):
 
     def forward(self, inputs: Any) -> Any:
         return call(self.model, inputs)
+
+
+class _ContiguousGroupNorms(TorchFunctionMode):
+    """Group norms of contiguous inputs: of `channels_last` ones torch's forward derivative fails."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = kwargs or {}
+        if func in (nn.functional.group_norm, torch.group_norm):
+            args, given = tree_map_only(Tensor, Tensor.contiguous, (args, given))
+        return func(*args, **given)
 
 
 def sample_inner_products(
@@ -59,7 +76,10 @@ def sample_inner_products(
             if p.requires_grad
         }
         try:
-            output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
+            with _ContiguousGroupNorms():
+                output = torch.func.functional_call(
+                    _Called(model), {**duals, **buffers}, (inputs,)
+                )
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
