@@ -33,7 +33,7 @@ class _Called(nn.Module):
 
 
 class _ContiguousGroupNorms(TorchFunctionMode):
-    """Group norms of contiguous inputs: of `channels_last` ones torch's forward derivative fails."""
+    """Group norms of contiguous inputs: torch's forward derivative fails on `channels_last` ones."""
 
     def __torch_function__(
         self,
@@ -77,9 +77,7 @@ def sample_inner_products(
         }
         try:
             with _ContiguousGroupNorms():
-                output = torch.func.functional_call(
-                    _Called(model), {**duals, **buffers}, (inputs,)
-                )
+                output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
