@@ -126,18 +126,27 @@ class Often(Own):
         Often(None),
         Own(lambda option: nn.Conv2d(4, 4, 3 if option == "a" else 5, padding="same")),
         Own(lambda option: nn.Conv2d(4, 4, 3, padding="valid")),
+        Own(lambda option: nn.SiLU(inplace=True)),
+        Own(lambda option: nn.Identity() if option == "a" else nn.SiLU(inplace=True)),
+        Own(lambda option: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ELU(inplace=True))),
     ],
-    ids=["one module at two places", "same", "valid"],
+    ids=["one module at two places", "same", "valid", "in place", "one in place", "in a piece"],
 )
 def test_subnets_in_a_shared_pass_are_those_alone(chosen):
-    net, archs = chosen.supernet(), [chosen.smallest, chosen.largest]
+    net, archs = chosen.supernet(), [chosen.smallest, chosen.largest, chosen.smallest]
     images, labels = batches(count=1)[0]
     stack = net.stack(archs)
     outputs = stack(images)
     sum(F.cross_entropy(found, labels) for found in outputs).backward()
+    for arch, found in zip(archs, net.stack(archs).each(images), strict=True):
+        F.cross_entropy(found, labels).backward()
+        assert_close(found, net.subnet(arch)(images), tolerance=1e-6)
+    with torch.inference_mode():
+        evaluated = net.stack(archs)(images)
     for subnet, arch in enumerate(archs):
         alone = net.subnet(arch)
         assert_close(outputs[subnet], alone(images), tolerance=1e-6)
+        assert_close(evaluated[subnet], alone(images), tolerance=1e-6)
         F.cross_entropy(alone(images), labels).backward()
         for name, value in alone.named_parameters():
             assert_close(stack.weights[name][subnet].grad, value.grad, tolerance=1e-5)

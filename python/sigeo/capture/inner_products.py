@@ -33,7 +33,7 @@ class _Called(nn.Module):
 
 
 class _ContiguousGroupNorms(TorchFunctionMode):
-    """Group norms of contiguous inputs: torch has no forward derivative for `channels_last` ones."""
+    """Group norms of contiguous inputs: torch has no forward derivative for `channels_last`."""
 
     def __torch_function__(
         self,

@@ -37,7 +37,7 @@ class Reuse:
         """
         numbers = prefixes(networks, pieces)
         self._uses = Counter(number for ways in numbers for number in ways)
-        self._known: dict[Call, Tensor] = {}
+        self._known: dict[Call, tuple[Tensor, int]] = {}  # with the version when it was computed
         self.begin()
         for network, ways in zip(networks, numbers, strict=True):
             for (name, piece), number in zip(pieces_of(network).items(), ways, strict=True):
@@ -50,8 +50,13 @@ class Reuse:
                 shared = _Shared(layer, self, (number, inner))
                 network.set_submodule(f"{name}.{inner}" if inner else name, shared)
 
-    def begin(self) -> None:
-        """Forget what an earlier pass has left."""
+    def begin(self, *, together: bool = False) -> None:
+        """Forget what an earlier pass has left.
+
+        Args:
+            together: Whether subnets that have run still need their outputs when later ones run.
+        """
+        self._together = together
         self._known.clear()
         self._left: dict[Call, int] = {}
         self._held = self._most = 0
@@ -72,20 +77,28 @@ class Reuse:
     def keep(self, call: Call, output: Tensor) -> None:
         """Remember an output for the other subnets that need it, if there is room."""
         self._note(output)
-        if self._left[call] and self._held + output.nbytes <= self._most:
-            self._known[call] = output.detach()
+        room = self._held + output.nbytes <= self._most
+        if self._left[call] and room and not output.is_inference():  # which have no versions
+            self._known[call] = output.detach(), output._version
             self._held += output.nbytes
 
     def take(self, call: Call) -> Tensor | None:
-        """What another subnet has computed, if it is known; forgotten when no other needs it."""
-        output = self._known.get(call)
-        if output is None:
+        """What another subnet has computed, if it is known; forgotten when no other needs it.
+
+        Activations in place write to their inputs: to a copy where the other subnet still needs
+        its own, else to what is known no more from then on.
+        """
+        if call not in self._known:
             return None
-        self._note(output)
-        if not self._left[call]:
+        output, version = self._known[call]
+        unwritten = output._version == version
+        if not (unwritten and self._left[call]):
             del self._known[call]
             self._held -= output.nbytes
-        return output
+        if not unwritten:
+            return None
+        self._note(output)
+        return output.clone() if self._together else output
 
     def _note(self, output: Tensor) -> None:
         """Bytes of this subnet's outputs, and of the subnet with the most."""

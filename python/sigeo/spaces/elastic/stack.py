@@ -82,16 +82,19 @@ class Stack:
         Where there is dropout, every subnet draws as it would alone, from the state that torch's
         generator had when the stack was made, and goes on from there with the next batch.
         """
-        return torch.stack(list(self.each(x)))
+        return torch.stack(list(self._outputs(x, together=True)))
 
     def each(self, x: Tensor) -> Iterator[Tensor]:
-        """The outputs [B, ...] of one subnet after another.
+        """The outputs [B, ...] of one subnet after another, each done with before the next.
 
-        Yields:
+        Returns:
             One of each subnet, which is run when it is asked for.
         """
+        return self._outputs(x, together=False)
+
+    def _outputs(self, x: Tensor, *, together: bool) -> Iterator[Tensor]:
         if self._reuse is not None:
-            self._reuse.begin()
+            self._reuse.begin(together=together)
         for subnet, network in enumerate(self._networks):
             if self._reuse is not None:
                 self._reuse.next_subnet()
