@@ -240,6 +240,26 @@ def test_every_kind_of_dropout_is_noise(made):
     assert_close(stack(images)[0], net(images, chosen.largest), tolerance=1e-6)
 
 
+def test_modules_that_draw_and_are_no_dropout_are_refused_in_a_shared_pass():
+    class DropPath(nn.Module):
+        def forward(self, x):
+            return x * torch.rand(len(x), 1, 1, 1).round() if self.training else x
+
+    class Derived(DropPath, nn.Dropout):
+        pass
+
+    images = batches(count=1)[0][0]
+    chosen = Own(lambda option: DropPath())
+    with pytest.raises(InputError, match="space: a network draws random numbers by a module that"):
+        score_many(chosen.supernet(), [chosen.smallest, chosen.largest], batches(), ["zico"])
+    chosen = Own(lambda option: Derived())
+    net = chosen.supernet()
+    torch.manual_seed(3)
+    stack = net.stack([chosen.largest] * 2)
+    torch.manual_seed(3)
+    assert_close(stack(images)[1], net(images, chosen.largest), tolerance=1e-6)
+
+
 def test_dropout_of_smaller_networks_alone_is_off_where_they_are_evaluated():
     chosen = Own(lambda option: nn.Dropout(0.5) if option == "a" else nn.Identity())
     net = chosen.supernet(seed=0)

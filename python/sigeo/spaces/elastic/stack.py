@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from sigeo.errors import InputError
 from sigeo.spaces.elastic.parts import draws, part, pieces, places, shared_part
 from sigeo.spaces.elastic.reuse import Reuse
 from sigeo.spaces.streams import Streams
@@ -64,7 +65,7 @@ class Stack:
         self.weights = {name: tuple(rows[name]) for name in used}
         self.members = {name: tuple(members[name]) for name in used}
         self.layers = frozenset(layers)
-        device = next(iter(self._shared.values())).device
+        self._device = device = next(iter(self._shared.values())).device
         noisy = any(map(draws, self._networks))
         self.random = Streams(device, len(archs)) if noisy else None
         # Masks of dropout are each subnet's own, and so are weights that are to move.
@@ -99,11 +100,26 @@ class Stack:
             if self._reuse is not None:
                 self._reuse.next_subnet()
             if self.random is None:
-                y = network(x)
+                y = self._undrawn(network, x)
             else:
                 with self.random.of(subnet):
                     y = network(x)
             yield y
+
+    def _undrawn(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The outputs of a network that is not known to draw random numbers.
+
+        Raises:
+            InputError: It does.
+        """
+        generator = Streams(self._device, 1)
+        y: Tensor = network(x)
+        if generator.moved(0):
+            raise InputError(
+                "space: a network draws random numbers by a module that is none of torch's "
+                "dropouts; derive the module from nn.Dropout, or run architectures one by one"
+            )
+        return y
 
     def gradient(self, name: str) -> Tensor | None:
         """The gradient of a shared weight from all rows; None if there is none."""
