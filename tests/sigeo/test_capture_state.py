@@ -69,6 +69,18 @@ def test_preserved_without_parameters_keeps_what_the_body_did_to_them():
     assert model.weight.abs().sum() == 0
 
 
+@pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
+def test_a_table_that_a_forward_pass_renorms_comes_back(kind):
+    parts = kind(5, 4, max_norm=0.1), nn.Flatten(), nn.LazyLinear(3)
+    model, ids = nn.Sequential(*parts), torch.randint(0, 5, (6, 2))
+    with torch.no_grad():
+        model(ids)
+        nn.init.ones_(model[0].weight)
+    before = state_of(model)
+    gradient_statistics(model, [(ids, torch.arange(6) % 3)] * 2, requests=[Request("all")])
+    assert_unchanged(model, before)
+
+
 def test_buffers_that_cannot_be_written_do_not_stop_the_restoring():
     model = golden_net()
     model.register_buffer("wide", torch.ones(1, 5).expand(4, 5))

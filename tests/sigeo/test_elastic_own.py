@@ -109,6 +109,64 @@ def test_a_layer_that_a_subnet_applies_twice_is_not_its_own_first_call():
         assert_close(found, expected, tolerance=1e-6)
 
 
+class Often(Own):
+    """One activation at each of some places."""
+
+    def network(self, arch, *, track):
+        one = nn.Tanh()
+        pieces = OrderedDict(first=nn.Conv2d(1, 4, 3, padding=1), tanh1=one)
+        if arch.options()["between"] == "b":
+            pieces["tanh2"] = one
+        return nn.Sequential(pieces | OrderedDict(end=nn.Flatten(), head=nn.Linear(256, 10)))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Often(None),
+        Own(lambda option: nn.Conv2d(4, 4, 3 if option == "a" else 5, padding="same")),
+        Own(lambda option: nn.Conv2d(4, 4, 3, padding="valid")),
+        Own(lambda option: nn.SiLU(inplace=True)),
+        Own(lambda option: nn.Identity() if option == "a" else nn.SiLU(inplace=True)),
+        Own(lambda option: nn.Sequential(nn.Conv2d(4, 4, 1), nn.ELU(inplace=True))),
+    ],
+    ids=["one module at two places", "same", "valid", "in place", "one in place", "in a piece"],
+)
+def test_subnets_in_a_shared_pass_are_those_alone(chosen):
+    net, archs = chosen.supernet(), [chosen.smallest, chosen.largest, chosen.smallest]
+    images, labels = batches(count=1)[0]
+    stack = net.stack(archs)
+    outputs = stack(images)
+    sum(F.cross_entropy(found, labels) for found in outputs).backward()
+    for arch, found in zip(archs, net.stack(archs).each(images), strict=True):
+        F.cross_entropy(found, labels).backward()
+        assert_close(found, net.subnet(arch)(images), tolerance=1e-6)
+    with torch.inference_mode():
+        evaluated = net.stack(archs)(images)
+    for subnet, arch in enumerate(archs):
+        alone = net.subnet(arch)
+        assert_close(outputs[subnet], alone(images), tolerance=1e-6)
+        assert_close(evaluated[subnet], alone(images), tolerance=1e-6)
+        F.cross_entropy(alone(images), labels).backward()
+        for name, value in alone.named_parameters():
+            assert_close(stack.weights[name][subnet].grad, value.grad, tolerance=1e-5)
+
+
+def tied():
+    pair = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1))
+    pair[2].weight = pair[0].weight
+    return pair
+
+
+@pytest.mark.parametrize(
+    ("made", "again"), [(tied, "2"), (lambda: nn.Sequential(*[nn.Conv2d(4, 4, 1)] * 2), "1")]
+)
+def test_parameters_of_two_names_are_refused(made, again):
+    message = f"own: between.{again}.weight is the same parameter as between.0.weight; expected"
+    with pytest.raises(InputError, match=message):
+        Own(lambda option: made()).supernet()
+
+
 def test_what_is_equal_is_still_computed_once():
     chosen = SPACES["kind"]
     images = batches(count=1)[0][0]
@@ -180,6 +238,26 @@ def test_every_kind_of_dropout_is_noise(made):
     stack = net.stack([chosen.largest] * 2)
     torch.manual_seed(3)
     assert_close(stack(images)[0], net(images, chosen.largest), tolerance=1e-6)
+
+
+def test_modules_that_draw_and_are_no_dropout_are_refused_in_a_shared_pass():
+    class DropPath(nn.Module):
+        def forward(self, x):
+            return x * torch.rand(len(x), 1, 1, 1).round() if self.training else x
+
+    class Derived(DropPath, nn.Dropout):
+        pass
+
+    images = batches(count=1)[0][0]
+    chosen = Own(lambda option: DropPath())
+    with pytest.raises(InputError, match="space: a network draws random numbers by a module that"):
+        score_many(chosen.supernet(), [chosen.smallest, chosen.largest], batches(), ["zico"])
+    chosen = Own(lambda option: Derived())
+    net = chosen.supernet()
+    torch.manual_seed(3)
+    stack = net.stack([chosen.largest] * 2)
+    torch.manual_seed(3)
+    assert_close(stack(images)[1], net(images, chosen.largest), tolerance=1e-6)
 
 
 def test_dropout_of_smaller_networks_alone_is_off_where_they_are_evaluated():

@@ -263,3 +263,9 @@ def test_bad_settings():
     ):
         with pytest.raises(InputError, match=message):
             greedy(**options)
+
+
+@pytest.mark.parametrize("given", [(), batches()[0]])
+def test_a_score_of_no_pairs_is_refused(given):
+    with pytest.raises(InputError, match="batches: expected"):
+        ValidationLoss(SPACE.supernet(), given)

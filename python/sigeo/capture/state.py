@@ -58,7 +58,10 @@ class _Kept:
 
 
 class Snapshot:
-    """A copy of a model's buffers, its generators' state and, if asked, its parameters."""
+    """A copy of a model's buffers, its generators' state and, if asked, its parameters.
+
+    Parameters that forward passes write to are always among them.
+    """
 
     def __init__(self, model: nn.Module, *, parameters: bool):
         """Take the copy; `restore` may be called any number of times."""
@@ -67,9 +70,8 @@ class Snapshot:
             for module in model.modules()
             for name, buffer in module._buffers.items()
         ]
-        self._parameters = (
-            [(p, p.detach().clone()) for p in model.parameters()] if parameters else []
-        )
+        kept = model.parameters() if parameters else _written(model)
+        self._parameters = [(p, p.detach().clone()) for p in kept]
         self._random = RandomState(device_of(model))
 
     def restore(self) -> None:
@@ -80,6 +82,12 @@ class Snapshot:
             for parameter, value in self._parameters:
                 parameter.copy_(value)
         self._random.restore()
+
+
+def _written(model: nn.Module) -> list[Tensor]:
+    """Parameters that a forward pass writes to: tables that bound the norms of their rows."""
+    tables = (m for m in model.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag)))
+    return [table.weight for table in tables if table.max_norm is not None]
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -51,6 +51,11 @@ class Streams:
             self._states[taker] = self._now()
             self._set(others)
 
+    def moved(self, taker: int) -> bool:
+        """Whether the generator stands elsewhere now than that of one taker."""
+        pairs = zip(self._states[taker], self._now(), strict=True)
+        return not all(torch.equal(before, now) for before, now in pairs)
+
     def _now(self) -> State:
         states = [torch.get_rng_state()]
         if self._device.type == "cuda":

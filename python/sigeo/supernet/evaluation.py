@@ -140,16 +140,29 @@ def _check(
 ) -> None:
     if norm not in ("batch", "tracked", "recalibrated"):
         raise InputError(f"norm: must be batch, tracked or recalibrated, got {norm!r}")
-    if len(batches) == 0:
-        raise InputError("batches: expected at least one, got none")
-    for name, given in (("batches", batches), ("calibration", calibration)):
-        if not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in given):
-            raise InputError(f"{name}: expected pairs, as [(images, labels)]")
+    check_batches(batches)
+    _check_pairs("calibration", calibration)
     if at_once < 1:
         raise InputError(f"at_once: must be at least 1, got {at_once}")
     if (norm == "recalibrated") != (len(calibration) > 0):
         expected = "at least one batch" if norm == "recalibrated" else "no batch"
         raise InputError(f"calibration: norm={norm!r} takes {expected}, got {len(calibration)}")
+
+
+def check_batches(batches: Sequence[Batch]) -> None:
+    """See that there are batches.
+
+    Raises:
+        InputError: There is none, or one that is no pair.
+    """
+    if len(batches) == 0:
+        raise InputError("batches: expected at least one, got none")
+    _check_pairs("batches", batches)
+
+
+def _check_pairs(name: str, batches: Sequence[Batch]) -> None:
+    if not all(isinstance(one, (tuple, list)) and len(one) == 2 for one in batches):
+        raise InputError(f"{name}: expected pairs, as [(images, labels)]")
 
 
 def _stack(supernet: Supernet[Any], archs: Sequence[Any]) -> Stack | None:

@@ -81,6 +81,11 @@ def places(network: nn.Module) -> Iterator[Place]:
             yield Place(f"{prefix}.{attribute}" if prefix else attribute, module, attribute, value)
 
 
+def pieces(network: nn.Module) -> dict[str, nn.Module]:
+    """The pieces of a chain by name, one that stands at several places at each of them."""
+    return {name: piece for name, piece in network._modules.items() if piece is not None}
+
+
 def draws(network: nn.Module) -> bool:
     """Whether a pass in train mode draws random numbers."""
     return any(

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sigeo.elastic.convolution import padding_of
+from sigeo.spaces.elastic.parts import pieces as pieces_of
 from sigeo.spaces.elastic.parts import places
 
 Key = tuple[int, str]
@@ -35,10 +37,10 @@ class Reuse:
         """
         numbers = prefixes(networks, pieces)
         self._uses = Counter(number for ways in numbers for number in ways)
-        self._known: dict[Call, Tensor] = {}
+        self._known: dict[Call, tuple[Tensor, int]] = {}  # with the version when it was computed
         self.begin()
         for network, ways in zip(networks, numbers, strict=True):
-            for (name, piece), number in zip(network.named_children(), ways, strict=True):
+            for (name, piece), number in zip(pieces_of(network).items(), ways, strict=True):
                 if self._uses[number] > 1:
                     self._replace(network, name, piece, number)
 
@@ -48,8 +50,13 @@ class Reuse:
                 shared = _Shared(layer, self, (number, inner))
                 network.set_submodule(f"{name}.{inner}" if inner else name, shared)
 
-    def begin(self) -> None:
-        """Forget what an earlier pass has left."""
+    def begin(self, *, together: bool = False) -> None:
+        """Forget what an earlier pass has left.
+
+        Args:
+            together: Whether subnets that have run still need their outputs when later ones run.
+        """
+        self._together = together
         self._known.clear()
         self._left: dict[Call, int] = {}
         self._held = self._most = 0
@@ -70,20 +77,28 @@ class Reuse:
     def keep(self, call: Call, output: Tensor) -> None:
         """Remember an output for the other subnets that need it, if there is room."""
         self._note(output)
-        if self._left[call] and self._held + output.nbytes <= self._most:
-            self._known[call] = output.detach()
+        room = self._held + output.nbytes <= self._most
+        if self._left[call] and room and not output.is_inference():  # which have no versions
+            self._known[call] = output.detach(), output._version
             self._held += output.nbytes
 
     def take(self, call: Call) -> Tensor | None:
-        """What another subnet has computed, if it is known; forgotten when no other needs it."""
-        output = self._known.get(call)
-        if output is None:
+        """What another subnet has computed, if it is known; forgotten when no other needs it.
+
+        Activations in place write to their inputs: to a copy where the other subnet still needs
+        its own, else to what is known no more from then on.
+        """
+        if call not in self._known:
             return None
-        self._note(output)
-        if not self._left[call]:
+        output, version = self._known[call]
+        unwritten = output._version == version
+        if not (unwritten and self._left[call]):
             del self._known[call]
             self._held -= output.nbytes
-        return output
+        if not unwritten:
+            return None
+        self._note(output)
+        return output.clone() if self._together else output
 
     def _note(self, output: Tensor) -> None:
         """Bytes of this subnet's outputs, and of the subnet with the most."""
@@ -102,11 +117,11 @@ def prefixes(
     """
     numbers: dict[Any, int] = {}
     if pieces is None:
-        pieces = [[name for name, _ in network.named_children()] for network in networks]
+        pieces = [list(pieces_of(network)) for network in networks]
 
     def ways(network: nn.Module, names: Sequence[str]) -> Iterator[int]:
         before = -1
-        for name, piece in zip(names, network.children(), strict=True):
+        for name, piece in zip(names, pieces_of(network).values(), strict=True):
             before = numbers.setdefault((before, name, _signature(piece)), len(numbers))
             yield before
 
@@ -169,7 +184,8 @@ class _Shared(nn.Module):
             return y
         if isinstance(layer, nn.Linear):
             return _linear(x, layer.weight, layer.bias, output)
-        geometry = (layer.stride, layer.padding, layer.dilation, False, (0, 0), layer.groups)
+        padding = padding_of(layer, None)  # in numbers, also of "same"
+        geometry = (layer.stride, padding, layer.dilation, False, (0, 0), layer.groups)
         return _convolution(x, layer.weight, layer.bias, output, geometry)
 
 

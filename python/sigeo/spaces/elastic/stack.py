@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from sigeo.spaces.elastic.parts import draws, part, places, shared_part
+from sigeo.errors import InputError
+from sigeo.spaces.elastic.parts import draws, part, pieces, places, shared_part
 from sigeo.spaces.elastic.reuse import Reuse
 from sigeo.spaces.streams import Streams
 
@@ -64,7 +65,7 @@ class Stack:
         self.weights = {name: tuple(rows[name]) for name in used}
         self.members = {name: tuple(members[name]) for name in used}
         self.layers = frozenset(layers)
-        device = next(iter(self._shared.values())).device
+        self._device = device = next(iter(self._shared.values())).device
         noisy = any(map(draws, self._networks))
         self.random = Streams(device, len(archs)) if noisy else None
         # Masks of dropout are each subnet's own, and so are weights that are to move.
@@ -74,7 +75,7 @@ class Stack:
     def _pieces(self, supernet: ElasticSupernet, archs: Sequence[Architecture]) -> list[list[str]]:
         """The shared piece behind each piece of each network."""
         pairs = zip(archs, self._networks, strict=True)
-        return [[supernet.shared_name(a, name) for name, _ in n.named_children()] for a, n in pairs]
+        return [[supernet.shared_name(a, name) for name in pieces(n)] for a, n in pairs]
 
     def __call__(self, x: Tensor) -> Tensor:
         """A batch [B, ...] to each subnet's outputs [K, B, ...].
@@ -82,25 +83,43 @@ class Stack:
         Where there is dropout, every subnet draws as it would alone, from the state that torch's
         generator had when the stack was made, and goes on from there with the next batch.
         """
-        return torch.stack(list(self.each(x)))
+        return torch.stack(list(self._outputs(x, together=True)))
 
     def each(self, x: Tensor) -> Iterator[Tensor]:
-        """The outputs [B, ...] of one subnet after another.
+        """The outputs [B, ...] of one subnet after another, each done with before the next.
 
-        Yields:
+        Returns:
             One of each subnet, which is run when it is asked for.
         """
+        return self._outputs(x, together=False)
+
+    def _outputs(self, x: Tensor, *, together: bool) -> Iterator[Tensor]:
         if self._reuse is not None:
-            self._reuse.begin()
+            self._reuse.begin(together=together)
         for subnet, network in enumerate(self._networks):
             if self._reuse is not None:
                 self._reuse.next_subnet()
             if self.random is None:
-                y = network(x)
+                y = self._undrawn(network, x)
             else:
                 with self.random.of(subnet):
                     y = network(x)
             yield y
+
+    def _undrawn(self, network: nn.Module, x: Tensor) -> Tensor:
+        """The outputs of a network that is not known to draw random numbers.
+
+        Raises:
+            InputError: It does.
+        """
+        generator = Streams(self._device, 1)
+        y: Tensor = network(x)
+        if generator.moved(0):
+            raise InputError(
+                "space: a network draws random numbers by a module that is none of torch's "
+                "dropouts; derive the module from nn.Dropout, or run architectures one by one"
+            )
+        return y
 
     def gradient(self, name: str) -> Tensor | None:
         """The gradient of a shared weight from all rows; None if there is none."""

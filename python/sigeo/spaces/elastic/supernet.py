@@ -13,7 +13,7 @@ from sigeo.elastic import Elastic, choice_of, convert
 from sigeo.errors import InputError
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic.groups import Groups, by_piece
-from sigeo.spaces.elastic.parts import draws, materialise, places, shared_part
+from sigeo.spaces.elastic.parts import draws, materialise, pieces, places, shared_part
 from sigeo.spaces.elastic.stack import Stack
 from sigeo.spaces.initial import draw_weights
 
@@ -53,7 +53,7 @@ class ElasticSupernet(nn.Module):
         materialise(largest, torch.device("cpu"), torch.float32)
         for name, module in largest.named_modules():
             draw_weights(module, name, seed)
-        for name, piece in largest.named_children():
+        for name, piece in pieces(largest).items():
             self.add_module(name, piece)
         self.groups: tuple[Groups, ...] = ()
         self._paths: dict[Architecture, nn.Module] = {}
@@ -147,7 +147,7 @@ class ElasticSupernet(nn.Module):
         made = copy.copy(self)
         nn.Module.__init__(made)  # a copy has the parameters, buffers and hooks of what it is of
         made._paths, made.groups = {}, tuple(groups)
-        for name, piece in self.named_children():
+        for name, piece in pieces(self).items():
             if name in found:
                 copies = (self._copy(name, found[name], top) for top in found[name].tops)
                 made.add_module(name, nn.ModuleList(copies))
@@ -164,7 +164,7 @@ class ElasticSupernet(nn.Module):
         codes = list(self.space.largest.codes)
         codes[groups.choice] = top
         arch = self.space.decode(codes)
-        plain = dict(self.space.skeleton(arch).named_children())
+        plain = pieces(self.space.skeleton(arch))
         if piece not in plain:
             choice = self.space.choices[groups.choice]
             raise InputError(
@@ -228,6 +228,13 @@ def _elastic(space: ElasticSpace) -> nn.Module:
             f"{space.name}: network must give an nn.Sequential of pieces, "
             f"got {type(plain).__name__}"
         )
+    names: dict[nn.Parameter, str] = {}
+    for name, value in plain.named_parameters(remove_duplicate=False):
+        if names.setdefault(value, name) != name:
+            raise InputError(
+                f"{space.name}: {name} is the same parameter as {names[value]}; expected "
+                "parameters of one name each"
+            )
     try:
         network = convert(plain)
     except ValueError as error:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sigeo.errors import InputError
 from sigeo.spaces import Region, SearchSpace, Supernet
-from sigeo.supernet.evaluation import evaluate
+from sigeo.supernet.evaluation import check_batches, evaluate
 from sigeo.supernet.samplers.base import describe_region, draw_connected, generator
 from sigeo.supernet.samplers.pool import CandidatePool
 from sigeo.supernet.settings import Batch
@@ -60,7 +60,11 @@ class ValidationLoss:
             supernet: The weights in training; a score is of the weights at that time.
             batches: Held-out images and labels.
             at_once: Paths in one pass.
+
+        Raises:
+            InputError: No batch, or no pairs.
         """
+        check_batches(batches)
         self.supernet, self.batches, self.at_once = supernet, batches, at_once
         self.images = sum(len(inputs) for inputs, _ in batches)
 
