@@ -26,6 +26,16 @@ def test_sample_inner_products_equal_one_gradient_at_a_time(train):
         assert got[b].item() == pytest.approx(expected.item(), rel=1e-9)
 
 
+class TwoOutputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x):
+        y = self.body(x)
+        return {"logits": y, "aux": (y.square(),)}
+
+
 def test_sample_products_of_a_model_with_several_outputs():
     model = TwoOutputs()
     x, y = torch.randn(8, 6), torch.arange(8) % 5
