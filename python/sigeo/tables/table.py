@@ -140,7 +140,8 @@ def read_table(path: str | Path) -> Table:
     """Read ``.csv``, ``.csv.gz`` or ``.parquet`` with an ``arch_str`` (or ``arch``) column.
 
     Raises:
-        InputError: No such file or column, a column twice, or the file is damaged.
+        InputError: No such file or column, a column twice, texts that are not in UTF-8, or the file
+            is damaged.
     """
     path = Path(path)
     table = _read(path)
@@ -152,6 +153,7 @@ def read_table(path: str | Path) -> Table:
         raise InputError(
             f"{path}: expected a column arch_str, found {', '.join(table.column_names) or 'none'}"
         )
+    _check_no_bytes(path, table.select([column]))  # others of a parquet file may be of any type
     values = {
         name: table[name].to_numpy().astype(np.float64)
         for name in table.column_names
@@ -171,6 +173,7 @@ def _read(path: Path) -> pa.Table:
                 table = file.read()
         elif path.name.endswith((".csv", ".csv.gz")):
             table = csv.read_csv(path)
+            _check_no_bytes(path, table)
         else:
             raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
         check_texts(table)
@@ -178,6 +181,19 @@ def _read(path: Path) -> pa.Table:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: {first}") from None
     return table
+
+
+def _check_no_bytes(path: Path, table: pa.Table) -> None:
+    """Check that no column is one of bytes, as Arrow makes of texts in CSV that are not in UTF-8.
+
+    Raises:
+        InputError: One is.
+    """
+    for column in table.schema:
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            raise InputError(
+                f"{path}: expected texts in UTF-8, found bytes in column {column.name}"
+            )
 
 
 def check_texts(table: pa.Table) -> None:
