@@ -160,7 +160,7 @@ class RunStore:
                 _plain(record.value),
                 json.dumps({name: _plain(term) for name, term in record.terms.items()}),
                 json.dumps(list(record.notes)),
-                float(record.seconds),
+                _plain(record.seconds),
             )
             for proxy, record in records.items()
         ]
