@@ -112,6 +112,13 @@ def test_rows_of_one_architecture_count_as_their_mean(tmp_path):
         read_table(file).lookup("acc")
 
 
+def test_rows_of_one_architecture_on_other_data_as_pandas_categories(tmp_path):
+    path, sets = tmp_path / "t.parquet", pa.array(["x", "y"]).dictionary_encode()
+    parquet.write_table(pa.table({"arch_str": ["a", "a"], "set": sets, "acc": [90, 10]}), path)
+    with pytest.raises(InputError, match="the same measurement again, got set 'x' and 'y' of a;"):
+        read_table(path).lookup("acc")
+
+
 def test_columns_of_codes_are_told_from_results(tmp_path):
     file = tmp_path / "t.csv"
     rows = [f"a{i},{i},{i % 5},{i % 5 + 60},{i % 5}.5,{i * i}" for i in range(20)]

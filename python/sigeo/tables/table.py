@@ -124,7 +124,7 @@ class Table:
             InputError: They do not.
         """
         for name, column in zip(self.whole.column_names, self.whole.columns, strict=True):
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            if not _is_text(column.type):
                 continue
             first: dict[str, str] = {}
             for arch, text, counts in zip(self.archs, column.to_pylist(), counted, strict=True):
@@ -134,6 +134,12 @@ class Table:
                         f"measurement again, got {name} {first[arch]!r} and {text!r} of {arch}; "
                         "keep the rows of one"
                     )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, each or as numbers of a dictionary (pandas' categories)."""
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
 
 
 def read_table(path: str | Path) -> Table:
