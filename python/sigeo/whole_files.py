@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -18,12 +19,14 @@ if TYPE_CHECKING:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write another file, then put it in the place of ``path``; a kill leaves the old one.
 
-    The other file is this process's own, so that two that write the same path do not meet. Those
-    of processes that were killed are removed. A pipe or a device is written to as it is.
+    The other file is this call's own, so that two that write the same path do not meet. Those of
+    processes that were killed are removed. Links are followed. A pipe or a device is written to as
+    it is.
 
     Args:
         path: Of the file.
-        write: Writes to the path that it is given.
+        write: Writes into the file whose path it is given; that file is locked, so that it must not
+            put another in its place.
 
     Raises:
         InputError: The file cannot be written.
@@ -32,10 +35,11 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         if path.exists() and not path.is_file():  # a folder refuses
             write(path)
             return
-        _remove_left(path)
-        with _own(path) as partial:
+        place = Path(os.path.realpath(path))
+        _remove_left(place)
+        with _own(place) as partial:
             write(partial)
-            partial.replace(path)
+            partial.replace(place)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
 
@@ -57,19 +61,38 @@ def write_whole_table(path: Path, table: pa.Table) -> None:
 
 @contextlib.contextmanager
 def _own(path: Path) -> Iterator[Path]:
-    """A file of this process beside another, held while it is written and removed after it.
+    """A new file beside another, held while it is written and removed after it.
 
     Yields:
         Its path.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        _hold(file, wait=True)  # for one that is just removing what is left under the same name
+    held = None
+    while held is None:
+        partial = path.with_name(f"{path.name}.{secrets.randbelow(10**10)}.partial")
+        held = _new(partial)
+    with held:
         try:
             yield partial
         finally:
             with contextlib.suppress(OSError):  # half a file is of no use, and fills the disk
                 partial.unlink()
+
+
+def _new(path: Path) -> IO[bytes] | None:
+    """A file that was not there, held.
+
+    Returns:
+        None if there is one of that name, or another process took it for one that was left.
+    """
+    try:
+        file = path.open("xb")
+    except FileExistsError:
+        return None
+    _hold(file, wait=True)
+    if path.exists():
+        return file
+    file.close()
+    return None
 
 
 def _remove_left(path: Path) -> None:

@@ -252,41 +252,6 @@ def test_inputs_without_samples_are_for_all_of_them(name, named):
     assert scored(factor).finite and scored(factor) == scored(1.0)
 
 
-class Dotted(nn.Module):
-    """The two products of attention in one function."""
-
-    def forward(self, x):
-        heads = x[:, None]
-        return (F.scaled_dot_product_attention(heads, heads, heads)[:, 0],)
-
-
-@pytest.mark.parametrize(
-    ("layer", "expected"),
-    [
-        # Of 5 tokens of 4: queries, keys and values, both products of attention, the output.
-        (nn.MultiheadAttention(4, 2, batch_first=True), 5 * 4 * 12 + 2 * 5 * 5 * 4 + 5 * 4 * 4),
-        (Dotted(), 2 * 5 * 5 * 4),
-        (nn.LSTM(4, 3, batch_first=True), 5 * 4 * 3 * (4 + 3)),
-        (nn.GRU(4, 3, batch_first=True), 5 * 3 * 3 * (4 + 3)),
-    ],
-    ids=["attention", "products of attention", "LSTM", "GRU"],
-)
-def test_flops_of_layers_that_torch_runs_in_one_piece(layer, expected):
-    class Model(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, x):
-            query = (x, x, x) if isinstance(self.layer, nn.MultiheadAttention) else (x,)
-            return self.layer(*query)[0].mean(1)
-
-    fast = torch.backends.mha.get_fastpath_enabled()
-    batches = [(torch.randn(2, 5, 4), torch.zeros(2, dtype=torch.long))]
-    assert sigeo.score(Model(), batches, ["flops"])["flops"].value == expected
-    assert torch.backends.mha.get_fastpath_enabled() == fast
-
-
 def test_unreached_layers_count_nothing_and_are_noted():
     score = sigeo.score(Unreached(), image_batches(), ["sigeo", "zico", "snip"])
     for name in ("sigeo", "zico"):

@@ -212,5 +212,7 @@ def test_a_folder_whose_name_looks_like_an_address(tmp_path, monkeypatch):
 
 def test_numbers_of_numpy_and_paths_as_texts(tmp_path):
     with RunStore(str(tmp_path / "s.sqlite"), {}) as store:
-        store.put("n", {"p": Record(np.float32(1.5))})
-        assert store.get("n") == {"p": Record(1.5)}
+        terms = {"a": np.float32(0.5), "b": np.int64(2), "c": np.float32(np.inf)}
+        store.put("n", {"p": Record(np.float32(1.5), terms, seconds=np.float32(0.25))})
+        plain = {"a": 0.5, "b": 2.0, "c": None}
+        assert store.get("n") == {"p": Record(1.5, plain, seconds=0.25)}

@@ -73,6 +73,26 @@ def test_names_of_columns_that_are_not_in_utf8(text, tmp_path):
         read_table(tmp_path / "t.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "column"), [("arch,acc\ncaf\xe9,1\nb,2\n", "arch"), ("arch,set\na,caf\xe9\n", "set")]
+)
+def test_texts_in_csv_that_are_not_in_utf8(text, column, tmp_path):
+    """Arrow takes such columns for ones of bytes."""
+    (tmp_path / "t.csv").write_bytes(text.encode("latin-1"))
+    found = rf"t\.csv: expected texts in UTF-8, found bytes in column {column}$"
+    with pytest.raises(InputError, match=found):
+        read_table(tmp_path / "t.csv")
+
+
+def test_bytes_in_parquet_are_refused_as_architectures_alone(tmp_path):
+    path, some = tmp_path / "t.parquet", pa.array([b"\xe9"], pa.binary())
+    parquet.write_table(pa.table({"arch_str": some, "acc": [1]}), path)
+    with pytest.raises(InputError, match=r"t\.parquet: expected texts .* column arch_str$"):
+        read_table(path)
+    parquet.write_table(pa.table({"arch_str": ["a"], "acc": [1], "weights": some}), path)
+    assert read_table(path).lookup("acc") == {"a": 1}
+
+
 @pytest.mark.parametrize("read", [read_table, read_scores])
 def test_texts_in_parquet_that_are_not_in_utf8(read, tmp_path):
     """A file whose bytes are damaged, say: Arrow itself looks at them late."""
@@ -90,6 +110,13 @@ def test_rows_of_one_architecture_count_as_their_mean(tmp_path):
     file.write_text("arch_str,set,seed,acc\na,x,0,90\nb,x,0,80\na,y,0,10\n")
     with pytest.raises(InputError, match="measurement again, got set 'x' and 'y' of a; keep the"):
         read_table(file).lookup("acc")
+
+
+def test_rows_of_one_architecture_on_other_data_as_pandas_categories(tmp_path):
+    path, sets = tmp_path / "t.parquet", pa.array(["x", "y"]).dictionary_encode()
+    parquet.write_table(pa.table({"arch_str": ["a", "a"], "set": sets, "acc": [90, 10]}), path)
+    with pytest.raises(InputError, match="the same measurement again, got set 'x' and 'y' of a;"):
+        read_table(path).lookup("acc")
 
 
 def test_columns_of_codes_are_told_from_results(tmp_path):

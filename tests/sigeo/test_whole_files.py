@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import signal
+import subprocess
+import sys
+import threading
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from sigeo import InputError
+from sigeo import InputError, whole_files
 from sigeo.whole_files import write_whole, write_whole_table
 
 
@@ -61,7 +65,7 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     killed.start()
     killed.join()
     (left,) = set(tmp_path.iterdir()) - set(others)
-    assert left.name == f"f[1].txt.{killed.pid}.partial"
+    assert re.fullmatch(r"f\[1\]\.txt\.\d+\.partial", left.name)
 
     reading, writing = os.pipe()
 
@@ -77,11 +81,77 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     assert not left.exists()
     write_whole(file, lambda partial: partial.write_text("fast"))
     assert file.read_text() == "fast"
-    assert (tmp_path / f"f[1].txt.{slow.pid}.partial").read_text() == "slow"
+    (half,) = set(tmp_path.iterdir()) - {file, *others}
+    assert half.read_text() == "slow"
     os.write(end_wait, b"x")
     slow.join()
     assert slow.exitcode == 0 and file.read_text() == "slow"
     assert set(tmp_path.iterdir()) == {file, *others}
+
+
+def test_two_that_write_at_once_put_whole_files_in_place(tmp_path):
+    """Also where both have the same number, as in containers that share a folder."""
+    file = tmp_path / "f.txt"
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(partial):
+        with partial.open("w") as text:
+            text.write("sl")
+            text.flush()
+            begun.set()
+            assert go_on.wait(60)
+            text.write("ow")
+
+    thread = threading.Thread(target=write_whole, args=(file, slow))
+    thread.start()
+    assert begun.wait(60)
+    write_whole(file, lambda partial: partial.write_text("fast"))
+    assert file.read_text() == "fast"
+    go_on.set()
+    thread.join()
+    assert file.read_text() == "slow" and list(tmp_path.iterdir()) == [file]
+
+
+def test_one_whose_file_was_taken_for_left_takes_another(tmp_path, monkeypatch):
+    """Between the making and the lock of it, another process may come along."""
+    held = whole_files._hold
+
+    def come_along(file, *, wait):
+        if wait and not seen:
+            seen.append(Path(file.name))
+            whole_files._remove_left(tmp_path / "f.txt")
+        return held(file, wait=wait)
+
+    seen: list[Path] = []
+    monkeypatch.setattr(whole_files, "_hold", come_along)
+    write_whole(tmp_path / "f.txt", lambda partial: seen.append(partial))
+    assert seen[0] != seen[1] and list(tmp_path.iterdir()) == [tmp_path / "f.txt"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_link_is_followed_and_stays(there, tmp_path):
+    target, link = tmp_path / "folder" / "f.txt", tmp_path / "link.txt"
+    target.parent.mkdir()
+    link.symlink_to("folder/f.txt")
+    if there:
+        target.write_text("old")
+    write_whole(link, lambda partial: partial.write_text("new"))
+    assert link.is_symlink() and target.read_text() == "new"
+    assert set(tmp_path.rglob("*")) == {target.parent, target, link}
+
+
+def test_standard_output_that_goes_to_a_file_is_that_file(tmp_path):
+    link, file = tmp_path / "stdout", tmp_path / "f.txt"
+    link.symlink_to("/proc/self/fd/1")  # as /dev/stdout is
+    code = (
+        "import sys; from pathlib import Path; from sigeo.whole_files import write_whole; "
+        "write_whole(Path(sys.argv[1]), lambda partial: partial.write_text('text'))"
+    )
+    command = [sys.executable, "-c", code, str(link)]
+    with file.open("w") as out:
+        subprocess.run(command, stdout=out, check=True)
+    assert file.read_text() == "text" and link.is_symlink()
+    assert subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout == b"text"
 
 
 def test_a_pipe_is_written_to_and_stays(tmp_path):

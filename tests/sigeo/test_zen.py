@@ -165,16 +165,23 @@ def test_the_last_global_pooling_counts():
     assert found.value == pytest.approx(zen(model, images, features="relu.1").value, rel=1e-6)
 
 
+class OwnLinear(nn.Linear):
+    """Calls its input by another name."""
+
+    def forward(self, features):
+        return super().forward(features)
+
+
 class Named(nn.Module):
     """Calls its layers with arguments by name."""
 
     def __init__(self):
         super().__init__()
-        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Linear(4, 3)
+        self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), OwnLinear(4, 3)
 
     def forward(self, x):
         y = self.norm(input=self.conv(input=x))
-        return self.linear(input=y.flatten(1))
+        return self.linear(features=y.flatten(1))
 
 
 def test_layers_that_are_called_by_name_are_seen():

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import IO, TextIO
 
 from rich.cells import cell_len
 from rich.console import Console, RenderableType
@@ -19,7 +20,37 @@ _SECONDS_BETWEEN_LINES = 30.0
 _SECONDS_OF_SILENCE = 2.0
 _CONTINUED = ", continued"
 _FOLDED = 20  # letters of a column of text in a line, at least
-_STDERR = Console(stderr=True, highlight=False)
+
+
+@contextmanager
+def _while_read(stream: TextIO) -> Iterator[None]:
+    """Where a stream is closed early, by ``| head`` say, no more goes there.
+
+    The verb goes on, as it has files to write.
+
+    Args:
+        stream: Standard output or error.
+
+    Yields:
+        Once, to write.
+    """
+    try:
+        yield
+    except BrokenPipeError:
+        _write_no_more(stream)
+
+
+def _write_no_more(stream: IO[str]) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """As `_while_read`, in the place of an exit: bars are also drawn by a thread."""
+        _write_no_more(self.file)
+
+
+_STDERR = _Console(stderr=True, highlight=False)
 """One for bars and lines: it moves a running bar below what is said."""
 
 
@@ -92,7 +123,8 @@ def said_if_slow(line: str) -> Iterator[None]:
 
 def say(text: str) -> None:
     """One line to standard error."""
-    _STDERR.print(text, markup=False, soft_wrap=True)
+    with _while_read(sys.stderr):
+        _STDERR.print(text, markup=False, soft_wrap=True)
 
 
 def show_table(
@@ -139,39 +171,24 @@ def _fitting(
 
 def show(what: RenderableType) -> None:
     """A table or a tree on standard output."""
-    with _while_read():
+    with _while_read(sys.stdout):
         _stdout().print(what)
 
 
 def out(text: str) -> None:
     """A text on standard output, as it is."""
-    with _while_read():
+    with _while_read(sys.stdout):
         print(text, flush=True)
 
 
-@contextmanager
-def _while_read() -> Iterator[None]:
-    """Where standard output is closed early, by ``| head`` say, no more goes there.
-
-    The verb goes on, as it has files to write.
-
-    Yields:
-        Once, to write.
-    """
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Output(Console):
-    def on_broken_pipe(self) -> None:
-        """Say so, in the place of an exit."""
-        raise
+def complain(text: str) -> None:
+    """A text on standard error, as it is."""
+    with _while_read(sys.stderr):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _stdout() -> Console:
-    console = _Output(markup=False)
+    console = _Console(markup=False)
     if not console.is_terminal:
         console.width = 200  # a file or a pipe: no reason to fold
     return console

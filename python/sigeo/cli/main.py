@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sqlite3
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -74,11 +73,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code: int = parsed.execute(parsed)
     except (InputError, OSError, sqlite3.Error) as error:
-        print(f"sigeo {parsed.verb}: {_message(error)}", file=sys.stderr)
+        console.complain(f"sigeo {parsed.verb}: {_message(error)}")
         return 2
     except KeyboardInterrupt:
         kept = "; the same command goes on from here" if parsed.verb in _RESUMED else ""
-        print(f"sigeo {parsed.verb}: stopped{kept}", file=sys.stderr)
+        console.complain(f"sigeo {parsed.verb}: stopped{kept}")
         return 130
     return code
 

@@ -83,6 +83,12 @@ def _is_global(
     return {d % x.dim() for d in of} == set(range(2, x.dim()))
 
 
+def _first(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """A layer's input, which a subclass may call otherwise."""
+    found: Tensor = next(iter((*args, *kwargs.values())))
+    return found
+
+
 class _Watched:
     """The features of a pass, and the running variances of batch norms over the passes so far."""
 
@@ -91,7 +97,7 @@ class _Watched:
         self.variances: dict[nn.Module, Tensor] = {}
 
     def keep_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.features = args[0] if args else kwargs["input"]
+        self.features = _first(args, kwargs)
 
     def keep_output(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not isinstance(output, Tensor):
@@ -100,7 +106,7 @@ class _Watched:
         self.features = output.clone()
 
     def update(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x: Tensor = args[0] if args else kwargs["input"]
+        x = _first(args, kwargs)
         channels = x.transpose(0, 1).flatten(1).double()
         before = self.variances.get(module, torch.ones_like(channels[:, 0]))
         self.variances[module] = (1 - _MOMENTUM) * before + _MOMENTUM * channels.var(1)

@@ -157,10 +157,10 @@ class RunStore:
                 self._run,
                 network,
                 proxy,
-                None if record.value is None else float(record.value),  # of NumPy, say
-                json.dumps(_plain(record.terms)),
+                _plain(record.value),
+                json.dumps({name: _plain(term) for name, term in record.terms.items()}),
                 json.dumps(list(record.notes)),
-                record.seconds,
+                _plain(record.seconds),
             )
             for proxy, record in records.items()
         ]
@@ -189,8 +189,6 @@ class RunStore:
         self.close()
 
 
-def _plain(terms: Mapping[str, float | None]) -> dict[str, float | None]:
-    return {
-        name: value if value is not None and math.isfinite(value) else None
-        for name, value in terms.items()
-    }
+def _plain(number: float | None) -> float | None:
+    """A number, of NumPy say, as Python's own; None if it is not finite."""
+    return float(number) if number is not None and math.isfinite(number) else None

@@ -124,7 +124,7 @@ class Table:
             InputError: They do not.
         """
         for name, column in zip(self.whole.column_names, self.whole.columns, strict=True):
-            if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+            if not _is_text(column.type):
                 continue
             first: dict[str, str] = {}
             for arch, text, counts in zip(self.archs, column.to_pylist(), counted, strict=True):
@@ -136,11 +136,18 @@ class Table:
                     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds texts, each or as numbers of a dictionary (pandas' categories)."""
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
+
+
 def read_table(path: str | Path) -> Table:
     """Read ``.csv``, ``.csv.gz`` or ``.parquet`` with an ``arch_str`` (or ``arch``) column.
 
     Raises:
-        InputError: No such file or column, a column twice, or the file is damaged.
+        InputError: No such file or column, a column twice, texts that are not in UTF-8, or the file
+            is damaged.
     """
     path = Path(path)
     table = _read(path)
@@ -152,6 +159,7 @@ def read_table(path: str | Path) -> Table:
         raise InputError(
             f"{path}: expected a column arch_str, found {', '.join(table.column_names) or 'none'}"
         )
+    _check_no_bytes(path, table.select([column]))  # others of a parquet file may be of any type
     values = {
         name: table[name].to_numpy().astype(np.float64)
         for name in table.column_names
@@ -171,6 +179,7 @@ def _read(path: Path) -> pa.Table:
                 table = file.read()
         elif path.name.endswith((".csv", ".csv.gz")):
             table = csv.read_csv(path)
+            _check_no_bytes(path, table)
         else:
             raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
         check_texts(table)
@@ -178,6 +187,19 @@ def _read(path: Path) -> pa.Table:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: {first}") from None
     return table
+
+
+def _check_no_bytes(path: Path, table: pa.Table) -> None:
+    """Check that no column is one of bytes, as Arrow makes of texts in CSV that are not in UTF-8.
+
+    Raises:
+        InputError: One is.
+    """
+    for column in table.schema:
+        if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
+            raise InputError(
+                f"{path}: expected texts in UTF-8, found bytes in column {column.name}"
+            )
 
 
 def check_texts(table: pa.Table) -> None:

@@ -19,6 +19,8 @@ from rich.console import Console
 from sigeo.cli import console
 from tests.sigeo.cli.helpers import SMALL
 
+STREAMS = ("stdout", "stderr")
+
 
 def test_where_there_is_no_terminal_progress_is_a_line_now_and_then(monkeypatch, capsys):
     now = 0.0
@@ -56,7 +58,7 @@ def test_a_table_that_is_too_wide_is_shown_in_parts_without_folding_numbers(colu
             plain = {"force_terminal": True, "color_system": None}
             super().__init__(file=shown[-1], width=columns, **plain, **options)
 
-    monkeypatch.setattr(console, "_Output", Terminal)
+    monkeypatch.setattr(console, "_Console", Terminal)
     headings = [f"proxy_{letter}" for letter in "abcdefghijkl"]
     numbers = {heading: f"{10**6 + place}" for place, heading in enumerate(headings)}
     long = "|nor_conv_3x3~0|" * 6
@@ -102,14 +104,34 @@ with console.progress("warming up") as report:
     assert lines[lines.index("warm-up: 3 steps") - 1].startswith("warming up")
 
 
-@pytest.mark.parametrize("how", [["--json"], []])
-def test_standard_output_that_is_closed_early_costs_no_files(how):
-    """As ``| head -1`` closes it."""
+@pytest.mark.parametrize(
+    ("closed", "how", "given"),
+    [
+        (STREAMS[:1], ["--json"], {}),
+        (STREAMS[:1], [], {}),
+        (STREAMS, [], {}),
+        (STREAMS, [], {"FORCE_COLOR": "1"}),  # draws bars
+    ],
+)
+def test_streams_that_are_closed_early_cost_no_files(closed, how, given):
+    """As ``| head -1`` and ``2>&1 | head -1`` close them."""
     reading, writing = os.pipe()
     os.close(reading)
-    given = [*SMALL, "--archs", "3", "--proxy", "params", "--out", "r", *how]
-    command = [sys.executable, "-m", "sigeo", "rank", *given]
-    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    arguments = [*SMALL, "--archs", "3", "--proxy", "params", "--out", "r", *how]
+    streams = {name: writing if name in closed else subprocess.PIPE for name in STREAMS}
+    done = _run("rank", *arguments, env={**os.environ, **given}, **streams)
     os.close(writing)
-    assert done.returncode == 0 and "Broken pipe" not in done.stderr, done.stderr
+    assert done.returncode == 0 and "Broken pipe" not in (done.stderr or ""), done.stderr
     assert Path("r/scores.parquet").is_file() and Path("r/report.html").is_file()
+
+
+def test_an_error_that_nobody_reads_ends_a_verb_as_others_do():
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert _run("report", "no-such-folder", stderr=writing).returncode == 2
+    os.close(writing)
+
+
+def _run(*arguments, **given):
+    command = [sys.executable, "-m", "sigeo", *arguments]
+    return subprocess.run(command, text=True, check=False, **given)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from sigeo import InputError, proxies, spaces
@@ -198,14 +199,35 @@ def test_paths_may_be_texts(tmp_path):
     assert load_family(folder, SPACE).plan == plan
 
 
+class Given(Exact):
+    """Makes the groups that it is given."""
+
+    def __init__(self, found):
+        super().__init__()
+        object.__setattr__(self, "found", found)
+
+    def __call__(self, relation, groups, rng):
+        return self.found
+
+
 @pytest.mark.parametrize(
     "found",
-    [((0,), (1, 9)), ((0, -1),), ((0, 1), (1, 2)), ((0, 1, 2),), ((), (0, 1, 2)), (("a",), (1, 2))],
+    [
+        *([[0], [1, 2, 3, 9]], [[0, 1, 2, 3, -1]], [[0, 1], [1, 2, 3, 4]], [[0, 1, 2, 3, 4]]),
+        *([["0"], [1, 2, 3, 4]], [[0.0], [1, 2, 3, 4]], [{0}, {1, 2, 3, 4}], [[], range(5)]),
+        *(None, 2, (0, 1), iter([[0], [1, 2, 3, 4]]), np.eye(3)),
+    ],
 )
 def test_groups_of_a_partitioner_of_ones_own_that_are_no_partition(found):
-    class Own(Exact):
-        def __call__(self, relation, groups, rng):
-            return found
+    wanted = "expected 2 groups that hold each of 0 to 4 once, none empty, got .*$"
+    with pytest.raises(InputError, match=wanted) as caught:
+        split(SPACE, Splitting(RandomDistances(), Branching((2,)), Given(found), InTurn()))
+    assert "\n" not in str(caught.value)
 
-    with pytest.raises(InputError, match="expected 2 groups that hold each of 0 to . once, got"):
-        split(SPACE, Splitting(RandomDistances(), Branching((2,)), Own(), InTurn()))
+
+def test_groups_of_a_partitioner_of_ones_own_may_be_lists():
+    cuts = [
+        split(SPACE, Splitting(RandomDistances(), Branching((2,)), Given(found), InTurn())).plan
+        for found in (((0,), (1, 2, 3, 4)), [[0], [1, 2, 3, 4]], [[np.int64(0)], range(1, 5)])
+    ]
+    assert cuts[0] == cuts[1] == cuts[2]

@@ -7,8 +7,10 @@ published systems differ in is the matrix and which sizes they try.
 
 from __future__ import annotations
 
+import operator
 import random
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -192,16 +194,29 @@ def grouped(
     """The groups that a partitioner makes, which may be one's own; see `Partitioner`.
 
     Raises:
-        InputError: They are not as many, or do not hold each option once.
+        InputError: They are no sequences of whole numbers, are not as many, one is empty, or they
+            do not hold each option once.
     """
     found = partitioner(relation, groups, rng)
-    held = [option for group in found for option in group]
-    if len(found) != groups or Counter(held) != Counter(range(relation.count)):
+    partition = _plain(found)
+    held = Counter(option for group in partition for option in group)
+    whole = all(partition) and held == Counter(range(relation.count))
+    if len(partition) != groups or not whole:
         raise InputError(
             f"partition: expected {groups} groups that hold each of 0 to {relation.count - 1} "
-            f"once, got {found}"
+            f"once, none empty, got {' '.join(repr(found).split())}"
         )
-    return found
+    return partition
+
+
+def _plain(found: object) -> Groups:
+    """Sequences of whole numbers as tuples of them; of what is none no groups."""
+    if not isinstance(found, Sequence) or not all(isinstance(group, Sequence) for group in found):
+        return ()
+    try:
+        return tuple(tuple(operator.index(option) for option in group) for group in found)
+    except TypeError:
+        return ()
 
 
 def _check_smallest(smallest: int) -> None:
