@@ -32,7 +32,8 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print and exit with 2."""
-        self.exit(2, f"{self.prog}: {console.one_line(message)}\n")
+        console.complain(f"{self.prog}: {console.one_line(message)}")
+        self.exit(2)
 
 
 def _parser() -> _Parser:

@@ -119,16 +119,25 @@ def test_streams_that_are_closed_early_cost_no_files(closed, how, given):
     os.close(reading)
     arguments = [*SMALL, "--archs", "3", "--proxy", "params", "--out", "r", *how]
     streams = {name: writing if name in closed else subprocess.PIPE for name in STREAMS}
-    done = _run("rank", *arguments, env={**os.environ, **given}, **streams)
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = _run("rank", *arguments, env={**kept, **given}, **streams)
     os.close(writing)
     assert done.returncode == 0 and "Broken pipe" not in (done.stderr or ""), done.stderr
     assert Path("r/scores.parquet").is_file() and Path("r/report.html").is_file()
 
 
-def test_an_error_that_nobody_reads_ends_a_verb_as_others_do():
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("report", "no-such-folder"),  # the parser's
+        ("score", "--model", "nowhere:make", "--data", "digits"),  # the verb's
+    ],
+)
+def test_an_error_that_nobody_reads_ends_a_verb_as_others_do(given):
     reading, writing = os.pipe()
     os.close(reading)
-    assert _run("report", "no-such-folder", stderr=writing).returncode == 2
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    assert _run(*given, stderr=writing, env=kept).returncode == 2
     os.close(writing)
 
 
