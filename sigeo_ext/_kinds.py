@@ -126,30 +126,20 @@ def _is_list(value: Any, option: Any) -> bool:
     )
 
 
-def _described(hint: Any) -> str:
-    """A kind in words: "a list of tensors"."""
+def _described(hint: Any, *, several: bool = False) -> str:
+    """A kind in words: "a list of tensors", or of several "lists of tensors"."""
     words = []
     for option in _options(hint):
         if option is type(None):
-            words.append("None")
+            words.append("Nones" if several else "None")
         elif get_origin(option) in _LISTS:
-            words.append(f"a list of {_several(get_args(option)[0])}")
+            of = _described(get_args(option)[0], several=True)
+            words.append(f"{'lists' if several else 'a list'} of {of}")
         else:
             word = _word(option)
-            words.append(f"{'an' if word[0] in 'aeio' else 'a'} {word}")
-    return " or ".join(words)
-
-
-def _several(hint: Any) -> str:
-    words = []
-    for option in _options(hint):
-        if option is type(None):
-            words.append("Nones")
-        elif get_origin(option) in _LISTS:
-            words.append(f"lists of {_several(get_args(option)[0])}")
-        else:
-            words.append(f"{_word(option)}s")
-    return " and ".join(words)
+            one = f"{'an' if word[0] in 'aeio' else 'a'} {word}"
+            words.append(f"{word}s" if several else one)
+    return (" and " if several else " or ").join(words)
 
 
 def _word(option: Any) -> str:

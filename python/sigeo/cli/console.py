@@ -41,7 +41,9 @@ def _while_read(stream: TextIO) -> Iterator[None]:
 
 
 def _write_no_more(stream: IO[str]) -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, stream.fileno())
+    os.close(nothing)
 
 
 class _Console(Console):
