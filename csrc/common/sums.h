@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "common/ahead.h"
 #include "common/array.h"
 #include "common/chunks.h"
 
@@ -47,8 +48,7 @@ SIGEO_INLINE void for_each_lane(int64_t n, const Term& term) {
 // end: where much is done with a value, not every processor looks far enough ahead by itself.
 template <class T>
 SIGEO_INLINE void ask_ahead(const T* values) {
-  constexpr int64_t kAhead = 16 * kLanes, kLine = 64 / static_cast<int64_t>(sizeof(T));
-  for (int64_t i = 0; i < kLanes; i += kLine) __builtin_prefetch(values + kAhead + i);
+  ask_for<kLanes>(values + 64 * kLanes);
 }
 
 // Adds up kCount sums a layer: block(layer, begin, n, sums) gives one block's share, and the

@@ -22,10 +22,8 @@ SIGEO_INLINE void add_columns(const T* w, const T* g, int64_t n, Sums<kParts>& s
     (add_column<kSome, kWide>(w[i], g[i], add), ...);
   };
   for_each_lane(n, term, [&](int64_t i) SIGEO_LAMBDA_INLINE {
-    if constexpr (sizeof...(kSome) == 1) {
-      ask_ahead(w + i);
-      if (w != g) ask_ahead(g + i);
-    }
+    ask_ahead(w + i);
+    if (w != g) ask_ahead(g + i);
   });
 }
 

@@ -20,9 +20,6 @@ inline constexpr int64_t kSlabBytes = 128 * 1024;
 // the kTogether units that share it.
 inline constexpr int64_t kFewPositions = 256;
 
-// Input channels of a packed panel, and so the most rows of a tile there: a cache line of float32.
-inline constexpr int64_t kPackedRows = 16;
-
 // Positions that lie further apart than this are packed: their lines would share few places in the
 // first-level cache.
 inline constexpr int64_t kFarBytes = 256;
@@ -124,6 +121,7 @@ class Panels {
     tile.x_at = tap.x.data();
     tile.d_at = tap.d.data();
     tile.positions = static_cast<int64_t>(tap.x.size());
+    tile.run = run_of(tile.positions);
     tile.unit = unit_;
     tile.width = std::min(round_up(columns_ - place.begin, lanes_), width_);
     return tile;

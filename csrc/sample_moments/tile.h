@@ -1,16 +1,32 @@
 // The innermost loops: a tile of each unit's gradient in registers, and its statistics updated.
 #pragma once
 
+#include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 
+#include "common/ahead.h"
 #include "common/array.h"
 #include "sample_moments/sample_moments.h"
 
 namespace sigeo_ext::sample_moments {
 
-// Positions added up before the sum goes to a second one: bounds the growth of rounding errors.
-inline constexpr int64_t kRun = 1024;
+// Positions added up before the sum goes to a second one, at least: what one part of a tile's rows
+// has read of them is in the first-level cache for the next.
+inline constexpr int64_t kShortestRun = 128;
+
+// The same of so many: as many as there are runs bounds the growth of rounding errors.
+inline int64_t run_of(int64_t positions) {
+  const auto root = static_cast<int64_t>(std::sqrt(static_cast<double>(positions)));
+  return std::max(kShortestRun, root);
+}
+
+// Positions between the one that is added up and the one whose memory is asked for.
+inline constexpr int64_t kPositionsAhead = 12;
+
+// Input channels of a packed panel, and so the most rows of a tile there: a cache line of float32.
+inline constexpr int64_t kPackedRows = 16;
 
 // One tile: kRows consecutive input channels of one tap, or taps of a depthwise convolution, and
 // some consecutive output channels.
@@ -24,6 +40,7 @@ struct Tile {
   const int32_t* d_at;
   const int32_t* row_at;  // of a depthwise convolution: where each row, which is a tap, lies
   int64_t positions;
+  int64_t run;  // of positions that are added up before the sum goes to a second one
   int64_t units;
   int64_t unit;          // samples of one
   int64_t before;        // units of the segment that came before these
@@ -96,6 +113,11 @@ struct Block {
       for (int u = 0; u < kUnits; ++u) {
         const T* xs = x[u] + a.x_at[t];
         const T* ds = d[u] + a.d_at[t];
+        if constexpr (kRow == 0) {  // the next part finds them in the first-level cache
+          constexpr int64_t kWidth = kVectors * kLanes;
+          ask_for<kWidth>(ds + kPositionsAhead * kWidth);
+          ask_for<1>(xs + kPositionsAhead * (kPairing == Pairing::kAll ? kPackedRows : kWidth));
+        }
         V dv[kVectors];
 #pragma GCC unroll 64
         for (int v = 0; v < kVectors; ++v) dv[v] = load<T, kLanes>(ds + v * kLanes);
@@ -250,7 +272,7 @@ SIGEO_INLINE void tile_body(const Tile<T>& a) {
       for (int64_t sample = 0; sample < a.unit; ++sample) {
         int64_t from = 0;
         do {
-          const int64_t to = from + kRun < a.positions ? from + kRun : a.positions;
+          const int64_t to = from + a.run < a.positions ? from + a.run : a.positions;
           sum_rows<kPairing, kAtOnce, kRowsAtOnce>(a, x, d, from, to, sample > 0 || from > 0, block,
                                                    first);
           from = to;
