@@ -91,6 +91,7 @@ def test_a_network_that_does_not_run_on_the_size_is_not_finite_and_says_why():
     score = regions(model, torch.zeros(2, 3, 8, 8))
     assert score.value == -math.inf
     assert "does not run on images of 3 by 3 (option size): mat1 and mat2" in score.notes[0]
+    assert regions(model, torch.zeros(2, 3, 8, 8), size=None).finite
 
 
 class OfOneSize(nn.Module):
@@ -110,7 +111,6 @@ def test_a_network_that_asserts_its_size_says_so(name):
     score = sigeo.score(OfOneSize(), [torch.zeros(2, 3, 8, 8)], [name])[name]
     assert score.value == -math.inf
     assert "does not run on" in score.notes[0] and "does not match model (8)." in score.notes[0]
-    assert regions(model, torch.zeros(2, 3, 8, 8), size=None).finite
 
 
 def test_what_is_refused():
