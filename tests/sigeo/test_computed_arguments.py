@@ -151,3 +151,21 @@ def test_weights_of_a_bag_that_mix_the_samples():
     x, weights = torch.randint(0, 9, (SAMPLES, 3)), torch.rand(SAMPLES, 3)
     with pytest.raises(InputError, match="bag.weight .* mixes the samples"), capture(model):
         F.cross_entropy(model(x, weights), torch.arange(SAMPLES) % CLASSES).backward()
+
+
+def test_attention_whose_biases_are_joined_for_it():
+    def run(m, x):
+        x = m.body(x).transpose(0, 1)
+        joined = torch.cat([m.q.bias, m.k.bias, m.v.bias])
+        output, _ = F.multi_head_attention_forward(
+            x, x, x, 4, 2, torch.empty(0), joined, None, None, False, 0.0, m.last.weight,
+            m.last.bias, use_separate_proj_weight=True, q_proj_weight=m.q.weight,
+            k_proj_weight=m.k.weight, v_proj_weight=m.v.weight,
+        )  # fmt: skip
+        return m.out(output.mean(0))
+
+    torch.manual_seed(0)
+    parts = {name: nn.Linear(4, 4) for name in ("body", "q", "k", "v", "last")}
+    model = Function(run, **parts, out=nn.Linear(4, CLASSES)).double()
+    x = torch.randn(SAMPLES, 3, 4, dtype=torch.float64)
+    check(model, (x,), torch.arange(SAMPLES) % CLASSES)

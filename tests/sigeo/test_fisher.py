@@ -85,6 +85,20 @@ def test_embedding_tables_come_back_sparse():
     assert fisher_trace(model, data) == pytest.approx(total, rel=1e-5)
 
 
+@pytest.mark.parametrize("table", [nn.Embedding(9, 4), nn.EmbeddingBag(9, 4, mode="sum")])
+def test_what_was_looked_up_may_be_written_to_in_place(table):
+    torch.manual_seed(0)
+    scaled = zoo.Function(
+        lambda m, x: m.out(m.table(x).mul_(3.0)).flatten(1), table=table, out=nn.Linear(4, 3)
+    )
+    model = scaled.double()
+    data = [(torch.randint(0, 9, (5, 2)), torch.randint(0, 3, (5,)))]
+    g = rows(model, data)
+    theta = torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert fisher_trace(model, data) == pytest.approx(float(g.square().sum(1).mean()), rel=1e-12)
+    assert fisher_rao(model, data) == pytest.approx(float((g @ theta).square().mean()), rel=1e-12)
+
+
 def test_bad_input():
     model, data = network(), batches(3)
     with pytest.raises(InputError, match="labels: must be"):

@@ -52,6 +52,11 @@ def into(function, whole, part=lambda out: out):
     return run
 
 
+def pairs(z):
+    """Two tokens of each sample, one under another."""
+    return torch.stack([z, z.sin()], 1).view(-1, 4)
+
+
 def all_but_one(m, z):
     z.unsqueeze_(1).transpose_(0, 1)
     return m.layer(z)[0]
@@ -74,6 +79,10 @@ CALLS = {
     "mul, named": lambda m, z: torch.mul(z, other=m.p) + torch.mul(input=m.p, other=z),
     "add, named": lambda m, z: torch.add(input=z, other=m.p),
     "matmul, named": lambda m, z: torch.matmul(input=z, other=m.layer.weight),
+    "addmm": lambda m, z: torch.addmm(m.layer.bias, z, m.layer.weight),
+    "addmm, a method": lambda m, z: m.p.addmm(z, m.layer.weight.t()),
+    "addmm of tokens": lambda m, z: m.p.addmm(pairs(z), m.layer.weight).view(-1, 2, 4).sum(1),
+    "addmm, no bias": lambda m, z: torch.addmm(torch.ones(4).to(z), z, m.layer.weight),
     "contiguous": lambda m, z: F.linear(z, m.layer.weight.contiguous()),
     "to": lambda m, z: F.linear(z, m.layer.weight.to(z)) * m.p.to(torch.float64),
     "double": lambda m, z: z * m.p.double(),

@@ -94,6 +94,25 @@ def test_a_network_that_does_not_run_on_the_size_is_not_finite_and_says_why():
     assert regions(model, torch.zeros(2, 3, 8, 8), size=None).finite
 
 
+class OfOneSize(nn.Module):
+    """A network that asserts the size of its images, as vision transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Linear(192, 3)
+
+    def forward(self, x):
+        torch._assert(x.shape[2] == 8, f"Input height ({x.shape[2]}) does not match model (8).")
+        return self.out(x.flatten(1)).relu()
+
+
+@pytest.mark.parametrize("name", ["linear_regions", "meco"])
+def test_a_network_that_asserts_its_size_says_so(name):
+    score = sigeo.score(OfOneSize(), [torch.zeros(2, 3, 8, 8)], [name])[name]
+    assert score.value == -math.inf
+    assert "does not run on" in score.notes[0] and "does not match model (8)." in score.notes[0]
+
+
 def test_what_is_refused():
     with pytest.raises(InputError, match=r"draws inputs .* of real numbers, got int64 \[2, 5\]"):
         regions(Recurrent(), torch.zeros(2, 5, dtype=torch.int64))

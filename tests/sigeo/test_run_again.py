@@ -336,3 +336,48 @@ def test_what_a_module_keeps_of_its_pass_stays_that_of_the_batch():
         output.square().mean().backward()
     assert stats["1.p"].abs_sum.all()
     assert torch.equal(model[1].kept, output) and model[1].calls == 1
+
+
+class Biased(nn.Module):
+    """Attention whose first layer makes a bias of positions for all layers to add."""
+
+    def __init__(self, buckets):
+        super().__init__()
+        self.qkv, self.table = nn.Linear(4, 12), nn.Embedding(3, 1) if buckets else None
+
+    def forward(self, x, bias=None):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        if self.table is not None:
+            places = torch.arange(x.shape[1])
+            bias = self.table((places[:, None] - places).abs().clamp_max(2))[None, :, :, 0]
+        return x + (q @ k.mT + bias).softmax(-1) @ v, bias
+
+
+class Biases(nn.Module):
+    def __init__(self, hand_out=False):
+        super().__init__()
+        self.layers = nn.ModuleList([Biased(True), Biased(False)])
+        self.hand_out = hand_out
+
+    def forward(self, x):
+        bias = None
+        for layer in self.layers:
+            x, bias = layer(x, bias)
+        return (x, bias) if self.hand_out else x
+
+
+def test_a_bias_that_a_module_hands_on_is_measured_by_one_further_out():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Biases(), nn.Flatten(), nn.Linear(20, CLASSES)).double()
+    x = torch.randn(SAMPLES, 5, 4, dtype=torch.float64)
+    stats = check(model, (x,), torch.arange(SAMPLES) % CLASSES)
+    assert "modules ran again for each unit: 1.layers.0.table.weight" in repr(stats)
+
+
+def test_a_bias_that_the_model_itself_hands_out_is_refused():
+    torch.manual_seed(0)
+    model, x = Biases(hand_out=True), torch.randn(SAMPLES, 5, 4)
+    with capture(model, {"sum"}, strict=False) as stats:
+        model(x)[0].square().mean().backward()
+    assert list(stats.unsupported) == ["layers.0.table.weight"]
+    assert "the same for all samples" in stats.unsupported["layers.0.table.weight"]

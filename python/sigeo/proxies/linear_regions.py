@@ -78,7 +78,7 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
             finite = rectifier_inputs(model, drawn, see)
         except (InputError, torch.OutOfMemoryError):
             raise
-        except (RuntimeError, ValueError) as error:  # too small for it, say
+        except (RuntimeError, ValueError, AssertionError) as error:  # too small for it, say
             what = "inputs like these" if size is None else f"images of {size} by {size}"
             reason = " ".join(str(error).split())[:200]
             return Outcome(math.nan, {}, (f"does not run on {what} (option size): {reason}",))

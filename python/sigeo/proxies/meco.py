@@ -86,7 +86,7 @@ def _meco(model: nn.Module, inputs: Any, modules: Modules, size: int | None, see
                 call(model, image)
     except (InputError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         own = "" if size is None else f" of {size} x {size}; size=None takes the inputs' own"
         return Outcome(math.nan, {}, (f"does not run on one random image{own}: {reason}",))

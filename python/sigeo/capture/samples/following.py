@@ -128,6 +128,9 @@ def seen_through(
 
         def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             mark(input, follower.of(input))
+            for given in (weight, bias):  # parts of parameters, or computed from some
+                if given is not None and not given.is_leaf:
+                    mark(given, follower.of(given))
             with _pop_mode_temporarily():  # of the follower: the layer's own rule is known
                 output: Tensor = call(LINEAR, (input, weight, bias), {})
             follower.note(output, where(output))

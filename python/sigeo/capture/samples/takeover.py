@@ -89,18 +89,24 @@ def hand_over(session: Session, record: Record, function: str) -> None:
             session.cannot([record.name], reason)
         return
     session.handed_over.add(record.name)
+    if not _chosen(session, record):
+        session.cannot([record.name], f"{function} uses it outside of its module's forward pass")
+
+
+def _chosen(session: Session, record: Record) -> bool:
+    """Hand a parameter over to the innermost running module that may take over, if there is one."""
     able = [
         frame
         for frame in reversed(session.frames)
         if any(p is record.parameter for p in frame.module.parameters())
         and any(isinstance(where(t), Axis) for t in tensors_in(frame.args, frame.kwargs))
     ]
-    if able:
-        in_units = (frame for frame in able if _runs_in_units(frame, session.plan.samples))
-        next(in_units, able[0]).fallback.add(record.name)
-        session.watch(record)
-    else:
-        session.cannot([record.name], f"{function} uses it outside of its module's forward pass")
+    if not able:
+        return False
+    in_units = (frame for frame in able if _runs_in_units(frame, session.plan.samples))
+    next(in_units, able[0]).fallback.add(record.name)
+    session.watch(record)
+    return True
 
 
 def _runs_in_units(frame: Frame, samples: int) -> bool:
@@ -123,12 +129,18 @@ def take_over(session: Session, frame: Frame, output: Any) -> Any:
     Raises:
         InputError: It cannot, and the capture is strict.
     """
-    output = _apart(output, tensors_in(frame.args, frame.kwargs))
     local = {
         name: record
         for name, record in session.parameters.within(frame.module).items()
         if record.name in frame.fallback
     }
+    if any(t.requires_grad and where(t) is None for t in tensors_in(output)):
+        # It also hands out what is the same for all samples, as a bias of positions that the next
+        # layers take too: a module further out holds what is made of that.
+        local = {name: record for name, record in local.items() if not _chosen(session, record)}
+        if not local:
+            return None
+    output = _apart(output, tensors_in(frame.args, frame.kwargs))
     for record in local.values():
         for use in record.uses:
             use.replaced = use.serial > frame.serial

@@ -83,13 +83,13 @@ def _looked_up(
     if not session.plan.grads:  # nobody wants the table's own gradient
         given = tuple(t.detach() if isinstance(t, Tensor) else t for t in given)
     y: Tensor = function(*given)
-    y = y if y.requires_grad else y.requires_grad_()
+    if y.grad_fn is None:  # no leaf, which the model could not write to in place
+        y = torch.ops.aten._unsafe_view(y.requires_grad_(), y.shape)
+    assert y.grad_fn is not None
     if session.register([look_up.use]):
         session.look_ups.append(look_up)
-        if y.grad_fn is None:
-            y.register_hook(look_up.arrived)
-        else:  # a hook of the operation, at a quarter of a tensor's
-            y.grad_fn.register_prehook(lambda gradients: look_up.arrived(*gradients))
+        # A hook of the operation, at a quarter of a tensor's.
+        y.grad_fn.register_prehook(lambda gradients: look_up.arrived(*gradients))
     mark(y, look_up.axis)
     return y
 

@@ -36,3 +36,14 @@ def _matmul(session: Session, input: Tensor, other: Any = None, **named: Any) ->
     if named or not session.parameters.is_parameter(other) or other.dim() != 2 or input.dim() < 2:
         return NotImplemented
     return _linear(session, input, other.t())
+
+
+@handles(torch.addmm, Tensor.addmm)
+def _addmm(session: Session, *given: Any, **named: Any) -> Any:
+    """``b + x @ W`` with a parameter W is a linear layer with the weight W^T and the bias b."""
+    if named or len(given) != 3 or not session.parameters.is_parameter(given[2]):
+        return NotImplemented
+    bias, input, weight = given
+    if input.dim() != 2 or bias.shape != weight.shape[1:]:
+        return NotImplemented
+    return _linear(session, input, weight.t(), bias)
