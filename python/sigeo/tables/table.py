@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.whole_files import write_whole_table
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
@@ -142,6 +143,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
 
 
+@named_arguments("read_table")
 def read_table(path: str | Path) -> Table:
     """Read ``.csv``, ``.csv.gz`` or ``.parquet`` with an ``arch_str`` (or ``arch``) column.
 
