@@ -112,8 +112,9 @@ __global__ void __launch_bounds__(kThreads)
       if (masked) {
         T value[kVector];
         load_values(x.at(block), i, size, value);
+        // A NaN lets through, as in torch's ReLU.
 #pragma unroll
-        for (int k = 0; k < kVector; ++k) sum[k] = (value[k] > 0 ? through[k] : T{0}) + sum[k];
+        for (int k = 0; k < kVector; ++k) sum[k] = (value[k] <= 0 ? T{0} : through[k]) + sum[k];
       }
       store_values(into + block * size, i, size, sum);
     });

@@ -115,7 +115,8 @@ SIGEO_INLINE void rectify_body(const T* x, int64_t size, T* out) {
 }
 template <class T>
 SIGEO_INLINE void mask_body(const T* x, int64_t size, T* into) {
-  for (int64_t i = 0; i < size; ++i) into[i] = x[i] > 0 ? into[i] : T{0};
+  // A NaN lets through, as in torch's ReLU.
+  for (int64_t i = 0; i < size; ++i) into[i] = x[i] <= 0 ? T{0} : into[i];
 }
 #undef SIGEO_FOR_EACH_PIECE
 

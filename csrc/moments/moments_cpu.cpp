@@ -151,9 +151,10 @@ T* at(const Array& array, int64_t begin) {
   return static_cast<T*>(array.data) + begin;
 }
 
-void scale(double* out, size_t layers, int64_t count, int64_t ddof) {
+void scale(double* out, size_t layers, int64_t count, int64_t ddof, bool weighted) {
+  const double units = static_cast<double>(count), less = static_cast<double>(ddof);
   for (size_t layer = 0; layer < layers; ++layer) {
-    scale_row(out + layer * kColumns, static_cast<double>(count), static_cast<double>(ddof));
+    scale_row(out + layer * kColumns, units, less, weighted);
   }
 }
 
@@ -198,7 +199,7 @@ void summarize(Arrays abs_sum, Arrays mean, Arrays m2, Arrays grads, Arrays weig
     };
     reduce_layers<kColumns>(mean, out, parallel, block);
   });
-  scale(out, mean.size(), count + (grads.empty() ? 0 : 1), ddof);
+  scale(out, mean.size(), count + (grads.empty() ? 0 : 1), ddof, !weights.empty());
 }
 
 void summarize_rows(Arrays rows, Arrays weights, int64_t count, int64_t ddof, double* out,
@@ -216,7 +217,7 @@ void summarize_rows(Arrays rows, Arrays weights, int64_t count, int64_t ddof, do
     };
     reduce_layers<kColumns>(rows.first(layers), out, parallel, block);
   });
-  scale(out, layers, count, ddof);
+  scale(out, layers, count, ddof, !weights.empty());
 }
 
 void dot(Arrays a, Arrays b, double* out, const Parallel& parallel) {

@@ -127,10 +127,11 @@ __global__ void __launch_bounds__(kThreads, 2)
 
 struct ScaleRow {
   double units, ddof;
+  bool weighted;
 
   static __host__ __device__ int width() { return kColumns; }
   __device__ void operator()(double (&sums)[kColumns], double* row) const {
-    scale_row(sums, units, ddof);
+    scale_row(sums, units, ddof, weighted);
     for (int c = 0; c < kColumns; ++c) row[c] = sums[c];
   }
 };
@@ -168,7 +169,7 @@ void launch_rows(Arrays rows, Arrays weights, int64_t ddof, double* out, const Q
                                               double* partial) {
     launch(name, rows_kernel<N, kCapacity>, table.blocks(), queue, table, partial);
   };
-  const ScaleRow finish{N, static_cast<double>(ddof)};
+  const ScaleRow finish{N, static_cast<double>(ddof), !weights.empty()};
   reduce_lists<kColumns>(lists, finish, out, queue, name, launch_sums);
 }
 
@@ -203,7 +204,7 @@ void summarize(Arrays abs_sum, Arrays mean, Arrays m2, Arrays grads, Arrays weig
         grads.empty() ? summary_kernel<false, kCapacity> : summary_kernel<true, kCapacity>;
     launch(name, kernel, table.blocks(), queue, table, units, partial);
   };
-  const ScaleRow finish{units, static_cast<double>(ddof)};
+  const ScaleRow finish{units, static_cast<double>(ddof), !weights.empty()};
   reduce_lists<kColumns>(lists, finish, out, queue, name, launch_sums);
 }
 

@@ -71,9 +71,10 @@ SIGEO_INLINE void add_moment(const Moment<double>& moment, double weight, const 
   add(kM2Sum, moment.m2);
 }
 
-SIGEO_INLINE void scale_row(double* row, double units, double ddof) {
+// Without weights kInner is 0 also where a mean is not finite.
+SIGEO_INLINE void scale_row(double* row, double units, double ddof, bool weighted) {
   row[kRatio] *= std::sqrt(units - ddof) / units;
-  row[kInner] *= units;
+  row[kInner] = weighted ? row[kInner] * units : 0.0;
 }
 
 }  // namespace sigeo_ext::moments

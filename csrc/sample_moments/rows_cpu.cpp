@@ -28,7 +28,7 @@ void rows(const RowsJob<T>& job) {
     add(kSum, [](T v) { return v; });
     add(kAbsSum, [](T v) { return std::fabs(v); });
     add(kSqSum, [](T v) { return v * v; });
-    add(kSignSum, [](T v) { return static_cast<T>((v > 0) - (v < 0)) + (v - v); });
+    add(kSignSum, [](T v) { return v == v ? static_cast<T>((v > 0) - (v < 0)) : v; });
     if (T* m2 = job.statistics[kM2]) {
       if (unit % of_segment == 0) {
         origin = g;

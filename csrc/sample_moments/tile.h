@@ -80,7 +80,7 @@ SIGEO_INLINE V term(const V& g) {
   if constexpr (kStatistic == kSqSum) return g * g;
   if constexpr (kStatistic == kSignSum) {
     const V zero{}, one = zero + 1;
-    return (g > 0 ? one : zero) - (g < 0 ? one : zero) + (g - g);
+    return (g > 0 ? one : zero) - (g < 0 ? one : zero) + (g == g ? zero : g);
   }
   return g;
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -11,6 +11,9 @@ class InputError(ValueError):
 
     The command line prints it and exits with 2.
     """
+
+
+_SHORT = 60  # letters of a list that a message shows whole
 
 
 def check_one_of(what: str, value: object, known: Iterable[str]) -> None:
@@ -40,20 +43,31 @@ def check_kind(value: Any, kind: type, where: str) -> None:
     Raises:
         InputError: It is something else.
     """
-    lacking: list[str] = []
+    absent: list[str] = []
     if getattr(kind, "_is_protocol", False):
-        members = [name for name in vars(kind) if name[0] != "_" or name == "__call__"]
-        lacking = [name for name in members if not hasattr(value, name)]
-        fits = not lacking and not isinstance(value, type)
+        absent = lacking(value, kind)
+        fits = not absent and not isinstance(value, type)
     else:
         fits = isinstance(value, kind)
-    if fits:
-        return
+    if not fits:
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        got = described(value, absent)
+        raise InputError(f"{where} must be {article} {kind.__name__}, got {got}")
+
+
+def lacking(value: Any, protocol: type) -> list[str]:
+    """The members of a protocol that an object does not have."""
+    members = [name for name in vars(protocol) if name[0] != "_" or name == "__call__"]
+    return [name for name in members if not hasattr(value, name)]
+
+
+def described(value: Any, absent: Sequence[str] = ()) -> str:
+    """What came, for a message: the value where it is short, else what it is and lacks."""
     if value is None or isinstance(value, (str, bool, int, float)):
-        got = repr(value)
-    elif isinstance(value, type):
-        got = f"the class {value.__name__}"
-    else:
-        missing = f" without {', '.join(lacking)}" if lacking else ""
-        got = f"{type(value).__name__}{missing}"
-    raise InputError(f"{where} must be a {kind.__name__}, got {got}")
+        return repr(value)
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, (list, tuple, dict)) and len(text := repr(value)) <= _SHORT:
+        return text
+    missing = f" without {', '.join(absent)}" if absent else ""
+    return f"{type(value).__name__}{missing}"

@@ -10,10 +10,11 @@ from sigeo.errors import InputError
 
 
 def parts(text: str) -> tuple[str, list[str]]:
-    """The name, and what follows it, split at commas outside brackets, without spaces around.
+    """The name, and what follows it, split at commas, without spaces around.
 
     Args:
-        text: ``NAME`` or ``NAME:OPTION=VALUE,...``; a value may be a list of JSON.
+        text: ``NAME`` or ``NAME:OPTION=VALUE,...``; commas inside a value that is a list or a text
+            in double quotes, as of JSON, are its own.
     """
     name, _, rest = text.partition(":")
     return name.strip(), _split(rest)
@@ -61,9 +62,13 @@ def values(what: str, given: Iterable[str], known: Iterable[str]) -> dict[str, A
 
 
 def _split(text: str) -> list[str]:
-    """At commas outside brackets, without spaces around."""
-    found, depth, begin = [], 0, 0
+    """At commas outside brackets and double quotes, without spaces around."""
+    found, depth, begin, quoted = [], 0, 0, False
     for place, letter in enumerate(text):
+        if letter == '"' and text[place - 1 : place] != "\\":
+            quoted = not quoted
+        if quoted:
+            continue
         depth += (letter in "[{") - (letter in "]}")
         if letter == "," and depth == 0:
             found.append(text[begin:place])

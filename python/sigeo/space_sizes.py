@@ -6,24 +6,28 @@ sizes or on the images, the spaces check themselves.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
 from sigeo.errors import InputError
+
+LARGEST = 1_000_000
+"""Larger whole numbers are refused: no network of such a size is built."""
 
 Rule = Callable[[object], Any]
 """A value to what the space keeps; InputError says what was expected, of a size without a name."""
 
 
 def whole(value: object) -> int:
-    """A whole number from 1.
+    """A whole number from 1, and no more than networks have.
 
     Raises:
         InputError: It is something else.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"must be a whole number of at least 1, got {value!r}")
+    if value > LARGEST:
+        raise InputError(f"must be at most {LARGEST}, got {value}")
     return value
 
 
@@ -51,8 +55,8 @@ def _ascending(value: object) -> tuple[float, ...]:
         if not _is_number(part):
             raise InputError(f"must be numbers, got {part!r}")
         values.append(part)
-    if sorted(set(values)) != values or not all(0 < part < math.inf for part in values):
-        raise InputError(f"must be ascending and above 0, got {values}")
+    if sorted(set(values)) != values or not all(0 < part <= LARGEST for part in values):
+        raise InputError(f"must be ascending, above 0 and at most {LARGEST}, got {values}")
     return tuple(values)
 
 

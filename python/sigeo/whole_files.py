@@ -5,7 +5,11 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import secrets
+import shutil
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -21,7 +25,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     The other file is this call's own, so that two that write the same path do not meet. Those of
     processes that were killed are removed. Links are followed. A pipe or a device is written to as
-    it is.
+    it is, and what standard output goes to, as /dev/stdout, is written on from where it is.
 
     Args:
         path: Of the file.
@@ -32,6 +36,9 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         InputError: The file cannot be written.
     """
     try:
+        if (stream := _stream(path)) is not None:
+            _write_on(stream, write)
+            return
         if path.exists() and not path.is_file():  # a folder refuses
             write(path)
             return
@@ -42,6 +49,24 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             partial.replace(place)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _stream(path: Path) -> int | None:
+    """The descriptor of this process that a path names, if it is of a file."""
+    named = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
+    if named is None or not path.is_file():
+        return None
+    return int(named[2]) if named[1] is None else ("stdout", "stderr").index(named[1]) + 1
+
+
+def _write_on(stream: int, write: Callable[[Path], object]) -> None:
+    """Write a whole file, and then what it holds to a descriptor."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole = Path(folder) / "whole"
+        write(whole)
+        sys.stdout.flush()
+        with whole.open("rb") as file, open(stream, "wb", closefd=False) as out:
+            shutil.copyfileobj(file, out)
 
 
 def write_whole_table(path: Path, table: pa.Table) -> None:

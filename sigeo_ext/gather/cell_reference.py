@@ -168,7 +168,7 @@ def cell_backward(
         for target in range(nodes - 1, -1, -1):
             total = plain.pop(target, torch.zeros_like(into_x[subnet]))
             if target in through_relu:
-                total = total + through_relu.pop(target) * (rectified[target] > 0)
+                total = total + through_relu.pop(target).masked_fill(rectified[target] <= 0, 0)
             if target == 0:
                 into_x[subnet] = total
             for edge, place in mine:

@@ -24,12 +24,12 @@ def dispatch(x: Tensor, index: Sequence[Tensor], rectified: int) -> list[Tensor]
 def dispatch_backward(
     grads: Sequence[Tensor], x: Tensor, index: Sequence[Tensor], rectified: int
 ) -> Tensor:
-    """The gradient of x: what its copies got, added up, where it was above zero for a ReLU."""
+    """The gradient of x: what its copies got, added up; 0 where a ReLU let nothing through."""
     _check_dispatch("gather_dispatch_backward", x, index, rectified)
     through_relu, plain = (torch.zeros(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     for place, (grad, blocks) in enumerate(zip(grads, index, strict=True)):
         (through_relu if place < rectified else plain).index_add_(0, blocks, grad)
-    return through_relu * (x > 0) + plain
+    return through_relu.masked_fill(x <= 0, 0) + plain  # a NaN lets through, as in torch's ReLU
 
 
 def combine(

@@ -5,22 +5,28 @@ from __future__ import annotations
 import random
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import sigeo
-from sigeo import InputError, data, proxies, spaces
-from sigeo.capture import Request, fisher_rao, fisher_trace
+from sigeo import InputError, data, proxies, spaces, tables
+from sigeo.capture import SGD, Request, fisher_rao, fisher_trace
 from sigeo.data import ImageData, Split
 from sigeo.fewshot import recipes
 from sigeo.fewshot.partition import Relation
-from sigeo.scoring.networks import Protocol
+from sigeo.fewshot.study import Study
+from sigeo.kinds import named_arguments
+from sigeo.scoring.networks import Networks, Protocol
+from sigeo.scoring.rank import rank
 from sigeo.spaces.choices import ChoiceSpace
+from sigeo.supernet import Training, WarmUp
 
 NASBENCH201 = spaces.get("nasbench201", spaces.InputShape(1, 8, 2), channels=2, cells=1)
 IMAGES, LABELS = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.long)
+SCORES = np.arange(3.0)
 LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
 
 
@@ -30,6 +36,70 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
         (
             lambda: Protocol((proxies.get("zico"),), init="super"),
             "protocol: init must be one of scratch, candidate, supernet, got 'super'",
+        ),
+        (
+            lambda: Protocol((proxies.get("zico"),), batches=2.5),
+            "protocol: batches must be a whole number, got 2.5",
+        ),
+        (
+            lambda: Protocol((proxies.get("zico"),), batches=0),
+            "protocol: batches must be at least 1, got 0",
+        ),
+        (
+            lambda: Networks(NASBENCH201, IMAGES, Protocol((proxies.get("zico"),))),
+            "networks: data must be an ImageData, got Tensor",
+        ),
+        (
+            lambda: Networks(NASBENCH201, data.load("digits"), "scratch"),
+            "networks: protocol must be a Protocol, got 'scratch'",
+        ),
+        (
+            lambda: Study(NASBENCH201, None, 64),
+            "study: data must be an ImageData, got None",
+        ),
+        (
+            lambda: WarmUp(64, momentum="high"),
+            "warm-up: momentum must be a number, got 'high'",
+        ),
+        (
+            lambda: Training(64, lr=1e300),
+            "training: lr must be above 0 and at most 1e+38, got 1e+300",
+        ),
+        (
+            lambda: SGD(1e300),
+            "sgd: step sizes must be from 0 to 1e+38, got 1e+300",
+        ),
+        (
+            lambda: Training.of_steps("3", 64),
+            "of_steps: steps must be a whole number, got '3'",
+        ),
+        (
+            lambda: sigeo.score(LAYER, 3, ["zico"]),
+            "score: batches must be a list or a Batches, got 3",
+        ),
+        (
+            lambda: rank(None, [], None),
+            "rank: networks must be a Networks, got None",
+        ),
+        (
+            lambda: spaces.get("mlp", (1, 8, 10)),
+            "mlp: shape must be an InputShape, got (1, 8, 10)",
+        ),
+        (
+            lambda: tables.correlate(SCORES, SCORES.tolist()),
+            "correlate: truth must be an array, got [0.0, 1.0, 2.0]",
+        ),
+        (
+            lambda: tables.correlate(SCORES, SCORES[:2]),
+            "scores: expected a score for each of the 2 measured values, got [3] for [2]",
+        ),
+        (
+            lambda: tables.correlate(SCORES, SCORES, confidence=2.0),
+            "confidence: must be above 0 and below 1, got 2.0",
+        ),
+        (
+            lambda: tables.correlate(SCORES, SCORES, resamples=0),
+            "resamples: must be at least 1 with a seed from 0, got 0 with 0",
         ),
         (
             lambda: Relation.of([[1, 0], [0, 1]], "similarty"),
@@ -105,6 +175,20 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
 def test_values_that_are_none(call, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         call()
+
+
+def test_errors_of_other_causes_are_left_as_they_are():
+    @named_arguments("thing")
+    def thing(number: int, *rest: str) -> int:
+        return {1: 2}[number]
+
+    assert thing(1) == 2
+    with pytest.raises(KeyError):
+        thing(3, 4)
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        thing()
+    with pytest.raises(InputError, match="^thing: number must be a whole number, got 'x'$"):
+        thing("x")
 
 
 def test_names_that_are_taken():

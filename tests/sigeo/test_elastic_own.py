@@ -152,6 +152,37 @@ def test_subnets_in_a_shared_pass_are_those_alone(chosen):
             assert_close(stack.weights[name][subnet].grad, value.grad, tolerance=1e-5)
 
 
+class Reads(nn.Module):
+    """A layer that is not called, but read."""
+
+    def __init__(self, kernel, bias):
+        super().__init__()
+        self.layer = nn.Conv2d(4, 4, kernel, padding=kernel // 2, bias=bias)
+
+    def forward(self, x):
+        assert self.layer.in_channels == 4
+        return F.conv2d(x, self.layer.weight, self.layer.bias, padding=self.layer.padding)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_pieces_may_read_their_layers_weights(bias):
+    chosen = Own(lambda option: Reads(3 if option == "a" else 5, bias))
+    net, archs = chosen.supernet(), [chosen.smallest, chosen.largest, chosen.smallest]
+    images, labels = batches(count=1)[0]
+    for arch, found in zip(archs, net.stack(archs)(images), strict=True):
+        alone = net.subnet(arch)
+        assert_close(found, alone(images), tolerance=1e-6)
+        net.zero_grad()
+        for network in (alone, net.path(arch)):
+            F.cross_entropy(network(images), labels).backward()
+        gradient = alone.get_submodule("between.layer").weight.grad
+        shared = net.get_parameter("between.layer.weight").grad
+        margin = (shared.shape[-1] - gradient.shape[-1]) // 2
+        assert_close(F.pad(gradient, [margin] * 4), shared, tolerance=1e-5)
+    with pytest.raises(AttributeError, match="'Conv2d' object has no attribute 'wight'"):
+        net.path(archs[0]).get_submodule("between").layer.wight  # noqa: B018
+
+
 def tied():
     pair = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), nn.Conv2d(4, 4, 1))
     pair[2].weight = pair[0].weight

@@ -209,7 +209,11 @@ def test_published_sizes():
         ("resnet", {"channels": 0}, "resnet: channels must be a whole number of at least 1, got 0"),
         ("resnet", {"depths": ()}, "resnet: depths must be one number at least, got none"),
         ("resnet", {"least": 3}, "resnet: least must be at most the smallest of depths, got 3"),
-        ("resnet", {"ratios": (1, 0.5)}, "ratios must be ascending and above 0, got [1, 0.5]"),
+        (
+            "resnet",
+            {"ratios": (1, 0.5)},
+            "ratios must be ascending, above 0 and at most 1000000, got [1, 0.5]",
+        ),
         ("resnet", {"ratios": 0.5}, "resnet: ratios must end with 1, got [0.5]"),
         ("resnet", {"stem": 5}, "resnet: stem must be 3 or 7, got 5"),
         ("resnet", {"depths": (1,) * 5}, "resnet: images must be at least 16 x 16, got 8"),
@@ -223,9 +227,17 @@ def test_published_sizes():
         ("transformer", {"dropout": 1}, "dropout must be from 0 to below 1, got 1"),
         ("resnet", {"ratios": (0.5, "a")}, "resnet: ratios must be numbers, got 'a'"),
         ("mlp", {"widths": "abc"}, "mlp: widths must be a whole number of at least 1, got 'abc'"),
-        ("mlp", {"widths": (8, 4)}, "mlp: widths must be ascending and above 0, got [8, 4]"),
+        (
+            "mlp",
+            {"widths": (8, 4)},
+            "mlp: widths must be ascending, above 0 and at most 1000000, got [8, 4]",
+        ),
         ("nasbench201", {"cells": "a"}, "cells must be a whole number of at least 1, got 'a'"),
-        ("transformer", {"ratios": (float("inf"),)}, "ratios must be ascending and above 0, got"),
+        (
+            "transformer",
+            {"ratios": (float("inf"),)},
+            "ratios must be ascending, above 0 and at most 1000000, got",
+        ),
         ("mlp", {"widths": None}, "mlp: widths must be a whole number of at least 1, got None"),
     ],
 )

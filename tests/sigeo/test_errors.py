@@ -46,7 +46,7 @@ DIGITS = data.load("digits")
         ),
         (
             lambda: Networks(SPACE, DIGITS, Protocol(("zico",))),
-            "protocol: each of proxies must be a Proxy, got 'zico'",
+            "protocol: proxies must be a list, each a Proxy, got ('zico',)",
         ),
         (
             lambda: Networks(SPACE, DIGITS, Protocol(())),

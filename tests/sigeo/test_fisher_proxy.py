@@ -213,5 +213,5 @@ def test_networks_on_which_it_is_not_finite_say_why():
 
 
 def test_a_wrong_weighting_is_named():
-    with pytest.raises(InputError, match="weighting must be 'fan_in' or 'none', got 'all'"):
+    with pytest.raises(InputError, match="weighting must be one of fan_in, none, got 'all'"):
         proxies.get("fisher", weighting="all")

@@ -151,7 +151,7 @@ def test_maps_that_are_not_finite_are_not():
 
 
 def test_what_is_refused():
-    with pytest.raises(InputError, match="modules must be 'leaves' or 'all', got 'some'"):
+    with pytest.raises(InputError, match="modules must be one of leaves, all, got 'some'"):
         proxies.get("meco", modules="some")
     with pytest.raises(InputError, match="size: must be at least 1, got 0"):
         proxies.get("meco", size=0)

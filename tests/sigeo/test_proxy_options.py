@@ -20,7 +20,7 @@ from sigeo.proxies import OnModel, Outcome, Proxy
         ("sigeo", {"lambdas": 1}, "lambdas must be a list, each a number, got 1"),
         ("sigeo_sample", {"lambdas": ["1", 1, 0]}, "lambdas must be a list, each a number, got"),
         ("az_expressivity", {"blocks": "stem"}, "blocks must be a list, each a text or None, got"),
-        ("gradsign", {"batch_norm": "own"}, "batch_norm must be 'refuse' or 'frozen' or "),
+        ("gradsign", {"batch_norm": "own"}, "batch_norm must be one of refuse, frozen, "),
     ],
 )
 def test_options_that_a_proxy_does_not_take(name, options, message):

@@ -142,7 +142,7 @@ def test_sample_proxies_and_batch_norm():
     assert found["frozen"] != found["contribution"]
     with pytest.raises(InputError, match="batch norm"):
         sigeo.score(model, batches, [proxies.get("fisher_trace", batch_norm="refuse")])
-    with pytest.raises(InputError, match="batch_norm must be 'refuse' or 'frozen'"):
+    with pytest.raises(InputError, match="batch_norm must be one of refuse, frozen"):
         sigeo.score(model, batches, [proxies.get("fisher_trace", batch_norm="odd")])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +59,18 @@ def test_columns_and_metrics(table):
         InputError, match="expected a column for metric 'cifar100.test', found index"
     ):
         table.lookup("cifar100.test")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".csv.gz", ".parquet"])
+def test_names_of_files_that_are_not_in_the_encoding_of_the_locale(suffix, tmp_path):
+    text = b"arch_str,x\na,1\nb,2\n"
+    file = tmp_path / os.fsdecode(b"t\xe9" + suffix.encode())  # no UTF-8
+    if suffix == ".parquet":
+        with file.open("wb") as out:
+            parquet.write_table(pa.table({"arch_str": ["a", "b"], "x": [1.0, 2.0]}), out)
+    else:
+        file.write_bytes(gzip.compress(text) if suffix == ".csv.gz" else text)
+    assert read_table(file).lookup("x") == {"a": 1.0, "b": 2.0}
 
 
 def test_values_that_are_not_finite_count_as_none(tmp_path):

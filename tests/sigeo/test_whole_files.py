@@ -179,3 +179,16 @@ def test_tables_are_written_where_names_look_like_places_on_the_network(
     write_whole_table(Path(name) / "t.parquet", pa.table({"x": [1]}))
     with (Path(name) / "t.parquet").open("rb") as file:
         assert parquet.read_table(file)["x"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_a_log_that_standard_output_is_added_to_keeps_what_it_has(name, tmp_path):
+    log = tmp_path / "log"
+    log.write_text("old\n")
+    code = (
+        "from pathlib import Path; from sigeo.whole_files import write_whole; print('said');"
+        f"write_whole(Path({name!r}), lambda partial: partial.write_text('text')); print('.')"
+    )
+    with log.open("ab") as out:
+        subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
+    assert log.read_text() == "old\nsaid\ntext.\n" and list(tmp_path.iterdir()) == [log]

@@ -49,6 +49,18 @@ def test_dispatch_keeps_a_nan(device):
     assert copy[0, 0].isnan().tolist() == [True, False, False] and copy[0, 0, 1] == 0
 
 
+def test_gradients_go_through_a_relu_as_in_torch(device):
+    values = [torch.nan, -1.0, 2.0, 0.0, torch.inf]
+    x = torch.tensor([[values]], device=device, requires_grad=True)
+    ((copy,), _) = gather.dispatch(x, [places(0, device=device)])
+    for slope in (1.0, torch.inf):
+        got, expected = (
+            torch.autograd.grad(y, x, torch.full_like(y, slope), retain_graph=True)[0]
+            for y in (copy, x.relu())
+        )
+        assert torch.equal(got, expected) and got.flatten().tolist() == [slope, 0, slope, 0, slope]
+
+
 def batch_normed(x: Tensor, norm: Norm, eps: float = 1e-5) -> Tensor:
     """Each block by torch's batch norm, positions as samples."""
     blocks = [

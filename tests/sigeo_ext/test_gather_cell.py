@@ -153,6 +153,17 @@ def test_pooling_keeps_infinities_apart(device):
     assert torch.equal(y.isinf(), expected.isinf()) and not y.isnan().any()
 
 
+def test_a_nan_in_a_cell_reaches_its_gradient(device):
+    x = torch.ones(1, 2, 2, 2, 1, device=device)
+    x[0, 0, 0, 0] = torch.nan
+    x.requires_grad_()
+    weight = torch.ones(1, 1, 1, 1, 1, device=device)
+    norm = Norm(torch.ones(1, 1, device=device), torch.ones(1, 1, device=device))
+    y = gather.cell(x, [weight], [norm], [Edge(0, 0, 1, 0, 0)], nodes=2)
+    (grad,) = torch.autograd.grad(y.sum(), x)
+    assert grad.isnan().all()
+
+
 @needs_kernels
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_same_bits_again(count):

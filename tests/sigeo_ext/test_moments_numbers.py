@@ -70,3 +70,19 @@ def test_what_is_not_finite_reaches_the_ratio(bad, device):
         assert moments.summary(*state, count=5).ratio.isnan()
         state = streamed([(100,)], rows[:4], device=device)
         assert moments.summary(*state, count=4, grads=rows[4]).ratio.isnan()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_without_weights_the_inner_product_is_zero_whatever_the_gradients(bad, device):
+    rows = [[torch.tensor([bad, 1.0], device=device)] for _ in range(3)]
+    state = streamed([(2,)], rows, device=device)
+    weights = [torch.ones(2, device=device)]
+    for found, weighted in (
+        (moments.rows_summary(rows), moments.rows_summary(rows, weights=weights)),
+        (moments.summary(*state, count=3), moments.summary(*state, count=3, weights=weights)),
+        (
+            moments.summary(*state, count=3, grads=rows[0]),
+            moments.summary(*state, count=3, grads=rows[0], weights=weights),
+        ),
+    ):
+        assert found.inner.item() == 0 and not weighted.inner.isfinite()

@@ -199,6 +199,22 @@ def test_infinity_stays_infinity_in_norms(where, outputs):
     got = sm.linear(x, d, want=EVERYTHING)
     assert got.sq_norm.tolist() == [90.0 * outputs, math.inf, *[90.0 * outputs] * 2]
     assert not got.abs_sum.isnan().any() and got.abs_sum.isinf().any()
+    assert (got.sign_sum == 4).all()
+
+
+@pytest.mark.parametrize("outputs", [5, 19])
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+def test_the_sign_of_an_infinity_is_that_of_any_number(bad, outputs):
+    x, d = torch.ones(4, 3, 10), torch.ones(4, 3, outputs)
+    d[1, 2, 0] = bad
+    sign_sums = [
+        sm.linear(x, d, want=("sign_sum",)).sign_sum[0],
+        sm.linear(x[:, 2], d[:, 2], want=("sign_sum",)).sign_sum[0],
+        sm.rows(d[:, 2], want=("sign_sum",)).sign_sum[0],
+        sm.convolution(x.mT, d.mT, (1,), want=("sign_sum",)).sign_sum[0],
+    ]
+    for found in sign_sums:
+        assert (found == (4 if bad > 0 else 2)).all()
 
 
 @pytest.mark.parametrize("convolution", [op.sample_moments_convolution, reference.convolution])

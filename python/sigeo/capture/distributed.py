@@ -12,12 +12,14 @@ from torch import Tensor
 
 from sigeo.capture.samples import SampleStatistics
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo_ext.sample_moments import SampleMoments
 
 _ADDED = ("sum", "abs_sum", "sq_sum", "sign_sum")
 _GATHERED = ("sample_sq_norm", "fisher_rao")
 
 
+@named_arguments("all_reduce")
 def all_reduce(stats: SampleStatistics, group: Any = None) -> SampleStatistics:
     """Combine the statistics of all processes' samples; each process gets the same result.
 

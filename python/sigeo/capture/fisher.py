@@ -28,6 +28,7 @@ from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, SampleStatist
 from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 Labels = Literal["given", "drawn"]
 Estimator = Literal["exact", "signs"]
@@ -49,6 +50,7 @@ class Trace(float):
         return trace
 
 
+@named_arguments("fisher_trace")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fisher_trace(
@@ -104,6 +106,7 @@ def fisher_trace(
     return Trace(total / count)
 
 
+@named_arguments("fisher_rao")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fisher_rao(
@@ -131,6 +134,7 @@ def fisher_rao(
     return total / count
 
 
+@named_arguments("diag_fisher")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def diag_fisher(

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from sigeo.capture.batches import call
 from sigeo.capture.losses import batch_loss, check_reduction
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 
 class _Called(nn.Module):
@@ -54,6 +55,7 @@ class _ContiguousGroupNorm(TorchFunctionMode):
         return func(*args, **named)
 
 
+@named_arguments("sample_inner_products")
 def sample_inner_products(
     model: nn.Module, loss_fn: Callable[..., Tensor], inputs: Any, labels: Any
 ) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 Selection = Literal["layers", "all"]
 """``layers``: the weights of all convolution and linear modules, as the gradient proxies of the
@@ -48,6 +49,7 @@ def check_made(named: Iterable[tuple[str, Tensor]]) -> None:
             )
 
 
+@named_arguments("select")
 def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
     """The selected parameters by qualified name, each once however often the model uses it.
 

@@ -14,11 +14,13 @@ from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, capture
 from sigeo.capture.state import preserved, undistributed
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 Outputs = Literal["sum", "trace", "full"]
 NTKBatchNorm = BatchNormPolicy | Literal["coupled"]
 
 
+@named_arguments("ntk")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def ntk(

@@ -28,6 +28,7 @@ from sigeo.capture.samples.mode import eager
 from sigeo.capture.samples.takeover import compiled
 from sigeo.capture.state import preserved, undistributed
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 _RECTIFIERS = {
     F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_,
@@ -39,6 +40,7 @@ _RECTIFIERS = {
 """Functions of pieces that are linear, with a kink at 0: those whose names end in ReLU."""
 
 
+@named_arguments("rectifier_inputs")
 def rectifier_inputs(model: nn.Module, inputs: Any, see: Callable[[Tensor], None]) -> bool:
     """Run a model in train mode, without gradients, and show what each call of a rectifier gets.
 

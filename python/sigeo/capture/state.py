@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sigeo.errors import check_kind
+
 
 class RandomState:
     """The state of the random number generators that a forward pass may draw from."""
@@ -135,6 +137,7 @@ def preserved(model: nn.Module, *, parameters: bool) -> Iterator[Snapshot]:
     Yields:
         The snapshot, to go back to in between.
     """
+    check_kind(model, nn.Module, "preserved: model")
     modes = [(module, module.training) for module in model.modules()]
     gradients = [(p, p.grad) for p in model.parameters()]
     snapshot = Snapshot(model, parameters=parameters)

@@ -20,6 +20,7 @@ from sigeo.capture.losses import LossFunction, batch_loss
 from sigeo.capture.state import RandomState, Snapshot, device_of, preserved
 from sigeo.capture.steps import Steps
 from sigeo.errors import InputError, check_one_of
+from sigeo.kinds import named_arguments
 from sigeo_ext.moments import Moments, Summary
 from sigeo_ext.moments.state import Keep
 
@@ -127,6 +128,7 @@ class FirstGradient:
 Observer = Callable[[FirstGradient], None]
 
 
+@named_arguments("gradient_statistics")
 def gradient_statistics(
     model: nn.Module,
     batches: Iterable[object] | Batches,

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from sigeo.errors import InputError
+from sigeo.kinds import check_fields
+
 Step = Callable[[], None]
+
+LARGEST_STEP = 1e38
+"""Larger ones go beyond the numbers that weights in float32 are multiplied with."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +28,14 @@ class SGD:
     lr: float = 1.0
 
     changes_gradients = False
+
+    def __post_init__(self) -> None:
+        """Check the step size.
+
+        Raises:
+            InputError: It is none.
+        """
+        _check_steps(self, "sgd", self.lr)
 
     def start(self, parameters: Iterable[nn.Parameter]) -> Step:
         """A function that takes the next step from the gradients that are there."""
@@ -56,6 +70,16 @@ class ClippedAdagrad:
 
     changes_gradients = True
 
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            InputError: One is out of its range.
+        """
+        _check_steps(self, "adagrad", self.peak, self.floor)
+        if self.warmup < 1:
+            raise InputError(f"adagrad: warmup must be at least 1, got {self.warmup}")
+
     def start(self, parameters: Iterable[nn.Parameter]) -> Step:
         """A function that takes the next step from the gradients that are there."""
         chosen = list(parameters)
@@ -74,3 +98,10 @@ class ClippedAdagrad:
 
 
 Steps = SGD | ClippedAdagrad
+
+
+def _check_steps(steps: Steps, name: str, *sizes: float) -> None:
+    check_fields(steps, name)
+    for size in sizes:
+        if not 0 <= size <= LARGEST_STEP:
+            raise InputError(f"{name}: step sizes must be from 0 to {LARGEST_STEP:g}, got {size}")

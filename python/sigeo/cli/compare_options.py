@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     table_options.add_top(judged)
     judged.add_argument(
-        "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
+        "--bootstrap", type=options.resamples, default=1000, help="resamples (default: %(default)s)"
     )
     parser.add_argument(
         "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
@@ -101,7 +101,7 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--lr",
-        type=options.positive_number,
+        type=options.positive_step_size,
         default=0.025,
         help="first step size, which falls along a cosine (default: %(default)s)",
     )

@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", required=True, help="a column of it, such as cifar10.test")
     parser.add_argument(
-        "--bootstrap", type=options.positive, default=1000, help="resamples (default: %(default)s)"
+        "--bootstrap", type=options.resamples, default=1000, help="resamples (default: %(default)s)"
     )
     parser.add_argument(
         "--seed",

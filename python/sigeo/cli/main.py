@@ -66,7 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 if it did what was asked, 1 if a check that it is there for failed, 2 for bad input.
+        0 if it did what was asked, 1 if a check that it is there for failed, 2 for bad input, also
+        such as takes more memory than there is.
+
+    Raises:
+        RuntimeError: One of another cause.
     """
     # Set before torch starts its threads: spinning ones starve each other on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -76,11 +80,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError, sqlite3.Error) as error:
         console.complain(f"sigeo {parsed.verb}: {_message(error)}")
         return 2
+    except MemoryError as error:
+        return _out_of_memory(parsed.verb, error)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
+            raise  # torch has no class of its own for the second
+        return _out_of_memory(parsed.verb, error)
     except KeyboardInterrupt:
         kept = "; the same command goes on from here" if parsed.verb in _RESUMED else ""
         console.complain(f"sigeo {parsed.verb}: stopped{kept}")
         return 130
     return code
+
+
+def _out_of_memory(verb: str, error: Exception) -> int:
+    first = str(error).partition("\n")[0]  # torch's goes on with its own frames
+    console.complain(f"sigeo {verb}: out of memory{first and ': '}{first}")
+    return 2
 
 
 def _message(error: Exception) -> str:

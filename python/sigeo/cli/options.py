@@ -22,27 +22,32 @@ if TYPE_CHECKING:
     from sigeo.spaces import InputShape, SearchSpace
 
 
+_INT64_MAX = 2**63 - 1  # what torch and NumPy take
+
+
 def whole(low: int, high: int | None = None) -> Callable[[str], int]:
     """A converter to whole numbers from ``low`` (to ``high``).
 
     It raises argparse.ArgumentTypeError for anything else.
     """
-    expected = f"a whole number from {low}" + ("" if high is None else f" to {high}")
+    most = _INT64_MAX if high is None else high
 
     def convert(text: str) -> int:
         try:
             value = int(text)
         except ValueError:
             value = low - 1
-        if value < low or (high is not None and value > high):
-            raise argparse.ArgumentTypeError(f"must be {expected}, got {text!r}")
+        if not low <= value <= most:
+            to = f" to {most}" if value > most or high is not None else ""
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low}{to}, got {text!r}")
         return value
 
     return convert
 
 
 positive = whole(1)
-seed = whole(0, 2**63 - 1)  # what torch's and NumPy's generators take
+seed = whole(0, _INT64_MAX)
+resamples = whole(1, 1_000_000)
 at_least_two = whole(2)  # batch norm needs two images
 
 
@@ -62,7 +67,9 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
 fraction = _finite(0, 1, "a number from 0 to 1")
 rate = _finite(0, math.nextafter(1, 0), "a number from 0 to below 1")
 positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
-step_size = _finite(0, sys.float_info.max, "a number from 0")
+step_size = _finite(0, 1e38, "a number from 0 to 1e38")  # with more float32 overflows
+positive_step_size = _finite(sys.float_info.min, 1e38, "a number above 0, at most 1e38")
+threads = whole(1, 1024)
 
 
 def _space_size(text: str) -> tuple[str, Any]:
@@ -188,7 +195,7 @@ def add_space(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
     )
-    group.add_argument("--threads", type=positive, help="CPU threads (default: torch's)")
+    group.add_argument("--threads", type=threads, help="CPU threads (default: torch's)")
 
 
 def networks_at_once(text: str) -> int | Literal["auto"]:
@@ -220,7 +227,7 @@ def space_before_images(
         InputError: There is no such device, or sizes do not go together.
     """
     from sigeo import spaces
-    from sigeo.scoring.networks import parse_device
+    from sigeo.scoring.devices import parse_device
 
     parse_device(args.device)
     sizes = space_sizes(args)

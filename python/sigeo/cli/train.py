@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--lr",
-        type=options.positive_number,
+        type=options.positive_step_size,
         default=0.1,
         help="first step size of SGD with Nesterov momentum 0.9 and weight decay 0.0005, which "
         "falls to 0 along a cosine (default: %(default)s)",

@@ -11,10 +11,12 @@ from sigeo.data.digits import load_digits
 from sigeo.data.images import ImageData, Split
 from sigeo.data.npz import load_npz
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 __all__ = ["Augmentation", "ImageData", "Split", "load"]
 
 
+@named_arguments("data")
 def load(source: str | Path) -> ImageData:
     """Load a data set.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sigeo.errors import InputError
+from sigeo.kinds import check_fields
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,7 @@ class Augmentation:
         Raises:
             InputError: One is out of its range.
         """
-        if isinstance(self.padding, bool) or not isinstance(self.padding, int):
-            raise InputError(f"augment: padding must be a whole number, got {self.padding!r}")
+        check_fields(self, "augment")
         for name in ("padding", "brightness", "contrast"):
             if getattr(self, name) < 0:
                 raise InputError(f"augment: {name} must be at least 0, got {getattr(self, name)}")

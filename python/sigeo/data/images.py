@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.errors import InputError, check_kind
+from sigeo.kinds import check_fields
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +60,9 @@ class ImageData:
             InputError: Images that are not square uint8, or labels that are not int64 or out of
                 range.
         """
+        check_fields(self, str(self.name))
         for which, split in (("train", self.train), ("test", self.test)):
             where = f"{self.name}: {which}"
-            check_kind(split, Split, where)
             images, labels = split.images, split.labels
             check_kind(images, Tensor, f"{where} images")
             check_kind(labels, Tensor, f"{where} labels")

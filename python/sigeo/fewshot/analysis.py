@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from sigeo.errors import InputError
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.plan import Plan
+from sigeo.kinds import named_arguments
 from sigeo.tables import FEWEST, kendall
 
 
@@ -106,6 +107,7 @@ def best_count(top: float, count: int) -> int:
     return int(top) if top >= 1 else max(1, math.floor(top * count))
 
 
+@named_arguments("analyse")
 def analyse(
     plan: Plan[Any],
     known: Known,

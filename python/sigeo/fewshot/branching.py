@@ -10,6 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Cut
+from sigeo.kinds import named_arguments
 
 EVERY = 0
 """The factor that stands for as many parts as there are options left."""
@@ -64,6 +65,7 @@ class Branching:
                 nodes = None if level == EVERY else nodes * level
 
     @classmethod
+    @named_arguments("of_leaves")
     def of_leaves(cls, leaves: int, factors: Sequence[int] = (2,)) -> Branching:
         """The tree with a number of leaves (Ly-Manson et al., AutoML 2024, the code).
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sigeo.errors import InputError
 from sigeo.fewshot.partition import Groups, Relation, between, within
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Product
 
 
@@ -222,6 +223,7 @@ def names() -> list[str]:
     return ["in_turn", "random", *_CRITERIA]
 
 
+@named_arguments("choice.get")
 def get(name: str, **options: Any) -> ChoiceRule:
     """The rule of a name.
 

@@ -21,6 +21,7 @@ from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.fewshot.recipe import Recipe
 from sigeo.fewshot.study import Study
+from sigeo.kinds import named_arguments
 from sigeo.proxies import Proxy
 from sigeo.scoring.rank import identity
 from sigeo.spaces import SearchSpace
@@ -53,6 +54,7 @@ class Entrant:
         return f"{self.recipe}:{given}" if given else self.recipe
 
     @classmethod
+    @named_arguments("recipe")
     def parse(cls, text: str) -> Entrant:
         """Read ``name:option=value,option=value``; values are JSON, or else text.
 
@@ -94,6 +96,7 @@ class Outcome:
     weights: int
 
 
+@named_arguments("compare")
 def run(
     study: Study,
     entrant: Entrant,
@@ -244,6 +247,7 @@ class Standing:
         }
 
 
+@named_arguments("judge")
 def judge(
     outcomes: Mapping[str, Sequence[Outcome]],
     truth: Values,

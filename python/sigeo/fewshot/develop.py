@@ -22,6 +22,7 @@ from sigeo.fewshot.recipe import Ground, Recipe
 from sigeo.fewshot.splitting import split
 from sigeo.fewshot.stretch import Stretch
 from sigeo.fewshot.study import FORWARD_SHARE, Study
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Region, Supernet
 from sigeo.supernet import Budget, RoutedSupernet, Source, train_supernet, versions
 from sigeo.supernet.checkpoint import Weights
@@ -33,6 +34,7 @@ _SECONDS_BETWEEN_LAPS = 1.0
 _ROUNDING = 1e-6  # of a number of images
 
 
+@named_arguments("develop")
 def develop(
     recipe: Recipe,
     study: Study,
@@ -72,6 +74,7 @@ def check(recipe: Recipe, study: Study) -> None:
     checks.check_budget(work)
 
 
+@named_arguments("least_budget")
 def least_budget(recipe: Recipe, study: Study) -> int:
     """Processed images of the smallest budget that pays for a recipe: a step of each training.
 

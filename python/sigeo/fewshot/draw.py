@@ -10,6 +10,7 @@ from rich.tree import Tree
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Node, Plan, size_of
+from sigeo.kinds import named_arguments
 from sigeo.whole_files import write_whole
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "sigeo", "font.size": 8}
 _COLOUR = "#1f6f8b"
 
 
+@named_arguments("plan_tree")
 def plan_tree(plan: Plan[Any]) -> Tree:
     """The tree for rich to print: cuts, groups, leaves with their numbers and sizes."""
     tree = Tree(Text(_title(plan.root)), highlight=False)
@@ -26,6 +28,7 @@ def plan_tree(plan: Plan[Any]) -> Tree:
     return tree
 
 
+@named_arguments("draw_plan")
 def draw_plan(plan: Plan[Any], path: str | Path) -> None:
     """Draw the tree, the root on the left; the same plan gives the same bytes.
 

@@ -18,6 +18,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, plan_document, save_plan
 from sigeo.fewshot.study import narrowed
+from sigeo.kinds import named_arguments
 from sigeo.proxies import Proxy
 from sigeo.scoring.many import score_many
 from sigeo.scoring.shared_weights import SharedWeights, distinct, make_supernet
@@ -192,6 +193,7 @@ def aligned(leaves: Sequence[Sequence[T]]) -> tuple[tuple[T, ...], ...]:
     return tuple(zip(*filled, strict=True))
 
 
+@named_arguments("ranked")
 def ranked(
     plan: Plan[Any], standing: Sequence[int], archs: Sequence[Any], values: Values
 ) -> Values:
@@ -219,6 +221,7 @@ def leaf_file(folder: Path, leaf: int) -> Path:
     return folder / f"leaf-{leaf}.safetensors"
 
 
+@named_arguments("load_family")
 def load_family(folder: str | Path, space: SearchSpace[Any]) -> Family[Any]:
     """What `Family.save` wrote, for a space of the same sizes.
 
@@ -228,6 +231,7 @@ def load_family(folder: str | Path, space: SearchSpace[Any]) -> Family[Any]:
     return _load(Path(folder), space)[0]
 
 
+@named_arguments("family_weights")
 def family_weights(folder: str | Path, space: SearchSpace[Any]) -> SharedWeights:
     """What `Family.save` wrote as weights to rank on: each architecture inherits from its leaf's.
 

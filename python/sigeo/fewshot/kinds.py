@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.spaces import SearchSpace
 from sigeo.spaces.mobilenet import nonlinear_count
 from sigeo.spaces.nasbench201 import convolution_count, nonlinear_depth
@@ -68,6 +69,7 @@ def names() -> list[str]:
     return sorted({name for _, name in _FUNCTIONS})
 
 
+@named_arguments("kind_function")
 def kind_function(space: SearchSpace[Any], name: str) -> KindFunction:
     """The function of a name.
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Product, SearchSpace
 
 
@@ -23,6 +24,7 @@ class Known:
         codes: The options they take, int64 [n, choices].
     """
 
+    @named_arguments("known")
     def __init__(self, space: SearchSpace[Any], values: Mapping[str, float]):
         """Read the architectures.
 

@@ -21,6 +21,7 @@ from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import compared
 from sigeo.fewshot.partition import Partitioner, grouped
 from sigeo.fewshot.plan import Cut, Node, joint
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Product, Supernet
 
 A = TypeVar("A")
@@ -45,6 +46,7 @@ class Stage(Generic[A]):
     regret: float
 
 
+@named_arguments("hierarchy_cuts")
 def hierarchy_cuts(
     region: Product[A],
     places: Sequence[int],
@@ -77,6 +79,7 @@ def hierarchy_cuts(
     return cuts
 
 
+@named_arguments("narrow_by_table")
 def narrow_by_table(
     known: Known,
     hierarchies: Sequence[Sequence[int]],

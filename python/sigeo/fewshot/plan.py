@@ -9,6 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from sigeo.errors import InputError
 from sigeo.fewshot.kinds import kind_function
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Kind, Product, SearchSpace
 
 A = TypeVar("A", bound=Hashable)
@@ -198,11 +199,13 @@ def size_of(region: Product[Any] | Kind[Any]) -> int | None:
     return region.size
 
 
+@named_arguments("whole_space")
 def whole_space(space: SearchSpace[A]) -> Plan[A]:
     """The plan of one supernet for everything."""
     return Plan(Node(Product.whole(space)))
 
 
+@named_arguments("split_by_kind")
 def split_by_kind(space: SearchSpace[A], name: str, groups: Sequence[Sequence[int]]) -> Plan[A]:
     """A plan of one sub-supernet a group of kinds.
 
@@ -218,6 +221,7 @@ def split_by_kind(space: SearchSpace[A], name: str, groups: Sequence[Sequence[in
     return Plan(Node.divided(Product.whole(space), cut))
 
 
+@named_arguments("joint")
 def joint(region: Product[A], cuts: Sequence[Cut]) -> Node[A]:
     """All combinations of the groups of several cuts, each of another choice (HEP-NAS).
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Cut, Node, Plan, describe_root
+from sigeo.kinds import named_arguments
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Kind, Product, SearchSpace
 from sigeo.supernet.checkpoint import OtherSettings, difference
@@ -20,6 +21,7 @@ A = TypeVar("A")
 FORMAT = "sigeo-plan-1"
 
 
+@named_arguments("plan_document")
 def plan_document(plan: Plan[Any], settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """A plan as JSON can hold it.
 
@@ -39,6 +41,7 @@ def plan_document(plan: Plan[Any], settings: Mapping[str, Any] | None = None) ->
     }
 
 
+@named_arguments("plan_of")
 def plan_of(document: Any, space: SearchSpace[Any], *, where: str = "plan") -> Plan[Any]:
     """The plan of a document, for a space of the same name of any sizes.
 
@@ -68,6 +71,7 @@ def plan_of(document: Any, space: SearchSpace[Any], *, where: str = "plan") -> P
     return Plan(_node(Product(space, allowed), document["tree"], where))
 
 
+@named_arguments("save_plan")
 def save_plan(path: str | Path, plan: Plan[Any], settings: Mapping[str, Any] | None = None) -> None:
     """Write a plan, whole or not at all; ``settings`` are those of `plan_document`.
 
@@ -87,6 +91,7 @@ def is_plan(path: Path) -> bool:
     return isinstance(document, dict) and document.get("format") == FORMAT
 
 
+@named_arguments("load_plan")
 def load_plan(path: str | Path, space: SearchSpace[Any]) -> tuple[Plan[Any], dict[str, Any]]:
     """Read a plan, and the settings it was made with.
 

@@ -35,6 +35,7 @@ from sigeo.fewshot.metrics.base import compared
 from sigeo.fewshot.partition import Exact, Partitioner, Relation, grouped
 from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import decided, save_plan
+from sigeo.kinds import named_arguments
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Product, SearchSpace, Supernet
 
@@ -189,6 +190,7 @@ class Divided(Generic[A]):
     supernets: tuple[Supernet[A], ...]
 
 
+@named_arguments("split")
 def split(
     space: SearchSpace[A],
     how: Splitting,

@@ -12,6 +12,8 @@ from torch import Tensor
 from sigeo.capture import Batches, image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
+from sigeo.kinds import check_fields
+from sigeo.scoring.devices import put_on
 from sigeo.scoring.shared_weights import make_supernet
 from sigeo.scoring.sized import check_sized
 from sigeo.spaces import SearchSpace, Supernet
@@ -43,7 +45,7 @@ class Study:
     held_out: int = 1000
     settings: dict[str, Any] = field(default_factory=dict)
     augment: Augment | None = None
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -52,6 +54,7 @@ class Study:
             InputError: Images of other sizes than the networks take, or too few; a setting that
                 `Training` does not have; or a budget that pays for no step.
         """
+        check_fields(self, "study")
         check_sized(self.space, self.data)
         known = [one.name for one in fields(Training) if one.name != "images"]
         if other := [name for name in self.settings if name not in known]:
@@ -96,9 +99,7 @@ class Study:
             InputError: The space has no narrower networks, or its supernet no such option.
         """
         supernet = make_supernet(narrowed(self.space, width), seed, options)
-        on_cpu = torch.device(self.device).type == "cpu"
-        weights = self._layout if on_cpu else torch.channels_last
-        supernet.to(self.device, memory_format=weights)  # type: ignore[attr-defined]
+        put_on(torch.device(self.device), supernet, self._layout)
         return supernet
 
     def source(self, seed: int) -> Source:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import numbers
-from collections.abc import Callable, Collection, Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable
+from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import kinds_of, misfit, named_arguments
 from sigeo.proxies.base import Proxy
 
 _FACTORIES: dict[str, Callable[..., Proxy]] = {}
@@ -43,6 +42,7 @@ def names() -> list[str]:
     return sorted(_FACTORIES)
 
 
+@named_arguments("proxies.options_of")
 def options_of(name: str) -> dict[str, Any]:
     """The options of a proxy, with their defaults.
 
@@ -53,6 +53,7 @@ def options_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is not p.VAR_KEYWORD}
 
 
+@named_arguments("proxies.get")
 def get(name: str, **options: Any) -> Proxy:
     """The proxy of a name.
 
@@ -70,11 +71,11 @@ def get(name: str, **options: Any) -> Proxy:
     except TypeError as error:
         have = ", ".join(options_of(name)) or "none"
         raise InputError(f"proxy {name}: {error}, options are {have}") from None
-    kinds = _kinds(factory) if options else {}
+    kinds = kinds_of(factory) if options else {}
     for option, value in options.items():
-        kind = kinds.get(option, Any)
-        if not _is_of(value, kind):
-            raise InputError(f"proxy {name}: {option} must be {_words(kind)}, got {value!r}")
+        wrong = misfit(option, value, kinds.get(option, Any))
+        if wrong is not None:
+            raise InputError(f"proxy {name}: {wrong}")
     try:
         proxy = factory(**options)
     except TypeError as error:
@@ -88,38 +89,3 @@ def _factory(name: str) -> Callable[..., Proxy]:
     if name not in _FACTORIES:
         raise InputError(f"proxy must be one of {', '.join(names())}, got {name!r}")
     return _FACTORIES[name]
-
-
-def _kinds(factory: Callable[..., Proxy]) -> dict[str, Any]:
-    """The annotations of a factory's options, as far as they can be had."""
-    try:
-        return get_type_hints(factory)
-    except (NameError, TypeError):  # of what only type checkers import; of no function
-        return {}
-
-
-def _is_of(value: Any, kind: Any) -> bool:
-    """Whether a value is of an annotated kind; true of kinds that are not known here."""
-    if get_origin(kind) in (Union, UnionType):
-        return any(_is_of(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is Sequence:
-        listed = isinstance(value, Collection) and not isinstance(value, (str, bytes))
-        return listed and all(_is_of(item, *get_args(kind)) for item in value)
-    if kind in (int, float):
-        number = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return kind not in (str, bool, NoneType) or isinstance(value, kind)
-
-
-def _words(kind: Any) -> str:
-    """What `_is_of` takes."""
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_words(one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return " or ".join(map(repr, get_args(kind)))
-    if get_origin(kind) is Sequence:
-        return f"a list, each {_words(*get_args(kind))}"
-    known = {int: "a whole number", float: "a number", str: "a text", bool: "True or False"}
-    return known.get(kind, "None")

@@ -34,6 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture import SGD, ClippedAdagrad, GradientStatistics, Request
+from sigeo.capture.steps import LARGEST_STEP
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnStatistics, Outcome, Proxy
 from sigeo.proxies.registry import register
@@ -161,8 +162,8 @@ def _make(preset: str, lambdas: Sequence[float], name: str, inner_lr: float | No
     if inner_lr is not None:
         if not isinstance(request.steps, SGD):
             raise InputError(f"inner_lr: only sigeo_cv_official has one, got preset {preset}")
-        if not (math.isfinite(inner_lr) and inner_lr >= 0):
-            raise InputError(f"inner_lr: must be 0 or more, got {inner_lr}")
+        if not 0 <= inner_lr <= LARGEST_STEP:
+            raise InputError(f"inner_lr: must be from 0 to {LARGEST_STEP:g}, got {inner_lr}")
         request = replace(request, steps=SGD(inner_lr) if inner_lr > 0 else None)
         options["inner_lr"] = float(inner_lr)
 

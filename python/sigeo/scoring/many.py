@@ -19,6 +19,7 @@ from sigeo.capture import (
     preserved,
 )
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import (
     check_needs,
@@ -127,6 +128,7 @@ def stackable(proxy: Proxy, supernet: Supernet[Any] | None = None) -> bool:
     return isinstance(measurement, OnGradient)
 
 
+@named_arguments("score_many")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def score_many(

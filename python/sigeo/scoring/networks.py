@@ -9,16 +9,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sigeo.capture import Batches, image_format, preserved
 from sigeo.data import ImageData
-from sigeo.errors import InputError, check_kind, check_one_of
+from sigeo.errors import InputError, check_kind
+from sigeo.kinds import check_fields, named_arguments
 from sigeo.proxies import Proxy, Score
 from sigeo.scoring.averages import mean_records
+from sigeo.scoring.devices import available_bytes, parse_device, put_on
 from sigeo.scoring.many import (
     MEASURED,
     Routes,
@@ -77,17 +79,22 @@ class Protocol:
     batches: int = 4
     batch_size: int = 64
     seed: int = 0
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
     deduplicate: bool = True
     at_once: int | Literal["auto"] = 1
 
     def __post_init__(self) -> None:
-        """Check where weights come from.
+        """Check the settings, each by itself.
 
         Raises:
-            InputError: From nowhere that there is.
+            InputError: One is not what it may be.
         """
-        check_one_of("protocol: init", self.init, get_args(Init))
+        check_fields(self, "protocol")
+        least = {"batches": self.batches, "batch_size": self.batch_size}
+        least |= {} if self.at_once == "auto" else {"at_once": self.at_once}
+        for name, value in least.items():
+            if value < 1:
+                raise InputError(f"protocol: {name} must be at least 1, got {value}")
 
     @property
     def warmed(self) -> bool:
@@ -105,6 +112,7 @@ class Networks:
         budget: What the warm-up of the shared weights has cost; nothing where there was none.
     """
 
+    @named_arguments("networks")
     def __init__(
         self,
         space: SearchSpace[Any],
@@ -129,8 +137,7 @@ class Networks:
             InputError: Too few images, no such device, a checkpoint that does not fit, or weights
                 of several passes to be kept of networks warmed up alone.
         """
-        for proxy in protocol.proxies:
-            check_kind(proxy, Proxy, "protocol: each of proxies")
+        check_kind(protocol, Protocol, "networks: protocol")
         resolve(protocol.proxies)
         check_sized(space, data)
         self.space, self.data, self.protocol = space, data, protocol
@@ -161,9 +168,8 @@ class Networks:
         self._versions = (*(() if self._loaded is None else self._loaded.earlier), self._supernet)
         self._module: nn.Module = self._supernet  # type: ignore[assignment]
         self._layout = image_format(self._module, self.device)
-        weights = self._layout if self.device.type == "cpu" else torch.channels_last
         for version in self._versions:
-            version.to(self.device, memory_format=weights)  # type: ignore[attr-defined]
+            put_on(self.device, version, self._layout)
         self._warm_up(None if folder is None else Path(folder), progress)
         places = order[:wanted].view(protocol.batches, protocol.batch_size)
         pairs = [self._batch(place) for place in places]
@@ -359,40 +365,3 @@ def _records(scores: Mapping[str, Score], seconds: float) -> dict[str, Record]:
         name: Record(score.value if score.finite else None, score.terms, score.notes, seconds)
         for name, score in scores.items()
     }
-
-
-def available_bytes(device: torch.device) -> int | None:
-    """Half of the memory that is free on a device; None where nobody says."""
-    if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return max(1, (int(torch.cuda.mem_get_info(device)[0]) + unused) // 2)
-    free = []
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free += [int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")]
-        limit, used = (  # of the container, if it has one
-            Path(f"/sys/fs/cgroup/memory.{name}").read_text(encoding="ascii").strip()
-            for name in ("max", "current")
-        )
-        free += [int(limit) - int(used)] if limit != "max" else []
-    except (OSError, ValueError):
-        pass
-    return max(1, min(free) // 2) if free else None
-
-
-def parse_device(name: str) -> torch.device:
-    """The device of a name: "cpu", "cuda" or "cuda:N".
-
-    Raises:
-        InputError: Another name, or a device that is not there.
-    """
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise InputError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InputError(f"device: {name} asked for, torch finds {found} CUDA devices")
-    return device

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sigeo.kinds import named_arguments
 from sigeo.proxies import Proxy
 from sigeo.scoring.many import Routes
 from sigeo.scoring.networks import Networks
@@ -45,6 +46,7 @@ class Row:
     standing: int | None
 
 
+@named_arguments("rank")
 def rank(
     networks: Networks,
     archs: Iterable[Any],

@@ -26,6 +26,7 @@ from sigeo.capture import (
     select,
 )
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.proxies import (
     OnBatch,
     OnGradient,
@@ -91,6 +92,7 @@ def check_needs(
             raise InputError(f"{proxy.name} needs at least {least} batches, got {batches}")
 
 
+@named_arguments("score")
 @torch.inference_mode(False)
 @torch.enable_grad()
 def score(

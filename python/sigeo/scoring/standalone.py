@@ -18,6 +18,7 @@ from torch import nn
 from sigeo.capture import image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.scoring.export import indices
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record, RunStore
@@ -82,6 +83,7 @@ def settings(space: SearchSpace[Any], data: ImageData, protocol: Standalone) -> 
     }
 
 
+@named_arguments("measure")
 def measure(
     space: SearchSpace[Any],
     data: ImageData,

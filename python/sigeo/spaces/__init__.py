@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
+from sigeo.kinds import named_arguments
 from sigeo.spaces.base import (
     Choice,
     Cost,
@@ -63,6 +64,7 @@ def names() -> list[str]:
     return sorted(_SPACES)
 
 
+@named_arguments("spaces.sizes_of")
 def sizes_of(name: str) -> dict[str, Any]:
     """The sizes that a space of a name can be made with, and their defaults.
 
@@ -73,6 +75,7 @@ def sizes_of(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
+@named_arguments("spaces.get")
 def get(name: str, shape: InputShape, **sizes: Any) -> SearchSpace[Any]:
     """The space of a name, for inputs of a shape.
 
@@ -88,10 +91,12 @@ def get(name: str, shape: InputShape, **sizes: Any) -> SearchSpace[Any]:
     for size in sizes:
         if size not in known:
             raise InputError(f"{name}: size must be one of {', '.join(known)}, got {size!r}")
+    check_kind(shape, InputShape, f"{name}: shape")
     space: SearchSpace[Any] = _maker(name)(shape, **sizes)
     return space
 
 
+@named_arguments("spaces.described")
 def described(sizes: Mapping[str, Any]) -> SearchSpace[Any]:
     """The space whose ``describe()`` gave these sizes, also by way of JSON.
 

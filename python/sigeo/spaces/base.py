@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.spaces.streams import Streams
 
 A = TypeVar("A", bound=Hashable)
@@ -281,6 +282,7 @@ class SearchSpace(Protocol[A]):
         ...
 
 
+@named_arguments("spaces.distinct")
 def distinct(space: SearchSpace[A], count: int, rng: random.Random) -> list[A]:
     """Sample ``count`` architectures, none twice, in the order drawn.
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 
 _VERSION = 1
 _TIMEOUT = 30.0  # seconds to wait for other processes
@@ -59,6 +60,7 @@ class Record:
 class RunStore:
     """The scores of one run."""
 
+    @named_arguments("store")
     def __init__(self, path: str | Path, settings: Mapping[str, Any]):
         """Open the file, made if it is not there, at the run of these settings.
 

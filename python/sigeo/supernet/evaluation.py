@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sigeo.capture import LossFunction, batch_loss
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.spaces import ElasticSupernet, Stack, Supernet
 from sigeo.spaces.base import listed
 from sigeo.supernet.many import shared_pass
@@ -37,6 +38,7 @@ class Evaluation:
     images: int
 
 
+@named_arguments("evaluate")
 def evaluate(
     supernet: Supernet[Any],
     archs: Iterable[Any],
@@ -89,6 +91,7 @@ def evaluate(
     return Evaluation(judge.accuracy(), judge.mean_loss(), images)
 
 
+@named_arguments("recalibrated")
 @torch.no_grad()
 def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> nn.Module:
     """A copy of a network whose batch norms normalise by the mean statistics of some batches.
@@ -123,6 +126,7 @@ def recalibrated(network: nn.Module, batches: Iterable[Batch]) -> nn.Module:
     return made
 
 
+@named_arguments("averaged")
 def averaged(found: Sequence[Evaluation]) -> Evaluation:
     """The mean of evaluations of the same subnets, of a training's last checkpoints say.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.state import device_of
 from sigeo.errors import InputError, check_kind
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Supernet
 from sigeo.supernet.checkpoint import (
     OtherSettings,
@@ -50,6 +51,7 @@ class Budget:
         return Budget(self.trained + other.trained, self.evaluated + other.evaluated)
 
 
+@named_arguments("train_supernet")
 def train_supernet(
     supernet: Supernet[Any],
     config: Training,

@@ -24,6 +24,7 @@ from sigeo.capture import (
 )
 from sigeo.capture.state import RandomState
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.spaces import Supernet
 from sigeo.supernet.many import shares_passes
 from sigeo_ext import sample_moments as kernels
@@ -51,6 +52,7 @@ class OfSubnet(NamedTuple):
     """Whether the loss depends on anything that asks for a gradient."""
 
 
+@named_arguments("many_sample_statistics")
 def many_sample_statistics(
     supernet: Supernet[Any],
     archs: Sequence[Any],

@@ -10,7 +10,9 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from sigeo.capture.steps import LARGEST_STEP
 from sigeo.errors import InputError
+from sigeo.kinds import check_fields, named_arguments
 
 Batch = tuple[Tensor, Tensor]
 Progress = Callable[[int, int], None]
@@ -93,22 +95,13 @@ class Training:
                 raise InputError(
                     f"{self.what}: {name} must be a whole number of at least {low}, got {value!r}"
                 )
+        check_fields(self, self.what)
         self._check_numbers()
         for pair in self.scales:
             if not (len(pair) == 2 and isinstance(pair[0], str) and 0 <= pair[1] < math.inf):
                 raise InputError(
                     f"{self.what}: scales must be pairs of a prefix and a factor of at least 0, "
                     f"got {pair!r}"
-                )
-        for name, known in (
-            ("schedule", ("constant", "cosine", "linear", "steps")),
-            ("clip_by", ("norm", "value")),
-            ("autocast", (None, "bfloat16")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"{self.what}: {name} must be one of {', '.join(map(str, known))}, "
-                    f"got {getattr(self, name)!r}"
                 )
         if self.steps and self.keep > self.passes:  # of no step: settings of trainings to be made
             raise InputError(
@@ -118,9 +111,9 @@ class Training:
 
     def _check_numbers(self) -> None:
         for name, right, expected in (
-            ("lr", 0 < self.lr < math.inf, "above 0"),
+            ("lr", 0 < self.lr <= LARGEST_STEP, f"above 0 and at most {LARGEST_STEP:g}"),
             ("momentum", 0 <= self.momentum < 1, "from 0 to below 1"),
-            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("weight_decay", 0 <= self.weight_decay <= LARGEST_STEP, f"from 0 to {LARGEST_STEP:g}"),
             ("clip", self.clip is None or self.clip > 0, "above 0, or none"),
             ("floor", 0 <= self.floor <= 1, "from 0 to 1"),
             (
@@ -136,6 +129,7 @@ class Training:
                 )
 
     @classmethod
+    @named_arguments("of_steps")
     def of_steps(cls: type[T], steps: int, available: int, **settings: Any) -> T:
         """A training of a number of steps, on as many of the images as they take.
 
@@ -158,6 +152,7 @@ class Training:
         return replace(one_pass, epochs=epochs, limit=steps, keep=settings.get("keep", 1))
 
     @classmethod
+    @named_arguments("of_budget")
     def of_budget(
         cls: type[T], processed: int, available: int, *, paths: int, **settings: Any
     ) -> T:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sigeo.capture.state import device_of
 from sigeo.data import Augmentation
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
+from sigeo.kinds import named_arguments
 from sigeo.spaces import SearchSpace, Supernet
 from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.distillation import InPlaceDistillation
@@ -77,16 +78,7 @@ class WarmUp(Training):
         super().__post_init__()
         if self.paths < 1:
             raise InputError(f"warm-up: paths must be at least 1, got {self.paths}")
-        for name, known in (
-            ("sampler", NAMES),
-            ("objective", ("cross_entropy", "in_place", "cross_path")),
-            ("augment", (None, "crop", "flip")),
-        ):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"warm-up: {name} must be one of {', '.join(map(str, known))}, "
-                    f"got {getattr(self, name)!r}"
-                )
+        check_one_of("warm-up: sampler", self.sampler, NAMES)
         if self.objective == "cross_path" and self.sampler != "disjoint":
             raise InputError(
                 f"warm-up: objective cross_path needs sampler disjoint, got {self.sampler}"
@@ -135,6 +127,7 @@ class WarmUp(Training):
         return settings
 
 
+@named_arguments("warm_up_alone")
 def warm_up_alone(module: nn.Module, config: WarmUp, source: Source) -> None:
     """Train one network, in train mode and in place; what it draws follows from source and step."""
     module.train()
@@ -152,6 +145,7 @@ def warm_up_alone(module: nn.Module, config: WarmUp, source: Source) -> None:
             trainer.take(batch)
 
 
+@named_arguments("warm_up_supernet")
 def warm_up_supernet(
     supernet: Supernet[Any],
     space: SearchSpace[Any],

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.tables.correlation import Values, averaged_ranks
 
 
+@named_arguments("rank_sum")
 def rank_sum(scores: Sequence[Values]) -> Values:
     """Sums of ranks by each proxy, [n]; higher is better.
 
@@ -30,6 +32,7 @@ def rank_sum(scores: Sequence[Values]) -> Values:
     return summed
 
 
+@named_arguments("log_rank_sum")
 def log_rank_sum(scores: Sequence[Values]) -> Values:
     """Sums of log(rank / n) by each proxy, [n]; higher is better, 0 the best in everything.
 

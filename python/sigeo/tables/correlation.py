@@ -16,6 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
+
 Values = NDArray[np.float64]
 
 
@@ -68,6 +71,7 @@ def kendall(a: Values, b: Values) -> float:
     return float(kendalltau(*averaged_ranks(np.stack([a, b]))).statistic)  # it takes no infinities
 
 
+@named_arguments("parts_first")
 def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
     """Ranks by the part that an architecture is of, and in each part by its score, [n].
 
@@ -81,6 +85,7 @@ def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
     return ranks + (len(scores) + 1) * standing
 
 
+@named_arguments("correlate")
 def correlate(
     scores: Values,
     truth: Values,
@@ -100,6 +105,7 @@ def correlate(
         confidence: Of the interval.
         seed: Of the resampling.
     """
+    _check_lengths(truth, scores=scores)
     finite = np.isfinite(scores)
     ranked = np.where(finite, scores, -np.inf)
     if standing is not None:
@@ -113,6 +119,7 @@ def correlate(
     )
 
 
+@named_arguments("spearman_difference")
 def spearman_difference(
     first: Values,
     second: Values,
@@ -129,6 +136,7 @@ def spearman_difference(
     is, as they do in their own intervals: were the difference 0 there, the interval would be drawn
     towards 0; left out, it would lean to resamples that the scores tell apart.
     """
+    _check_lengths(truth, first=first, second=second)
     draws = _draws(len(truth), resamples, seed)
 
     def resampled(scores: Values) -> tuple[float, Values]:
@@ -176,7 +184,20 @@ def repeated_kendall(
     return _interval(value, resampled, confidence)
 
 
+def _check_lengths(truth: Values, **rankings: Values) -> None:
+    for name, scores in rankings.items():
+        if scores.shape != truth.shape or truth.ndim != 1 or len(truth) < 1:
+            raise InputError(
+                f"{name}: expected a score for each of the {len(truth)} measured values, got "
+                f"{list(scores.shape)} for {list(truth.shape)}"
+            )
+
+
 def _draws(count: int, resamples: int, seed: int) -> NDArray[np.int64]:
+    if resamples < 1 or seed < 0:
+        raise InputError(
+            f"resamples: must be at least 1 with a seed from 0, got {resamples} with {seed}"
+        )
     return np.random.default_rng(seed).integers(0, count, (resamples, count))
 
 
@@ -203,6 +224,8 @@ def _kendall_estimate(
 def _interval(value: float, resampled: Values, confidence: float) -> Estimate:
     if math.isnan(value):
         return Estimate(value, math.nan, math.nan)
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: must be above 0 and below 1, got {confidence}")
     resampled = np.nan_to_num(resampled)
     tail = (1 - confidence) / 2
     low, high = np.quantile(resampled, [tail, 1 - tail])

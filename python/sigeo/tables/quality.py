@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.tables.correlation import Values, kendall
 
 FEWEST = 5
@@ -65,6 +66,7 @@ class Quality:
     draws: int
 
 
+@named_arguments("quality")
 def quality(
     scores: Values, truth: Values, *, threshold: float, top: int, draws: int = 10
 ) -> Quality:
@@ -82,6 +84,7 @@ def quality(
     )
 
 
+@named_arguments("sparse_ranks")
 def sparse_ranks(truth: Values, threshold: float) -> NDArray[np.int64]:
     """Ranks of measured values that share one where they lie within the same step.
 
@@ -105,6 +108,7 @@ def sparse_ranks(truth: Values, threshold: float) -> NDArray[np.int64]:
     return ranks
 
 
+@named_arguments("sparse_kendall")
 def sparse_kendall(
     scores: Values, truth: Values, *, threshold: float, official: bool = False
 ) -> float:
@@ -130,6 +134,7 @@ def sparse_kendall(
     return kendall(ranks[by_truth], ranks[by_score])
 
 
+@named_arguments("best")
 def best(truth: Values, count: int) -> NDArray[np.int64]:
     """Places of the ``count`` best measured values, best first, ties in the order given.
 
@@ -141,6 +146,7 @@ def best(truth: Values, count: int) -> NDArray[np.int64]:
     return np.argsort(-truth, kind="stable")[:count]
 
 
+@named_arguments("top_kendall")
 def top_kendall(scores: Values, truth: Values, count: int) -> float:
     """Kendall's tau-b among the ``count`` architectures that are measured best.
 
@@ -156,6 +162,7 @@ def top_kendall(scores: Values, truth: Values, count: int) -> float:
     return kendall(_last_where_not_finite(scores)[places], truth[places])
 
 
+@named_arguments("hits")
 def hits(scores: Values, truth: Values, count: int) -> float:
     """Share of the ``count`` architectures that score best which are among those measured best.
 
@@ -166,6 +173,7 @@ def hits(scores: Values, truth: Values, count: int) -> float:
     return len(found & set(best(truth, count).tolist())) / count
 
 
+@named_arguments("pick")
 def pick(scores: Values, truth: Values) -> Pick:
     """What comes of taking the architecture that scores best."""
     first = _first(scores, truth)
@@ -174,6 +182,7 @@ def pick(scores: Values, truth: Values) -> Pick:
     return Pick(value, float(truth.max()) - value, 100 * (1 - float(better)))
 
 
+@named_arguments("random_surpasses")
 def random_surpasses(scores: Values, truth: Values, draws: int) -> float:
     """Probability that the best of some random architectures is better than the one picked.
 
@@ -191,6 +200,7 @@ def random_surpasses(scores: Values, truth: Values, draws: int) -> float:
     return float((1 - (1 - better) ** draws).mean())
 
 
+@named_arguments("noise_ceiling")
 def noise_ceiling(runs: Sequence[Values]) -> float:
     """Mean Kendall's tau-b between pairs of repeated measurements of the same architectures.
 

@@ -29,7 +29,8 @@ def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
     if not path.is_file():
         raise InputError(f"scores: found no file {path}")
     try:
-        table = parquet.read_table(path)
+        with path.open("rb") as file:  # Arrow itself does not take every name that the system does
+            table = parquet.read_table(file)
         check_texts(table)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pyarrow import csv, parquet
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.whole_files import write_whole_table
 
 ARCHITECTURE_COLUMNS = ("arch_str", "arch")
@@ -142,6 +143,7 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(of) or pa.types.is_large_string(of))
 
 
+@named_arguments("read_table")
 def read_table(path: str | Path) -> Table:
     """Read ``.csv``, ``.csv.gz`` or ``.parquet`` with an ``arch_str`` (or ``arch``) column.
 
@@ -173,15 +175,16 @@ def read_table(path: str | Path) -> Table:
 def _read(path: Path) -> pa.Table:
     if not path.is_file():
         raise InputError(f"table: found no file {path}")
+    if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
+        raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
     try:
-        if path.suffix == ".parquet":
-            with parquet.ParquetFile(path) as file:  # read_table refuses a repeated column
-                table = file.read()
-        elif path.name.endswith((".csv", ".csv.gz")):
-            table = csv.read_csv(path)
-            _check_no_bytes(path, table)
-        else:
-            raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
+        with path.open("rb") as raw:  # Arrow itself does not take every name that the system does
+            if path.suffix == ".parquet":
+                table = parquet.ParquetFile(raw).read()  # read_table refuses a repeated column
+            else:
+                packed = "gzip" if path.suffix == ".gz" else None
+                table = csv.read_csv(pa.input_stream(raw, compression=packed))
+                _check_no_bytes(path, table)
         check_texts(table)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+import torch
 from pyarrow import parquet
 
 from sigeo import data
@@ -99,10 +100,13 @@ BAD = {
     "fraction": (["rank", "--warmup", "1.5"], "--warmup: must be a number from 0 to 1, got '1.5'"),
     "fraction-text": (["rank", "--warmup", "ten"], "must be a number from 0 to 1, got 'ten'"),
     "not-a-number": (["warmup", "--warmup", "nan"], "must be a number from 0 to 1, got 'nan'"),
-    "step-size": (["rank", "--inner-lr", "-1"], "--inner-lr: must be a number from 0, got '-1'"),
+    "step-size": (
+        ["rank", "--inner-lr", "-1"],
+        "--inner-lr: must be a number from 0 to 1e38, got '-1'",
+    ),
     "warmup-lr": (
         ["rank", "--warmup-lr", "inf"],
-        "--warmup-lr: must be a number from 0, got 'inf'",
+        "--warmup-lr: must be a number from 0 to 1e38, got 'inf'",
     ),
     "schedule": (["rank", "--schedule", "steps"], "--schedule: invalid choice: 'steps'"),
     "unknown": (["rank", "--archs", "3", "--none"], "sigeo rank: unrecognized arguments: --none"),
@@ -121,6 +125,21 @@ BAD = {
     "one-of-several-of-another-verb": (
         ["rank", "--model=a:b"],
         "unrecognized arguments: --model=a:b; --model is an option of score\n",
+    ),
+    **{
+        f"huge{option}": (["rank", option, value], f"{option}: {message}")
+        for option, value, message in (
+            ("--inner-lr", "1e300", "must be a number from 0 to 1e38, got '1e300'"),
+            ("--warmup-lr", "1e39", "must be a number from 0 to 1e38, got '1e39'"),
+            ("--threads", "20000", "must be a whole number from 1 to 1024, got '20000'"),
+            ("--batches", str(2**63), f"must be a whole number from 1 to {2**63 - 1}, got"),
+            ("--channels", "2000000", "must be at most 1000000, got 2000000"),
+        )
+    },
+    "huge-lr": (["train", "--lr", "1e300"], "--lr: must be a number above 0, at most 1e38, got"),
+    "huge-bootstrap": (
+        ["correlate", "--bootstrap", "1e9", "--scores", "s"],
+        "--bootstrap: must be a whole number from 1 to 1000000, got '1e9'",
     ),
     "zero": (["rank", "--archs", "0"], "--archs: must be a whole number from 1, got '0'"),
     "whole": (["rank", "--archs", "1.5"], "--archs: must be a whole number from 1, got '1.5'"),
@@ -245,6 +264,31 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, capsys):
     assert code == 2 and out == "" and message in err, err
     assert err.startswith(f"sigeo {arguments[0]}: " if name != "verb" else "sigeo: ")
     assert err.endswith("\n") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), MemoryError("Unable to allocate 8 GiB"), None], ids=str
+)
+def test_a_lack_of_memory_is_one_line_too(error, capsys, monkeypatch):
+    def run_out(args):
+        if error is not None:
+            raise error
+        torch.empty(2**60)
+
+    monkeypatch.setattr("sigeo.cli.doctor.run", run_out)
+    code, out, err = run("doctor", capsys=capsys)
+    assert (code, out) == (2, "") and err.count("\n") == 1, err
+    assert err.startswith("sigeo doctor: out of memory")
+    assert "allocate" in err or not str(error)
+
+
+def test_errors_of_other_causes_are_raised(capsys, monkeypatch):
+    def fail(args):
+        raise RuntimeError("of another cause")
+
+    monkeypatch.setattr("sigeo.cli.doctor.run", fail)
+    with pytest.raises(RuntimeError, match="^of another cause$"):
+        run("doctor", capsys=capsys)
 
 
 def test_a_pipe_is_a_file():

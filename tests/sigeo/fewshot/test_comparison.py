@@ -22,7 +22,12 @@ ARCHS = spaces.distinct(SPACE, 8, random.Random(0))
 
 @pytest.mark.parametrize(
     "text",
-    ["fair", 'gm-nas:repeats=2,criterion="between_sum"', "efs-nas:groups=[[0, 1], [2], [3]]"],
+    [
+        "fair",
+        'gm-nas:repeats=2,criterion="between_sum"',
+        "efs-nas:groups=[[0, 1], [2], [3]]",
+        'metric-driven:metric="zen:repeats=4,mixup=0.1",batches=1',
+    ],
 )
 def test_entrants_are_read_as_they_are_written(text):
     entrant = Entrant.parse(text)

@@ -14,7 +14,7 @@ from sigeo.capture.layers import Selection
 from sigeo.capture.losses import Reduction
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_kind
 from sigeo_ext.sample_moments import SampleMoments
 
 WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao", "gram")
@@ -272,6 +272,7 @@ def capture(
             a capture in the body of another that has some of its parameters; and when statistics
             are read, that no backward pass reached the model, or that it was refused.
     """
+    check_kind(model, nn.Module, "capture: model")
     if torch.is_inference_mode_enabled():
         raise InputError(
             "capture: torch.inference_mode is on, where nothing has gradients; expected it off, as "

@@ -13,6 +13,7 @@ from sigeo.fewshot.metrics.gradient_matching import GradientMatching, gradient_m
 from sigeo.fewshot.metrics.profiles import LID
 from sigeo.fewshot.metrics.proxy import ProxyDifference
 from sigeo.fewshot.metrics.simple import RandomDistances, TableOracle, WeightedSum
+from sigeo.kinds import named_arguments
 
 __all__ = [
     "LID",
@@ -45,6 +46,7 @@ def names() -> list[str]:
     return sorted(_METRICS)
 
 
+@named_arguments("metrics.get")
 def get(name: str, **options: Any) -> Metric:
     """The metric of a name.
 

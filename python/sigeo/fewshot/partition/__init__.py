@@ -11,6 +11,7 @@ from sigeo.fewshot.partition.mixture import GaussianMixture
 from sigeo.fewshot.partition.relation import Groups, Pairs, Relation, between, within
 from sigeo.fewshot.partition.rules import Exact, Exhaustive, InOrder, Partitioner, Random, grouped
 from sigeo.fewshot.partition.sets import set_partitions, sized_partitions
+from sigeo.kinds import named_arguments
 
 __all__ = [
     "Exact",
@@ -49,6 +50,7 @@ def names() -> list[str]:
     return sorted(_PARTITIONERS)
 
 
+@named_arguments("partition.get")
 def get(name: str, **options: Any) -> Partitioner:
     """The partitioner of a name, with its own options.
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sigeo.errors import InputError
 from sigeo.fewshot.recipe import Recipe
+from sigeo.kinds import named_arguments
 from sigeo.spaces import SearchSpace
 
 Maker = Callable[..., Recipe]
@@ -109,6 +110,7 @@ def names() -> list[str]:
     return list(_ENTRIES)
 
 
+@named_arguments("recipes.entry")
 def entry(name: str) -> Entry:
     """What is known of a recipe.
 
@@ -120,6 +122,7 @@ def entry(name: str) -> Entry:
     return _ENTRIES[name]
 
 
+@named_arguments("recipes.get")
 def get(name: str, space: SearchSpace[Any], **options: Any) -> Recipe:
     """The recipe of a name for a space.
 

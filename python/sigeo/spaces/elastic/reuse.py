@@ -173,6 +173,12 @@ class _Shared(nn.Module):
         super().__init__()
         self.layer, self._reuse, self._key = layer, reuse, key
 
+    def __getattr__(self, name: str) -> Any:
+        """What a piece reads of its layer, as the weight."""
+        return (
+            super().__getattr__(name) if name in ("layer", *_OF_ALL) else getattr(self.layer, name)
+        )
+
     def forward(self, x: Tensor) -> Tensor:
         """What the layer makes of x."""
         layer = self.layer

@@ -13,7 +13,7 @@ from sigeo.elastic import Elastic, choice_of, convert
 from sigeo.errors import InputError
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic.groups import Groups, by_piece
-from sigeo.spaces.elastic.parts import draws, materialise, pieces, places, shared_part
+from sigeo.spaces.elastic.parts import draws, materialise, part, pieces, places, shared_part
 from sigeo.spaces.elastic.stack import Stack
 from sigeo.spaces.initial import draw_weights
 
@@ -104,7 +104,7 @@ class ElasticSupernet(nn.Module):
                     raise InputError(
                         f"space: {name} of {arch} is no part of the largest network's ({error})"
                     ) from None
-                network.set_submodule(name, _Chosen(shared, choice))
+                network.set_submodule(name, _Chosen(shared, choice, layer))
         if self._noise is not None and arch == self.space.largest:
             self._noise(network)
         return network
@@ -257,9 +257,24 @@ def _elastic(space: ElasticSpace) -> nn.Module:
 class _Chosen(nn.Module):
     """An elastic layer with a choice."""
 
-    def __init__(self, layer: Elastic, choice: dict[str, Any]):
+    def __init__(self, layer: Elastic, choice: dict[str, Any], plain: nn.Module):
         super().__init__()
         self.layer, self.choice = layer, choice
+        self._plain = (plain,)  # in a tuple, as its parameters are none of the network's
+
+    def __getattr__(self, name: str) -> Any:
+        """What a piece reads of its layer: of a weight, the part; of settings, the plain layer's.
+
+        Raises:
+            AttributeError: The layer has no such attribute.
+        """
+        if name in self._modules or "_plain" not in self.__dict__:
+            return super().__getattr__(name)
+        (plain,) = self._plain
+        value = getattr(plain, name)
+        if name not in plain._parameters or value is None:
+            return value
+        return part(getattr(self.layer, name), value.shape)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         """What the layer makes of the inputs with this choice."""
