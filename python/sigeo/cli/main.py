@@ -76,11 +76,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError, sqlite3.Error) as error:
         console.complain(f"sigeo {parsed.verb}: {_message(error)}")
         return 2
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if not _interrupted(error):
+            raise
         kept = "; the same command goes on from here" if parsed.verb in _RESUMED else ""
         console.complain(f"sigeo {parsed.verb}: stopped{kept}")
         return 130
     return code
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an exception is that of Ctrl-C, or follows from it.
+
+    Python 3.11 and older raise another where a class is being made, as when torch imports its own.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _message(error: Exception) -> str:
