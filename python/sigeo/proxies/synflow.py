@@ -92,6 +92,8 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
             with _WithoutBatchNorm():
                 output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
             flow = summed(output)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise _DoesNotRun(" ".join(str(error).split())[:200]) from error
     grads: Sequence[Tensor | None] = [None] * len(leaves)
