@@ -81,6 +81,7 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
 
     Raises:
         _DoesNotRun: The forward pass fails on ones in float64.
+        OutOfMemoryError: It finds no memory.
     """
     weights = {f"model.{name}" for name in select(model, "layers")}
     values = {f"model.{name}": _absolute(p) for name, p in model.named_parameters()}
