@@ -13,6 +13,7 @@ from sigeo.scoring.shared_weights import load_shared_weights
 from sigeo.store import Record
 from sigeo.supernet import (
     CrossEntropy,
+    MeanTeacher,
     TrainingState,
     Uniform,
     WarmUp,
@@ -23,6 +24,7 @@ from sigeo.supernet import (
     train_supernet,
     versions,
 )
+from sigeo.supernet.samplers.named import named
 from tests.sigeo.training import (
     IMAGES,
     LABELS,
@@ -36,6 +38,22 @@ from tests.sigeo.training import (
 )
 
 ARCHS = [SPACE.at(index) for index in (9558, 1462, 6111)]
+
+
+NAME = next(name for name, _ in SPACE.supernet(seed=0).named_parameters())
+
+
+class InPlaceTeacher(CrossEntropy):
+    """Keeps weights beside the trained ones."""
+
+    def start(self, supernet):
+        self.teacher = MeanTeacher(supernet)
+
+    def memory(self):
+        return self.teacher.memory()
+
+    def resume(self, memory):
+        self.teacher.resume(memory)
 
 
 class Ending(Uniform):
@@ -217,6 +235,33 @@ def test_damaged_weights_are_refused(damage, message, tmp_path):
     with pytest.raises(InputError, match=message) as refused:
         load_shared_weights(tmp_path / "damaged.safetensors", SPACE, 0)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda state: state.momentum.update(w=torch.ones(1)), "momentum of w .1., which is no"),
+        (lambda state: state.momentum.update({NAME: torch.ones(1)}), f"momentum of {NAME} .1., "),
+        (lambda state: state.memory.update(w=torch.ones(1)), "RuntimeError Error.s. in loading"),
+        (lambda state: state.progress.update(sampler={}), "KeyError 'pool'"),
+        (lambda state: state.progress.update(budget={"x": 1}), "TypeError .*argument 'x'"),
+    ],
+)
+def test_a_training_does_not_go_on_from_what_is_damaged(damage, message, tmp_path):
+    path = tmp_path / "c.safetensors"
+
+    def again(stop=None):
+        sampler = named(
+            "greedy", SPACE, seed=3, steps=6, score=lambda archs: torch.ones(len(archs))
+        )
+        return trained(sampler, InPlaceTeacher(), stop=stop, path=path)
+
+    again()
+    state, settings = load_checkpoint(path)
+    damage(state)
+    save_checkpoint(path, state, settings)
+    with pytest.raises(InputError, match=rf"c.safetensors: damaged, this training .*{message}"):
+        again()
 
 
 def test_a_mean_of_what_is_not_finite_is_not():

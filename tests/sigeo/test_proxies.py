@@ -367,3 +367,31 @@ def test_a_star_import_leaves_the_package_its_name():
     names = {}
     exec("import sigeo\nfrom sigeo.proxies import *", names)
     assert names["sigeo"] is sigeo and names["Proxy"] is Proxy
+
+
+class Full(torch.autograd.Function):
+    """As on a GPU that others fill while the network runs."""
+
+    @staticmethod
+    def forward(ctx, x, where):
+        if where == "forward":
+            raise torch.OutOfMemoryError("no memory")
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        raise torch.OutOfMemoryError("no memory")
+
+
+@pytest.mark.parametrize("name", ["synflow", "logsynflow", "grasp", "linear_regions", "meco"])
+def test_what_finds_no_memory_is_not_scored(name):
+    """A score that is not finite would be kept for good."""
+    where = "backward" if name == "grasp" else "forward"
+
+    class Net(nn.Sequential):
+        def forward(self, x):
+            return Full.apply(super().forward(x), where)
+
+    net = Net(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    with pytest.raises(torch.OutOfMemoryError):
+        sigeo.score(net, image_batches(), [name])

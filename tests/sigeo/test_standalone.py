@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -37,8 +38,8 @@ ARCHS = [
 ]
 
 
-def open_store(folder, protocol=PROTOCOL):
-    return RunStore(folder / "run.sqlite", standalone.settings(SPACE, DATA, protocol))
+def open_store(folder, protocol=PROTOCOL, data=DATA):
+    return RunStore(folder / "run.sqlite", standalone.settings(SPACE, data, protocol))
 
 
 def test_networks_learn_and_equal_ones_share_their_trainings(tmp_path, monkeypatch):
@@ -109,3 +110,17 @@ def test_trainings_that_cannot_be(tmp_path):
             standalone.measure(SPACE, untested, ARCHS, PROTOCOL, store)
         with pytest.raises(InputError, match="at least one run of one step, got 1 of 0"):
             standalone.measure(SPACE, DATA, ARCHS, nothing, store)
+
+
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_accuracies_on_other_test_images_are_not_taken_for_these(what, tmp_path):
+    """Mended labels, say, in a file of the same name."""
+    short = replace(PROTOCOL, training=replace(PROTOCOL.training, epochs=1), runs=1)
+    mended = replace(DATA.test, **{what: getattr(DATA.test, what).flip(0)})
+    data = replace(DATA, test=mended)
+    with open_store(tmp_path, short) as store:
+        before = standalone.measure(SPACE, DATA, ARCHS[:1], short, store)
+    with open_store(tmp_path, short, data) as store:
+        found = standalone.measure(SPACE, data, ARCHS[:1], short, store)
+    alone = standalone.accuracy_alone(SPACE, data, SPACE.representative(ARCHS[0]), short, 0)
+    assert found.accuracy[0, 0] == alone != before.accuracy[0, 0]

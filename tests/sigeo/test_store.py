@@ -182,7 +182,36 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
         assert store.get("a")["p"].value == 1.0
 
 
-@pytest.mark.parametrize("damage", ["terms = 'x'", "terms = x'88'", "notes = 'null'"])
+@pytest.mark.parametrize("which", ["version", "network"])
+def test_a_failure_leaves_no_lock(which, tmp_path):
+    """Notebooks keep the last exception, and with it all that its frames hold."""
+    path = tmp_path / "s.sqlite"
+    store = RunStore(path, {})
+    if which == "version":
+        store._connection.execute("PRAGMA user_version = 7")
+        with pytest.raises(InputError, match="expected version 1, got 7") as caught:
+            RunStore(path, {})
+    else:
+        with pytest.raises(UnicodeEncodeError) as caught:
+            store.put("\ud800", {"p": Record(1.0)})
+        store.put("n", {"p": Record(1.0)})
+    other = sqlite3.connect(path, timeout=0, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    other.close()
+    assert caught.tb is not None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "terms = 'x'",
+        "terms = x'88'",
+        "terms = '7'",
+        "notes = 'null'",
+        "value = 'x'",
+        "seconds = 'x'",
+    ],
+)
 def test_damaged_scores_are_one_clear_line(damage, tmp_path):
     with RunStore(tmp_path / "s.sqlite", {}) as store:
         store.put("n", {"p": Record(1.0)})

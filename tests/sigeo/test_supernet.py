@@ -155,6 +155,7 @@ def test_checkpoints_that_do_not_fit(tmp_path):
         {"settings": "[1]"},
         {"settings": "{}", "progress": "3"},
         {"settings": "{}", "tensor": "kept/x/weight"},
+        {"settings": "{}", "tensor": "momentul/weight"},
     ],
 )
 def test_damaged_metadata_is_one_line(wrong, tmp_path):

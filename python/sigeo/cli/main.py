@@ -68,9 +68,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 if it did what was asked, 1 if a check that it is there for failed, 2 for bad input, also
         such as takes more memory than there is.
-
-    Raises:
-        RuntimeError: One of another cause.
     """
     # Set before torch starts its threads: spinning ones starve each other on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -80,23 +77,34 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (InputError, OSError, sqlite3.Error) as error:
         console.complain(f"sigeo {parsed.verb}: {_message(error)}")
         return 2
-    except MemoryError as error:
-        return _out_of_memory(parsed.verb, error)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError" and "DefaultCPUAllocator" not in str(error):
-            raise  # torch has no class of its own for the second
-        return _out_of_memory(parsed.verb, error)
-    except KeyboardInterrupt:
+    except BaseException as error:
+        if _is_lack_of_memory(error):
+            first = str(error).partition("\n")[0]  # torch's goes on with its own frames
+            console.complain(f"sigeo {parsed.verb}: out of memory{first and ': '}{first}")
+            return 2
+        if not _interrupted(error):
+            raise
         kept = "; the same command goes on from here" if parsed.verb in _RESUMED else ""
         console.complain(f"sigeo {parsed.verb}: stopped{kept}")
         return 130
     return code
 
 
-def _out_of_memory(verb: str, error: Exception) -> int:
-    first = str(error).partition("\n")[0]  # torch's goes on with its own frames
-    console.complain(f"sigeo {verb}: out of memory{first and ': '}{first}")
-    return 2
+def _is_lack_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch has no class of its own for a CPU's."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether an exception is that of Ctrl-C, or follows from it.
+
+    Python 3.11 and older raise another where a class is being made, as when torch imports its own.
+    """
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def _message(error: Exception) -> str:

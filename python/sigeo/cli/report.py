@@ -46,14 +46,22 @@ def run(args: argparse.Namespace) -> int:
 
 
 def write_report(scores: Path, out: Path, table: Table | None, metric: str) -> None:
-    """Write the report of a scores file; ``table`` may be None."""
+    """Write the report of a scores file; ``table`` may be None.
+
+    Raises:
+        InputError: The scores are damaged, or a file cannot be read or written.
+    """
     from sigeo.report import render
     from sigeo.tables.ranking import read_scores
 
     head, rows = read_scores(scores)
     columns = {name: rows[name].to_pylist() for name in rows.column_names}
     measured = None if table is None else _measured(head["proxies"], columns, table, metric)
-    text = render(head, columns, measured)
+    try:
+        text = render(head, columns, measured)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        what = console.said(error)
+        raise InputError(f"{scores}: damaged, not what sigeo rank wrote ({what})") from None
     write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 

@@ -131,10 +131,18 @@ class ImageData:
     @functools.cached_property
     def fingerprint(self) -> str:
         """A hash of the training images and labels."""
+        return self._hash(self.train)
+
+    @functools.cached_property
+    def test_fingerprint(self) -> str:
+        """A hash of the test images and labels."""
+        return self._hash(self.test)
+
+    def _hash(self, split: Split) -> str:
         digest = hashlib.blake2b(digest_size=16)
-        digest.update(repr((tuple(self.train.images.shape), self.classes, self.levels)).encode())
-        digest.update(self.train.images.contiguous().numpy().data)
-        digest.update(self.train.labels.contiguous().numpy().data)
+        digest.update(repr((tuple(split.images.shape), self.classes, self.levels)).encode())
+        digest.update(split.images.contiguous().numpy().data)
+        digest.update(split.labels.contiguous().numpy().data)
         return digest.hexdigest()
 
     @functools.cached_property

@@ -26,6 +26,7 @@ from sigeo.proxies import Proxy
 from sigeo.scoring.rank import identity
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record, RunStore
+from sigeo.supernet.checkpoint import OtherSettings, difference
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 
 Values = NDArray[np.float64]
@@ -123,11 +124,12 @@ def run(
 
     Raises:
         InputError: As of `develop`.
+        OtherSettings: The plan in the folder is of another system or seed.
     """
     recipe = recipes.get(entrant.recipe, study.space, **entrant.options)
     settings = {
         "comparison": 2,
-        "study": study.describe(),
+        "study": json.loads(json.dumps(study.describe())),
         "recipe": entrant.recipe,
         "options": json.loads(json.dumps(recipe.options)),
         "seed": seed,
@@ -150,10 +152,17 @@ def run(
             cost = store.get(_COST)
             kept = {str(arch): store.get(str(arch)) for arch in archs}
     plan, system = load_plan(plan_file, study.space)
+    standing = system.pop("standing", None)
+    if system != settings or not isinstance(standing, list):
+        differs = difference(system, settings) or "standing is no list"
+        raise OtherSettings(
+            f"plan {plan_file}: made with other settings than this comparison ({differs}); "
+            "remove it, and the same command makes it anew"
+        )
     rankings = {}
     for name, key in wanted.items():
         values = np.array([_value(kept[str(arch)][key]) for arch in archs])
-        rankings[name] = ranked(plan, system["standing"], archs, values)
+        rankings[name] = ranked(plan, standing, archs, values)
     return Outcome(
         plan,
         rankings,

@@ -6,12 +6,13 @@ inside, by its `sigeo.spaces.Groups`, so that it serves the whole space and the 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sigeo.fewshot.plan import Plan, whole_space
 from sigeo.fewshot.selection import Selection
 from sigeo.spaces import Supernet
-from sigeo.supernet import versions
+from sigeo.supernet import TrainingState, load_weights, versions
 from sigeo.supernet.checkpoint import Weights
 
 if TYPE_CHECKING:
@@ -101,5 +102,6 @@ def _selected(work: Development, selection: Selection) -> Supernet[Any]:
         supernet = how.grow(supernet, number)
         if _phase(number) == selection.best.phase:
             break
-    supernet.load_state_dict(selection.weights)  # type: ignore[attr-defined]
+    state = TrainingState(selection.best.step, selection.weights, {})
+    load_weights(supernet, state, Path(selection.file or "selected"))  # type: ignore[arg-type]
     return supernet

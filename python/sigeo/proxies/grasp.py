@@ -40,6 +40,8 @@ def _grasp(model: nn.Module, loss: Tensor) -> Outcome:
     weights = list(select(model, "layers").values())
     try:
         product = _hessian_gradient(loss, weights)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         return Outcome(math.nan, {}, (f"the second derivative fails: {reason}",))

@@ -81,6 +81,7 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
 
     Raises:
         _DoesNotRun: The forward pass fails on ones in float64.
+        OutOfMemoryError: It finds no memory.
     """
     weights = {f"model.{name}" for name in select(model, "layers")}
     values = {f"model.{name}": _absolute(p) for name, p in model.named_parameters()}
@@ -92,6 +93,8 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
             with _WithoutBatchNorm():
                 output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
             flow = summed(output)
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise _DoesNotRun(" ".join(str(error).split())[:200]) from error
     grads: Sequence[Tensor | None] = [None] * len(leaves)

@@ -77,7 +77,12 @@ def settings(space: SearchSpace[Any], data: ImageData, protocol: Standalone) -> 
     return {
         "standalone": 1,
         "space": space.describe(),
-        "data": {"name": data.name, "fingerprint": data.fingerprint, "test": len(data.test)},
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "test": len(data.test),
+            "test_fingerprint": data.test_fingerprint,
+        },
         "training": protocol.training.describe(),
         "device": torch.device(protocol.device).type,
     }

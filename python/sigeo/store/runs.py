@@ -77,8 +77,12 @@ class RunStore:
         try:
             place = self.path.absolute()  # where names may be URIs, "file:run/s" would be one
             self._connection = sqlite3.connect(place, timeout=_TIMEOUT, isolation_level=None)
-            self._prepare()
-            self._run = self._enter(fingerprint, text)
+            try:
+                self._prepare()
+                self._run = self._enter(fingerprint, text)
+            except BaseException:
+                self._connection.close()  # else locked for as long as somebody keeps the exception
+                raise
         except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged bytes may be in its messages
             raise InputError(f"store {path}: {error}") from None
 
@@ -125,7 +129,9 @@ class RunStore:
         row = self._connection.execute(
             "SELECT id FROM runs WHERE fingerprint = ?", (fingerprint,)
         ).fetchone()
-        return int(row[0])
+        if row is None or not isinstance(row[0], int):
+            raise InputError(f"store {self.path}: damaged runs")
+        return row[0]
 
     def get(self, network: str) -> dict[str, Record]:
         """The scores of a network by proxy; empty if there are none.
@@ -140,7 +146,12 @@ class RunStore:
                 (self._run, network),
             )
             return {
-                proxy: Record(value, json.loads(terms), tuple(json.loads(notes)), seconds)
+                proxy: Record(
+                    None if value is None else float(value),
+                    dict(json.loads(terms)),
+                    tuple(json.loads(notes)),
+                    float(seconds),
+                )
                 for proxy, value, terms, notes, seconds in rows
             }
         except sqlite3.Error as error:
@@ -173,10 +184,12 @@ class RunStore:
                 "INSERT INTO scores VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", rows
             )
             self._connection.execute("COMMIT")
-        except sqlite3.Error as error:
+        except BaseException as error:  # Ctrl-C, say, after which a notebook goes on
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
-            raise InputError(f"store {self.path}: {error}") from None
+            if isinstance(error, sqlite3.Error):
+                raise InputError(f"store {self.path}: {error}") from None
+            raise
 
     def close(self) -> None:
         """Close the file."""

@@ -130,6 +130,9 @@ def load_checkpoint(path: Path) -> tuple[TrainingState, dict[str, Any]]:
     def part(prefix: str) -> dict[str, Tensor]:
         return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
+    prefixes = ("weights/", "momentum/", "memory/", "kept/")
+    if other := [name for name in tensors if not name.startswith(prefixes)]:
+        raise InputError(f"checkpoint {path}: damaged metadata, found a tensor {other[0]}")
     try:
         places = {int(name.split("/")[1]) for name in tensors if name.startswith("kept/")}
         settings = json.loads(metadata["settings"])

@@ -19,6 +19,7 @@ from sigeo.kinds import named_arguments
 from sigeo.spaces import Supernet
 from sigeo.supernet.checkpoint import (
     OtherSettings,
+    TrainingState,
     Weights,
     difference,
     load_checkpoint,
@@ -273,6 +274,15 @@ class _Run:
                 f"({difference(found, settings)}); choose another folder or remove it"
             )
         load_weights(self.module, state, path)
+        try:
+            self._go_on(state)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # of any of the parts
+            what = " ".join(f"{type(error).__name__} {error}".split())[:200]
+            raise InputError(
+                f"checkpoint {path}: damaged, this {self.config.what} cannot go on from it ({what})"
+            ) from error
+
+    def _go_on(self, state: TrainingState) -> None:
         self.trainer.resume(state)
         self.kept = list(state.kept)
         self.sampler.resume(state.progress.get("sampler", {}))

@@ -81,9 +81,15 @@ class Trainer:
         return TrainingState(self.step, dict(self.module.state_dict()), momentum)
 
     def resume(self, state: TrainingState) -> None:
-        """Go on where `state` was taken."""
+        """Go on where `state` was taken.
+
+        Raises:
+            ValueError: It has momentum of other parameters.
+        """
         self.step = state.step
         self.module.load_state_dict(state.weights)
         for name, buffer in state.momentum.items():
-            parameter = self.parameters[name]
+            parameter = self.parameters.get(name)
+            if parameter is None or parameter.shape != buffer.shape:
+                raise ValueError(f"momentum of {name} {list(buffer.shape)}, which is no parameter")
             self.optimizer.state[parameter]["momentum_buffer"] = buffer.to(parameter.device)

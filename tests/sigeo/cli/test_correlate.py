@@ -83,6 +83,20 @@ def test_a_ranking_that_is_damaged(verb, head, columns, capsys):
     assert "s.parquet: damaged, its metadata and columns are not those of sigeo rank" in err
 
 
+@pytest.mark.parametrize("lacks", ["env", "settings", "seconds"])
+def test_a_report_of_a_ranking_that_is_damaged(lacks, capsys):
+    head = {"proxies": ["zico"], "space": "s", "data": "d", "settings": {}, "env": {}}
+    columns = {"arch_str": ["a"], "zico": [1.0], "rank": [1], "index": [0], "seconds": [0.5]}
+    columns |= {"notes": [[]]}
+    for place in (head, columns):
+        place.pop(lacks, None)
+    table = pa.table(columns).replace_schema_metadata({"sigeo": json.dumps(head)})
+    parquet.write_table(table, "s.parquet")
+    code, out, err = run("report", "s.parquet", capsys=capsys)
+    assert code == 2 and out == "" and err.count("\n") == 1, err
+    assert "s.parquet: damaged, not what sigeo rank wrote (KeyError: " in err
+
+
 def test_a_metric_that_seems_to_be_a_code_is_said_to_be_one(capsys):
     rows = [f"a{place},{place},{place / 3}" for place in range(17)]
     Path("t.csv").write_text("\n".join(["arch_str,index,acc", *rows]))

@@ -207,6 +207,18 @@ def test_only_what_keeps_its_work_promises_to_go_on(capsys, monkeypatch):
         assert code == 130 and err == f"sigeo {verb[0]}: stopped{more}\n"
 
 
+def test_what_follows_from_an_interrupt_is_one(capsys, monkeypatch):
+    """As in Python 3.11 where Ctrl-C comes while torch makes its classes."""
+    from sigeo.cli import options
+
+    def interrupt(*_):
+        raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+    monkeypatch.setattr(options, "load_data_and_space", interrupt)
+    code, _, err = run("rank", capsys=capsys)
+    assert code == 130 and err == "sigeo rank: stopped; the same command goes on from here\n"
+
+
 def test_help_of_every_verb(capsys):
     for verb in (
         "rank",

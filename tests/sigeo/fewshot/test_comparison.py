@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from sigeo import InputError, proxies, spaces
-from sigeo.fewshot import comparison, recipes, save_plan, whole_space
+from sigeo.fewshot import comparison, load_plan, recipes, save_plan, whole_space
 from sigeo.fewshot.comparison import ACCURACY, LOSS, Entrant, Outcome
 from sigeo.fewshot.develop import develop
 from sigeo.fewshot.family import Family, load_family, ranked
+from sigeo.supernet.checkpoint import OtherSettings
 from sigeo.tables import kendall, quality
 from tests.sigeo.fewshot.ground import SMALL, SPACE, study
 
@@ -71,6 +72,20 @@ def test_a_system_is_carried_out_once(tmp_path, monkeypatch):
     assert (again.processed, again.seconds, again.weights) == (
         first.processed, first.seconds, first.weights,
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("changed", [{"seed": 1}, {"standing": 7}, {"standing": None}])
+def test_a_plan_of_another_comparison_is_refused(changed, tmp_path):
+    given = (study(400), Entrant("one-shot", {}), 0, ARCHS[:4], [])
+    files = (tmp_path / "s.sqlite", tmp_path)
+    comparison.run(*given, *files)
+    plan, settings = load_plan(tmp_path / "plan.json", SPACE)
+    save_plan(tmp_path / "plan.json", plan, {**settings, **changed})
+    with pytest.raises(OtherSettings, match="made with other settings than this comparison"):
+        comparison.run(*given, *files)
+    (tmp_path / "plan.json").unlink()
+    comparison.run(*given, *files)
+    assert load_plan(tmp_path / "plan.json", SPACE) == (plan, settings)
 
 
 def test_more_architectures_are_ranked_on_the_same_weights(tmp_path):
