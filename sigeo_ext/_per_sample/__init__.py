@@ -194,7 +194,10 @@ def _judged(
     if not any(t.requires_grad for t in outputs):
         raise ValueError("layer: expected an output that depends on a parameter, got none")
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(t.shape, generator=generator, dtype=torch.float64) for t in outputs]
+    drawn = [
+        torch.randn(t.shape, generator=generator, dtype=torch.float64, device="cpu")
+        for t in outputs
+    ]
     weights = [w.to(t.device, dtype) for w, t in zip(drawn, outputs, strict=True)]
     try:
         parts, _ = case.parts()

@@ -81,7 +81,7 @@ class Case:
         """
         whole = self.outputs()
         alone = [self.outputs(sample) for sample in range(self.count)]
-        found, distances = [], torch.zeros(self.count, dtype=torch.float64)
+        found, distances = [], torch.zeros(self.count, dtype=torch.float64, device="cpu")
         for index, output in enumerate(whole):
             singles = [outputs[index] for outputs in alone]
             candidates = [
@@ -133,4 +133,4 @@ def _distances(whole: Tensor, singles: Sequence[Tensor], part: Part) -> Tensor:
     """How far each sample is from its own run alone, by the norm of the whole a sample."""
     scale = float(whole.norm()) / len(singles) ** 0.5
     apart = [float((part.of(whole, b) - single).norm()) for b, single in enumerate(singles)]
-    return torch.tensor(apart, dtype=torch.float64) / (scale or 1.0)
+    return torch.tensor(apart, dtype=torch.float64, device="cpu") / (scale or 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -100,3 +102,25 @@ def test_products_with_a_loss_that_adds_up_and_not_with_one_that_weighs():
     for loss_fn in (weighted, nn.CrossEntropyLoss(ignore_index=1)):
         with pytest.raises(InputError, match="expected the mean of the samples' losses, got one"):
             sample_inner_products(model, loss_fn, x, labels)
+
+
+def test_two_threads_measure_at_once():
+    models = [golden_net().eval() for _ in range(2)]
+    images, labels = image_batches(1, 6)[0]
+    expected = sample_inner_products(models[1], F.cross_entropy, images, labels)
+    found = []
+
+    def measure():
+        found.append(sample_inner_products(models[1], F.cross_entropy, images, labels))
+
+    other = threading.Thread(target=measure)
+
+    def loss_fn(output, labels):
+        if not other.ident:
+            other.start()
+            other.join(timeout=0.5)  # time to begin, and to fail
+        return F.cross_entropy(output, labels)
+
+    sample_inner_products(models[0], loss_fn, images, labels)
+    other.join()
+    assert len(found) == 1 and torch.equal(found[0], expected)

@@ -104,7 +104,7 @@ class Batches:
         if isinstance(labels, (np.ndarray, list)) and not any(
             isinstance(leaf, Tensor) for leaf in tree_leaves(labels)
         ):
-            labels = torch.as_tensor(labels)
+            labels = torch.as_tensor(labels, device="cpu")
         return self._place(inputs), tree_map_only(Tensor, self._moved, labels)
 
     def _place(self, inputs: Any) -> Any:

@@ -239,7 +239,7 @@ def _on_common_rows(
 
 def _sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
     return torch.sparse_coo_tensor(
-        rows[None], values, shape, is_coalesced=True, check_invariants=False
+        rows[None], values, shape, device=values.device, is_coalesced=True, check_invariants=False
     )
 
 

@@ -8,6 +8,7 @@ batch, the other samples included.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +24,9 @@ from sigeo.capture.batches import call
 from sigeo.capture.losses import batch_loss, check_reduction
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
+
+# torch has one level of forward-mode derivatives in a process, whichever thread asks for it.
+_level = threading.RLock()
 
 
 class _Called(nn.Module):
@@ -79,7 +83,7 @@ def sample_inner_products(
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
     count = _samples(labels)
     buffers = {f"model.{name}": b.clone() for name, b in model.named_buffers()}
-    with torch.no_grad(), forward_ad.dual_level():
+    with torch.no_grad(), _level, forward_ad.dual_level():
         duals = {
             f"model.{name}": forward_ad.make_dual(p.detach(), p.detach())
             for name, p in model.named_parameters()
@@ -95,7 +99,10 @@ def sample_inner_products(
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
         tangent = forward_ad.unpack_dual(torch.stack(losses)).tangent
-        return torch.zeros(count) if tangent is None else tangent.double().clone()
+        if tangent is None:
+            return losses[0].new_zeros(count, dtype=torch.float64)
+        products: Tensor = tangent.double().clone()
+        return products
 
 
 def _samples(labels: Any) -> int:

@@ -58,13 +58,15 @@ def sq_norms_by_signs(
         axes = [_axis(tensor) for tensor in outputs]
         for probe in range(probes):
             # The same draws on every device.
-            signs = torch.randint(0, 2, (followed.units,), generator=generator) * 2 - 1
+            signs = (
+                torch.randint(0, 2, (followed.units,), generator=generator, device="cpu") * 2 - 1
+            )
             flipped = [_flipped(g, axis, signs) for g, axis in zip(gradients, axes, strict=True)]
             products = [(t * g).sum() for t, g in zip(outputs, flipped, strict=True)]
             # In the body, where a checkpointed forward pass is repeated as the first was.
             torch.stack(products).sum().backward(retain_graph=probe + 1 < probes)
             estimates.append(sum(_taken_sq_norm(p) for p in model.parameters()))
-    return torch.tensor(estimates, dtype=torch.float64), followed.units
+    return torch.tensor(estimates, dtype=torch.float64, device="cpu"), followed.units
 
 
 def _output_gradients(

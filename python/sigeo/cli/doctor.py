@@ -111,7 +111,10 @@ def _largest_error(device: str) -> float:
 
     generator = torch.Generator().manual_seed(0)
     units = [
-        [torch.randn(shape, generator=generator).to(device) for shape in ((64, 32, 3, 3), (70001,))]
+        [
+            torch.randn(shape, generator=generator, device="cpu").to(device)
+            for shape in ((64, 32, 3, 3), (70001,))
+        ]
         for _ in range(4)
     ]
     weights = [g.clone() for g in units[0]]

@@ -74,12 +74,14 @@ class Augmentation:
     def _move(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Cut out of the padded image, and mirror."""
         count, _, height, width = images.shape
-        offsets = torch.randint(0, 2 * self.padding + 1, (count, 2, 1), generator=generator)
-        columns = torch.arange(width).expand(count, -1)
+        offsets = torch.randint(
+            0, 2 * self.padding + 1, (count, 2, 1), generator=generator, device="cpu"
+        )
+        columns = torch.arange(width, device="cpu").expand(count, -1)
         if self.flip:
-            mirrored = torch.rand(count, 1, generator=generator) < 0.5
+            mirrored = torch.rand(count, 1, generator=generator, device="cpu") < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
-        rows = (offsets[:, 0] + torch.arange(height)).to(images.device)
+        rows = (offsets[:, 0] + torch.arange(height, device="cpu")).to(images.device)
         columns = (offsets[:, 1] + columns).to(images.device)
         padded = F.pad(images, (self.padding,) * 4)
         which = torch.arange(count, device=images.device).view(-1, 1, 1)
@@ -87,7 +89,7 @@ class Augmentation:
         return cut.movedim(-1, 1)
 
     def _colour(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draws = 2 * torch.rand(2, len(images), 1, 1, 1, generator=generator) - 1
+        draws = 2 * torch.rand(2, len(images), 1, 1, 1, generator=generator, device="cpu") - 1
         brightness, contrast = draws.to(images.device, images.dtype).unbind(0)
         mean = images.mean((1, 2, 3), keepdim=True)
         stretched: Tensor = mean + (images - mean) * (1 + self.contrast * contrast)
@@ -103,11 +105,13 @@ class Augmentation:
 def _cut(images: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Cut a part out anywhere and enlarge it, bilinear."""
     low, high = scale
-    share = low + (high - low) * torch.rand(len(images), generator=generator)
+    share = low + (high - low) * torch.rand(len(images), generator=generator, device="cpu")
     side = share.sqrt()[:, None]
-    theta = torch.zeros(len(images), 2, 3)
+    theta = torch.zeros(len(images), 2, 3, device="cpu")
     theta[:, 0, 0] = theta[:, 1, 1] = side[:, 0]
-    theta[:, :, 2] = (1 - side) * (2 * torch.rand(len(images), 2, generator=generator) - 1)
+    theta[:, :, 2] = (1 - side) * (
+        2 * torch.rand(len(images), 2, generator=generator, device="cpu") - 1
+    )
     theta = theta.to(images.device, images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

@@ -16,7 +16,7 @@ def load_digits() -> ImageData:
     bunch = load()
     images = torch.from_numpy(bunch.images).to(torch.uint8)[:, None]
     labels = torch.from_numpy(bunch.target).long()
-    test = torch.arange(len(labels)) % _TEST_EVERY == 0
+    test = torch.arange(len(labels), device="cpu") % _TEST_EVERY == 0
     return ImageData(
         name="digits",
         train=Split(images[~test], labels[~test]),

@@ -155,7 +155,7 @@ class ImageData:
             ]
         ).double()
         share = pixels / pixels.sum(1, keepdim=True)
-        values = torch.arange(256, dtype=torch.float64)
+        values = torch.arange(256, dtype=torch.float64, device="cpu")
         mean = (share * values).sum(1)
         std = ((share * values**2).sum(1) - mean**2).clamp_min(1e-12).sqrt()
         return mean.float().view(-1, 1, 1), std.float().view(-1, 1, 1)
@@ -168,14 +168,14 @@ class ImageData:
         Each channel has mean 0 and standard deviation 1 over the training images.
         """
         chosen: Split = getattr(self, split)
-        places = torch.as_tensor(index, dtype=torch.long)
+        places = torch.as_tensor(index, dtype=torch.long, device=chosen.images.device)
         mean, std = self._mean_std
         return (chosen.images[places].float() - mean) / std, chosen.labels[places]
 
     def order(self, seed: int) -> Tensor:
         """A random order of the training images, the same for the same seed."""
         generator = torch.Generator().manual_seed(seed)
-        return torch.randperm(len(self.train), generator=generator)
+        return torch.randperm(len(self.train), generator=generator, device="cpu")
 
 
 def _times(shape: Sequence[int]) -> str:

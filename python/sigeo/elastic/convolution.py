@@ -101,7 +101,7 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
         width, each = self.in_channels // self.groups, self.out_channels // self.groups
         if isinstance(inputs, Tensor):
             return times(inputs, each)
-        places = take(torch.arange(self.in_channels), inputs)
+        places = take(torch.arange(self.in_channels, device="cpu"), inputs)
         return slice(int(places[0]) // width * each, (int(places[-1]) + 1) // width * each)
 
 

@@ -105,7 +105,9 @@ class Study:
     def source(self, seed: int) -> Source:
         """The training images in the order of a seed."""
         places = self._places()[: -self.held_out]
-        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))
+        order = torch.randperm(
+            len(places), generator=torch.Generator().manual_seed(seed), device="cpu"
+        )
         return Source(places[order], self._batch, seed, self.augment)
 
     def validation(self, size: int = 250) -> list[Batch]:

@@ -110,7 +110,7 @@ def _largest_singular(before: Tensor, after: Tensor, generator: torch.Generator)
     Raises:
         _NoScore: There is none.
     """
-    signs = torch.randint(0, 2, after.shape, generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, after.shape, generator=generator, device="cpu") * 2 - 1
     g_out = signs.to(after)
     g_in: Tensor | None = None
     if after.requires_grad:

@@ -43,7 +43,9 @@ def _drawn(inputs: Any, samples: int, size: int | None, seed: int) -> Any:
         shape = list(like.shape[1:])
         if size is not None and len(shape) == 3:
             shape[1:] = [size, size]
-        return torch.randn(samples, *shape, generator=generator).to(like.device, like.dtype)
+        return torch.randn(samples, *shape, generator=generator, device="cpu").to(
+            like.device, like.dtype
+        )
 
     return tree_map_only(Tensor, draw, inputs)
 

@@ -70,7 +70,7 @@ def gaussian(inputs: Any, generator: torch.Generator) -> Any:
     def drawn(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        return torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator))
+        return torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator, device="cpu"))
 
     return tree_map_only(Tensor, drawn, inputs)
 
@@ -94,7 +94,7 @@ def draw_weights(
         std: The standard deviation for a weight; the mean is 0.
     """
     for weight in select(model, "layers").values():
-        weight.copy_(torch.randn(weight.shape, generator=generator)).mul_(std(weight))
+        weight.copy_(torch.randn(weight.shape, generator=generator, device="cpu")).mul_(std(weight))
     for module in model.modules():
         parameters = dict(module.named_parameters(recurse=False))
         norm = isinstance(module, (_BatchNorm, nn.GroupNorm))

@@ -156,7 +156,7 @@ def accuracy_alone(
     network.eval()
     right = 0
     with torch.no_grad():
-        for places in torch.arange(len(data.test)).split(_EVALUATED):
+        for places in torch.arange(len(data.test), device="cpu").split(_EVALUATED):
             images, labels = batch(places, "test")
             right += int((network(images).argmax(1) == labels).sum())
     return 100 * right / len(data.test)

@@ -87,7 +87,7 @@ class CrossPathContrast(TwoPaths):
 
     def _fill(self, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn(self._shape, generator=generator)
+        drawn = torch.randn(self._shape, generator=generator, device="cpu")
         self.queue = F.normalize(drawn, dim=1).to(device)
         self._oldest = 0
 
@@ -126,13 +126,17 @@ class CrossPathContrast(TwoPaths):
         return outputs
 
     def _enqueue(self, keys: Tensor) -> None:
-        places = (self._oldest + torch.arange(len(keys))) % len(self.queue)
+        places = (self._oldest + torch.arange(len(keys), device="cpu")) % len(self.queue)
         self.queue[places.to(self.queue.device)] = keys
         self._oldest = (self._oldest + len(keys)) % len(self.queue)
 
     def memory(self) -> dict[str, Tensor]:
         """The teacher, the queue and the place of its oldest key."""
-        return {**super().memory(), "queue": self.queue, "oldest": torch.tensor(self._oldest)}
+        return {
+            **super().memory(),
+            "queue": self.queue,
+            "oldest": torch.tensor(self._oldest, device="cpu"),
+        }
 
     def resume(self, memory: dict[str, Tensor]) -> None:
         """Go on where `memory` was taken."""

@@ -208,7 +208,7 @@ class _Judge:
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64)
+    return torch.cat(parts).cpu() if parts else torch.zeros(0, dtype=torch.float64, device="cpu")
 
 
 @contextlib.contextmanager

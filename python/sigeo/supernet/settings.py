@@ -222,7 +222,7 @@ class Training:
         images = order[: self.images]
         if epoch > 0 and self.shuffle:
             generator = torch.Generator().manual_seed(seed + epoch)
-            images = images[torch.randperm(len(images), generator=generator)]
+            images = images[torch.randperm(len(images), generator=generator, device="cpu")]
         return images[place * self.batch_size : (place + 1) * self.batch_size]
 
     def images_of(self, steps: int) -> int:

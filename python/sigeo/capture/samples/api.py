@@ -157,6 +157,7 @@ class _Captured(SampleStatistics):
                     rows[None],
                     value,
                     record.parameter.shape,
+                    device=value.device,
                     is_coalesced=True,
                     check_invariants=False,
                 )

@@ -89,7 +89,9 @@ class GradientMatching:
         Raises:
             InputError: The supernet does not name its weights, or a gradient is not finite.
         """
-        total = torch.zeros(len(subject.options), len(subject.options), dtype=torch.float64)
+        total = torch.zeros(
+            len(subject.options), len(subject.options), dtype=torch.float64, device="cpu"
+        )
         for repetition in range(self.repeats):
             gradients = list(self._gradients(subject, repetition))
             total += self._distances(gradients, len(subject.options)).cpu()
@@ -173,7 +175,7 @@ class GradientMatching:
     def _distances(self, gradients: list[list[Tensor | None]], count: int) -> Tensor:
         """[o, o] of one repetition."""
         if not gradients:
-            zeros = torch.zeros(count, count, dtype=torch.float64)
+            zeros = torch.zeros(count, count, dtype=torch.float64, device="cpu")
             return zeros if self.measure == "squared" else zeros + 1
         if self.measure == "filter":
             return 1 - torch.cat([_filter_cosines(tensors) for tensors in gradients]).mean(0)

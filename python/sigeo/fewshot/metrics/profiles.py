@@ -84,7 +84,7 @@ class LID:
             InputError: Networks of different numbers of blocks.
         """
         count = len(subject.options)
-        total = torch.zeros(count, count, dtype=torch.float64)
+        total = torch.zeros(count, count, dtype=torch.float64, device="cpu")
         supernet = subject.networks()
         for repetition in range(self.repeats):
             inputs, _ = subject.batch(repetition)
@@ -144,7 +144,7 @@ class LID:
         finally:
             for hook in hooks:
                 hook.remove()
-        return torch.tensor(found, dtype=torch.float64)
+        return torch.tensor(found, dtype=torch.float64, device="cpu")
 
     def _similarities(self, profiles: Tensor) -> Tensor:
         """[o, blocks] to [o, o]; a profile that does not vary correlates with none."""

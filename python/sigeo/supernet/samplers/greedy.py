@@ -173,7 +173,7 @@ class Greedy:
     def _round(self, step: int) -> list[Any]:
         """Sample, score, keep."""
         sampled = self._sample(generator(self.seed, step), self.epsilon_at(step))
-        scores = torch.as_tensor(self.score(sampled), dtype=torch.float64).tolist()
+        scores = torch.as_tensor(self.score(sampled), dtype=torch.float64, device="cpu").tolist()
         self.evaluated += len(sampled) * int(getattr(self.score, "images", 0))
         for arch, score in zip(sampled, scores, strict=True):
             if self.accept is None or self.accept(arch):

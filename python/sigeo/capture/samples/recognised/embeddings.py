@@ -62,7 +62,7 @@ def _regular_rows(indices: Tensor, table: Tensor, padding_idx: int | None) -> Vi
         step = indices.select(dim, 1).flatten()[0] - first if size > 1 else first - first
         shape = [1] * indices.dim()
         shape[dim] = size
-        expected = expected + step * torch.arange(size).view(shape)
+        expected = expected + step * torch.arange(size, device="cpu").view(shape)
         steps.append(int(step))
     if min(steps, default=0) < 0 or not torch.equal(expected.expand_as(indices), indices):
         return None
