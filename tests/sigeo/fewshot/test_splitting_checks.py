@@ -150,7 +150,10 @@ class Own(RandomDistances):
 @pytest.mark.parametrize(
     ("found", "message"),
     [
-        ([[0, 1], [1, 0]], "metric random: what it returns must be a Relation, got list"),
+        (
+            [[0, 1], [1, 0]],
+            "metric random: what it returns must be a Relation, got [[0, 1], [1, 0]]",
+        ),
         (
             Relation.of([[0, 1], [1, 0]], "distance"),
             "metric random: expected a Relation of the 5 options of 0->1, got one of 2",
