@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-import torch
 from pyarrow import parquet
 
 from sigeo import data
@@ -264,31 +263,6 @@ def test_bad_input_is_one_clear_line_and_exit_code_2(name, capsys):
     assert code == 2 and out == "" and message in err, err
     assert err.startswith(f"sigeo {arguments[0]}: " if name != "verb" else "sigeo: ")
     assert err.endswith("\n") and err.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    "error", [MemoryError(), MemoryError("Unable to allocate 8 GiB"), None], ids=str
-)
-def test_a_lack_of_memory_is_one_line_too(error, capsys, monkeypatch):
-    def run_out(args):
-        if error is not None:
-            raise error
-        torch.empty(2**60)
-
-    monkeypatch.setattr("sigeo.cli.doctor.run", run_out)
-    code, out, err = run("doctor", capsys=capsys)
-    assert (code, out) == (2, "") and err.count("\n") == 1, err
-    assert err.startswith("sigeo doctor: out of memory")
-    assert "allocate" in err or not str(error)
-
-
-def test_errors_of_other_causes_are_raised(capsys, monkeypatch):
-    def fail(args):
-        raise RuntimeError("of another cause")
-
-    monkeypatch.setattr("sigeo.cli.doctor.run", fail)
-    with pytest.raises(RuntimeError, match="^of another cause$"):
-        run("doctor", capsys=capsys)
 
 
 def test_a_pipe_is_a_file():
