@@ -8,12 +8,19 @@ import sys
 import pytest
 import torch
 
+from sigeo.cli import console
 from tests.sigeo.cli.helpers import SMALL, strict
 
 
 @pytest.fixture(autouse=True)
 def in_tmp(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_slow(monkeypatch):
+    """However busy the machine is, verbs do not say that something takes long."""
+    monkeypatch.setattr(console, "_SECONDS_OF_SILENCE", 3600.0)
 
 
 @pytest.fixture(autouse=True)
