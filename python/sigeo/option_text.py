@@ -63,10 +63,11 @@ def values(what: str, given: Iterable[str], known: Iterable[str]) -> dict[str, A
 
 def _split(text: str) -> list[str]:
     """At commas outside brackets and double quotes, without spaces around."""
-    found, depth, begin, quoted = [], 0, 0, False
+    found, depth, begin, quoted, escaped = [], 0, 0, False, False
     for place, letter in enumerate(text):
-        if letter == '"' and text[place - 1 : place] != "\\":
+        if letter == '"' and not escaped:
             quoted = not quoted
+        escaped = letter == "\\" and not escaped
         if quoted:
             continue
         depth += (letter in "[{") - (letter in "]}")

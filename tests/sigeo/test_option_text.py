@@ -17,6 +17,7 @@ from sigeo import InputError, option_text
         ("x=1,a", ["x=1", "a"]),
         ('a:x="b:y=1,z=2",w=3,c', ['a:x="b:y=1,z=2",w=3', "c"]),
         (r'a:x="]\",",b', [r'a:x="]\","', "b"]),
+        (r'a:x="\\",b', [r'a:x="\\"', "b"]),
         ("a,x=1", ["a,x=1"]),
     ],
 )
