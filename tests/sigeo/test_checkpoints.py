@@ -25,6 +25,7 @@ from sigeo.supernet import (
     versions,
 )
 from sigeo.supernet.samplers.named import named
+from sigeo.supernet.trainer import Trainer
 from tests.sigeo.training import (
     IMAGES,
     LABELS,
@@ -244,6 +245,10 @@ def test_damaged_weights_are_refused(damage, message, tmp_path):
         (lambda state: state.momentum.update({NAME: torch.ones(1)}), f"momentum of {NAME} .1., "),
         (lambda state: state.memory.update(w=torch.ones(1)), "RuntimeError Error.s. in loading"),
         (lambda state: state.progress.update(sampler={}), "KeyError 'pool'"),
+        (
+            lambda state: state.progress.update(sampler={"pool": [[1, 2.0]]}),
+            "AttributeError 'int' object",
+        ),
         (lambda state: state.progress.update(budget={"x": 1}), "TypeError .*argument 'x'"),
     ],
 )
@@ -341,3 +346,14 @@ def test_weights_that_the_last_step_breaks_are_not_kept(tmp_path):
 def test_a_loss_that_is_no_tensor_is_refused():
     with pytest.raises(InputError, match="must return the loss as a tensor, got NoneType"):
         trained(Uniform(SPACE, seed=3), lambda *step: None)
+
+
+def test_a_device_without_memory_damages_no_checkpoint(tmp_path, monkeypatch):
+    def fill(trainer, state):
+        raise torch.OutOfMemoryError("full")
+
+    path = tmp_path / "c.safetensors"
+    trained(Uniform(SPACE, seed=0), CrossEntropy(), path=path)
+    monkeypatch.setattr(Trainer, "resume", fill)
+    with pytest.raises(torch.OutOfMemoryError, match="^full$"):
+        trained(Uniform(SPACE, seed=0), CrossEntropy(), path=path)

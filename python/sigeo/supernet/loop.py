@@ -266,6 +266,7 @@ class _Run:
         Raises:
             InputError: It is damaged, or of another network.
             OtherSettings: It is of other settings.
+            OutOfMemoryError: A device has no room for it.
         """
         state, found = load_checkpoint(path)
         if found != settings:
@@ -276,7 +277,9 @@ class _Run:
         load_weights(self.module, state, path)
         try:
             self._go_on(state)
-        except (LookupError, TypeError, ValueError, RuntimeError) as error:  # of any of the parts
+        except torch.OutOfMemoryError:
+            raise
+        except (AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
             what = " ".join(f"{type(error).__name__} {error}".split())[:200]
             raise InputError(
                 f"checkpoint {path}: damaged, this {self.config.what} cannot go on from it ({what})"
