@@ -61,6 +61,13 @@ def lacking(value: Any, protocol: type) -> list[str]:
     return [name for name in members if not hasattr(value, name)]
 
 
+def is_lack_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch has no class of its own for a CPU's."""
+    if isinstance(error, RuntimeError):
+        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
+
+
 def described(value: Any, absent: Sequence[str] = ()) -> str:
     """What came, for a message: the value where it is short, else what it is and lacks."""
     if value is None or isinstance(value, (str, bool, int, float)):

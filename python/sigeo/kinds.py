@@ -11,13 +11,16 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from sigeo.errors import InputError, described, lacking
+import numpy as np
+
+from sigeo.errors import InputError, described, is_lack_of_memory, lacking
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # What an argument of another kind runs into.
 _RAW = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_GONE_THROUGH = ("__iter__", "__getitem__")
 _SPREAD = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _WORDS = {
     int: "a whole number",
@@ -47,7 +50,7 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except InputError:
                 raise
             except _RAW as error:
-                wrong = _wrong(function, args, kwargs)
+                wrong = None if is_lack_of_memory(error) else _wrong(function, args, kwargs)
                 if wrong is None:
                     raise
                 raise InputError(f"{name}: {wrong}") from error
@@ -58,10 +61,10 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def check_fields(settings: Any, name: str) -> None:
-    """Check the kinds of a dataclass's fields.
+    """Check the kinds of a dataclass's fields; NumPy's values become Python's, as JSON holds.
 
     Args:
-        settings: Of the dataclass.
+        settings: Of the dataclass, which may be frozen.
         name: For the message.
 
     Raises:
@@ -69,9 +72,12 @@ def check_fields(settings: Any, name: str) -> None:
     """
     kinds = kinds_of(type(settings))
     for field in fields(settings):
-        wrong = misfit(field.name, getattr(settings, field.name), kinds.get(field.name, Any))
+        value = getattr(settings, field.name)
+        wrong = misfit(field.name, value, kinds.get(field.name, Any))
         if wrong is not None:
             raise InputError(f"{name}: {wrong}")
+        if isinstance(value, np.generic | np.ndarray):
+            object.__setattr__(settings, field.name, value.tolist())
 
 
 def kinds_of(annotated: Any) -> dict[str, Any]:
@@ -86,7 +92,7 @@ def misfit(argument: str, value: Any, kind: Any) -> str | None:
     """What is wrong with a value of another kind, in words; None where nothing is."""
     if is_of(value, kind):
         return None
-    return f"{argument} must be {words(kind)}, got {described(value)}"
+    return f"{argument} must be {words(kind)}, got {_got(value, kind)}"
 
 
 def is_of(value: Any, kind: Any) -> bool:
@@ -95,12 +101,14 @@ def is_of(value: Any, kind: Any) -> bool:
     if origin in (Union, UnionType):
         return any(is_of(value, one) for one in get_args(kind))
     if origin is Literal:
-        return any(type(value) is type(one) and value == one for one in get_args(kind))
+        return any(isinstance(value, type(one)) and value == one for one in get_args(kind))
     if _is_list(kind):
         return _is_list_of(value, origin, get_args(kind)[0])
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real
         return isinstance(value, number) and not isinstance(value, bool)
+    if kind is bool:
+        return isinstance(value, bool | np.bool_)
     known = origin or kind
     if known is Callable:
         return callable(value)
@@ -119,7 +127,8 @@ def words(kind: Any) -> str:
     if origin in (Union, UnionType):
         return " or ".join(map(words, get_args(kind)))
     if origin is Literal:
-        return f"one of {', '.join(map(str, get_args(kind)))}"
+        names = ", ".join(map(str, get_args(kind)))
+        return f"one of {names}" if len(get_args(kind)) > 1 else names
     if _is_list(kind):
         of = get_args(kind)[0]
         return "a list" if of in (Any, object) else f"a list, each {words(of)}"
@@ -138,11 +147,21 @@ def _is_list(kind: Any) -> bool:
 
 
 def _is_list_of(value: Any, origin: Any, of: Any) -> bool:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+    if isinstance(value, str | bytes | type) or getattr(value, "ndim", 1) == 0:
         return False
-    if not isinstance(value, Collection):  # gone through once
-        return origin is Iterable
-    return all(is_of(one, of) for one in value)
+    if not isinstance(value, Collection):  # gone through once, or as data sets are, by places
+        return origin is Iterable and any(hasattr(value, name) for name in _GONE_THROUGH)
+    return of in (Any, object) or all(is_of(one, of) for one in value)
+
+
+def _got(value: Any, kind: Any) -> str:
+    """What came: of a list too long to be shown, the first value that does not fit."""
+    text = described(value)
+    kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    for of in (get_args(one)[0] for one in kinds if _is_list(one)):
+        if isinstance(value, list | tuple) and text == type(value).__name__:
+            return f"{text} with {next(described(one) for one in value if not is_of(one, of))}"
+    return text
 
 
 def _wrong(function: Callable[..., Any], args: Any, kwargs: Any) -> str | None:

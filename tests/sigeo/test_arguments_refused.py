@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
@@ -21,6 +22,7 @@ from sigeo.fewshot.study import Study
 from sigeo.kinds import named_arguments
 from sigeo.scoring.networks import Networks, Protocol
 from sigeo.scoring.rank import rank
+from sigeo.scoring.standalone import Standalone
 from sigeo.spaces.choices import ChoiceSpace
 from sigeo.supernet import Training, WarmUp
 
@@ -40,6 +42,14 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
         (
             lambda: Protocol((proxies.get("zico"),), batches=2.5),
             "protocol: batches must be a whole number, got 2.5",
+        ),
+        (
+            lambda: Protocol((proxies.get("zico"), "snip")),
+            "protocol: proxies must be a list, each a Proxy, got tuple with 'snip'",
+        ),
+        (
+            lambda: Protocol((proxies.get("zico"),), at_once="all"),
+            "protocol: at_once must be a whole number or auto, got 'all'",
         ),
         (
             lambda: Protocol((proxies.get("zico"),), batches=0),
@@ -70,12 +80,25 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
             "sgd: step sizes must be from 0 to 1e+38, got 1e+300",
         ),
         (
+            lambda: Training(64, scales=(("stem", "half"),)),
+            "training: scales must be pairs of a prefix and a factor of at least 0, "
+            "got ('stem', 'half')",
+        ),
+        (
+            lambda: Standalone(WarmUp(64), runs=2.5),
+            "standalone: runs must be a whole number, got 2.5",
+        ),
+        (
             lambda: Training.of_steps("3", 64),
             "of_steps: steps must be a whole number, got '3'",
         ),
         (
             lambda: sigeo.score(LAYER, 3, ["zico"]),
             "score: batches must be a list or a Batches, got 3",
+        ),
+        (
+            lambda: sigeo.score(LAYER, np.array(3.0), ["zico"]),
+            "score: batches must be a list or a Batches, got ndarray",
         ),
         (
             lambda: rank(None, [], None),
@@ -91,7 +114,11 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
         ),
         (
             lambda: tables.correlate(SCORES, SCORES[:2]),
-            "scores: expected a score for each of the 2 measured values, got [3] for [2]",
+            "scores: expected a score for each of the 2 measured values, got [3]",
+        ),
+        (
+            lambda: tables.correlate(SCORES, np.array(1.0)),
+            "truth: expected measured values [n], one at least, got []",
         ),
         (
             lambda: tables.correlate(SCORES, SCORES, confidence=2.0),
@@ -189,6 +216,45 @@ def test_errors_of_other_causes_are_left_as_they_are():
         thing()
     with pytest.raises(InputError, match="^thing: number must be a whole number, got 'x'$"):
         thing("x")
+
+
+class Places:
+    """Batches by their places, as data sets of torch's."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, place):
+        return [BATCH, BATCH][place]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("of the loss"), torch.OutOfMemoryError("full")])
+def test_errors_of_a_loss_are_left_as_they_are(error):
+    def fail(output, labels):
+        raise error
+
+    for batches, names in ((Places(), ("snip",)), ([BATCH], iter(["snip"]))):
+        with pytest.raises(type(error), match=str(error)):
+            sigeo.score(LAYER, batches, names, loss_fn=fail)
+
+
+def test_a_lack_of_memory_is_left_as_it_is():
+    @named_arguments("thing")
+    def thing(number: int) -> None:
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError, match="^full$"):
+        thing("x")
+
+
+def test_settings_take_numpys_values():
+    numbers = {"batches": np.int64(2), "deduplicate": np.False_, "init": np.str_("scratch")}
+    assert str(Protocol((proxies.get("zico"),), **numbers)) == str(
+        Protocol((proxies.get("zico"),), batches=2, deduplicate=False)
+    )
+    warmup = WarmUp(np.int64(64), lr=np.float32(0.5), milestones=np.array([0.25, 0.5]))
+    expected = WarmUp(64, lr=0.5, milestones=(0.25, 0.5))
+    assert json.dumps(warmup.describe()) == json.dumps(expected.describe())
 
 
 def test_names_that_are_taken():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from sigeo import InputError, proxies
@@ -42,3 +44,11 @@ def test_options_of_proxies_and_their_defaults(monkeypatch):
     assert proxies.get("own", needed=1, other=2).options == {"needed": 1, "other": 2}
     with pytest.raises(InputError, match="own: missing a required argument: 'needed', options are"):
         proxies.get("own")
+
+    @proxies.register("own_of_file")
+    def own_of_file(*, file: Path | None = None, parts: set[int] = frozenset()) -> Proxy:
+        given = {"file": str(file), "parts": sorted(parts)}
+        return Proxy("own_of_file", OnModel(lambda m, _: Outcome(0)), "here", "free", options=given)
+
+    given = {"file": "of/weights", "parts": [2, 1]}  # as the command line gives them
+    assert proxies.get("own_of_file", **given).options == {"file": "of/weights", "parts": [1, 2]}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from sigeo.errors import InputError
 from sigeo.kinds import kinds_of, misfit, named_arguments
@@ -73,7 +74,8 @@ def get(name: str, **options: Any) -> Proxy:
         raise InputError(f"proxy {name}: {error}, options are {have}") from None
     kinds = kinds_of(factory) if options else {}
     for option, value in options.items():
-        wrong = misfit(option, value, kinds.get(option, Any))
+        kind = kinds.get(option, Any)
+        wrong = misfit(option, value, kind) if _is_checked(kind) else None
         if wrong is not None:
             raise InputError(f"proxy {name}: {wrong}")
     try:
@@ -83,6 +85,13 @@ def get(name: str, **options: Any) -> Proxy:
     if not isinstance(proxy, Proxy):
         raise InputError(f"proxy {name}: its function must return a Proxy, got {proxy!r}")
     return proxy
+
+
+def _is_checked(kind: Any) -> bool:
+    """Whether options of an annotated kind are checked here: those that `register` names."""
+    if get_origin(kind) in (Union, UnionType, Sequence):
+        return all(map(_is_checked, get_args(kind)))
+    return get_origin(kind) is Literal or kind in (int, float, str, bool, NoneType)
 
 
 def _factory(name: str) -> Callable[..., Proxy]:

@@ -135,7 +135,7 @@ def score_many(
     supernet: Supernet[Any],
     archs: Iterable[Any],
     batches: Iterable[object] | Batches,
-    proxies: Sequence[str | Proxy] = ("sigeo", "zico"),
+    proxies: Iterable[str | Proxy] = ("sigeo", "zico"),
     *,
     loss_fn: LossFunction = nn.functional.cross_entropy,
     memory_format: MemoryFormat = "auto",

@@ -42,7 +42,7 @@ from sigeo.proxies import (
 from sigeo_ext.sample_moments import SampleMoments
 
 
-def resolve(proxies: Sequence[str | Proxy]) -> list[Proxy]:
+def resolve(proxies: Iterable[str | Proxy]) -> list[Proxy]:
     """Proxies by name or as objects, each name once.
 
     Raises:
@@ -98,7 +98,7 @@ def check_needs(
 def score(
     model: nn.Module,
     batches: Iterable[object] | Batches,
-    proxies: Sequence[str | Proxy] = ("sigeo", "zico"),
+    proxies: Iterable[str | Proxy] = ("sigeo", "zico"),
     *,
     loss_fn: LossFunction = nn.functional.cross_entropy,
     memory_format: MemoryFormat = "auto",

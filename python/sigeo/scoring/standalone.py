@@ -18,7 +18,7 @@ from torch import nn
 from sigeo.capture import image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
-from sigeo.kinds import named_arguments
+from sigeo.kinds import check_fields, named_arguments
 from sigeo.scoring.export import indices
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record, RunStore
@@ -42,7 +42,15 @@ class Standalone:
     training: WarmUp
     runs: int = 3
     seed: int = 0
-    device: str = "cpu"
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        """Check the settings, each by itself.
+
+        Raises:
+            InputError: One is of another kind.
+        """
+        check_fields(self, "standalone")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sigeo.capture.steps import LARGEST_STEP
 from sigeo.errors import InputError
-from sigeo.kinds import check_fields, named_arguments
+from sigeo.kinds import check_fields, is_of, named_arguments
 
 Batch = tuple[Tensor, Tensor]
 Progress = Callable[[int, int], None]
@@ -86,19 +86,18 @@ class Training:
         Raises:
             InputError: One is out of its range.
         """
+        check_fields(self, self.what)
         least = {"images": 0, "epochs": 1, "batch_size": 2, "rise": 0, "limit": 0, "keep": 1}
         for name, low in least.items():
             value = getattr(self, name)
-            if value is None and name == "limit":
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < low:
+            if value is not None and value < low:
                 raise InputError(
                     f"{self.what}: {name} must be a whole number of at least {low}, got {value!r}"
                 )
-        check_fields(self, self.what)
         self._check_numbers()
         for pair in self.scales:
-            if not (len(pair) == 2 and isinstance(pair[0], str) and 0 <= pair[1] < math.inf):
+            right = len(pair) == 2 and isinstance(pair[0], str) and is_of(pair[1], float)
+            if not (right and 0 <= pair[1] < math.inf):
                 raise InputError(
                     f"{self.what}: scales must be pairs of a prefix and a factor of at least 0, "
                     f"got {pair!r}"

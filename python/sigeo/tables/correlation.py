@@ -185,11 +185,15 @@ def repeated_kendall(
 
 
 def _check_lengths(truth: Values, **rankings: Values) -> None:
+    if truth.ndim != 1 or len(truth) < 1:
+        raise InputError(
+            f"truth: expected measured values [n], one at least, got {list(truth.shape)}"
+        )
     for name, scores in rankings.items():
-        if scores.shape != truth.shape or truth.ndim != 1 or len(truth) < 1:
+        if scores.shape != truth.shape:
             raise InputError(
                 f"{name}: expected a score for each of the {len(truth)} measured values, got "
-                f"{list(scores.shape)} for {list(truth.shape)}"
+                f"{list(scores.shape)}"
             )
 
 
