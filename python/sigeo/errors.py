@@ -55,9 +55,11 @@ def check_kind(value: Any, kind: type, where: str) -> None:
         raise InputError(f"{where} must be {article} {kind.__name__}, got {got}")
 
 
-def lacking(value: Any, protocol: type) -> list[str]:
-    """The members of a protocol that an object does not have."""
-    members = [name for name in vars(protocol) if name[0] != "_" or name == "__call__"]
+def lacking(value: Any, kind: Any) -> list[str]:
+    """The members that an object does not have of a protocol; none of another kind."""
+    if not getattr(kind, "_is_protocol", False):
+        return []
+    members = [name for name in vars(kind) if name[0] != "_" or name == "__call__"]
     return [name for name in members if not hasattr(value, name)]
 
 

@@ -155,9 +155,9 @@ def _is_list_of(value: Any, origin: Any, of: Any) -> bool:
 
 
 def _got(value: Any, kind: Any) -> str:
-    """What came: of a list too long to be shown, the first value that does not fit."""
-    text = described(value)
+    """What came, and what it lacks; of a list too long to be shown, the first that does not fit."""
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    text = described(value, lacking(value, get_origin(kinds[0]) or kinds[0]))
     for of in (get_args(one)[0] for one in kinds if _is_list(one)):
         if isinstance(value, list | tuple) and text == type(value).__name__:
             return f"{text} with {next(described(one) for one in value if not is_of(one, of))}"
