@@ -13,6 +13,13 @@ class InputError(ValueError):
     """
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch has no class of its own for a CPU's."""
+    if isinstance(error, RuntimeError):  # of which torch.OutOfMemoryError is one
+        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
+
+
 _SHORT = 60  # letters of a list that a message shows whole
 
 
