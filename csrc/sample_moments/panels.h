@@ -24,6 +24,9 @@ inline constexpr int64_t kFewPositions = 256;
 // first-level cache.
 inline constexpr int64_t kFarBytes = 256;
 
+// A sample of at most so many is not: all of it stays in that cache as it lies.
+inline constexpr int64_t kNearBytes = 16 * 1024;
+
 // So many pieces may each pack the same panel of x: more than that, and once for all is cheaper.
 inline constexpr int64_t kFewPanels = 2;
 
@@ -61,7 +64,8 @@ class Panels {
     const int64_t in_places = product(c_.in_size), out_places = product(c_.out_size);
     const bool alone = pairing_ == Pairing::kEach || product(c_.kernel) == 1;
     const auto far = [](const Images<T>& images) {
-      return images.width * static_cast<int64_t>(sizeof(T)) >= kFarBytes;
+      const int64_t apart = images.width * static_cast<int64_t>(sizeof(T));
+      return apart >= kFarBytes && apart * images.places > kNearBytes;
     };
     d_ = images(d, c_.d_steps, c_.out_channels, out_places, columns_);
     if (columns_ % lanes_ != 0 || far(d_)) {

@@ -13,6 +13,13 @@ class InputError(ValueError):
     """
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; torch has no class of its own for a CPU's."""
+    if isinstance(error, RuntimeError):  # of which torch.OutOfMemoryError is one
+        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError)
+
+
 _SHORT = 60  # letters of a list that a message shows whole
 
 
@@ -61,13 +68,6 @@ def lacking(value: Any, kind: Any) -> list[str]:
         return []
     members = [name for name in vars(kind) if name[0] != "_" or name == "__call__"]
     return [name for name in members if not hasattr(value, name)]
-
-
-def is_lack_of_memory(error: BaseException) -> bool:
-    """Whether there was too little memory; torch has no class of its own for a CPU's."""
-    if isinstance(error, RuntimeError):
-        return type(error).__name__ == "OutOfMemoryError" or "DefaultCPUAllocator" in str(error)
-    return isinstance(error, MemoryError)
 
 
 def described(value: Any, absent: Sequence[str] = ()) -> str:

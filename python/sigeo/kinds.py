@@ -13,7 +13,7 @@ from typing import Any, Literal, ParamSpec, TypeVar, Union, get_args, get_origin
 
 import numpy as np
 
-from sigeo.errors import InputError, described, is_lack_of_memory, lacking
+from sigeo.errors import InputError, described, lacking, lacks_memory
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -50,7 +50,7 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             except InputError:
                 raise
             except _RAW as error:
-                wrong = None if is_lack_of_memory(error) else _wrong(function, args, kwargs)
+                wrong = None if lacks_memory(error) else _wrong(function, args, kwargs)
                 if wrong is None:
                     raise
                 raise InputError(f"{name}: {wrong}") from error

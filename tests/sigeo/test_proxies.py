@@ -96,7 +96,7 @@ def test_inner_steps_can_be_shortened_or_left_out():
     )
     assert still == zico and small == pytest.approx(zico, rel=1e-6) and full != zico
     assert proxies.get("sigeo", inner_lr=0).measurement.request.steps is None
-    with pytest.raises(InputError, match="inner_lr: must be 0 or more, got -1"):
+    with pytest.raises(InputError, match=r"inner_lr: must be from 0 to 1e\+38, got -1"):
         proxies.get("sigeo", inner_lr=-1)
     with pytest.raises(InputError, match="only sigeo_cv_official has one, got preset sigeo_paper"):
         proxies.get("sigeo", preset="sigeo_paper", inner_lr=1)
@@ -370,28 +370,30 @@ def test_a_star_import_leaves_the_package_its_name():
 
 
 class Full(torch.autograd.Function):
-    """As on a GPU that others fill while the network runs."""
+    """As where others fill the memory, a GPU's or a CPU's, while the network runs."""
 
     @staticmethod
-    def forward(ctx, x, where):
-        if where == "forward":
-            raise torch.OutOfMemoryError("no memory")
-        return x.clone()
+    def forward(ctx, x, where, device):
+        ctx.device = device
+        return Full.backward(ctx, x) if where == "forward" else x.clone()
 
     @staticmethod
     def backward(ctx, grad):
-        raise torch.OutOfMemoryError("no memory")
+        if ctx.device == "cuda":
+            raise torch.OutOfMemoryError("no memory")
+        return torch.empty(1 << 60)
 
 
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
 @pytest.mark.parametrize("name", ["synflow", "logsynflow", "grasp", "linear_regions", "meco"])
-def test_what_finds_no_memory_is_not_scored(name):
+def test_what_finds_no_memory_is_not_scored(name, device):
     """A score that is not finite would be kept for good."""
     where = "backward" if name == "grasp" else "forward"
 
     class Net(nn.Sequential):
         def forward(self, x):
-            return Full.apply(super().forward(x), where)
+            return Full.apply(super().forward(x), where, device)
 
     net = Net(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(RuntimeError, match="memory"):
         sigeo.score(net, image_batches(), [name])

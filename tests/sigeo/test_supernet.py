@@ -184,8 +184,8 @@ def test_bad_numbers():
         ({"epochs": 0}, "epochs must be a whole number of at least 1, got 0"),
         ({"batch_size": 1}, "batch_size must be a whole number of at least 2, got 1"),
         ({"images": -1}, "images must be a whole number of at least 0, got -1"),
-        ({"lr": 0.0}, "lr must be above 0, got 0.0"),
-        ({"lr": float("nan")}, "lr must be above 0, got nan"),
+        ({"lr": 0.0}, r"lr must be above 0 and at most 1e\+38, got 0.0"),
+        ({"lr": float("nan")}, r"lr must be above 0 and at most 1e\+38, got nan"),
     ):
         with pytest.raises(InputError, match=message):
             config(**changes)

@@ -21,7 +21,7 @@ from sigeo.cli import (
     train,
     warmup,
 )
-from sigeo.errors import InputError, is_lack_of_memory
+from sigeo.errors import InputError, lacks_memory
 
 _VERBS = (rank, score, warmup, split, compare, train, correlate, tables, report, doctor)
 _RESUMED = ("rank", "warmup", "split", "compare", "train")
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.complain(f"sigeo {parsed.verb}: {_message(error)}")
         return 2
     except BaseException as error:
-        if is_lack_of_memory(error):
+        if lacks_memory(error):
             first = str(error).partition("\n")[0]  # torch's goes on with its own frames
             console.complain(f"sigeo {parsed.verb}: out of memory{first and ': '}{first}")
             return 2

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.capture import select
+from sigeo.errors import lacks_memory
 from sigeo.proxies.base import OnLoss, Outcome, Proxy
 from sigeo.proxies.registry import register
 from sigeo_ext import moments, saliency
@@ -40,9 +41,9 @@ def _grasp(model: nn.Module, loss: Tensor) -> Outcome:
     weights = list(select(model, "layers").values())
     try:
         product = _hessian_gradient(loss, weights)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if lacks_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         return Outcome(math.nan, {}, (f"the second derivative fails: {reason}",))
     sums = saliency.sums([w.detach() for w in weights], product, want=["product"])["product"]

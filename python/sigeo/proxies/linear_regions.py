@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import rectifier_inputs
-from sigeo.errors import InputError
+from sigeo.errors import InputError, lacks_memory
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.distinct import count_rows, number_rows, sign_words
 from sigeo.proxies.naswot import NO_RECTIFIER, NOT_FINITE
@@ -78,9 +78,9 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
         drawn = _drawn(inputs, samples, size, seed)
         try:
             finite = rectifier_inputs(model, drawn, see)
-        except (InputError, torch.OutOfMemoryError):
-            raise
         except (RuntimeError, ValueError, AssertionError) as error:  # too small for it, say
+            if isinstance(error, InputError) or lacks_memory(error):
+                raise
             what = "inputs like these" if size is None else f"images of {size} by {size}"
             reason = " ".join(str(error).split())[:200]
             return Outcome(math.nan, {}, (f"does not run on {what} (option size): {reason}",))

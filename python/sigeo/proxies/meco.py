@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import call, preserved
 from sigeo.capture.samples.mode import eager
-from sigeo.errors import InputError
+from sigeo.errors import InputError, lacks_memory
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.correlations import correlations
 from sigeo.proxies.passes import gaussian, normalising, real_inputs
@@ -84,9 +84,9 @@ def _meco(model: nn.Module, inputs: Any, modules: Modules, size: int | None, see
             normalising(model)
             with _watched(model, modules) as found:
                 call(model, image)
-    except (InputError, torch.OutOfMemoryError):
-        raise
     except (RuntimeError, ValueError, AssertionError) as error:
+        if isinstance(error, InputError) or lacks_memory(error):
+            raise
         reason = " ".join(str(error).split())[:200]
         own = "" if size is None else f" of {size} x {size}; size=None takes the inputs' own"
         return Outcome(math.nan, {}, (f"does not run on one random image{own}: {reason}",))

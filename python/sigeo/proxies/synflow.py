@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
+from sigeo.errors import lacks_memory
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.passes import first_samples, summed
 from sigeo.proxies.registry import register
@@ -81,7 +82,7 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
 
     Raises:
         _DoesNotRun: The forward pass fails on ones in float64.
-        OutOfMemoryError: It finds no memory.
+        RuntimeError: It finds no memory.
     """
     weights = {f"model.{name}" for name in select(model, "layers")}
     values = {f"model.{name}": _absolute(p) for name, p in model.named_parameters()}
@@ -93,9 +94,9 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
             with _WithoutBatchNorm():
                 output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
             flow = summed(output)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if lacks_memory(error):
+            raise
         raise _DoesNotRun(" ".join(str(error).split())[:200]) from error
     grads: Sequence[Tensor | None] = [None] * len(leaves)
     if flow.requires_grad:

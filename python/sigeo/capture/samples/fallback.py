@@ -21,6 +21,7 @@ from sigeo.capture.samples.axis import Axis, Lost, where
 from sigeo.capture.samples.precision import ROUNDINGS, Autocast, Recorded, largest, tolerance
 from sigeo.capture.samples.uses import Plan, Record
 from sigeo.capture.state import RandomState, device_of
+from sigeo.errors import lacks_memory
 
 
 class CannotRunAgain(Exception):
@@ -167,9 +168,9 @@ class Fallback:
         try:
             with torch.enable_grad(), _evaluated(self.frozen), self.autocast.again():
                 output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # whatever a module may not like about one unit alone
+            if lacks_memory(error):
+                raise
             raise CannotRunAgain(
                 f"{self._named} runs again for each unit, and fails on one alone "
                 f"({_line_of(error)})"
