@@ -76,7 +76,9 @@ def described(value: Any, absent: Sequence[str] = ()) -> str:
         return repr(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"
-    if isinstance(value, (list, tuple, dict)) and len(text := repr(value)) <= _SHORT:
-        return text
+    if isinstance(value, (list, tuple, dict)) and len(value) < _SHORT:
+        text = repr(value)
+        if len(text) <= _SHORT and "\n" not in text:
+            return text
     missing = f" without {', '.join(absent)}" if absent else ""
     return f"{type(value).__name__}{missing}"

@@ -68,6 +68,10 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
             "study: data must be an ImageData, got None",
         ),
         (
+            lambda: Study(NASBENCH201, [torch.ones(2, 1)], 64),
+            "study: data must be an ImageData, got list",
+        ),
+        (
             lambda: Study(NASBENCH201, data.load("digits"), 64, augment=lambda x, _: x),
             "study: augment must be an Augment or None, got function without describe",
         ),
