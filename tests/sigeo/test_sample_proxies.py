@@ -63,6 +63,40 @@ def test_a_half_of_ignored_labels_is_noticed():
         sigeo.score(golden_net(), [(images, labels)], ["fisher_trace"], loss_fn=ignoring)
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [torch.tensor([0, 1] * 8), torch.arange(16) % 3, torch.tensor([0, 1, 1, 0] * 4)],
+    ids=["every other", "every third", "by their digits"],
+)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_weights_that_two_halves_share_evenly_are_noticed(labels, fresh):
+    """A fresh network has one loss for all samples, whatever weighs them."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 3))
+    if fresh:
+        torch.nn.init.zeros_(model[1].weight)
+    batch = (torch.randn(16, 3, 2, 2), labels)
+    for options in ({"weight": torch.tensor([20.0, 1, 1])}, {"ignore_index": 0}):
+        weighing = torch.nn.CrossEntropyLoss(**options)
+        with pytest.raises(InputError, match="one that weighs samples"):
+            sigeo.score(model, [batch], ["fisher_trace"], loss_fn=weighing)
+    smooth = torch.nn.CrossEntropyLoss(weight=torch.ones(3), label_smoothing=0.1)
+    assert sigeo.score(model, [batch], ["fisher_trace"], loss_fn=smooth)["fisher_trace"].finite
+
+
+def test_losses_that_take_no_part_of_a_batch_pass_and_others_are_not_moved():
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 16), torch.nn.Sigmoid())
+    images, kept = torch.randn(16, 3, 2, 2), torch.rand(16)
+    batch = (images, torch.rand(16, 16))
+
+    def whole_alone(output, labels):
+        return (kept * (output - labels).square().mean(1)).mean()
+
+    for loss_fn in (F.binary_cross_entropy, whole_alone):
+        assert sigeo.score(model, [batch], ["fisher_trace"], loss_fn=loss_fn)["fisher_trace"].finite
+
+
 def test_sample_proxies_are_their_formulas():
     torch.manual_seed(0)
     model, ((images, labels),) = golden_net().double(), image_batches(1, 9, torch.float64)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,10 @@ from sigeo.errors import InputError
 LossFunction = Callable[..., Tensor]
 Reduction = Literal["mean", "sum"]
 """What a loss does with the samples' losses. A weighted mean is neither."""
+
+_KINDS: tuple[Reduction, ...] = ("mean", "sum")
+_CUTS = 15
+_LARGE = 1 << 24  # numbers of an output of which only two parts are looked at
 
 
 def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
@@ -92,12 +97,15 @@ def check_reduction(
     *,
     fixed: bool = False,
 ) -> None:
-    """Notice a loss that is no mean, or no sum, of the samples' losses by those of two halves.
+    """Notice a loss that is no mean, or no sum, of the samples' losses, by those of parts.
 
-    A loss that cannot be taken apart passes, and one that is not finite.
+    The batch is cut in two by sums of binary digits of the samples' numbers, odd or even, in many
+    ways (all, of up to 16 samples): no unequal weights are shared out evenly each time. Outputs are
+    moved at random, as those of a fresh network may all have the same loss. A loss that cannot be
+    taken apart passes, and one that is not finite.
 
     Args:
-        loss_fn: The loss function, which is called for each half of the batch.
+        loss_fn: The loss function, which is called for each part of the batch.
         output: Of the model for the batch.
         labels: Of the batch.
         loss: Of the batch.
@@ -110,32 +118,26 @@ def check_reduction(
     whole = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 0
     if not whole or len(output) < 2 or labels.dim() == 0 or len(output) != len(labels):
         return
-    count, half = len(output), len(output) // 2
-    parts = [slice(None), slice(half), slice(half, None)]
-    value, rounding, found = float(loss.detach()), 1e-4, None
-    if not math.isfinite(value):
+    if not math.isfinite(float(loss.detach())):
         return
+    found = None
     few = output.dtype in (torch.bfloat16, torch.float16)
+    large = output.numel() > _LARGE
     if few:  # in so few digits rounding could be weights
-        found = _losses_of(loss_fn, output.float(), labels, parts)
+        found = _losses_of_parts(loss_fn, output.float(), labels, large)
+    rounding = 1e-4
     if found is None:
         rounding = max(rounding, 2 * torch.finfo(output.dtype).eps) if few else rounding
-        halves = _losses_of(loss_fn, output, labels, parts[1:])
-        if halves is None:
-            return
-        found = [value, *halves]
-    value, first, second = found
-    scale = max(abs(value), abs(first), abs(second))
-    expected = {
-        "mean": (half * first + (count - half) * second) / count,
-        "sum": first + second,
-    }
-    fits = {kind: abs(value - e) <= rounding * scale for kind, e in expected.items()}
-    if any(fits.values()) if reduction is None else fits[reduction]:
+        found = _losses_of_parts(loss_fn, output, labels, large)
+    if found is None:
+        return
+    value, parts = found
+    misfits = {kind: [p for p in parts if not p.fits(kind, value, rounding)] for kind in _KINDS}
+    if any(not misfits[kind] for kind in (_KINDS if reduction is None else (reduction,))):
         return
     reduction = reduction or "mean"
-    other = "sum" if reduction == "mean" else "mean"
-    if fits[other]:
+    other: Reduction = "sum" if reduction == "mean" else "mean"
+    if not misfits[other]:
         advice = "" if fixed else f'; pass reduction="{other}"'
         raise InputError(
             f"reduction: loss_fn gives the {other} of the samples' losses, expected their "
@@ -144,16 +146,64 @@ def check_reduction(
     raise InputError(
         f"loss_fn: expected the {reduction} of the samples' losses, got one that weighs samples "
         "(class weights, ignored labels), mixes them or is random: "
-        f"{value:.6g} for a batch, {expected[reduction]:.6g} from its halves"
+        f"{value:.6g} for a batch, {misfits[reduction][0].expected(reduction):.6g} from its parts"
     )
 
 
-def _losses_of(
-    loss_fn: LossFunction, output: Tensor, labels: Tensor, parts: Sequence[slice]
-) -> list[float] | None:
-    """Of parts of a batch; None for a loss that takes no such parts, or outputs of one dtype."""
+class _Part(NamedTuple):
+    """Two parts of a batch: how many samples each has, and its loss."""
+
+    counts: tuple[int, int]
+    losses: tuple[float, float]
+
+    def expected(self, kind: Reduction) -> float:
+        """The loss of the batch, if it is of a kind."""
+        if kind == "sum":
+            return sum(self.losses)
+        weighed = (n * loss for n, loss in zip(self.counts, self.losses, strict=True))
+        return sum(weighed) / sum(self.counts)
+
+    def fits(self, kind: Reduction, value: float, rounding: float) -> bool:
+        """Whether the loss of the batch is that; NaN, as of labels all ignored, fits nothing."""
+        scale = max(abs(value), *map(abs, self.losses))
+        return abs(value - self.expected(kind)) <= rounding * scale
+
+
+def _losses_of_parts(
+    loss_fn: LossFunction, output: Tensor, labels: Tensor, large: bool
+) -> tuple[float, list[_Part]] | None:
+    """Of a batch and of its parts; None for a loss that takes no such parts, or no such outputs."""
+    count, everything = len(output), slice(None)
+    if output.is_floating_point() and not large:
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        moved = output.detach() + noise.to(output)
+        value = _loss_of(loss_fn, moved, labels, everything)
+        if value is not None and math.isfinite(value):
+            output = moved
+    value = _loss_of(loss_fn, output, labels, everything)
+    digits = (count - 1).bit_length()
+    masks: Sequence[int] = range(1, 1 << digits)
+    if large:
+        masks = masks[len(masks) // 2 :][:1]  # the last digit: two runs of samples
+    elif len(masks) > _CUTS:
+        masks = random.Random(0).sample(masks, _CUTS)
+    parts = []
+    for mask in masks:
+        first, second = (
+            [i for i in range(count) if (i & mask).bit_count() % 2 == odd] for odd in (0, 1)
+        )
+        losses = [_loss_of(loss_fn, output, labels, part) for part in (first, second)]
+        if losses[0] is not None and losses[1] is not None:
+            parts.append(_Part((len(first), len(second)), (losses[0], losses[1])))
+    return None if value is None or not parts else (value, parts)
+
+
+def _loss_of(
+    loss_fn: LossFunction, output: Tensor, labels: Tensor, part: slice | list[int]
+) -> float | None:
+    """Of some samples; None for a loss that takes no such part of a batch."""
     try:
         with torch.no_grad():
-            return [float(loss_fn(output[part], labels[part])) for part in parts]
+            return float(loss_fn(output[part], labels[part]))
     except Exception:  # whatever it does with them
         return None
