@@ -124,15 +124,15 @@ def check_reduction(
     few = output.dtype in (torch.bfloat16, torch.float16)
     large = output.numel() > _LARGE
     if few:  # in so few digits rounding could be weights
-        found = _losses_of_parts(loss_fn, output.float(), labels, large)
+        found = _losses_of_cuts(loss_fn, output.float(), labels, large)
     rounding = 1e-4
     if found is None:
         rounding = max(rounding, 2 * torch.finfo(output.dtype).eps) if few else rounding
-        found = _losses_of_parts(loss_fn, output, labels, large)
+        found = _losses_of_cuts(loss_fn, output, labels, large)
     if found is None:
         return
-    value, parts = found
-    misfits = {kind: [p for p in parts if not p.fits(kind, value, rounding)] for kind in _KINDS}
+    value, cuts = found
+    misfits = {kind: [c for c in cuts if not c.fits(kind, value, rounding)] for kind in _KINDS}
     if any(not misfits[kind] for kind in (_KINDS if reduction is None else (reduction,))):
         return
     reduction = reduction or "mean"
@@ -150,8 +150,8 @@ def check_reduction(
     )
 
 
-class _Part(NamedTuple):
-    """Two parts of a batch: how many samples each has, and its loss."""
+class _Cut(NamedTuple):
+    """A batch cut in two: how many samples each part has, and its loss."""
 
     counts: tuple[int, int]
     losses: tuple[float, float]
@@ -169,10 +169,10 @@ class _Part(NamedTuple):
         return abs(value - self.expected(kind)) <= rounding * scale
 
 
-def _losses_of_parts(
+def _losses_of_cuts(
     loss_fn: LossFunction, output: Tensor, labels: Tensor, large: bool
-) -> tuple[float, list[_Part]] | None:
-    """Of a batch and of its parts; None for a loss that takes no such parts, or no such outputs."""
+) -> tuple[float, list[_Cut]] | None:
+    """Of a batch, and of it cut in two; None for a loss that takes no such parts or outputs."""
     count, everything = len(output), slice(None)
     if output.is_floating_point() and not large:
         noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu")
@@ -187,15 +187,15 @@ def _losses_of_parts(
         masks = masks[len(masks) // 2 :][:1]  # the last digit: two runs of samples
     elif len(masks) > _CUTS:
         masks = random.Random(0).sample(masks, _CUTS)
-    parts = []
+    cuts = []
     for mask in masks:
         first, second = (
             [i for i in range(count) if (i & mask).bit_count() % 2 == odd] for odd in (0, 1)
         )
         losses = [_loss_of(loss_fn, output, labels, part) for part in (first, second)]
         if losses[0] is not None and losses[1] is not None:
-            parts.append(_Part((len(first), len(second)), (losses[0], losses[1])))
-    return None if value is None or not parts else (value, parts)
+            cuts.append(_Cut((len(first), len(second)), (losses[0], losses[1])))
+    return None if value is None or not cuts else (value, cuts)
 
 
 def _loss_of(
