@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import io
 import math
 import os
+import threading
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -348,3 +351,21 @@ def test_resampled_kendall_is_that_of_each_resample(monkeypatch):
     np.testing.assert_allclose(correlation._kendalls(a, b, draws), one_by_one, atol=1e-14)
     monkeypatch.setattr(correlation, "_LARGE", 10)
     np.testing.assert_array_equal(correlation._kendalls(a, b, draws), one_by_one)
+
+
+def test_only_the_callers_thread_reads(table, tmp_path, monkeypatch):
+    """A thread of Arrow's that lets go of a file of Python's at the process's end aborts it."""
+    readers = []
+
+    class Watched(io.FileIO):
+        def __getattribute__(self, name):
+            readers.append(threading.get_ident())
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Watched(path, mode))
+    read_table(table.path)
+    ranking = pa.table({"arch_str": ["a"], "zico": [1.0]})
+    head = {"sigeo": '{"proxies": ["zico"]}'}
+    parquet.write_table(ranking.replace_schema_metadata(head), tmp_path / "scores.parquet")
+    read_scores(tmp_path / "scores.parquet")
+    assert set(readers) == {threading.get_ident()}

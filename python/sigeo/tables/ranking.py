@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import parquet
 
 from sigeo.errors import InputError
-from sigeo.tables.table import check_texts
+from sigeo.tables.table import check_texts, read_parquet
 
 HEAD = b"sigeo"
 """The key of a file's metadata under which how the ranking was made is kept, as JSON."""
@@ -29,8 +28,7 @@ def read_scores(path: Path) -> tuple[dict[str, Any], pa.Table]:
     if not path.is_file():
         raise InputError(f"scores: found no file {path}")
     try:
-        with path.open("rb") as file:  # Arrow itself does not take every name that the system does
-            table = parquet.read_table(file)
+        table = read_parquet(path)
         check_texts(table)
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: {str(error).splitlines()[0]}") from None

@@ -178,18 +178,39 @@ def _read(path: Path) -> pa.Table:
     if not path.name.endswith((".csv", ".csv.gz", ".parquet")):
         raise InputError(f"table: expected .csv, .csv.gz or .parquet, got {path.name}")
     try:
-        with path.open("rb") as raw:  # Arrow itself does not take every name that the system does
-            if path.suffix == ".parquet":
-                table = parquet.ParquetFile(raw).read()  # read_table refuses a repeated column
-            else:
-                packed = "gzip" if path.suffix == ".gz" else None
-                table = csv.read_csv(pa.input_stream(raw, compression=packed))
-                _check_no_bytes(path, table)
+        if path.suffix == ".parquet":
+            table = read_parquet(path)
+        else:
+            packed = "gzip" if path.suffix == ".gz" else None
+            table = csv.read_csv(pa.BufferReader(_in_arrow(path, packed)))
+            _check_no_bytes(path, table)
         check_texts(table)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"{path}: {first}") from None
     return table
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """Read a parquet file; of a column that stands in it twice, both.
+
+    Raises:
+        pyarrow.ArrowException: The file is damaged.
+        OSError: It cannot be read.
+    """
+    return parquet.ParquetFile(pa.BufferReader(_in_arrow(path))).read()
+
+
+def _in_arrow(path: Path, packed: str | None = None) -> pa.Buffer:
+    """What a file holds, unpacked, in Arrow's own memory.
+
+    Arrow does not take every name that the system does, so Python opens the file. But Arrow's
+    threads must hold nothing of Python's: a thread that lets it go while the interpreter ends
+    aborts the process.
+    """
+    with path.open("rb") as raw, pa.BufferOutputStream() as memory:
+        memory.write(pa.input_stream(raw, compression=packed).read())
+        return memory.getvalue()
 
 
 def _check_no_bytes(path: Path, table: pa.Table) -> None:
