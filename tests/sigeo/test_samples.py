@@ -309,7 +309,8 @@ def test_small_parameters_are_the_same_whether_measured_at_once_or_together(
         for a, b in zip(together[name], moments, strict=True):
             assert torch.equal(a, b), name
     if grads:
-        assert all(torch.equal(a, b) for a, b in zip(gradients, ordinary, strict=True))
+        for a, b in zip(gradients, ordinary, strict=True):  # added up in another order
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
 def test_statistics_are_shown_in_a_line():

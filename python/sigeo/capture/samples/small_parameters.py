@@ -31,6 +31,8 @@ def of_rows(rows: Tensor, use: Use) -> SampleMoments:
         want = use.plan.asked_anyway
     if not want:
         return SampleMoments()
+    if want == ("sum",):  # the ordinary gradient alone is a sum like any other
+        return SampleMoments(sum=rows.sum(0, dtype=torch.promote_types(rows.dtype, torch.float32)))
     return sample_moments.rows(rows, unit=use.unit, want=want, factor=use.factor)
 
 
