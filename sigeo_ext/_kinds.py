@@ -20,8 +20,8 @@ R = TypeVar("R")
 
 # What an argument of another kind runs into, in torch and in Python.
 _RAW = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
-# A message of ours, of a compiled op with the place in its source first.
-_OURS = re.compile(r"(\w+, csrc/\S+, )?[\w.]+: ")
+# A message of ours.
+_OURS = re.compile(r"[\w.]+: ")
 _LISTS = (Sequence, Iterable, list, tuple)
 _WORDS = {
     Tensor: "tensor",
