@@ -24,7 +24,13 @@ from sigeo.capture.losses import (
     check_reduction,
     check_trainable,
 )
-from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, SampleStatistics, capture
+from sigeo.capture.samples import (
+    BatchNormPolicy,
+    SamplesCoupled,
+    SampleStatistics,
+    all_served,
+    capture,
+)
 from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
 from sigeo.errors import InputError
@@ -53,6 +59,7 @@ class Trace(float):
 @named_arguments("fisher_trace")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def fisher_trace(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -68,7 +75,7 @@ def fisher_trace(
 ) -> Trace:
     """Trace of the Fisher matrix over all trainable parameters: the mean squared norm of g_b.
 
-    The model comes back as it was.
+    The model is measured in the mode that it is in, train or eval, and comes back as it was.
 
     Args:
         model: Any module.
@@ -109,6 +116,7 @@ def fisher_trace(
 @named_arguments("fisher_rao")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def fisher_rao(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -137,6 +145,7 @@ def fisher_rao(
 @named_arguments("diag_fisher")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def diag_fisher(
     model: nn.Module,
     batches: Iterable[object] | Batches,

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, lacks_memory
 
 LossFunction = Callable[..., Tensor]
 Reduction = Literal["mean", "sum"]
@@ -26,8 +26,11 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
 
     Raises:
         InputError: There is no loss function, it gives not one number, labels are not as many as
-            samples, or one is no class of the output.
+            samples, one is no class of the output, or one of torch's losses takes no such output
+            or labels.
         IndexError: The loss function's own.
+        RuntimeError: Likewise.
+        TypeError: Likewise.
         ValueError: Likewise.
     """
     if not callable(loss_fn):
@@ -37,13 +40,47 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
     except IndexError:
         check_classes(output, labels)
         raise
-    except ValueError:  # as torch's of sizes that differ
+    except (RuntimeError, TypeError, ValueError) as error:
+        if lacks_memory(error):
+            raise
         check_count(output, labels)
-        raise
+        wrong = _misfit(loss_fn, output, labels)
+        if wrong is None:
+            raise
+        raise InputError(wrong) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InputError(f"loss_fn: expected one number, the loss of a batch, got {came}")
     return loss
+
+
+def _misfit(loss_fn: LossFunction, output: Any, labels: Any) -> str | None:
+    """What one of torch's losses does not take of an output and labels, if that is known.
+
+    It takes one tensor [samples, classes, ...], and classes [samples, ...] or values like it.
+    """
+    function = getattr(loss_fn, "func", loss_fn)  # of a partial
+    if not str(getattr(function, "__module__", "")).startswith("torch.nn."):
+        return None
+    name = getattr(function, "__name__", type(function).__name__)
+    if not isinstance(output, Tensor):
+        return (
+            f"loss_fn: {name} takes an output that is one tensor, got {type(output).__name__}; "
+            "pass a function of the model's output and the labels"
+        )
+    if labels is None:
+        return f"batches: expected pairs (inputs, labels), as {name} takes, got inputs alone"
+    if not isinstance(labels, Tensor):
+        return f"labels: expected one tensor, as {name} takes, got {type(labels).__name__}"
+    classes = [*output.shape[:1], *output.shape[2:]]
+    if labels.dtype in (torch.int64, torch.uint8) and list(labels.shape) == classes:
+        return None
+    if labels.dtype == output.dtype and labels.shape == output.shape:
+        return None
+    return (
+        f"labels: expected classes, torch.int64 {classes}, or values like the output's, "
+        f"{output.dtype} {list(output.shape)}, got {labels.dtype} {list(labels.shape)}"
+    )
 
 
 def check_count(output: Any, labels: Any) -> None:

@@ -27,6 +27,10 @@ from sigeo_ext.moments.state import Keep
 Gradients = dict[str, Tensor | None]
 
 
+class NoInnerProducts(InputError):
+    """A model or a loss that `Request.samples` cannot be measured for."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to measure.
@@ -162,8 +166,9 @@ def gradient_statistics(
         One result a request.
 
     Raises:
-        InputError: No batch, no parameter, a loss that is not one number, a label that is no class
-            of the output, or ``max_bytes`` below what the largest parameter needs.
+        InputError: No batch, no parameter, a loss that is not one number, an output or labels that
+            it does not take, ``max_bytes`` below what the largest parameter needs, or a model or a
+            loss that `Request.samples` cannot be measured for (`NoInnerProducts`).
     """
     data = Batches.of(batches, model, memory_format)
     selected = {r.selection: select(model, r.selection) for r in requests}
@@ -247,7 +252,7 @@ class _Run:
                 grads = self._take_gradients()
             if any(request.samples for request in requests):
                 random = RandomState(device_of(self.model))
-                inner.append(sample_inner_products(self.model, self.loss_fn, *self.data[index]))
+                inner.append(self._inner_products(index))
                 random.restore()
             if step is not None:
                 self._take_step(step, grads)
@@ -293,6 +298,12 @@ class _Run:
             self.reached = True
             loss.backward()
         return loss.detach().reshape(())
+
+    def _inner_products(self, index: int) -> Tensor:
+        try:
+            return sample_inner_products(self.model, self.loss_fn, *self.data[index])
+        except InputError as error:
+            raise NoInnerProducts(str(error)) from error
 
     def _take_gradients(self) -> Gradients:
         """Move the gradients out of the model: no copy, and the next pass makes new ones."""
