@@ -6,6 +6,7 @@ A call that succeeds costs nothing but a call: kinds are looked at only once an 
 from __future__ import annotations
 
 import functools
+import numbers
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -106,7 +107,7 @@ def _is_one(value: Any, option: Any) -> bool:
     if option is Any:
         return True
     if option is int:
-        return isinstance(value, int | torch.SymInt)
+        return isinstance(value, numbers.Integral | torch.SymInt)
     if option is bool:
         return isinstance(value, int | torch.SymBool)
     if option is float:

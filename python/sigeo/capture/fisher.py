@@ -34,7 +34,7 @@ from sigeo.capture.samples import (
 from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
 from sigeo.errors import InputError
-from sigeo.kinds import named_arguments
+from sigeo.kinds import checked_seed, is_of, named_arguments
 
 Labels = Literal["given", "drawn"]
 Estimator = Literal["exact", "signs"]
@@ -197,7 +197,7 @@ class _Passes:
         if reduction not in ("mean", "sum"):
             raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
         self.model, self.loss_fn = model, loss_fn
-        self.labels, self.seed, self.reduction = labels, seed, reduction
+        self.labels, self.seed, self.reduction = labels, checked_seed(seed), reduction
         self.batch_norm = batch_norm
         self._asked = False
         self.data = Batches.of(batches, model, memory_format)
@@ -255,7 +255,7 @@ def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
         InputError: Too few probes, or a policy for batch norm that does not keep samples apart.
         SamplesCoupled: Batch norm uses the batch's statistics, and the policy is to refuse that.
     """
-    if not isinstance(probes, int) or probes < 2:
+    if not is_of(probes, int) or probes < 2:
         raise InputError(f"probes: expected 2 or more, from which an error follows, got {probes!r}")
     if passes.batch_norm not in ("refuse", "frozen"):
         raise InputError(

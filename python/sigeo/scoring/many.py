@@ -19,7 +19,7 @@ from sigeo.capture import (
     preserved,
 )
 from sigeo.errors import InputError
-from sigeo.kinds import named_arguments
+from sigeo.kinds import is_of, named_arguments
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import (
     check_needs,
@@ -174,7 +174,7 @@ def score_many(
     for name, value in (("at_once", at_once), ("max_bytes", max_bytes)):
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_of(value, int) or value < 1:
             raise InputError(f"{name}: must be a whole number of at least 1, got {value!r}")
     module: nn.Module = supernet  # type: ignore[assignment]
     data = Batches.of(batches, module, memory_format)

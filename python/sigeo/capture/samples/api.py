@@ -15,6 +15,7 @@ from sigeo.capture.losses import Reduction
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
 from sigeo.errors import InputError, check_kind
+from sigeo.kinds import is_of
 from sigeo_ext.sample_moments import SampleMoments
 
 WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao", "gram")
@@ -286,7 +287,7 @@ def capture(
     if unknown:
         raise InputError(f"want: must be of {', '.join(WANTS)}, got {unknown[0]!r}")
     size = 1 if unit == "sample" else unit
-    if not isinstance(size, int) or size < 1:
+    if not is_of(size, int) or size < 1:
         raise InputError(f'unit: must be "sample" or a number from 1, got {unit!r}')
     if reduction not in ("mean", "sum"):
         raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
@@ -300,7 +301,9 @@ def capture(
     names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted - of_units)
     session = Session(
         model,
-        Plan(names, "fisher_rao" in wanted, "gram" in wanted, size, grads, reduction == "mean"),
+        Plan(
+            names, "fisher_rao" in wanted, "gram" in wanted, int(size), grads, reduction == "mean"
+        ),
         params=params,
         batch_dim=batch_dim,
         batch_norm=batch_norm,
