@@ -85,8 +85,8 @@ WRONG = {
         "sample_moments.scale: channels_last must be a bool, got str",
     ),
     "a number of NumPy": (
-        lambda: slices.convolution(A[None], W[..., None], stride=np.int64(2)),
-        "slices.convolution: stride must be an int or a list of ints, got int64",
+        lambda: slices.convolution(A[None], W[..., None], stride=np.float64(2)),
+        "slices.convolution: stride must be an int or a list of ints, got float64",
     ),
     "a number or numbers": (
         lambda: sample_moments.convolution(A[None], A[None], [1], stride="1"),
