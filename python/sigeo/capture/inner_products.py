@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.batches import call
 from sigeo.capture.losses import batch_loss, check_reduction
+from sigeo.capture.state import run_with
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
 
@@ -30,7 +31,7 @@ _level = threading.RLock()
 
 
 class _Called(nn.Module):
-    """A model that takes the inputs of a batch as one argument, for `functional_call`."""
+    """A model that takes the inputs of a batch as one argument, for `run_with`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -92,7 +93,7 @@ def sample_inner_products(
         try:
             # The fused kernels of attention have no forward derivative.
             with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
-                output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
+                output = run_with(_Called(model), {**duals, **buffers}, (inputs,))
             loss = batch_loss(loss_fn, output, labels)
             check_reduction(loss_fn, output, labels, loss, None)
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
