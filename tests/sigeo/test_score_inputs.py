@@ -290,3 +290,39 @@ def test_the_mode_of_the_model_counts_for_single_samples_and_tangent_kernels_alo
         names = [*by_mode, "zico", "sigeo_paper", "fisher", "naswot", "jacov", "grasp"]
         found.append({n: s.value for n, s in sigeo.score(model, batches, names).items()})
     assert {name for name in found[0] if found[0][name] != found[1][name]} == by_mode
+
+
+def test_inputs_and_labels_are_constants_whatever_made_them():
+    made_by, names = nn.Linear(4, 4), ["zico", "sigeo", "snip", "flops", "fisher_trace", "jacov"]
+    batches = [(made_by(x), made_by(x).softmax(1)) for x, _ in ROWS]
+    plain = [(x.detach(), y.detach()) for x, y in batches]
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, CLASSES))
+    assert sigeo.score(model, batches, names) == sigeo.score(model, plain, names)
+    leaf = ROWS[0][0].clone().requires_grad_()
+    assert fisher_trace(model, [(leaf, Y)]) == fisher_trace(model, ROWS[:1])
+    assert made_by.weight.grad is None and leaf.grad is None
+
+
+@pytest.mark.parametrize("name", ["zico", "snip", "flops", "sigeo_paper", "zen", "params"])
+def test_batches_without_samples(name):
+    whole, nothing = (X, Y), (X[:0], Y[:0])
+    later = name in ("zico", "sigeo_paper")
+    batches = [whole, nothing] if later else [nothing, whole]
+    message = f"inputs: expected at least one sample, got none in batch {int(later)}"
+    with pytest.raises(InputError, match=f"^({name}: )?{message}$"):
+        sigeo.score(network(), batches, [name])
+
+
+@pytest.mark.parametrize("name", ["zico", "snip", "l2_norm", "synflow", "sigeo_paper"])
+def test_complex_layers_are_named(name):
+    class Complex(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, CLASSES, dtype=torch.complex64)
+
+        def forward(self, x):
+            return self.layer(x.to(torch.complex64)).abs()
+
+    message = "model: parameter layer.weight is complex, and statistics are of real numbers"
+    with pytest.raises(InputError, match=f"^({name}: )?{message}$"):
+        sigeo.score(Complex(), ROWS, [name])

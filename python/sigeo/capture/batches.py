@@ -38,6 +38,7 @@ class Batches:
                 Inputs are one tensor, a tuple of positional or a dict of keyword arguments of the
                 model; labels are tensors or lists of numbers, or tuples, lists or dicts of tensors,
                 whole numbers as int64, but for uint8. NumPy arrays serve as tensors of their dtype.
+                All are constants: nothing is differentiated beyond them.
             model: Decides what "auto" means.
             device: Where inputs and labels go.
             memory_format: "channels_last" for images [B, C, H, W] in that order, "preserve" as
@@ -105,12 +106,16 @@ class Batches:
         """Inputs and labels of one batch, where and how the model takes them.
 
         Raises:
-            InputError: An array or a list of labels that is not of numbers.
+            InputError: An array or a list of labels that is not of numbers, or no samples.
         """
         inputs, labels = _split(self._batches[index])
         if isinstance(labels, list) and not any(map(_is_array, tree_leaves(labels))):
             labels = _tensor("labels", labels)
-        return self._place(inputs), tree_map_only((Tensor, np.ndarray), self._label, labels)
+        placed = self._place(inputs)
+        counts = [len(x) for x in tree_leaves(placed) if isinstance(x, Tensor) and x.dim()]
+        if counts and not any(counts):
+            raise InputError(f"inputs: expected at least one sample, got none in batch {index}")
+        return placed, tree_map_only((Tensor, np.ndarray), self._label, labels)
 
     def _label(self, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
         placed = self._moved(_tensor("labels", value))
@@ -129,7 +134,9 @@ class Batches:
         return placed
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        moved = tensor.to(self.device)
+        moved = tensor.detach().to(
+            self.device
+        )  # what it was made by, another model say, is not run
         return moved.clone() if moved.is_inference() else moved  # autograd takes the copy
 
 

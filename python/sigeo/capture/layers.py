@@ -57,7 +57,7 @@ def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
     parameters that it is computed from.
 
     Raises:
-        InputError: There is none, or no selection of that name.
+        InputError: There is none, one is complex, or there is no selection of that name.
     """
     check_one_of("selection", selection, get_args(Selection))
     if selection == "all":
@@ -79,4 +79,9 @@ def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
     if not chosen:
         what = "trainable parameter" if selection == "all" else "convolution or linear weight"
         raise InputError(f"model: expected at least one {what}, found none")
+    for name, parameter in chosen.items():
+        if parameter.is_complex():
+            raise InputError(
+                f"model: parameter {name} is complex, and statistics are of real numbers"
+            )
     return chosen
