@@ -13,6 +13,7 @@ from torch import nn
 import sigeo
 from sigeo import InputError
 from sigeo.capture import (
+    Batches,
     Request,
     capture,
     diag_fisher,
@@ -144,3 +145,9 @@ def test_a_capture_inside_inference_mode_is_refused():
     expected = "capture: torch.inference_mode is on"
     with torch.inference_mode(), pytest.raises(InputError, match=expected), capture(golden_net()):
         pass
+
+
+def test_batches_take_a_device_by_name():
+    (batch,) = image_batches(1)
+    inputs, labels = Batches([batch], golden_net(), "cpu")[0]
+    assert torch.equal(inputs, batch[0]) and torch.equal(labels, batch[1])

@@ -28,7 +28,7 @@ class Batches:
         self,
         batches: Iterable[Any],
         model: nn.Module,
-        device: torch.device,
+        device: torch.device | str,
         memory_format: MemoryFormat = "auto",
     ):
         """Keep the batches; an iterator is read to its end first.
@@ -54,6 +54,7 @@ class Batches:
             raise InputError(
                 "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"
             )
+        device = torch.device(device)
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
         try:

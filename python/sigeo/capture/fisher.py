@@ -33,7 +33,7 @@ from sigeo.capture.samples import (
 )
 from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
-from sigeo.errors import InputError
+from sigeo.errors import InputError, described
 from sigeo.kinds import checked_seed, is_of, named_arguments
 
 Labels = Literal["given", "drawn"]
@@ -102,7 +102,7 @@ def fisher_trace(
             that `capture` refuses.
     """
     if estimator not in ("exact", "signs"):
-        raise InputError(f'estimator: must be "exact" or "signs", got {estimator!r}')
+        raise InputError(f'estimator: must be "exact" or "signs", got {described(estimator)}')
     passes = _Passes(model, batches, loss_fn, labels, seed, reduction, batch_norm, memory_format)
     if estimator == "signs":
         return _trace_by_signs(passes, probes)
@@ -193,9 +193,9 @@ class _Passes:
         memory_format: MemoryFormat,
     ):
         if labels not in ("given", "drawn"):
-            raise InputError(f'labels: must be "given" or "drawn", got {labels!r}')
+            raise InputError(f'labels: must be "given" or "drawn", got {described(labels)}')
         if reduction not in ("mean", "sum"):
-            raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
+            raise InputError(f'reduction: must be "mean" or "sum", got {described(reduction)}')
         self.model, self.loss_fn = model, loss_fn
         self.labels, self.seed, self.reduction = labels, checked_seed(seed), reduction
         self.batch_norm = batch_norm
@@ -256,11 +256,13 @@ def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
         SamplesCoupled: Batch norm uses the batch's statistics, and the policy is to refuse that.
     """
     if not is_of(probes, int) or probes < 2:
-        raise InputError(f"probes: expected 2 or more, from which an error follows, got {probes!r}")
+        raise InputError(
+            f"probes: expected 2 or more, from which an error follows, got {described(probes)}"
+        )
     if passes.batch_norm not in ("refuse", "frozen"):
         raise InputError(
             'batch_norm: must be "refuse" or "frozen" with estimator="signs", '
-            f"got {passes.batch_norm!r}"
+            f"got {described(passes.batch_norm)}"
         )
     draws = torch.Generator().manual_seed(passes.seed)
     signs = torch.Generator().manual_seed(passes.seed ^ _SIGNS)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sigeo.errors import InputError, lacks_memory
+from sigeo.errors import InputError, described, lacks_memory
 
 LossFunction = Callable[..., Tensor]
 Reduction = Literal["mean", "sum"]
@@ -34,7 +34,9 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
         ValueError: Likewise.
     """
     if not callable(loss_fn):
-        raise InputError(f"loss_fn: expected a function of (output, labels), got {loss_fn!r}")
+        raise InputError(
+            f"loss_fn: expected a function of (output, labels), got {described(loss_fn)}"
+        )
     try:
         loss = loss_fn(output) if labels is None else loss_fn(output, labels)
     except IndexError:

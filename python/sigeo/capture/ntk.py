@@ -13,7 +13,7 @@ from sigeo.capture.coupled import coupled_gram
 from sigeo.capture.layers import Selection, select
 from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, all_served, capture
 from sigeo.capture.state import preserved, undistributed
-from sigeo.errors import InputError
+from sigeo.errors import InputError, described
 from sigeo.kinds import named_arguments
 
 Outputs = Literal["sum", "trace", "full"]
@@ -71,13 +71,13 @@ def ntk(
             or a model that `capture` refuses.
     """
     if outputs not in ("sum", "trace", "full"):
-        raise InputError(f'outputs: must be "sum", "trace" or "full", got {outputs!r}')
+        raise InputError(f'outputs: must be "sum", "trace" or "full", got {described(outputs)}')
     if params not in get_args(Selection):
-        raise InputError(f'params: must be "all" or "layers", got {params!r}')
+        raise InputError(f'params: must be "all" or "layers", got {described(params)}')
     if batch_norm not in (*get_args(BatchNormPolicy), "coupled"):
         raise InputError(
             "batch_norm: must be refuse, frozen, per_unit, contribution or coupled, "
-            f"got {batch_norm!r}"
+            f"got {described(batch_norm)}"
         )
     if outputs == "full" and batch_norm == "contribution":
         raise InputError('outputs: "full" repeats samples, which batch_norm="contribution" counts')

@@ -19,7 +19,7 @@ from sigeo.capture.layers import Selection, select
 from sigeo.capture.losses import LossFunction, batch_loss
 from sigeo.capture.state import RandomState, Snapshot, device_of, preserved
 from sigeo.capture.steps import Steps
-from sigeo.errors import InputError, check_one_of
+from sigeo.errors import InputError, check_one_of, described
 from sigeo.kinds import named_arguments
 from sigeo_ext.moments import Moments, Summary
 from sigeo_ext.moments.state import Keep
@@ -59,7 +59,7 @@ class Request:
         steps = self.steps
         if steps is not None and (isinstance(steps, type) or not hasattr(steps, "start")):
             raise InputError(
-                f"request: steps must be an SGD, a ClippedAdagrad or None, got {steps!r}"
+                f"request: steps must be an SGD, a ClippedAdagrad or None, got {described(steps)}"
             )
 
 
