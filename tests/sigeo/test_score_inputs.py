@@ -326,3 +326,41 @@ def test_complex_layers_are_named(name):
     message = "model: parameter layer.weight is complex, and statistics are of real numbers"
     with pytest.raises(InputError, match=f"^({name}: )?{message}$"):
         sigeo.score(Complex(), ROWS, [name])
+
+
+SPACE = sigeo.spaces.get("nasbench201", sigeo.spaces.InputShape(3, 4, CLASSES), channels=2, cells=1)
+CELLS = [SPACE.at(7000), SPACE.at(9000)]
+
+
+def test_many_subnets_take_arrays_and_labels_in_any_width():
+    supernet, names = SPACE.supernet(), ["zico", "fisher_trace"]
+    expected = sigeo.score_many(supernet, CELLS, [(X, Y)] * 2, names)
+    given = [(X.numpy(), Y.numpy().astype("int32"))] * 2
+    assert sigeo.score_many(supernet, CELLS, given, names) == expected
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (
+            X.double(),
+            {},
+            "inputs: expected torch.float32 like the model's parameters, got torch.float64",
+        ),
+        (
+            X,
+            {"loss_fn": nn.CrossEntropyLoss(reduction="sum")},
+            "fisher_trace: reduction: loss_fn gives the sum of the samples' losses, expected their "
+            "mean",
+        ),
+    ],
+)
+def test_what_many_subnets_refuse(inputs, options, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        sigeo.score_many(
+            SPACE.supernet(),
+            CELLS,
+            [(inputs, Y)] * 2,
+            ["params", "zico", "fisher_trace"],
+            **options,
+        )

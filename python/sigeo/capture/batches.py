@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -195,16 +196,30 @@ def _tensor(what: str, value: Any) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for the inputs of one batch.
-
-    Raises:
-        InputError: It fails, and its inputs are of another dtype than its parameters.
-        RuntimeError: The model's own.
-    """
-    try:
+    """The model's output for the inputs of one batch."""
+    with telling_dtypes(model, inputs):
         if isinstance(inputs, Mapping):
             return model(**inputs)
         return model(*inputs) if type(inputs) is tuple else model(inputs)
+
+
+@contextlib.contextmanager
+def telling_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Let a model that fails say so if its inputs are of another dtype than its parameters.
+
+    Args:
+        model: That runs in the body.
+        inputs: Its inputs.
+
+    Yields:
+        Once, when it does.
+
+    Raises:
+        InputError: It fails, and they are.
+        RuntimeError: The model's own.
+    """
+    try:
+        yield
     except RuntimeError as error:
         of_dtypes = "type" in str(error) and not lacks_memory(error)
         wrong = _other_dtype(model, inputs) if of_dtypes else None

@@ -151,7 +151,7 @@ def _measure_models(
     """The outcomes of the proxies that run the model themselves, if they run it at all."""
     outcomes: dict[str, Outcome] = {}
     for proxy in proxies:
-        with _for([proxy.name]):
+        with asked_by([proxy.name]):
             if isinstance(proxy.measurement, OnModel):
                 outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
             elif isinstance(proxy.measurement, OnInputs):
@@ -163,7 +163,7 @@ def _measure_models(
 
 
 @contextmanager
-def _for(names: Sequence[str], refusal: type[InputError] = InputError) -> Iterator[None]:
+def asked_by(names: Sequence[str], refusal: type[InputError] = InputError) -> Iterator[None]:
     """Let a refusal say which proxies asked for what is refused.
 
     Args:
@@ -205,7 +205,7 @@ def _measure_gradients(
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     of_samples = [name for name, m in on_statistics.items() if m.request.samples]
-    with _for(of_samples, NoInnerProducts):
+    with asked_by(of_samples, NoInnerProducts):
         results = gradient_statistics(
             model,
             data,
@@ -230,7 +230,7 @@ def _measure_losses(
         if not isinstance(proxy.measurement, OnLoss):
             continue
         with (
-            _for([proxy.name]),
+            asked_by([proxy.name]),
             preserved(model, parameters=False),
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
         ):
@@ -261,7 +261,7 @@ def _measure_samples(
         params: Selection = "layers" if layers else "all"
         inputs, labels = data[0]
         with (
-            _for(list(group)),
+            asked_by(list(group)),
             all_served(),
             preserved(model, parameters=False),
             capture(model, want, params=params, batch_norm=policy, grads=False) as statistics,
