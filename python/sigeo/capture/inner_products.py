@@ -110,12 +110,13 @@ def _samples(labels: Any) -> int:
     """How many samples the labels are of: the first dimension of their tensors.
 
     Raises:
-        InputError: There is no tensor among them.
+        InputError: There is no tensor among them, or they do not agree.
     """
-    for leaf in tree_leaves(labels):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return len(leaf)
-    raise InputError("labels: expected a tensor [B, ...], got none")
+    counts = {len(leaf) for leaf in tree_leaves(labels) if isinstance(leaf, Tensor) and leaf.dim()}
+    if len(counts) != 1:
+        got = f"tensors of {sorted(counts)} rows" if counts else "none"
+        raise InputError(f"labels: expected tensors of one row a sample, got {got}")
+    return counts.pop()
 
 
 def _sample(values: Any, index: int) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.errors import InputError, described, lacks_memory
 
@@ -140,8 +141,9 @@ def check_reduction(
 
     The batch is cut in two by sums of binary digits of the samples' numbers, odd or even, in many
     ways (all, of up to 16 samples): no unequal weights are shared out evenly each time. Outputs are
-    moved at random, as those of a fresh network may all have the same loss. A loss that cannot be
-    taken apart passes, and one that is not finite.
+    moved at random, as those of a fresh network may all have the same loss. Outputs and labels may
+    be tuples, lists or dicts of tensors. A loss that cannot be taken apart passes, as where tensors
+    have different numbers of rows, and one that is not finite.
 
     Args:
         loss_fn: The loss function, which is called for each part of the batch.
@@ -154,20 +156,22 @@ def check_reduction(
     Raises:
         InputError: The loss is of another kind.
     """
-    whole = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 0
-    if not whole or len(output) < 2 or labels.dim() == 0 or len(output) != len(labels):
+    counts = {len(tensor) for tensor in _batched(output)}
+    if len(counts) != 1 or counts != {len(tensor) for tensor in _batched(labels)}:
         return
-    if not math.isfinite(float(loss.detach())):
+    count = counts.pop()
+    if count < 2 or not math.isfinite(float(loss.detach())):
         return
     found = None
-    few = output.dtype in (torch.bfloat16, torch.float16)
-    large = output.numel() > _LARGE
+    few = [t.dtype for t in _batched(output) if t.dtype in (torch.bfloat16, torch.float16)]
+    large = sum(tensor.numel() for tensor in _batched(output)) > _LARGE
     if few:  # in so few digits rounding could be weights
-        found = _losses_of_cuts(loss_fn, output.float(), labels, large)
+        wide = tree_map_only(Tensor, lambda t: t.float() if t.dtype in few else t, output)
+        found = _losses_of_cuts(loss_fn, wide, labels, count, large)
     rounding = 1e-4
     if found is None:
-        rounding = max(rounding, 2 * torch.finfo(output.dtype).eps) if few else rounding
-        found = _losses_of_cuts(loss_fn, output, labels, large)
+        rounding = max([rounding, *(2 * torch.finfo(dtype).eps for dtype in few)])
+        found = _losses_of_cuts(loss_fn, output, labels, count, large)
     if found is None:
         return
     value, cuts = found
@@ -208,14 +212,26 @@ class _Cut(NamedTuple):
         return abs(value - self.expected(kind)) <= rounding * scale
 
 
+def _batched(values: Any) -> list[Tensor]:
+    """The tensors of an output or of labels that have dimensions, the samples' the first."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim()]
+
+
 def _losses_of_cuts(
-    loss_fn: LossFunction, output: Tensor, labels: Tensor, large: bool
+    loss_fn: LossFunction, output: Any, labels: Any, count: int, large: bool
 ) -> tuple[float, list[_Cut]] | None:
     """Of a batch, and of it cut in two; None for a loss that takes no such parts or outputs."""
-    count, everything = len(output), slice(None)
-    if output.is_floating_point() and not large:
-        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu")
-        moved = output.detach() + noise.to(output)
+    everything = slice(None)
+    if not large:
+        generator = torch.Generator().manual_seed(0)
+
+        def moving(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            noise = torch.randn(tensor.shape, generator=generator, device="cpu")
+            return tensor.detach() + noise.to(tensor)
+
+        moved = tree_map_only(Tensor, moving, output)
         value = _loss_of(loss_fn, moved, labels, everything)
         if value is not None and math.isfinite(value):
             output = moved
@@ -238,11 +254,17 @@ def _losses_of_cuts(
 
 
 def _loss_of(
-    loss_fn: LossFunction, output: Tensor, labels: Tensor, part: slice | list[int]
+    loss_fn: LossFunction, output: Any, labels: Any, part: slice | list[int]
 ) -> float | None:
     """Of some samples; None for a loss that takes no such part of a batch."""
+
+    def taken(values: Any) -> Any:
+        return tree_map_only(
+            Tensor, lambda tensor: tensor[part] if tensor.dim() else tensor, values
+        )
+
     try:
         with torch.no_grad():
-            return float(loss_fn(output[part], labels[part]))
+            return float(loss_fn(taken(output), taken(labels)))
     except Exception:  # whatever it does with them
         return None
