@@ -196,11 +196,12 @@ def _tensor(what: str, value: Any) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for the inputs of one batch."""
+    """The model's output for copies of the inputs of one batch, as it may write to its inputs."""
     with telling_dtypes(model, inputs):
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if type(inputs) is tuple else model(inputs)
+        copies = tree_map_only(Tensor, Tensor.clone, inputs)
+        if isinstance(copies, Mapping):
+            return model(**copies)
+        return model(*copies) if type(copies) is tuple else model(copies)
 
 
 @contextlib.contextmanager
