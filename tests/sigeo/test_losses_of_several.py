@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -60,6 +62,26 @@ def test_reductions_are_noticed_where_outputs_and_labels_are_several():
     for name in ("fisher_trace", "sigeo_paper"):
         with pytest.raises(InputError, match=f"^{name}: loss_fn: .* that weighs samples"):
             sigeo.score(model, BATCHES, [name], loss_fn=weighing)
+
+
+def test_an_output_of_a_class_of_its_own_has_no_samples_to_take_apart():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, CLASSES)
+
+        def forward(self, x):
+            return SimpleNamespace(logits=self.layer(x))
+
+    batches = [(x, labels["classes"]) for x, labels in BATCHES]
+    message = "model: expected an output of tensors, in tuples, lists or dicts, got SimpleNamespace"
+    with pytest.raises(InputError, match=f"^sigeo_paper: {message}$"):
+        sigeo.score(
+            Own(),
+            batches,
+            ["zico", "sigeo_paper"],
+            loss_fn=lambda output, labels: F.cross_entropy(output.logits, labels),
+        )
 
 
 def test_labels_of_different_numbers_of_rows_have_no_samples():

@@ -364,3 +364,19 @@ def test_what_many_subnets_refuse(inputs, options, message):
             ["params", "zico", "fisher_trace"],
             **options,
         )
+
+
+def test_a_packed_sequence_has_no_first_sample():
+    class Packed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.cells, self.head = nn.LSTM(4, 5), nn.Linear(5, CLASSES)
+
+        def forward(self, x):
+            return self.head(self.cells(x)[1][0][0])
+
+    packed = nn.utils.rnn.pack_sequence([torch.randn(n, 4) for n in (3, 2, 2, 1, 1, 1)])
+    assert sigeo.score(Packed(), [(packed, Y)], ["snip"])["snip"].finite
+    message = "flops: inputs: expected tensors of one row a sample, got a PackedSequence"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        sigeo.score(Packed(), [(packed, Y)], ["snip", "flops"])

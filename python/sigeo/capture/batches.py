@@ -114,7 +114,8 @@ class Batches:
         if isinstance(labels, list) and not any(map(_is_array, tree_leaves(labels))):
             labels = _tensor("labels", labels)
         placed = self._place(inputs)
-        counts = [len(x) for x in tree_leaves(placed) if isinstance(x, Tensor) and x.dim()]
+        tensors = [x for x in tree_leaves(placed) if isinstance(x, Tensor) and not x.is_nested]
+        counts = [len(x) for x in tensors if x.dim()]
         if counts and not any(counts):
             raise InputError(f"inputs: expected at least one sample, got none in batch {index}")
         return placed, tree_map_only((Tensor, np.ndarray), self._label, labels)

@@ -77,8 +77,8 @@ def sample_inner_products(
         float64 [B].
 
     Raises:
-        InputError: There are no labels, the loss weighs or mixes samples, or the model has an
-            operation without forward derivative.
+        InputError: There are no labels, the loss weighs or mixes samples, the model has an
+            operation without forward derivative, or its output shows no tensors.
     """
     if labels is None:
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
@@ -94,6 +94,7 @@ def sample_inner_products(
             # The fused kernels of attention have no forward derivative.
             with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
                 output = run_with(_Called(model), {**duals, **buffers}, (inputs,))
+            _check_tensors(output)
             loss = batch_loss(loss_fn, output, labels)
             check_reduction(loss_fn, output, labels, loss, None)
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
@@ -104,6 +105,19 @@ def sample_inner_products(
             return losses[0].new_zeros(count, dtype=torch.float64)
         products: Tensor = tangent.double().clone()
         return products
+
+
+def _check_tensors(output: Any) -> None:
+    """Check that an output can be cut into its samples.
+
+    Raises:
+        InputError: It is of a class of its own, whose tensors cannot be seen.
+    """
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+        raise InputError(
+            "model: expected an output of tensors, in tuples, lists or dicts, got "
+            f"{type(output).__name__}"
+        )
 
 
 def _samples(labels: Any) -> int:
