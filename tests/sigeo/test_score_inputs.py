@@ -44,11 +44,17 @@ def values(dtype):
         *(Y.to(d) for d in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16)),
         *(Y.numpy().astype(d) for d in (np.int32, np.uint8, np.uint32, ">i8", ">i4")),
         Y.tolist(),
+        list(Y.numpy()),
     ],
     ids=lambda labels: str(getattr(labels, "dtype", "list")),
 )
 def test_labels_of_whole_numbers_serve_in_any_width(labels):
     assert scores(X, labels) == scores(X, Y)
+
+
+def test_lists_of_arrays_are_one_tensor():
+    probabilities = F.one_hot(Y, CLASSES).float()
+    assert scores(X, list(probabilities.numpy()), ["zico"]) == scores(X, probabilities, ["zico"])
 
 
 def test_losses_of_ones_own_get_labels_as_int64():

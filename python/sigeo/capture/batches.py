@@ -111,7 +111,9 @@ class Batches:
             InputError: An array or a list of labels that is not of numbers, or no samples.
         """
         inputs, labels = _split(self._batches[index])
-        if isinstance(labels, list) and not any(map(_is_array, tree_leaves(labels))):
+        if isinstance(labels, list) and not any(
+            isinstance(leaf, Tensor) for leaf in tree_leaves(labels)
+        ):
             labels = _tensor("labels", labels)
         placed = self._place(inputs)
         tensors = [x for x in tree_leaves(placed) if isinstance(x, Tensor) and not x.is_nested]
@@ -137,9 +139,8 @@ class Batches:
         return placed
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        moved = tensor.detach().to(
-            self.device
-        )  # what it was made by, another model say, is not run
+        # What made it, another model say, is not run backward.
+        moved = tensor.detach().to(self.device)
         return moved.clone() if moved.is_inference() else moved  # autograd takes the copy
 
 
