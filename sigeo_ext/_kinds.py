@@ -6,6 +6,7 @@ A call that succeeds costs nothing but a call: kinds are looked at only once an 
 from __future__ import annotations
 
 import functools
+import numbers
 import re
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +21,8 @@ R = TypeVar("R")
 
 # What an argument of another kind runs into, in torch and in Python.
 _RAW = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
-# A message of ours, of a compiled op with the place in its source first.
-_OURS = re.compile(r"(\w+, csrc/\S+, )?[\w.]+: ")
+# A message of ours.
+_OURS = re.compile(r"[\w.]+: ")
 _LISTS = (Sequence, Iterable, list, tuple)
 _WORDS = {
     Tensor: "tensor",
@@ -106,7 +107,7 @@ def _is_one(value: Any, option: Any) -> bool:
     if option is Any:
         return True
     if option is int:
-        return isinstance(value, int | torch.SymInt)
+        return isinstance(value, numbers.Integral | torch.SymInt)
     if option is bool:
         return isinstance(value, int | torch.SymBool)
     if option is float:

@@ -5,15 +5,16 @@
 #include <cstdint>
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/headeronly/util/Exception.h>
+
+#include "common/check.h"
 
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t, void**);
 
 namespace sigeo_ext {
 
 inline void* current_stream(int32_t device_index) {
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
-                  "sigeo_ext: CUDA tensors need a torch built with CUDA");
+  SIGEO_CHECK(aoti_torch_get_current_cuda_stream != nullptr,
+              "sigeo_ext: CUDA tensors need a torch built with CUDA");
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device_index, &stream));
   return stream;

@@ -5,7 +5,7 @@
 #include <atomic>
 #include <utility>
 
-#include <torch/headeronly/util/Exception.h>
+#include "common/check.h"
 
 namespace sigeo_ext {
 namespace {
@@ -76,13 +76,13 @@ std::string Lists::text(const Place& place) const {
 void Lists::check_length(const char* name, size_t length) {
   if (!counted_) layers_.resize(length);
   counted_ = true;
-  STD_TORCH_CHECK(length == layers_.size(), op_, ": ", name, " must hold one tensor a layer, ",
-                  layers_.size(), ", got ", length);
+  SIGEO_CHECK(length == layers_.size(), op_, ": ", name, " must hold one tensor a layer, ",
+              layers_.size(), ", got ", length);
 }
 
 void Lists::check_like(const Place& place, const Tensor& tensor, const Tensor& like) const {
-  STD_TORCH_CHECK(same_sizes(tensor, like), text(place), " must have its layer's shape ",
-                  sizes_text(like), ", got ", sizes_text(tensor));
+  SIGEO_CHECK(same_sizes(tensor, like), text(place), " must have its layer's shape ",
+              sizes_text(like), ", got ", sizes_text(tensor));
 }
 
 Array Lists::array(const Place& place, const Tensor& tensor, size_t layer) {
@@ -93,13 +93,13 @@ Array Lists::array(const Place& place, const Tensor& tensor, size_t layer) {
     case ScalarType::BFloat16: dtype = DType::kBFloat16; break;
     case ScalarType::Half: dtype = DType::kFloat16; break;
     default:
-      STD_TORCH_CHECK(false, text(place), " must be float32, float64, bfloat16 or float16, got ",
-                      torch::headeronly::toString(tensor.scalar_type()));
+      SIGEO_CHECK(false, text(place), " must be float32, float64, bfloat16 or float16, got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
   }
   if (!first_.has_value()) first_ = tensor;
-  STD_TORCH_CHECK(tensor.is_cpu() == first_->is_cpu() &&
-                      tensor.get_device_index() == first_->get_device_index(),
-                  text(place), " must be on the device of the other tensors");
+  SIGEO_CHECK(tensor.is_cpu() == first_->is_cpu() &&
+                  tensor.get_device_index() == first_->get_device_index(),
+              text(place), " must be on the device of the other tensors");
   Tensor values = tensor;
   if (layers_[layer].has_value()) {
     check_like(place, tensor, *layers_[layer]);
@@ -120,18 +120,18 @@ std::vector<Array> Lists::state(const char* name, const Tensors& tensors) {
     const Place place{name, i};
     const Tensor& tensor = tensors[i];
     const ScalarType dtype = tensor.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, text(place),
-                    " must be float32 or float64, got ", torch::headeronly::toString(dtype));
+    SIGEO_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double, text(place),
+                " must be float32 or float64, got ", torch::headeronly::toString(dtype));
     if (!state_dtype_.has_value()) state_dtype_ = dtype;
-    STD_TORCH_CHECK(dtype == *state_dtype_, text(place), " must be ",
-                    torch::headeronly::toString(*state_dtype_), " like the rest of the state, got ",
-                    torch::headeronly::toString(dtype));
-    STD_TORCH_CHECK(is_dense(tensor), text(place),
-                    " must fill one run of memory; a view into a larger tensor cannot be a state");
+    SIGEO_CHECK(dtype == *state_dtype_, text(place), " must be ",
+                torch::headeronly::toString(*state_dtype_), " like the rest of the state, got ",
+                torch::headeronly::toString(dtype));
+    SIGEO_CHECK(is_dense(tensor), text(place),
+                " must fill one run of memory; a view into a larger tensor cannot be a state");
     const size_t copies = copies_.size();
     arrays.push_back(array(place, tensor, i));
-    STD_TORCH_CHECK(copies_.size() == copies, text(place),
-                    " must have the memory order (strides) of the other tensors of its layer");
+    SIGEO_CHECK(copies_.size() == copies, text(place),
+                " must have the memory order (strides) of the other tensors of its layer");
   }
   return arrays;
 }

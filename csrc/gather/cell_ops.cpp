@@ -10,8 +10,8 @@
 #include <vector>
 
 #include <torch/csrc/stable/library.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "gather/cell_backward.h"
 #include "gather/cell_forward.h"
 
@@ -23,9 +23,9 @@ using torch::headeronly::ScalarType;
 
 std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, int64_t nodes,
                            const Tensors& weight) {
-  STD_TORCH_CHECK(flat.size() % gather::kEdgeNumbers == 0, op, ": edges must hold ",
-                  gather::kEdgeNumbers, " numbers an edge, got ", flat.size());
-  STD_TORCH_CHECK(nodes > 1, op, ": nodes must be at least 2, got ", nodes);
+  SIGEO_CHECK(flat.size() % gather::kEdgeNumbers == 0, op, ": edges must hold ",
+              gather::kEdgeNumbers, " numbers an edge, got ", flat.size());
+  SIGEO_CHECK(nodes > 1, op, ": nodes must be at least 2, got ", nodes);
   std::vector<Edge> edges;
   std::set<std::pair<int64_t, int64_t>> rows;  // each is one edge's: its gradient is written once
   for (size_t i = 0; i < flat.size(); i += gather::kEdgeNumbers) {
@@ -40,10 +40,10 @@ std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, i
                               rows.insert({edge.slot, edge.row}).second);
     const bool ordered = edges.empty() || edge.subnet > edges.back().subnet ||
                          (edge.subnet == edges.back().subnet && edge.target >= edges.back().target);
-    STD_TORCH_CHECK(inside && known && held && ordered, op, ": edges[", edges.size(),
-                    "] must be (subnet, source, target, slot, row, given, gives), of ", subnets,
-                    " subnets, ", nodes, " nodes and ", weight.size(),
-                    " slots, sorted by subnet and target, each slot's row once");
+    SIGEO_CHECK(inside && known && held && ordered, op, ": edges[", edges.size(),
+                "] must be (subnet, source, target, slot, row, given, gives), of ", subnets,
+                " subnets, ", nodes, " nodes and ", weight.size(),
+                " slots, sorted by subnet and target, each slot's row once");
     edges.push_back(edge);
   }
   return edges;
@@ -52,23 +52,23 @@ std::vector<Edge> edges_of(const char* op, const Sizes& flat, int64_t subnets, i
 void check_arguments(const char* op, const Tensor& x, const Tensors& weight, const Tensors& scale,
                      const Tensors& shift) {
   const bool wide = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
-  STD_TORCH_CHECK(x.dim() == 5 && wide, op,
-                  ": x must be float32 or float64 [subnets, B, H, W, channels]");
-  STD_TORCH_CHECK(scale.size() == weight.size() && shift.size() == weight.size(), op,
-                  ": scale and shift must hold one tensor a slot, ", weight.size(), ", got ",
-                  scale.size(), " and ", shift.size());
+  SIGEO_CHECK(x.dim() == 5 && wide, op,
+              ": x must be float32 or float64 [subnets, B, H, W, channels]");
+  SIGEO_CHECK(scale.size() == weight.size() && shift.size() == weight.size(), op,
+              ": scale and shift must hold one tensor a slot, ", weight.size(), ", got ",
+              scale.size(), " and ", shift.size());
   const int64_t channels = x.size(4);
   for (size_t slot = 0; slot < weight.size(); ++slot) {
     const Tensor& w = weight[slot];
     const bool square = w.dim() == 5 && w.size(1) == channels && w.size(2) == channels &&
                         w.size(3) == w.size(4) && w.size(3) % 2 == 1;
-    STD_TORCH_CHECK(square && w.scalar_type() == x.scalar_type(), op, ": weight[", slot,
-                    "] must be [rows, ", channels, ", ", channels, ", k, k] like x, k odd");
+    SIGEO_CHECK(square && w.scalar_type() == x.scalar_type(), op, ": weight[", slot,
+                "] must be [rows, ", channels, ", ", channels, ", k, k] like x, k odd");
     for (const Tensor* rows : {&scale[slot], &shift[slot]}) {
       const bool fits = rows->dim() == 2 && rows->size(0) == w.size(0) &&
                         rows->size(1) == channels && rows->scalar_type() == x.scalar_type();
-      STD_TORCH_CHECK(fits, op, ": scale[", slot, "] and shift[", slot, "] must be [", w.size(0),
-                      ", ", channels, "] like x");
+      SIGEO_CHECK(fits, op, ": scale[", slot, "] and shift[", slot, "] must be [", w.size(0), ", ",
+                  channels, "] like x");
     }
   }
 }
@@ -83,8 +83,8 @@ void check_kept(const char* op, const Tensor& d, const std::vector<Edge>& edges,
     whole = kept[i].numel() == (image ? block : plan.rows * d.size(4)) && kept[i].is_contiguous() &&
             kept[i].scalar_type() == d.scalar_type();
   }
-  STD_TORCH_CHECK(whole, op, ": kept must be what gather_cell gave for these edges, ",
-                  plan.images + 2, " tensors");
+  SIGEO_CHECK(whole, op, ": kept must be what gather_cell gave for these edges, ", plan.images + 2,
+              " tensors");
 }
 
 std::tuple<Tensor, Tensors> cell(Tensor x, Tensors weight, Tensors scale, Tensors shift,

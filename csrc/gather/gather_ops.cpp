@@ -8,8 +8,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/device.h"
 #include "common/tensor.h"
 
@@ -23,14 +23,14 @@ bool wide(const Tensor& tensor) {
 }
 
 void check_blocks(const char* op, const std::string& name, const Tensor& x) {
-  STD_TORCH_CHECK(x.dim() == 3 && wide(x), op, ": ", name,
-                  " must be float32 or float64 [blocks, positions, channels], got ",
-                  torch::headeronly::toString(x.scalar_type()), " ", sizes_text(x));
+  SIGEO_CHECK(x.dim() == 3 && wide(x), op, ": ", name,
+              " must be float32 or float64 [blocks, positions, channels], got ",
+              torch::headeronly::toString(x.scalar_type()), " ", sizes_text(x));
 }
 
 void check_device(const char* op, const std::string& name, const Tensor& tensor,
                   const Tensor& like) {
-  STD_TORCH_CHECK(
+  SIGEO_CHECK(
       tensor.is_cpu() == like.is_cpu() && tensor.get_device_index() == like.get_device_index(), op,
       ": ", name, " must be on the device of the other tensors");
 }
@@ -59,7 +59,7 @@ class Places {
 
   std::span<const int64_t> add(const Tensor& places, int64_t length, size_t number) {
     const std::string name = std::string(name_) + "[" + std::to_string(number) + "]";
-    STD_TORCH_CHECK(
+    SIGEO_CHECK(
         places.dim() == 1 && places.scalar_type() == ScalarType::Long && places.numel() == length,
         op_, ": ", name, " must be int64 [", length, "], got ",
         torch::headeronly::toString(places.scalar_type()), " ", sizes_text(places));
@@ -69,8 +69,8 @@ class Places {
                                           static_cast<size_t>(length)};
     if constexpr (Device::kHostMemory) {
       for (const int64_t place : values) {
-        STD_TORCH_CHECK(place >= 0 && place < blocks_, op_, ": ", name, " must be blocks below ",
-                        blocks_, ", got ", place);
+        SIGEO_CHECK(place >= 0 && place < blocks_, op_, ": ", name, " must be blocks below ",
+                    blocks_, ", got ", place);
       }
     }
     return values;
@@ -104,8 +104,8 @@ template <class Device>
 Tensors dispatch(Tensor x, Tensors index, int64_t rectified) {
   const char* op = "gather_dispatch";
   check_blocks(op, "x", x);
-  STD_TORCH_CHECK(rectified >= 0 && rectified <= static_cast<int64_t>(index.size()), op,
-                  ": rectified must be from 0 to ", index.size(), ", got ", rectified);
+  SIGEO_CHECK(rectified >= 0 && rectified <= static_cast<int64_t>(index.size()), op,
+              ": rectified must be from 0 to ", index.size(), ", got ", rectified);
   const Tensor values = dense(x);
   const bool one = shared(x);
   const gather::Shape shape{x.size(1), x.size(2)};
@@ -141,8 +141,8 @@ template <class Device>
 Tensor dispatch_backward(Tensors grads, Tensor x, Tensors index, int64_t rectified) {
   const char* op = "gather_dispatch_backward";
   check_blocks(op, "x", x);
-  STD_TORCH_CHECK(grads.size() == index.size(), op, ": grads must hold one tensor a list, ",
-                  index.size(), ", got ", grads.size());
+  SIGEO_CHECK(grads.size() == index.size(), op, ": grads must hold one tensor a list, ",
+              index.size(), ", got ", grads.size());
   const Tensor values = dense(x);
   Places<Device> places(op, "index", x, x.size(0));
   Tensor into = torch::stable::new_empty(x, Sizes{x.size(0), x.size(1), x.size(2)});
@@ -154,8 +154,8 @@ Tensor dispatch_backward(Tensors grads, Tensor x, Tensors index, int64_t rectifi
       const Tensor& grad = grads[list];
       const bool like = grad.dim() == 3 && grad.size(1) == x.size(1) && grad.size(2) == x.size(2) &&
                         grad.scalar_type() == x.scalar_type();
-      STD_TORCH_CHECK(like, op, ": ", name, " must be blocks like x, ", sizes_text(x), ", got ",
-                      sizes_text(grad));
+      SIGEO_CHECK(like, op, ": ", name, " must be blocks like x, ", sizes_text(x), ", got ",
+                  sizes_text(grad));
       check_device(op, name, grad, x);
       kept.push_back(torch::stable::contiguous(grad));
       copies.push_back({places.add(index[list], grad.size(0), list),
@@ -181,8 +181,8 @@ class Terms {
     check_blocks(op_, name, x);
     const bool same = x.size(1) == like_.size(1) && x.size(2) == like_.size(2) &&
                       x.scalar_type() == like_.scalar_type();
-    STD_TORCH_CHECK(same, op_, ": ", name, " must be blocks like the other terms', ",
-                    sizes_text(like_), ", got ", sizes_text(x));
+    SIGEO_CHECK(same, op_, ": ", name, " must be blocks like the other terms', ", sizes_text(like_),
+                ", got ", sizes_text(x));
     check_device(op_, name, x, like_);
     gather::Term<T> term{};
     term.x = strided<T>(keep(dense(x)), x.size(0));
@@ -195,8 +195,8 @@ class Terms {
     const int64_t count = static_cast<int64_t>(terms.back().target.size());
     const bool like = rows.dim() == 2 && rows.size(0) == count && rows.size(1) == like_.size(2) &&
                       rows.scalar_type() == like_.scalar_type();
-    STD_TORCH_CHECK(like, op_, ": ", name, " must be [", count, ", ", like_.size(2),
-                    "] like its term, got ", sizes_text(rows));
+    SIGEO_CHECK(like, op_, ": ", name, " must be [", count, ", ", like_.size(2),
+                "] like its term, got ", sizes_text(rows));
     check_device(op_, name, rows, like_);
     return strided<T>(keep(dense(rows)), count);
   }
@@ -217,13 +217,13 @@ class Terms {
 
 void check_lengths(const char* op, size_t normed, size_t plain, const Tensors& weight,
                    const Tensors& bias, const Tensors& target) {
-  STD_TORCH_CHECK(normed + plain > 0, op, ": expected at least one term, got none");
-  STD_TORCH_CHECK(weight.size() == normed, op, ": weight must hold one tensor a normed term, ",
-                  normed, ", got ", weight.size());
-  STD_TORCH_CHECK(bias.size() == normed, op, ": bias must hold one tensor a normed term, ", normed,
-                  ", got ", bias.size());
-  STD_TORCH_CHECK(target.size() == normed + plain, op, ": target must hold one tensor a term, ",
-                  normed + plain, ", got ", target.size());
+  SIGEO_CHECK(normed + plain > 0, op, ": expected at least one term, got none");
+  SIGEO_CHECK(weight.size() == normed, op, ": weight must hold one tensor a normed term, ", normed,
+              ", got ", weight.size());
+  SIGEO_CHECK(bias.size() == normed, op, ": bias must hold one tensor a normed term, ", normed,
+              ", got ", bias.size());
+  SIGEO_CHECK(target.size() == normed + plain, op, ": target must hold one tensor a term, ",
+              normed + plain, ", got ", target.size());
 }
 
 template <class Device>
@@ -282,9 +282,9 @@ std::tuple<Tensors, Tensors, Tensors> combine_backward(Tensor d, Tensors normed,
   check_blocks(op, "d", d);
   if (normed.empty()) return {};
   check_lengths(op, normed.size(), 0, weight, weight, target);
-  STD_TORCH_CHECK(mean.size() == normed.size() && rstd.size() == normed.size(), op,
-                  ": mean and rstd must hold one tensor a normed term, ", normed.size(), ", got ",
-                  mean.size(), " and ", rstd.size());
+  SIGEO_CHECK(mean.size() == normed.size() && rstd.size() == normed.size(), op,
+              ": mean and rstd must hold one tensor a normed term, ", normed.size(), ", got ",
+              mean.size(), " and ", rstd.size());
   const Tensor gradient = torch::stable::contiguous(d);
   Tensors into_x, into_weight, into_bias, kept;
   with_type_of(d, [&]<class T>(T) {

@@ -4,8 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/tensor.h"
 #include "gather/grouped_arguments.h"
 #include "gather/grouped_moments.h"
@@ -79,20 +79,20 @@ void compute(const Tensors& x, const Tensors& d, const std::vector<Subnet>& subn
 Tensors moments(Tensors x, Tensors d, Sizes size, Sizes outputs, Sizes inputs, int64_t want) {
   const char* op = "gather_grouped_moments";
   const bool sized = size.size() == 2 && size[0] >= 0 && size[1] >= 0;
-  STD_TORCH_CHECK(sized, op, ": size must be that of the weight, [outputs, inputs]");
-  STD_TORCH_CHECK(!x.empty(), op, ": x must hold at least one subnet, got none");
+  SIGEO_CHECK(sized, op, ": size must be that of the weight, [outputs, inputs]");
+  SIGEO_CHECK(!x.empty(), op, ": x must hold at least one subnet, got none");
   const ScalarType dtype = x[0].scalar_type();
   for (size_t s = 0; s < x.size(); ++s) {
     const bool fits =
         x[s].scalar_type() == dtype && (dtype == ScalarType::Float || dtype == ScalarType::Double);
-    STD_TORCH_CHECK(fits, op, ": x[", s, "] must be float32 or float64 and like x[0], got ",
-                    torch::headeronly::toString(x[s].scalar_type()));
+    SIGEO_CHECK(fits, op, ": x[", s, "] must be float32 or float64 and like x[0], got ",
+                torch::headeronly::toString(x[s].scalar_type()));
   }
   const auto subnets = gather::subnets_of(op, x, size, outputs, inputs);
   gather::check_gradients(op, d, x, subnets);
   constexpr int64_t kSqNorm = 1 << gather::kStatistics;
-  STD_TORCH_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
-                  ", got ", want);
+  SIGEO_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
+              ", got ", want);
   std::vector<Tile> tiles;
   for (const Places& rows : gather::pieces_of({0, size[0]}, kOutputs)) {
     for (const Places& columns : gather::pieces_of({0, size[1]}, kInputs)) {

@@ -7,8 +7,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/tensor.h"
 #include "gather/grouped.h"
 #include "gather/grouped_arguments.h"
@@ -29,8 +29,8 @@ using gather::Subnet;
 // Inputs of one dtype with the weight, [outputs, inputs].
 std::vector<Subnet> subnets_of(const char* op, const Tensors& x, const Tensor& weight,
                                const Sizes& outputs, const Sizes& inputs) {
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
-                  sizes_text(weight));
+  SIGEO_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
+              sizes_text(weight));
   const Sizes size{weight.size(0), weight.size(1)};
   auto subnets = gather::subnets_of(op, x, size, outputs, inputs);
   for (const Tensor& rows : x) gather::check_dtypes(op, rows, weight);
@@ -243,7 +243,7 @@ std::tuple<Tensors, Tensor, Tensor> linear_backward(Tensors d, Tensors x, Tensor
   const char* op = "gather_grouped_linear_backward";
   const auto subnets = subnets_of(op, x, weight, outputs, inputs);
   gather::check_gradients(op, d, x, subnets);
-  STD_TORCH_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
+  SIGEO_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
   const auto nothing = [&] { return gather::room_for(weight, Sizes{0}); };
   Tensors into_x;
   for (size_t s = 0; need[0] && s < x.size(); ++s) {

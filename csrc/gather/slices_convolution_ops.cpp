@@ -9,8 +9,8 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/headeronly/core/MemoryFormat.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/tensor.h"
 #include "gather/slices_selection.h"
 
@@ -217,23 +217,23 @@ struct Call {
     for (size_t d = 0; fits && d < kernel.size(); ++d) {
       fits = kernel[d] > 0 && kernel[d] <= weight.size(static_cast<int64_t>(d) + 2);
     }
-    STD_TORCH_CHECK(fits, op, ": kernel must be one size a dimension, at most the super-weight's");
+    SIGEO_CHECK(fits, op, ": kernel must be one size a dimension, at most the super-weight's");
   }
 
   static int64_t size(const char* op, const Tensor& x, const Tensor& weight, int64_t dim) {
-    STD_TORCH_CHECK(x.dim() == weight.dim() && x.dim() >= 3 && x.dim() <= 5, op,
-                    ": x must be [B, inputs, *size] and weight [outputs, inputs / groups, "
-                    "*kernel], got x ",
-                    sizes_text(x), ", weight ", sizes_text(weight));
+    SIGEO_CHECK(x.dim() == weight.dim() && x.dim() >= 3 && x.dim() <= 5, op,
+                ": x must be [B, inputs, *size] and weight [outputs, inputs / groups, "
+                "*kernel], got x ",
+                sizes_text(x), ", weight ", sizes_text(weight));
     return weight.size(dim);
   }
 
   static void check_channels(const char* op, const char* name, const Tensor& x,
                              const Selection& selection, bool masked) {
     const int64_t width = masked ? selection.size() : selection.count();
-    STD_TORCH_CHECK(x.dim() > 1 && x.size(1) == width, op, ": ", name, " must have ",
-                    masked ? "all " : "the selected ", width, " values in dimension 1, got ",
-                    x.dim() > 1 ? std::to_string(x.size(1)) : "none");
+    SIGEO_CHECK(x.dim() > 1 && x.size(1) == width, op, ": ", name, " must have ",
+                masked ? "all " : "the selected ", width, " values in dimension 1, got ",
+                x.dim() > 1 ? std::to_string(x.size(1)) : "none");
   }
 
   Selection rows, columns;
@@ -248,9 +248,9 @@ void check_geometry(const char* op, const Tensor& weight, const Sizes& stride, c
     return sizes.size() == dims &&
            std::all_of(sizes.begin(), sizes.end(), [&](int64_t size) { return size >= least; });
   };
-  STD_TORCH_CHECK(all(stride, 1) && all(padding, 0) && all(dilation, 1), op,
-                  ": stride and dilation must be ", dims, " numbers of at least 1, padding ", dims,
-                  " of at least 0");
+  SIGEO_CHECK(all(stride, 1) && all(padding, 0) && all(dilation, 1), op,
+              ": stride and dilation must be ", dims, " numbers of at least 1, padding ", dims,
+              " of at least 0");
 }
 
 Tensor convolution(Tensor x, Tensor weight, OptionalTensor bias, Sizes outputs, Sizes inputs,
@@ -274,8 +274,8 @@ Tensor convolution(Tensor x, Tensor weight, OptionalTensor bias, Sizes outputs, 
     for (size_t d = 0; d < kernel.size(); ++d) {
       const int64_t size = x.size(static_cast<int64_t>(d) + 2);
       const int64_t reach = size + 2 * padding[d] - dilation[d] * (kernel[d] - 1) - 1;
-      STD_TORCH_CHECK(reach >= 0, "gather_slice_convolution: the kernel must fit into x, got ",
-                      kernel[d], " for ", size);
+      SIGEO_CHECK(reach >= 0, "gather_slice_convolution: the kernel must fit into x, got ",
+                  kernel[d], " for ", size);
       sizes.push_back(reach / stride[d] + 1);
       ones.push_back(1);
     }
@@ -318,7 +318,7 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
                   masked);
   check_geometry(op, weight, stride, padding, dilation);
   Call::check_channels(op, "d", d, call.rows, masked);
-  STD_TORCH_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
+  SIGEO_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
   const bool last = channels_last(x) || channels_last(weight);
   const Tensor from = masked ? channels_of(d, call.rows, output_index) : d;
   const Tensor values = masked ? channels_of(x, call.columns, input_index) : x;

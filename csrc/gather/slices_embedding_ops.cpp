@@ -3,8 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/tensor.h"
 #include "gather/slices_selection.h"
 
@@ -20,17 +20,16 @@ class Tokens {
  public:
   Tokens(const char* op, const Tensor& tokens, const Tensor& table) {
     const auto dtype = tokens.scalar_type();
-    STD_TORCH_CHECK(dtype == ScalarType::Long || dtype == ScalarType::Int, op,
-                    ": tokens must be int64 or int32, got ", torch::headeronly::toString(dtype));
-    STD_TORCH_CHECK(table.dim() == 2, op, ": weight must be [rows, columns], got ",
-                    sizes_text(table));
+    SIGEO_CHECK(dtype == ScalarType::Long || dtype == ScalarType::Int, op,
+                ": tokens must be int64 or int32, got ", torch::headeronly::toString(dtype));
+    SIGEO_CHECK(table.dim() == 2, op, ": weight must be [rows, columns], got ", sizes_text(table));
     gather::check_dtypes(op, table, table);
     kept_ = torch::stable::contiguous(
         dtype == ScalarType::Long ? tokens : torch::stable::to(tokens, ScalarType::Long));
     kept_ = torch::stable::reshape(*kept_, Sizes{kept_->numel()});
     for (const int64_t token : list()) {
-      STD_TORCH_CHECK(token >= 0 && token < table.size(0), op, ": tokens must be from 0 to ",
-                      table.size(0) - 1, ", got ", token);
+      SIGEO_CHECK(token >= 0 && token < table.size(0), op, ": tokens must be from 0 to ",
+                  table.size(0) - 1, ", got ", token);
     }
   }
 
@@ -76,8 +75,8 @@ void add(const char* op, const Tensor& d, const Tokens& tokens, const Selection&
   gather::check_dtypes(op, d, into);
   const Tensor gradients = torch::stable::contiguous(d);
   const auto count = static_cast<int64_t>(tokens.list().size());
-  STD_TORCH_CHECK(d.numel() == count * columns.count(), op, ": d must be rows of ", count,
-                  " tokens, got ", sizes_text(d));
+  SIGEO_CHECK(d.numel() == count * columns.count(), op, ": d must be rows of ", count,
+              " tokens, got ", sizes_text(d));
   const auto run = [&]<class T>(T) {
     gather::add_rows<T>(static_cast<const T*>(gradients.data_ptr()), tokens.list(),
                         columns.places(), padding, gather::matrix_of(into), torch_parallel_each);

@@ -5,8 +5,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/tensor.h"
 #include "gather/products.h"
 #include "gather/slices_selection.h"
@@ -81,8 +81,8 @@ void spread(const Tensor& part, const Tensor& x, const Selection& selection) {
 }
 
 void check(const char* op, const Tensor& x, const Tensor& weight) {
-  STD_TORCH_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
-                  sizes_text(weight));
+  SIGEO_CHECK(weight.dim() == 2, op, ": weight must be [outputs, inputs], got ",
+              sizes_text(weight));
   gather::check_dtypes(op, x, weight);
 }
 
@@ -173,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward(Tensor d, Tensor x, Tensor we
   const Selection cols(op, "inputs", inputs, input_index, weight.size(1));
   gather::check_width(op, "x", x, cols, masked);
   gather::check_width(op, "d", d, rows, masked);
-  STD_TORCH_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
+  SIGEO_CHECK(need.size() == 3, op, ": need must be 3 flags, got ", need.size());
   Tensor from = as_rows(d);
   if (masked) from = rows.columns_of(from);
   const auto nothing = [&] { return torch::stable::new_empty(x, Sizes{0}); };

@@ -2,7 +2,7 @@
 
 #include <string>
 
-#include <torch/headeronly/util/Exception.h>
+#include "common/check.h"
 
 namespace sigeo_ext::gather {
 
@@ -14,13 +14,13 @@ Selection::Selection(const char* op, const char* name, const Sizes& window,
   if (!index.has_value()) {
     const bool fits =
         window.size() == 2 && window[0] >= 0 && window[1] >= 0 && window[0] <= size - window[1];
-    STD_TORCH_CHECK(fits, op, ": ", name, " must be a window of ", size, " places");
+    SIGEO_CHECK(fits, op, ": ", name, " must be a window of ", size, " places");
     places_ = {window[0], window[1]};
     return;
   }
-  STD_TORCH_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long, op, ": ", name,
-                  " must be int64 [n], got ", torch::headeronly::toString(index->scalar_type()),
-                  " ", sizes_text(*index));
+  SIGEO_CHECK(index->dim() == 1 && index->scalar_type() == ScalarType::Long, op, ": ", name,
+              " must be int64 [n], got ", torch::headeronly::toString(index->scalar_type()), " ",
+              sizes_text(*index));
   if (index->numel() == 0) {  // a window of nothing: an empty tensor has no pointer to a list
     places_ = {0, 0};
     return;
@@ -31,13 +31,12 @@ Selection::Selection(const char* op, const char* name, const Sizes& window,
   int64_t repeats = 0;
   for (int64_t i = 0; i < places_.count; ++i) {
     const int64_t place = places_.list[i];
-    STD_TORCH_CHECK(place >= 0 && place < size, op, ": ", name, " must be from 0 to ", size - 1,
-                    ", got ", place);
+    SIGEO_CHECK(place >= 0 && place < size, op, ": ", name, " must be from 0 to ", size - 1,
+                ", got ", place);
     repeats += seen[place];
     seen[place] = 1;
   }
-  STD_TORCH_CHECK(repeats == 0, op, ": ", name, " must be without repeats, got ", repeats,
-                  " repeats");
+  SIGEO_CHECK(repeats == 0, op, ": ", name, " must be without repeats, got ", repeats, " repeats");
 }
 
 Tensor Selection::window_of(const Tensor& x, int64_t dim) const {
@@ -84,27 +83,26 @@ void check_dtypes(const char* op, const Tensor& x, const Tensor& weight) {
   const auto dtype = x.scalar_type();
   const bool known = dtype == ScalarType::Float || dtype == ScalarType::Double ||
                      dtype == ScalarType::BFloat16 || dtype == ScalarType::Half;
-  STD_TORCH_CHECK(known, op, ": x must be float32, float64, bfloat16 or float16, got ",
-                  torch::headeronly::toString(dtype));
-  STD_TORCH_CHECK(dtype == weight.scalar_type(), op,
-                  ": x and the weight must be of one dtype, got ",
-                  torch::headeronly::toString(dtype), " and ",
-                  torch::headeronly::toString(weight.scalar_type()));
+  SIGEO_CHECK(known, op, ": x must be float32, float64, bfloat16 or float16, got ",
+              torch::headeronly::toString(dtype));
+  SIGEO_CHECK(dtype == weight.scalar_type(), op, ": x and the weight must be of one dtype, got ",
+              torch::headeronly::toString(dtype), " and ",
+              torch::headeronly::toString(weight.scalar_type()));
 }
 
 void check_bias(const char* op, const Tensor& bias, const Tensor& weight) {
   const bool fits = bias.dim() == 1 && bias.numel() == weight.size(0) &&
                     bias.scalar_type() == weight.scalar_type();
-  STD_TORCH_CHECK(fits, op, ": bias must be [", weight.size(0), "] of the weight's dtype, got ",
-                  torch::headeronly::toString(bias.scalar_type()), " ", sizes_text(bias));
+  SIGEO_CHECK(fits, op, ": bias must be [", weight.size(0), "] of the weight's dtype, got ",
+              torch::headeronly::toString(bias.scalar_type()), " ", sizes_text(bias));
 }
 
 void check_width(const char* op, const char* name, const Tensor& x, const Selection& selection,
                  bool masked) {
   const int64_t width = masked ? selection.size() : selection.count();
-  STD_TORCH_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == width, op, ": ", name, " must have ",
-                  masked ? "all " : "the selected ", width, " values in dimension -1, got ",
-                  x.dim() > 0 ? std::to_string(x.size(x.dim() - 1)) : "none");
+  SIGEO_CHECK(x.dim() > 0 && x.size(x.dim() - 1) == width, op, ": ", name, " must have ",
+              masked ? "all " : "the selected ", width, " values in dimension -1, got ",
+              x.dim() > 0 ? std::to_string(x.size(x.dim() - 1)) : "none");
 }
 
 Tensor cleared(const Tensor& like, const Selection& rows, const Selection& columns) {

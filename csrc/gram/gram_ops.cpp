@@ -2,8 +2,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/device.h"
 #include "common/tensor.h"
 #include "sample_moments/arguments.h"
@@ -22,10 +22,10 @@ double* data(Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 template <class Device>
 Tensor gram_lists(OptionalTensors rows, int64_t count, bool difference) {
   const char* op = "gram_lists";
-  STD_TORCH_CHECK(count > 0, op, ": count must be at least 1, got ", count);
+  SIGEO_CHECK(count > 0, op, ": count must be at least 1, got ", count);
   const int64_t tensors = static_cast<int64_t>(rows.size());
-  STD_TORCH_CHECK(tensors % count == 0, op, ": rows must hold the same number of tensors for ",
-                  "each of ", count, ", got ", tensors, " tensors");
+  SIGEO_CHECK(tensors % count == 0, op, ": rows must hold the same number of tensors for ",
+              "each of ", count, ", got ", tensors, " tensors");
   Lists lists(op, rows.size() / count);
   const auto arrays = lists.rows("rows", rows);
   Tensor out = lists.new_float64({count, count});
@@ -40,8 +40,8 @@ Tensor gram_convolution(Tensor x, Tensor d, Sizes kernel, Sizes stride, Sizes pa
   const char* op = "gram_convolution";
   const auto shape = sample_moments::shape_of(op, x, d, kernel, stride, padding, dilation, groups);
   sample_moments::check_images(op, x, d);
-  STD_TORCH_CHECK(unit > 0 && x.size(0) % unit == 0, op, ": unit must divide the ", x.size(0),
-                  " samples, got ", unit);
+  SIGEO_CHECK(unit > 0 && x.size(0) % unit == 0, op, ": unit must divide the ", x.size(0),
+              " samples, got ", unit);
   Tensor out = square(x, x.size(0) / unit);
   const auto run = [&]<class T>(T) {
     gram::of_convolution(shape, static_cast<const T*>(x.data_ptr()),
@@ -71,9 +71,9 @@ Tensor gram_embedding(Tensor rows, std::optional<Tensor> units, Tensor gradients
 template <class Device>
 Tensor gram_hamming(Tensor codes) {
   const char* op = "gram_hamming";
-  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, op,
-                  ": codes must be uint8 [count, bytes], got ", codes.dim(), " dimensions of ",
-                  torch::headeronly::toString(codes.scalar_type()));
+  SIGEO_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, op,
+              ": codes must be uint8 [count, bytes], got ", codes.dim(), " dimensions of ",
+              torch::headeronly::toString(codes.scalar_type()));
   const Tensor dense = torch::stable::contiguous(codes);
   Tensor out =
       torch::stable::new_empty(codes, Sizes{codes.size(0), codes.size(0)}, ScalarType::Long);

@@ -1,7 +1,6 @@
 #include <tuple>
 
-#include <torch/headeronly/util/Exception.h>
-
+#include "common/check.h"
 #include "common/device.h"
 #include "common/tensor.h"
 #include "moments/moments.h"
@@ -12,9 +11,9 @@ namespace {
 using State = std::tuple<Tensors, Tensors, Tensors>;
 
 void check_count(const char* op, int64_t count, int64_t ddof) {
-  STD_TORCH_CHECK(count > 0, op, ": count must be at least 1, got ", count);
-  STD_TORCH_CHECK(ddof >= 0 && ddof < count, op, ": ddof must be at least 0 and below the ", count,
-                  " units, got ", ddof);
+  SIGEO_CHECK(count > 0, op, ": count must be at least 1, got ", count);
+  SIGEO_CHECK(ddof >= 0 && ddof < count, op, ": ddof must be at least 0 and below the ", count,
+              " units, got ", ddof);
 }
 
 double* data(Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
@@ -22,7 +21,7 @@ double* data(Tensor& tensor) { return static_cast<double*>(tensor.data_ptr()); }
 template <class Device>
 void update_into(const char* op, const Tensors& abs_sum, const Tensors& mean, const Tensors& m2,
                  const OptionalTensors& grads, int64_t count) {
-  STD_TORCH_CHECK(count >= 0, op, ": count must be at least 0, got ", count);
+  SIGEO_CHECK(count >= 0, op, ": count must be at least 0, got ", count);
   Lists lists(op);
   const auto a = lists.state("abs_sum", abs_sum);
   const auto mu = lists.state("mean", mean);
@@ -93,10 +92,10 @@ template <class Device>
 Tensor rows_summary(OptionalTensors rows, Tensors weights, int64_t count, int64_t ddof) {
   const char* op = "moments_rows_summary";
   check_count(op, count, ddof);
-  STD_TORCH_CHECK(count <= moments::kMaxRows, op, ": count must be at most ", moments::kMaxRows,
-                  ", got ", count);
-  STD_TORCH_CHECK(rows.size() % count == 0, op, ": rows must hold ", count,
-                  " tensors a layer, got ", rows.size(), " tensors");
+  SIGEO_CHECK(count <= moments::kMaxRows, op, ": count must be at most ", moments::kMaxRows,
+              ", got ", count);
+  SIGEO_CHECK(rows.size() % count == 0, op, ": rows must hold ", count, " tensors a layer, got ",
+              rows.size(), " tensors");
   const size_t layers = rows.size() / count;
   Lists lists(op, layers);
   std::vector<Array> w;
@@ -128,7 +127,7 @@ bool rows_lie_apart(const Tensor& tensor) {
 template <class Device>
 Tensor row_dots(Tensor a, Tensor b) {
   const char* op = "moments_row_dots";
-  STD_TORCH_CHECK(a.dim() > 0, op, ": a must be [rows, ...], got a number");
+  SIGEO_CHECK(a.dim() > 0, op, ": a must be [rows, ...], got a number");
   const int64_t rows = a.size(0);
   Lists lists(op);
   const auto split = [rows](const Array& all) {

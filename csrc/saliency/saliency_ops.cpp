@@ -1,7 +1,6 @@
 #include "saliency/saliency.h"
 
-#include <torch/headeronly/util/Exception.h>
-
+#include "common/check.h"
 #include "common/device.h"
 #include "common/tensor.h"
 
@@ -11,9 +10,9 @@ namespace {
 template <class Device>
 Tensor sums(Tensors weights, OptionalTensors gradients, int64_t want) {
   const char* op = "saliency_sums";
-  STD_TORCH_CHECK(want > 0 && want < 1 << saliency::kColumns, op,
-                  ": want must be a set of columns, 1 to ", (1 << saliency::kColumns) - 1, ", got ",
-                  want);
+  SIGEO_CHECK(want > 0 && want < 1 << saliency::kColumns, op,
+              ": want must be a set of columns, 1 to ", (1 << saliency::kColumns) - 1, ", got ",
+              want);
   const auto columns = static_cast<saliency::Columns>(want);
   Lists lists(op);
   const auto w = lists.inputs("weights", weights);

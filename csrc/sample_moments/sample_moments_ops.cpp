@@ -3,8 +3,8 @@
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
-#include <torch/headeronly/util/Exception.h>
 
+#include "common/check.h"
 #include "common/tensor.h"
 #include "sample_moments/arguments.h"
 
@@ -20,13 +20,13 @@ using torch::headeronly::ScalarType;
 constexpr int64_t kSqNorm = 1 << sample_moments::kStatistics;  // the last bit of `want`
 
 void check_units(const char* op, int64_t samples, int64_t unit, int64_t segments, int64_t want) {
-  STD_TORCH_CHECK(unit > 0, op, ": unit must be at least 1, got ", unit);
-  STD_TORCH_CHECK(segments > 0, op, ": segments must be at least 1, got ", segments);
+  SIGEO_CHECK(unit > 0, op, ": unit must be at least 1, got ", unit);
+  SIGEO_CHECK(segments > 0, op, ": segments must be at least 1, got ", segments);
   // Not by the product of the two, which may be beyond 64 bits.
-  STD_TORCH_CHECK(samples % unit == 0 && samples / unit % segments == 0, op, ": ", samples,
-                  " samples must be whole units of ", unit, " in ", segments, " equal segments");
-  STD_TORCH_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
-                  ", got ", want);
+  SIGEO_CHECK(samples % unit == 0 && samples / unit % segments == 0, op, ": ", samples,
+              " samples must be whole units of ", unit, " in ", segments, " equal segments");
+  SIGEO_CHECK(want > 0 && want < 2 * kSqNorm, op, ": want must be from 1 to ", 2 * kSqNorm - 1,
+              ", got ", want);
 }
 
 template <class T>
@@ -94,8 +94,8 @@ Tensors run_rows(const Tensor& rows, int64_t unit, int64_t segments, int64_t wan
 
 Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double factor) {
   const char* op = "sample_moments_rows";
-  STD_TORCH_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", rows.dim(),
-                  " dimensions");
+  SIGEO_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", rows.dim(),
+              " dimensions");
   check_values(op, "rows", rows);
   check_units(op, rows.size(0), unit, segments, want);
   if (rows.scalar_type() == ScalarType::Double) {
@@ -200,19 +200,18 @@ Tensors run_tables(const Tensor& rows, const Tensor& gradients, int64_t unit, in
 
 Tensors tables(Tensor rows, Tensor gradients, int64_t unit, int64_t want, double factor) {
   const char* op = "sample_moments_tables";
-  STD_TORCH_CHECK(rows.dim() == 2 && gradients.dim() == 3 && rows.size(0) == gradients.size(0) &&
-                      rows.size(1) == gradients.size(1),
-                  op, ": rows must be [samples, tables] and gradients [samples, tables, width]");
-  STD_TORCH_CHECK(rows.size(1) > 0, op, ": rows must be of at least one table, got none");
+  SIGEO_CHECK(rows.dim() == 2 && gradients.dim() == 3 && rows.size(0) == gradients.size(0) &&
+                  rows.size(1) == gradients.size(1),
+              op, ": rows must be [samples, tables] and gradients [samples, tables, width]");
+  SIGEO_CHECK(rows.size(1) > 0, op, ": rows must be of at least one table, got none");
   check_values(op, "gradients", gradients);
   check_units(op, rows.size(0), unit, 1, want);
-  STD_TORCH_CHECK(rows.scalar_type() == ScalarType::Long && rows.is_contiguous(), op,
-                  ": rows must be contiguous int64");
+  SIGEO_CHECK(rows.scalar_type() == ScalarType::Long && rows.is_contiguous(), op,
+              ": rows must be contiguous int64");
   const auto* row = static_cast<const int64_t*>(rows.data_ptr());
   const auto* end = row + rows.numel();
-  STD_TORCH_CHECK(std::all_of(row, end, [](int64_t r) { return r >= 0; }), op,
-                  ": rows must be at least 0, got ",
-                  rows.numel() ? *std::min_element(row, end) : 0);
+  SIGEO_CHECK(std::all_of(row, end, [](int64_t r) { return r >= 0; }), op,
+              ": rows must be at least 0, got ", rows.numel() ? *std::min_element(row, end) : 0);
   if (gradients.scalar_type() == ScalarType::Double) {
     return run_tables<double>(rows, gradients, unit, want, factor);
   }
@@ -258,29 +257,28 @@ Tensors run_scale(const Tensor& x, const Tensor& d, const std::optional<Tensor>&
 Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tensor> rstd,
               std::optional<Tensor> factor, bool channels_last, bool shift) {
   const char* op = "sample_moments_scale";
-  STD_TORCH_CHECK(x.dim() == 3, op, ": x must have 3 dimensions, got ", x.dim());
-  STD_TORCH_CHECK(sizes_of(d) == sizes_of(x), op, ": d must have the shape of x, got another");
+  SIGEO_CHECK(x.dim() == 3, op, ": x must have 3 dimensions, got ", x.dim());
+  SIGEO_CHECK(sizes_of(d) == sizes_of(x), op, ": d must have the shape of x, got another");
   check_pair(op, x, d);
-  STD_TORCH_CHECK(mean.has_value() == rstd.has_value(), op,
-                  ": mean and rstd must be given together");
-  STD_TORCH_CHECK(!mean.has_value() || sizes_of(*mean) == sizes_of(*rstd), op,
-                  ": mean and rstd must have one shape");
+  SIGEO_CHECK(mean.has_value() == rstd.has_value(), op, ": mean and rstd must be given together");
+  SIGEO_CHECK(!mean.has_value() || sizes_of(*mean) == sizes_of(*rstd), op,
+              ": mean and rstd must have one shape");
   const int64_t positions = x.size(channels_last ? 1 : 2), channels = x.size(channels_last ? 2 : 1);
   for (const auto& [name, tensor] :
        {std::pair("mean", &mean), std::pair("rstd", &rstd), std::pair("factor", &factor)}) {
     if (!tensor->has_value()) continue;
     const Tensor& values = **tensor;
-    STD_TORCH_CHECK(values.is_contiguous() && values.scalar_type() == x.scalar_type(), op, ": ",
-                    name, " must be contiguous and of the dtype of x");
+    SIGEO_CHECK(values.is_contiguous() && values.scalar_type() == x.scalar_type(), op, ": ", name,
+                " must be contiguous and of the dtype of x");
     const bool of_channel = values.dim() == 1 && values.size(0) == channels;
     const bool of_sample = values.dim() == 2 && values.size(0) == x.size(0) &&
                            values.size(1) == channels && tensor != &factor;
     const bool of_position = values.dim() == 3 && values.size(0) == x.size(0) &&
                              values.size(1) == positions && values.size(2) == 1 && channels_last &&
                              tensor != &factor;
-    STD_TORCH_CHECK(of_channel || of_sample || of_position, op, ": ", name,
-                    " must be [channels], [samples, channels] or, channels last, "
-                    "[samples, positions, 1]");
+    SIGEO_CHECK(of_channel || of_sample || of_position, op, ": ", name,
+                " must be [channels], [samples, channels] or, channels last, "
+                "[samples, positions, 1]");
   }
   if (x.scalar_type() == ScalarType::Double) {
     return run_scale<double>(x, d, mean, rstd, factor, channels_last, shift);

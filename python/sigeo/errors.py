@@ -36,7 +36,7 @@ def check_one_of(what: str, value: object, known: Iterable[str]) -> None:
     """
     names = tuple(known)
     if value not in names:
-        raise InputError(f"{what} must be one of {', '.join(names)}, got {value!r}")
+        raise InputError(f"{what} must be one of {', '.join(names)}, got {described(value)}")
 
 
 def check_kind(value: Any, kind: type, where: str) -> None:

@@ -20,6 +20,7 @@ R = TypeVar("R")
 
 # What an argument of another kind runs into.
 _RAW = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
+_LARGEST_SEED = (1 << 63) - 1
 _GONE_THROUGH = ("__iter__", "__getitem__")
 _SPREAD = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _WORDS = {
@@ -36,7 +37,7 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function say which argument is of the wrong kind, where that makes it fail.
 
     Kinds are looked at only once an exception is there. One that has another cause goes through, as
-    does every InputError.
+    does every InputError. NumPy's numbers, truth values and texts come to the function as Python's.
 
     Args:
         name: Of the function, for the message.
@@ -46,7 +47,7 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         @functools.wraps(function)
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
             try:
-                return function(*args, **kwargs)
+                return function(*map(plain, args), **{k: plain(v) for k, v in kwargs.items()})
             except InputError:
                 raise
             except _RAW as error:
@@ -78,6 +79,24 @@ def check_fields(settings: Any, name: str) -> None:
             raise InputError(f"{name}: {wrong}")
         if isinstance(value, np.generic | np.ndarray):
             object.__setattr__(settings, field.name, value.tolist())
+
+
+def plain(value: Any) -> Any:
+    """A scalar of NumPy as Python's, anything else as it is."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def checked_seed(seed: Any) -> int:
+    """A seed, if it is one that torch takes.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not is_of(seed, int) or not 0 <= seed <= _LARGEST_SEED:
+        raise InputError(
+            f"seed: must be a whole number from 0 to {_LARGEST_SEED}, got {described(seed)}"
+        )
+    return int(seed)
 
 
 def kinds_of(annotated: Any) -> dict[str, Any]:

@@ -6,6 +6,7 @@ sizes or on the images, the spaces check themselves.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterable
 from typing import Any, TypeGuard
 
@@ -24,11 +25,11 @@ def whole(value: object) -> int:
     Raises:
         InputError: It is something else.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not _is_whole(value) or value < 1:
         raise InputError(f"must be a whole number of at least 1, got {value!r}")
     if value > LARGEST:
         raise InputError(f"must be at most {LARGEST}, got {value}")
-    return value
+    return int(value)
 
 
 def _listed(value: object) -> tuple[object, ...]:
@@ -54,7 +55,7 @@ def _ascending(value: object) -> tuple[float, ...]:
     for part in _listed(value):
         if not _is_number(part):
             raise InputError(f"must be numbers, got {part!r}")
-        values.append(part)
+        values.append(_plain(part))
     if sorted(set(values)) != values or not all(0 < part <= LARGEST for part in values):
         raise InputError(f"must be ascending, above 0 and at most {LARGEST}, got {values}")
     return tuple(values)
@@ -89,18 +90,27 @@ def _share(value: object) -> float:
 def _factor(value: object) -> float:
     if not _is_number(value) or not 0 < value <= 64:
         raise InputError(f"must be above 0 and at most 64, got {value!r}")
-    return value
+    return _plain(value)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _plain(value: float) -> float:
+    """A number of NumPy's as Python's."""
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
 def _one_of(*known: object) -> Rule:
     def rule(value: object) -> object:
         if value not in known:
             raise InputError(f"must be {' or '.join(map(str, known))}, got {value!r}")
-        return value
+        return known[known.index(value)]
 
     return rule
 

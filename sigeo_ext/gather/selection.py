@@ -5,6 +5,7 @@ Windows are read through views; an index copies what it selects.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,18 +31,27 @@ def window_of(name: str, argument: str, selection: Selection, size: int) -> Wind
     if isinstance(selection, Tensor):
         return [0, 0], selection
     if isinstance(selection, slice):
-        begin, end = selection.start or 0, size if selection.stop is None else selection.stop
+        begin = plain(selection.start or 0)
+        end = size if selection.stop is None else plain(selection.stop)
         whole = isinstance(begin, _WHOLE) and isinstance(end, _WHOLE)
         if selection.step not in (None, 1) or not (whole and 0 <= begin <= end <= size):
             expected = f"{argument} must be a slice of step 1 from 0 to {size}"
             _check.require(False, name, f"{expected}, got {selection}")
         return [begin, end - begin], None
-    if not isinstance(selection, _WHOLE) or isinstance(selection, bool):
+    count = plain(selection)
+    if not isinstance(count, _WHOLE) or isinstance(count, bool):
         expected = f"{argument} must be None, an int, a slice or an int64 tensor"
-        _check.require(False, name, f"{expected}, got {type(selection).__name__}")
-    if not 0 <= selection <= size:
-        _check.require(False, name, f"{argument} must be from 0 to {size}, got {selection}")
-    return [0, selection], None
+        _check.require(False, name, f"{expected}, got {type(count).__name__}")
+    if not 0 <= count <= size:
+        _check.require(False, name, f"{argument} must be from 0 to {size}, got {count}")
+    return [0, count], None
+
+
+def plain(value: Any) -> Any:
+    """A whole number of NumPy's as Python's, anything else as it is."""
+    if isinstance(value, _WHOLE) or not isinstance(value, numbers.Integral):
+        return value
+    return int(value)
 
 
 def check_list(op: str, name: str, index: Tensor | None) -> None:

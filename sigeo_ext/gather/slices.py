@@ -33,7 +33,7 @@ from sigeo_ext._op import call
 from sigeo_ext.gather import slices_op as op
 from sigeo_ext.gather import slices_reference as reference
 from sigeo_ext.gather.routes import must_be_plain
-from sigeo_ext.gather.selection import Selection, Window, check_index, length, window_of
+from sigeo_ext.gather.selection import Selection, Window, check_index, length, plain, window_of
 from sigeo_ext.gather.slices_norms import batch_norm, group_norm, layer_norm
 
 __all__ = [
@@ -311,6 +311,7 @@ def _cropped(name: str, size: Sequence[int], kernel: int | None) -> list[int]:
 
 
 def _spread(name: str, argument: str, values: int | Sequence[int], dims: int) -> list[int]:
+    values = plain(values)
     found = [values] * dims if isinstance(values, int) else list(values)
     if len(found) != dims:
         _check.require(False, name, f"{argument} must be an int or {dims} of them, got {found}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 def each_dimension(value: int | Sequence[int], dims: int) -> list[int]:
     """One number for each dimension."""
-    return [value] * dims if isinstance(value, int) else list(value)
+    return [value] * dims if isinstance(value, (int, numbers.Integral)) else list(value)
 
 
 def widened(tensor: Tensor) -> Tensor:

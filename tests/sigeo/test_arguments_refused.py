@@ -14,7 +14,7 @@ from torch import nn
 
 import sigeo
 from sigeo import InputError, data, proxies, spaces, tables
-from sigeo.capture import SGD, Request, fisher_rao, fisher_trace
+from sigeo.capture import SGD, Request, capture, fisher_rao, fisher_trace
 from sigeo.data import ImageData, Split
 from sigeo.fewshot import recipes
 from sigeo.fewshot.partition import Relation
@@ -176,6 +176,30 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
         (
             lambda: fisher_rao(LAYER, [BATCH], F.mse_loss, labels="drawn"),
             "labels: can be drawn from outputs [samples, 2 classes or more], got [3, 1]",
+        ),
+        (
+            lambda: fisher_trace(LAYER, [BATCH], F.mse_loss, labels=IMAGES),
+            'labels: must be "given" or "drawn", got Tensor',
+        ),
+        (
+            lambda: sigeo.score(LAYER, [BATCH], ["snip"], loss_fn=BATCH[1]),
+            "loss_fn: expected a function of (output, labels), got Tensor",
+        ),
+        (
+            lambda: sigeo.score(LAYER, [BATCH], memory_format=BATCH[1]),
+            "memory_format must be one of auto, preserve, channels_last, got Tensor",
+        ),
+        (
+            lambda: capture(LAYER, None),
+            "capture: want must be a list, each a text, got None",
+        ),
+        (
+            lambda: capture(LAYER, batch_dim=-1),
+            "batch_dim: must be a number from 0, got -1",
+        ),
+        (
+            lambda: capture(LAYER, unit=BATCH[1]),
+            'unit: must be "sample" or a number from 1, got Tensor',
         ),
         (
             lambda: spaces.Choice(3, ("a",)),

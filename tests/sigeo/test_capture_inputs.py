@@ -13,6 +13,7 @@ from torch import nn
 import sigeo
 from sigeo import InputError
 from sigeo.capture import (
+    Batches,
     Request,
     capture,
     diag_fisher,
@@ -144,3 +145,37 @@ def test_a_capture_inside_inference_mode_is_refused():
     expected = "capture: torch.inference_mode is on"
     with torch.inference_mode(), pytest.raises(InputError, match=expected), capture(golden_net()):
         pass
+
+
+def test_batches_take_a_device_by_name():
+    (batch,) = image_batches(1)
+    inputs, labels = Batches([batch], golden_net(), "cpu")[0]
+    assert torch.equal(inputs, batch[0]) and torch.equal(labels, batch[1])
+
+
+class Normalising(nn.Module):
+    """Writes to its inputs, as a user's preparation of images may."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    def forward(self, x):
+        x -= 0.5
+        x /= 0.3
+        return self.layers(x)
+
+
+def test_a_model_that_writes_to_its_inputs_gets_them_as_they_are_in_every_pass():
+    x = torch.randn(4, 6, 4, generator=torch.Generator().manual_seed(0))
+    batches = [(one, torch.arange(6) % 3) for one in x.clone()]
+    names = ["naswot", "fisher", "grasp", "zico", "sigeo", "fisher_trace", "sigeo_paper"]
+    together = sigeo.score(Normalising(), batches, names)
+    for name in names:
+        assert sigeo.score(Normalising(), batches, [name])[name] == together[name]
+    kernels = [ntk(Normalising(), batches[0][0], outputs="trace") for _ in range(2)]
+    expected = ntk(Normalising().layers, (x[0] - 0.5) / 0.3, outputs="trace")
+    assert torch.equal(*kernels)
+    torch.testing.assert_close(kernels[0], expected)
+    assert torch.equal(torch.stack([inputs for inputs, _ in batches]), x)

@@ -7,9 +7,19 @@ import random
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from sigeo.capture import SGD, Request, gradient_statistics, preserved
+import sigeo
+from sigeo.capture import (
+    SGD,
+    Request,
+    capture,
+    fisher_trace,
+    gradient_statistics,
+    preserved,
+    sample_inner_products,
+)
 from tests.sigeo.models import assert_unchanged, golden_net, image_batches, state_of
 
 
@@ -107,3 +117,67 @@ def test_a_loader_that_fails_has_drawn_nothing():
     with pytest.raises(KeyError, match="the second batch"):
         gradient_statistics(model, batches())
     assert torch.equal(before, torch.get_rng_state())
+
+
+class Recurring(nn.Module):
+    """A layer and a norm at two places, weights that two layers share, and a weight of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU())
+        self.second, self.third = self.first, nn.Linear(4, 4)
+        self.fourth = nn.Linear(4, 4)
+        self.fourth.weight = self.third.weight
+        self.mix = nn.Parameter(torch.randn(4, 4) / 4)
+
+    def forward(self, x):
+        x = self.second(self.first(x)) @ torch.linalg.matrix_exp(self.mix)
+        return self.fourth(self.third(x).tanh())
+
+
+def recurring():
+    torch.manual_seed(0)
+    return Recurring().double().eval()
+
+
+def rows_alone(model, x, y):
+    """Each sample's gradient [samples, parameters], and the parameters as one vector."""
+    parameters = list(model.parameters())
+    rows = [
+        torch.autograd.grad(F.cross_entropy(model(a[None]), b[None]), parameters)
+        for a, b in zip(x, y, strict=True)
+    ]
+    flat = [torch.cat([g.flatten() for g in row]) for row in rows]
+    return torch.stack(flat), torch.cat([p.detach().flatten() for p in parameters])
+
+
+@pytest.mark.parametrize("proxy", ["synflow", "logsynflow", "sigeo_paper", "fisher_trace"])
+def test_a_module_at_two_places_comes_back(proxy):
+    model = recurring()
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    values = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    batch = torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 4
+    found = [sigeo.score(model, [batch] * 2, [proxy])[proxy] for _ in range(2)]
+    assert found[0] == found[1] and found[0].finite
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert all(after[name] is tensor for name, tensor in tensors.items())
+    assert all(torch.equal(after[name], value) for name, value in values.items())
+    assert model.second is model.first and model.fourth.weight is model.third.weight
+
+
+def test_products_and_traces_of_a_module_at_two_places():
+    model, x, y = recurring(), torch.randn(6, 4, dtype=torch.float64), torch.arange(6) % 4
+    g, theta = rows_alone(model, x, y)
+    for _ in range(2):
+        torch.testing.assert_close(sample_inner_products(model, F.cross_entropy, x, y), g @ theta)
+        trace = torch.tensor(fisher_trace(model, [(x, y)]), dtype=torch.float64)
+        torch.testing.assert_close(trace, g.square().sum(1).mean())
+
+
+def test_a_capture_leaves_buffers_of_a_module_at_two_places():
+    model, x = recurring(), torch.randn(6, 4, dtype=torch.float64)
+    buffers = dict(model.named_buffers())
+    with capture(model) as stats:
+        model(x).mean().backward()
+    assert "mix" in stats
+    assert all(buffer is buffers[name] for name, buffer in model.named_buffers())

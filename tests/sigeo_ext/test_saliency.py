@@ -252,5 +252,5 @@ BAD_CALLS = {
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_errors_name_argument_expectation_and_what_came(call, name):
     arguments, message = BAD_CALLS[name]
-    with pytest.raises(RuntimeError, match=f"saliency_sums: {message}"):
+    with pytest.raises(RuntimeError, match=f"^saliency_sums: {message}"):
         call(*arguments)

@@ -140,7 +140,7 @@ BAD_CALLS = {
 def test_errors_name_argument_expectation_and_what_came(implementation, name):
     arguments, message = BAD_CALLS[name]
     call = reference.convolution if implementation == "reference" else op.sample_moments_convolution
-    with pytest.raises(RuntimeError, match=f"sample_moments_convolution: .*{message}"):
+    with pytest.raises(RuntimeError, match=f"^sample_moments_convolution: .*{message}"):
         call(*arguments)
 
 
@@ -165,7 +165,7 @@ def test_no_segments_are_refused(layer):
      (D[:, 0].double(), "x and d must have one dtype, got Float and Double")],
 )  # fmt: skip
 def test_linear_layers_of_one_position_refuse_what_the_kernels_refuse(d, text):
-    with pytest.raises(RuntimeError, match=f"sample_moments_convolution: {text}"):
+    with pytest.raises(RuntimeError, match=f"^sample_moments_convolution: {text}"):
         sm.linear(X[:, 0], d)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sigeo_ext import gram, sample_moments
 from sigeo_ext.gather import slices
 
 pytestmark = pytest.mark.usefixtures("small_weights_through_ops")
@@ -61,3 +63,29 @@ def test_vectors_of_norms_are_of_one_length(masked):
         vectors[place] = seven
         refused(slices.batch_norm, (x, *vectors), part, f"batch_norm: {name} must be [8], got [7]")
     refused(slices.layer_norm, (x, torch.ones(2, 4), None), part, "weight must be [8], got [2, 4]")
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_numbers_of_numpy_are_selections(layer):
+    function, x, weight = LAYERS[layer]
+    x, weight = torch.randn(x.shape), torch.randn(weight.shape)
+    for outputs, plain in ((np.int64(2), 2), (slice(np.int32(1), np.int64(3)), slice(1, 3))):
+        found = function(x, weight, outputs=outputs, inputs=np.uint8(4))
+        assert torch.equal(found, function(x, weight, outputs=plain, inputs=4))
+    refused(function, (x, weight), {"outputs": np.float64(2)}, "None, an int, a slice or an int64")
+    refused(function, (x, weight), {"outputs": np.True_}, "None, an int, a slice or an int64")
+
+
+def test_numbers_of_numpy_are_steps_of_convolutions():
+    x, weight = torch.randn(2, 4, 6, 6), torch.randn(5, 4, 3, 3)
+    made, plain = ({"stride": kind(2), "padding": kind(1)} for kind in (np.int64, int))
+    expected = slices.convolution(x, weight, outputs=3, **plain)
+    assert torch.equal(slices.convolution(x, weight, outputs=3, **made), expected)
+    d = torch.randn(expected.shape)
+    for function, options in (
+        (sample_moments.convolution, {"want": ["sq_norm"]}),
+        (gram.convolution, {}),
+    ):
+        pair = [function(x, d, kernel_size=(3, 3), **options, **one) for one in (made, plain)]
+        first, second = (getattr(found, "sq_norm", found) for found in pair)
+        assert torch.equal(first, second)

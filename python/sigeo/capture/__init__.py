@@ -8,11 +8,12 @@ from sigeo.capture.layers import Selection, select
 from sigeo.capture.losses import LossFunction, batch_loss, check_reduction
 from sigeo.capture.ntk import NTKBatchNorm, ntk
 from sigeo.capture.rectifiers import rectifier_inputs
-from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, capture
+from sigeo.capture.samples import BatchNormPolicy, SampleStatistics, all_served, capture
 from sigeo.capture.state import preserved
 from sigeo.capture.statistics import (
     FirstGradient,
     GradientStatistics,
+    NoInnerProducts,
     Request,
     gradient_statistics,
 )
@@ -28,12 +29,14 @@ __all__ = [
     "LossFunction",
     "MemoryFormat",
     "NTKBatchNorm",
+    "NoInnerProducts",
     "Request",
     "SampleStatistics",
     "Selection",
     "Steps",
     "Trace",
     "all_reduce",
+    "all_served",
     "batch_loss",
     "call",
     "capture",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,9 +14,12 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.layers import check_made
 from sigeo.capture.state import RandomState, device_of
-from sigeo.errors import InputError, check_kind, check_one_of
+from sigeo.errors import InputError, check_kind, check_one_of, described, lacks_memory
 
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
+
+# Labels of these are as well int64, which torch's losses ask for; uint8 they take, as masks may be.
+_NARROW = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
 
 
 class Batches:
@@ -25,7 +29,7 @@ class Batches:
         self,
         batches: Iterable[Any],
         model: nn.Module,
-        device: torch.device,
+        device: torch.device | str,
         memory_format: MemoryFormat = "auto",
     ):
         """Keep the batches; an iterator is read to its end first.
@@ -33,8 +37,9 @@ class Batches:
         Args:
             batches: Pairs (inputs, labels), or inputs alone: a tuple or list of two is a pair.
                 Inputs are one tensor, a tuple of positional or a dict of keyword arguments of the
-                model; labels are tensors, NumPy arrays or lists of numbers, or tuples, lists or
-                dicts of tensors.
+                model; labels are tensors or lists of numbers, or tuples, lists or dicts of tensors,
+                whole numbers as int64, but for uint8. NumPy arrays serve as tensors of their dtype.
+                All are constants: nothing is differentiated beyond them.
             model: Decides what "auto" means.
             device: Where inputs and labels go.
             memory_format: "channels_last" for images [B, C, H, W] in that order, "preserve" as
@@ -50,6 +55,7 @@ class Batches:
             raise InputError(
                 "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"
             )
+        device = torch.device(device)
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
         try:
@@ -99,28 +105,42 @@ class Batches:
         return "one tensor" if isinstance(first, Tensor) else type(first).__name__
 
     def __getitem__(self, index: int) -> tuple[Any, Any]:
-        """Inputs and labels of one batch, where and how the model takes them."""
+        """Inputs and labels of one batch, where and how the model takes them.
+
+        Raises:
+            InputError: An array or a list of labels that is not of numbers, or no samples.
+        """
         inputs, labels = _split(self._batches[index])
-        if isinstance(labels, (np.ndarray, list)) and not any(
+        if isinstance(labels, list) and not any(
             isinstance(leaf, Tensor) for leaf in tree_leaves(labels)
         ):
-            labels = torch.as_tensor(labels, device="cpu")
-        return self._place(inputs), tree_map_only(Tensor, self._moved, labels)
+            labels = _tensor("labels", labels)
+        placed = self._place(inputs)
+        tensors = [x for x in tree_leaves(placed) if isinstance(x, Tensor) and not x.is_nested]
+        counts = [len(x) for x in tensors if x.dim()]
+        if counts and not any(counts):
+            raise InputError(f"inputs: expected at least one sample, got none in batch {index}")
+        return placed, tree_map_only((Tensor, np.ndarray), self._label, labels)
+
+    def _label(self, value: Tensor | np.ndarray[Any, Any]) -> Tensor:
+        placed = self._moved(_tensor("labels", value))
+        return placed.long() if placed.dtype in _NARROW else placed
 
     def _place(self, inputs: Any) -> Any:
         if isinstance(inputs, Mapping):
             return {name: self._place(value) for name, value in inputs.items()}
         if type(inputs) in (tuple, list):  # a named tuple, such as a PackedSequence, is one input
             return tuple(self._place(value) for value in inputs)
-        if not isinstance(inputs, Tensor):
+        if not _is_array(inputs):
             return inputs
-        placed = self._moved(inputs)
+        placed = self._moved(_tensor("inputs", inputs))
         if self._channels_last and placed.dim() == 4 and placed.is_floating_point():
             return placed.contiguous(memory_format=torch.channels_last)
         return placed
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        moved = tensor.to(self.device)
+        # What made it, another model say, is not run backward.
+        moved = tensor.detach().to(self.device)
         return moved.clone() if moved.is_inference() else moved  # autograd takes the copy
 
 
@@ -156,8 +176,66 @@ def _split(batch: Any) -> tuple[Any, Any]:
     return batch, None
 
 
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (Tensor, np.ndarray))
+
+
+def _tensor(what: str, value: Any) -> Tensor:
+    """A tensor as it is, an array or a list as one on the CPU, whatever an array's memory is like.
+
+    Raises:
+        InputError: It holds something else than numbers.
+    """
+    if isinstance(value, Tensor):
+        return value
+    try:
+        if isinstance(value, np.ndarray):
+            value = np.array(value, dtype=value.dtype.newbyteorder("="))
+        return torch.as_tensor(value, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as error:
+        of = f" of {value.dtype}" if isinstance(value, np.ndarray) else f" {described(value)}"
+        raise InputError(f"{what}: expected numbers, got {type(value).__name__}{of}") from error
+
+
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for the inputs of one batch."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if type(inputs) is tuple else model(inputs)
+    """The model's output for copies of the inputs of one batch, as it may write to its inputs."""
+    with telling_dtypes(model, inputs):
+        copies = tree_map_only(Tensor, Tensor.clone, inputs)
+        if isinstance(copies, Mapping):
+            return model(**copies)
+        return model(*copies) if type(copies) is tuple else model(copies)
+
+
+@contextlib.contextmanager
+def telling_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
+    """Let a model that fails say so if its inputs are of another dtype than its parameters.
+
+    Args:
+        model: That runs in the body.
+        inputs: Its inputs.
+
+    Yields:
+        Once, when it does.
+
+    Raises:
+        InputError: It fails, and they are.
+        RuntimeError: The model's own.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        of_dtypes = "type" in str(error) and not lacks_memory(error)
+        wrong = _other_dtype(model, inputs) if of_dtypes else None
+        if wrong is None:
+            raise
+        raise InputError(wrong) from error
+
+
+def _other_dtype(model: nn.Module, inputs: Any) -> str | None:
+    """What is wrong with real inputs or bytes of another dtype than the parameters, if they are."""
+    known = [parameter.dtype for parameter in model.parameters()]
+    for leaf in tree_leaves(inputs) if known else ():
+        real = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.dtype == torch.uint8)
+        if real and leaf.dtype not in known:
+            return f"inputs: expected {known[0]} like the model's parameters, got {leaf.dtype}"
+    return None

@@ -24,11 +24,17 @@ from sigeo.capture.losses import (
     check_reduction,
     check_trainable,
 )
-from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, SampleStatistics, capture
+from sigeo.capture.samples import (
+    BatchNormPolicy,
+    SamplesCoupled,
+    SampleStatistics,
+    all_served,
+    capture,
+)
 from sigeo.capture.signs import sq_norms_by_signs
 from sigeo.capture.state import preserved
-from sigeo.errors import InputError
-from sigeo.kinds import named_arguments
+from sigeo.errors import InputError, described
+from sigeo.kinds import checked_seed, is_of, named_arguments
 
 Labels = Literal["given", "drawn"]
 Estimator = Literal["exact", "signs"]
@@ -53,6 +59,7 @@ class Trace(float):
 @named_arguments("fisher_trace")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def fisher_trace(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -68,7 +75,7 @@ def fisher_trace(
 ) -> Trace:
     """Trace of the Fisher matrix over all trainable parameters: the mean squared norm of g_b.
 
-    The model comes back as it was.
+    The model is measured in the mode that it is in, train or eval, and comes back as it was.
 
     Args:
         model: Any module.
@@ -95,7 +102,7 @@ def fisher_trace(
             that `capture` refuses.
     """
     if estimator not in ("exact", "signs"):
-        raise InputError(f'estimator: must be "exact" or "signs", got {estimator!r}')
+        raise InputError(f'estimator: must be "exact" or "signs", got {described(estimator)}')
     passes = _Passes(model, batches, loss_fn, labels, seed, reduction, batch_norm, memory_format)
     if estimator == "signs":
         return _trace_by_signs(passes, probes)
@@ -109,6 +116,7 @@ def fisher_trace(
 @named_arguments("fisher_rao")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def fisher_rao(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -137,6 +145,7 @@ def fisher_rao(
 @named_arguments("diag_fisher")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def diag_fisher(
     model: nn.Module,
     batches: Iterable[object] | Batches,
@@ -184,11 +193,11 @@ class _Passes:
         memory_format: MemoryFormat,
     ):
         if labels not in ("given", "drawn"):
-            raise InputError(f'labels: must be "given" or "drawn", got {labels!r}')
+            raise InputError(f'labels: must be "given" or "drawn", got {described(labels)}')
         if reduction not in ("mean", "sum"):
-            raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
+            raise InputError(f'reduction: must be "mean" or "sum", got {described(reduction)}')
         self.model, self.loss_fn = model, loss_fn
-        self.labels, self.seed, self.reduction = labels, seed, reduction
+        self.labels, self.seed, self.reduction = labels, checked_seed(seed), reduction
         self.batch_norm = batch_norm
         self._asked = False
         self.data = Batches.of(batches, model, memory_format)
@@ -246,12 +255,14 @@ def _trace_by_signs(passes: _Passes, probes: int) -> Trace:
         InputError: Too few probes, or a policy for batch norm that does not keep samples apart.
         SamplesCoupled: Batch norm uses the batch's statistics, and the policy is to refuse that.
     """
-    if not isinstance(probes, int) or probes < 2:
-        raise InputError(f"probes: expected 2 or more, from which an error follows, got {probes!r}")
+    if not is_of(probes, int) or probes < 2:
+        raise InputError(
+            f"probes: expected 2 or more, from which an error follows, got {described(probes)}"
+        )
     if passes.batch_norm not in ("refuse", "frozen"):
         raise InputError(
             'batch_norm: must be "refuse" or "frozen" with estimator="signs", '
-            f"got {passes.batch_norm!r}"
+            f"got {described(passes.batch_norm)}"
         )
     draws = torch.Generator().manual_seed(passes.seed)
     signs = torch.Generator().manual_seed(passes.seed ^ _SIGNS)

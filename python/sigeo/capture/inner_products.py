@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.batches import call
 from sigeo.capture.losses import batch_loss, check_reduction
+from sigeo.capture.state import run_with
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
 
@@ -30,7 +31,7 @@ _level = threading.RLock()
 
 
 class _Called(nn.Module):
-    """A model that takes the inputs of a batch as one argument, for `functional_call`."""
+    """A model that takes the inputs of a batch as one argument, for `run_with`."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -76,8 +77,8 @@ def sample_inner_products(
         float64 [B].
 
     Raises:
-        InputError: There are no labels, the loss weighs or mixes samples, or the model has an
-            operation without forward derivative.
+        InputError: There are no labels, the loss weighs or mixes samples, the model has an
+            operation without forward derivative, or its output shows no tensors.
     """
     if labels is None:
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
@@ -92,7 +93,8 @@ def sample_inner_products(
         try:
             # The fused kernels of attention have no forward derivative.
             with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
-                output = torch.func.functional_call(_Called(model), {**duals, **buffers}, (inputs,))
+                output = run_with(_Called(model), {**duals, **buffers}, (inputs,))
+            _check_tensors(output)
             loss = batch_loss(loss_fn, output, labels)
             check_reduction(loss_fn, output, labels, loss, None)
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
@@ -105,16 +107,30 @@ def sample_inner_products(
         return products
 
 
+def _check_tensors(output: Any) -> None:
+    """Check that an output can be cut into its samples.
+
+    Raises:
+        InputError: It is of a class of its own, whose tensors cannot be seen.
+    """
+    if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(output)):
+        raise InputError(
+            "model: expected an output of tensors, in tuples, lists or dicts, got "
+            f"{type(output).__name__}"
+        )
+
+
 def _samples(labels: Any) -> int:
     """How many samples the labels are of: the first dimension of their tensors.
 
     Raises:
-        InputError: There is no tensor among them.
+        InputError: There is no tensor among them, or they do not agree.
     """
-    for leaf in tree_leaves(labels):
-        if isinstance(leaf, Tensor) and leaf.dim():
-            return len(leaf)
-    raise InputError("labels: expected a tensor [B, ...], got none")
+    counts = {len(leaf) for leaf in tree_leaves(labels) if isinstance(leaf, Tensor) and leaf.dim()}
+    if len(counts) != 1:
+        got = f"tensors of {sorted(counts)} rows" if counts else "none"
+        raise InputError(f"labels: expected tensors of one row a sample, got {got}")
+    return counts.pop()
 
 
 def _sample(values: Any, index: int) -> Any:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, check_one_of
 from sigeo.kinds import named_arguments
 
 Selection = Literal["layers", "all"]
@@ -57,8 +57,9 @@ def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
     parameters that it is computed from.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, one is complex, or there is no selection of that name.
     """
+    check_one_of("selection", selection, get_args(Selection))
     if selection == "all":
         chosen = {name: p for name, p in model.named_parameters() if p.requires_grad}
     else:
@@ -78,4 +79,9 @@ def select(model: nn.Module, selection: Selection) -> dict[str, nn.Parameter]:
     if not chosen:
         what = "trainable parameter" if selection == "all" else "convolution or linear weight"
         raise InputError(f"model: expected at least one {what}, found none")
+    for name, parameter in chosen.items():
+        if parameter.is_complex():
+            raise InputError(
+                f"model: parameter {name} is complex, and statistics are of real numbers"
+            )
     return chosen

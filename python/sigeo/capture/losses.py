@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sigeo.errors import InputError
+from sigeo.errors import InputError, described, lacks_memory
 
 LossFunction = Callable[..., Tensor]
 Reduction = Literal["mean", "sum"]
@@ -26,24 +27,63 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
 
     Raises:
         InputError: There is no loss function, it gives not one number, labels are not as many as
-            samples, or one is no class of the output.
+            samples, one is no class of the output, or one of torch's losses takes no such output
+            or labels.
         IndexError: The loss function's own.
+        RuntimeError: Likewise.
+        TypeError: Likewise.
         ValueError: Likewise.
     """
     if not callable(loss_fn):
-        raise InputError(f"loss_fn: expected a function of (output, labels), got {loss_fn!r}")
+        raise InputError(
+            f"loss_fn: expected a function of (output, labels), got {described(loss_fn)}"
+        )
     try:
         loss = loss_fn(output) if labels is None else loss_fn(output, labels)
     except IndexError:
         check_classes(output, labels)
         raise
-    except ValueError:  # as torch's of sizes that differ
+    except (RuntimeError, TypeError, ValueError) as error:
+        if lacks_memory(error):
+            raise
         check_count(output, labels)
-        raise
+        wrong = _misfit(loss_fn, output, labels)
+        if wrong is None:
+            raise
+        raise InputError(wrong) from error
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         came = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise InputError(f"loss_fn: expected one number, the loss of a batch, got {came}")
     return loss
+
+
+def _misfit(loss_fn: LossFunction, output: Any, labels: Any) -> str | None:
+    """What one of torch's losses does not take of an output and labels, if that is known.
+
+    It takes one tensor [samples, classes, ...], and classes [samples, ...] or values like it.
+    """
+    function = getattr(loss_fn, "func", loss_fn)  # of a partial
+    if not str(getattr(function, "__module__", "")).startswith("torch.nn."):
+        return None
+    name = getattr(function, "__name__", type(function).__name__)
+    if not isinstance(output, Tensor):
+        return (
+            f"loss_fn: {name} takes an output that is one tensor, got {type(output).__name__}; "
+            "pass a function of the model's output and the labels"
+        )
+    if labels is None:
+        return f"batches: expected pairs (inputs, labels), as {name} takes, got inputs alone"
+    if not isinstance(labels, Tensor):
+        return f"labels: expected one tensor, as {name} takes, got {type(labels).__name__}"
+    classes = [*output.shape[:1], *output.shape[2:]]
+    if labels.dtype in (torch.int64, torch.uint8) and list(labels.shape) == classes:
+        return None
+    if labels.dtype == output.dtype and labels.shape == output.shape:
+        return None
+    return (
+        f"labels: expected classes, torch.int64 {classes}, or values like the output's, "
+        f"{output.dtype} {list(output.shape)}, got {labels.dtype} {list(labels.shape)}"
+    )
 
 
 def check_count(output: Any, labels: Any) -> None:
@@ -101,8 +141,9 @@ def check_reduction(
 
     The batch is cut in two by sums of binary digits of the samples' numbers, odd or even, in many
     ways (all, of up to 16 samples): no unequal weights are shared out evenly each time. Outputs are
-    moved at random, as those of a fresh network may all have the same loss. A loss that cannot be
-    taken apart passes, and one that is not finite.
+    moved at random, as those of a fresh network may all have the same loss. Outputs and labels may
+    be tuples, lists or dicts of tensors. A loss that cannot be taken apart passes, as where tensors
+    have different numbers of rows, and one that is not finite.
 
     Args:
         loss_fn: The loss function, which is called for each part of the batch.
@@ -115,20 +156,22 @@ def check_reduction(
     Raises:
         InputError: The loss is of another kind.
     """
-    whole = isinstance(output, Tensor) and isinstance(labels, Tensor) and output.dim() > 0
-    if not whole or len(output) < 2 or labels.dim() == 0 or len(output) != len(labels):
+    counts = {len(tensor) for tensor in _batched(output)}
+    if len(counts) != 1 or counts != {len(tensor) for tensor in _batched(labels)}:
         return
-    if not math.isfinite(float(loss.detach())):
+    count = counts.pop()
+    if count < 2 or not math.isfinite(float(loss.detach())):
         return
     found = None
-    few = output.dtype in (torch.bfloat16, torch.float16)
-    large = output.numel() > _LARGE
+    few = [t.dtype for t in _batched(output) if t.dtype in (torch.bfloat16, torch.float16)]
+    large = sum(tensor.numel() for tensor in _batched(output)) > _LARGE
     if few:  # in so few digits rounding could be weights
-        found = _losses_of_cuts(loss_fn, output.float(), labels, large)
+        wide = tree_map_only(Tensor, lambda t: t.float() if t.dtype in few else t, output)
+        found = _losses_of_cuts(loss_fn, wide, labels, count, large)
     rounding = 1e-4
     if found is None:
-        rounding = max(rounding, 2 * torch.finfo(output.dtype).eps) if few else rounding
-        found = _losses_of_cuts(loss_fn, output, labels, large)
+        rounding = max([rounding, *(2 * torch.finfo(dtype).eps for dtype in few)])
+        found = _losses_of_cuts(loss_fn, output, labels, count, large)
     if found is None:
         return
     value, cuts = found
@@ -169,14 +212,26 @@ class _Cut(NamedTuple):
         return abs(value - self.expected(kind)) <= rounding * scale
 
 
+def _batched(values: Any) -> list[Tensor]:
+    """The tensors of an output or of labels that have dimensions, the samples' the first."""
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor) and leaf.dim()]
+
+
 def _losses_of_cuts(
-    loss_fn: LossFunction, output: Tensor, labels: Tensor, large: bool
+    loss_fn: LossFunction, output: Any, labels: Any, count: int, large: bool
 ) -> tuple[float, list[_Cut]] | None:
     """Of a batch, and of it cut in two; None for a loss that takes no such parts or outputs."""
-    count, everything = len(output), slice(None)
-    if output.is_floating_point() and not large:
-        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu")
-        moved = output.detach() + noise.to(output)
+    everything = slice(None)
+    if not large:
+        generator = torch.Generator().manual_seed(0)
+
+        def moving(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor
+            noise = torch.randn(tensor.shape, generator=generator, device="cpu")
+            return tensor.detach() + noise.to(tensor)
+
+        moved = tree_map_only(Tensor, moving, output)
         value = _loss_of(loss_fn, moved, labels, everything)
         if value is not None and math.isfinite(value):
             output = moved
@@ -199,11 +254,17 @@ def _losses_of_cuts(
 
 
 def _loss_of(
-    loss_fn: LossFunction, output: Tensor, labels: Tensor, part: slice | list[int]
+    loss_fn: LossFunction, output: Any, labels: Any, part: slice | list[int]
 ) -> float | None:
     """Of some samples; None for a loss that takes no such part of a batch."""
+
+    def taken(values: Any) -> Any:
+        return tree_map_only(
+            Tensor, lambda tensor: tensor[part] if tensor.dim() else tensor, values
+        )
+
     try:
         with torch.no_grad():
-            return float(loss_fn(output[part], labels[part]))
+            return float(loss_fn(taken(output), taken(labels)))
     except Exception:  # whatever it does with them
         return None

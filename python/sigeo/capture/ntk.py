@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,9 @@ from torch.utils._pytree import tree_map_only
 from sigeo.capture.batches import Batches, MemoryFormat, call
 from sigeo.capture.coupled import coupled_gram
 from sigeo.capture.layers import Selection, select
-from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, capture
+from sigeo.capture.samples import BatchNormPolicy, SamplesCoupled, all_served, capture
 from sigeo.capture.state import preserved, undistributed
-from sigeo.errors import InputError
+from sigeo.errors import InputError, described
 from sigeo.kinds import named_arguments
 
 Outputs = Literal["sum", "trace", "full"]
@@ -23,6 +23,7 @@ NTKBatchNorm = BatchNormPolicy | Literal["coupled"]
 @named_arguments("ntk")
 @torch.inference_mode(False)
 @torch.enable_grad()
+@all_served()
 def ntk(
     model: nn.Module,
     inputs: Any,
@@ -36,7 +37,8 @@ def ntk(
     """Gram matrix of the samples' gradients of a model's outputs (Jacot et al., NeurIPS 2018).
 
     Added up layer by layer, so the Jacobian is never held: memory of O(B^2 + parameters). The model
-    comes back as it was. `sigeo_ext.gram.spectrum` gives the extreme eigenvalues.
+    is measured in the mode that it is in and comes back as it was. `sigeo_ext.gram.spectrum` gives
+    the extreme eigenvalues.
 
     ==========  =========  ====================================================================
     outputs     result     entry
@@ -69,7 +71,14 @@ def ntk(
             or a model that `capture` refuses.
     """
     if outputs not in ("sum", "trace", "full"):
-        raise InputError(f'outputs: must be "sum", "trace" or "full", got {outputs!r}')
+        raise InputError(f'outputs: must be "sum", "trace" or "full", got {described(outputs)}')
+    if params not in get_args(Selection):
+        raise InputError(f'params: must be "all" or "layers", got {described(params)}')
+    if batch_norm not in (*get_args(BatchNormPolicy), "coupled"):
+        raise InputError(
+            "batch_norm: must be refuse, frozen, per_unit, contribution or coupled, "
+            f"got {described(batch_norm)}"
+        )
     if outputs == "full" and batch_norm == "contribution":
         raise InputError('outputs: "full" repeats samples, which batch_norm="contribution" counts')
     batch, _ = Batches.of([(inputs, None)], model, memory_format)[0]

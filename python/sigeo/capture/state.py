@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -97,6 +97,34 @@ def device_of(model: nn.Module) -> torch.device:
     tensors = itertools.chain(model.parameters(), model.buffers())  # no further than the first
     first = next(tensors, None)
     return torch.device("cpu") if first is None else first.device
+
+
+def run_with(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
+    """The model's output with other tensors in the place of parameters and buffers.
+
+    As `torch.func.functional_call`, which takes tied ones by one of their names, but leaves its own
+    tensors behind in a module that the model has at two places (torch 2.13).
+
+    Args:
+        model: Any module.
+        tensors: By the names of ``named_parameters`` and ``named_buffers``.
+        args: Of the model.
+        kwargs: Of the model.
+    """
+    named = itertools.chain(model.named_parameters(), model.named_buffers())
+    chosen = {id(own): tensors[name] for name, own in named if name in tensors}
+    everywhere = {
+        f"{prefix}.{name}" if prefix else name: chosen[id(own)]
+        for prefix, module in model.named_modules()
+        for name, own in (*module._parameters.items(), *module._buffers.items())
+        if id(own) in chosen
+    }
+    return torch.func.functional_call(model, everywhere, args, kwargs, tie_weights=False)
 
 
 @contextlib.contextmanager

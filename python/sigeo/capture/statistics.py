@@ -19,12 +19,16 @@ from sigeo.capture.layers import Selection, select
 from sigeo.capture.losses import LossFunction, batch_loss
 from sigeo.capture.state import RandomState, Snapshot, device_of, preserved
 from sigeo.capture.steps import Steps
-from sigeo.errors import InputError, check_one_of
+from sigeo.errors import InputError, check_one_of, described
 from sigeo.kinds import named_arguments
 from sigeo_ext.moments import Moments, Summary
 from sigeo_ext.moments.state import Keep
 
 Gradients = dict[str, Tensor | None]
+
+
+class NoInnerProducts(InputError):
+    """A model or a loss that `Request.samples` cannot be measured for."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Request:
         steps = self.steps
         if steps is not None and (isinstance(steps, type) or not hasattr(steps, "start")):
             raise InputError(
-                f"request: steps must be an SGD, a ClippedAdagrad or None, got {steps!r}"
+                f"request: steps must be an SGD, a ClippedAdagrad or None, got {described(steps)}"
             )
 
 
@@ -162,8 +166,9 @@ def gradient_statistics(
         One result a request.
 
     Raises:
-        InputError: No batch, no parameter, a loss that is not one number, a label that is no class
-            of the output, or ``max_bytes`` below what the largest parameter needs.
+        InputError: No batch, no parameter, a loss that is not one number, an output or labels that
+            it does not take, ``max_bytes`` below what the largest parameter needs, or a model or a
+            loss that `Request.samples` cannot be measured for (`NoInnerProducts`).
     """
     data = Batches.of(batches, model, memory_format)
     selected = {r.selection: select(model, r.selection) for r in requests}
@@ -247,7 +252,7 @@ class _Run:
                 grads = self._take_gradients()
             if any(request.samples for request in requests):
                 random = RandomState(device_of(self.model))
-                inner.append(sample_inner_products(self.model, self.loss_fn, *self.data[index]))
+                inner.append(self._inner_products(index))
                 random.restore()
             if step is not None:
                 self._take_step(step, grads)
@@ -293,6 +298,12 @@ class _Run:
             self.reached = True
             loss.backward()
         return loss.detach().reshape(())
+
+    def _inner_products(self, index: int) -> Tensor:
+        try:
+            return sample_inner_products(self.model, self.loss_fn, *self.data[index])
+        except InputError as error:
+            raise NoInnerProducts(str(error)) from error
 
     def _take_gradients(self) -> Gradients:
         """Move the gradients out of the model: no copy, and the next pass makes new ones."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sigeo.errors import InputError, check_kind
-from sigeo.kinds import check_fields
+from sigeo.kinds import check_fields, checked_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +173,12 @@ class ImageData:
         return (chosen.images[places].float() - mean) / std, chosen.labels[places]
 
     def order(self, seed: int) -> Tensor:
-        """A random order of the training images, the same for the same seed."""
-        generator = torch.Generator().manual_seed(seed)
+        """A random order of the training images, the same for the same seed.
+
+        Raises:
+            InputError: The seed is none.
+        """
+        generator = torch.Generator().manual_seed(checked_seed(seed))
         return torch.randperm(len(self.train), generator=generator, device="cpu")
 
 

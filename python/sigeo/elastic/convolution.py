@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from sigeo.elastic.base import Elastic, count, fill, take, times
+from sigeo.kinds import is_of
 from sigeo_ext.gather import slices
 from sigeo_ext.gather.slices import Selection
 
@@ -35,7 +36,7 @@ class _ElasticConvolution(Elastic, nn.modules.conv._ConvNd):
 
     def _checked(self, choice: dict[str, Any]) -> dict[str, Any]:
         kernel = choice.get("kernel")
-        if kernel is not None and (isinstance(kernel, bool) or not isinstance(kernel, int)):
+        if kernel is not None and not is_of(kernel, int):
             name = type(self).__name__
             raise ValueError(f"{name}: kernel must be a whole number, got {kernel!r}")
         return super()._checked(choice)

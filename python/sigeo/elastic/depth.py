@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from sigeo.elastic.base import Elastic, extract
+from sigeo.kinds import is_of
 
 
 class ElasticDepth(Elastic, nn.Sequential):
@@ -33,7 +34,7 @@ class ElasticDepth(Elastic, nn.Sequential):
     def _running(self, choice: Mapping[str, Any]) -> list[nn.Module]:
         given = choice.get("depth")
         depth = len(self) if given is None else given
-        if not isinstance(depth, int) or isinstance(depth, bool):
+        if not is_of(depth, int):
             raise ValueError(f"ElasticDepth: depth must be a whole number, got {depth!r}")
         if not 0 <= depth <= len(self):
             raise ValueError(f"ElasticDepth: depth must be from 0 to {len(self)}, got {depth}")

@@ -5,7 +5,7 @@ The kernel is that of f = the sum of the outputs, over the weights of convolutio
 and condition number are means over the batches. Where batch norm uses the batch's statistics, rows
 are the samples' contributions to the batch's gradient, unless ``batch_norm`` says otherwise; the
 published code takes the whole batch's gradient of each sample's output instead, a backward pass a
-sample: ``batch_norm="coupled"``.
+sample: ``batch_norm="coupled"``. The model is in the mode that it was given in.
 
 A smallest eigenvalue below ``samples * eps * largest`` is rounding: it stands at that bound, and a
 note says that it is unresolved.

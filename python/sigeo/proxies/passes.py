@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture import select
@@ -55,7 +56,13 @@ def first_samples(inputs: Any, count: int) -> Any:
     Args:
         inputs: As a model takes them.
         count: How many.
+
+    Raises:
+        InputError: There is a packed sequence, whose samples lie across each other.
     """
+    packed = tree_leaves(inputs, is_leaf=lambda part: isinstance(part, PackedSequence))
+    if any(isinstance(part, PackedSequence) for part in packed):
+        raise InputError("inputs: expected tensors of one row a sample, got a PackedSequence")
     return tree_map_only(Tensor, lambda x: x[:count] if x.dim() else x, inputs)
 
 

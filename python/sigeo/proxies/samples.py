@@ -2,7 +2,9 @@
 
 All from one backward pass over the first batch. Where batch norm uses the batch's statistics, a
 sample has no gradient of its own; what counts is its contribution to the batch's gradient, unless
-``batch_norm`` says otherwise. Layers are the weights of convolutions and linear layers.
+``batch_norm`` says otherwise. The model is in the mode that it was given in: in eval mode batch
+norm uses its running statistics, and nothing is dropped. Layers are the weights of convolutions and
+linear layers.
 
 ====================  ==========================================================================
 zico_sample           ZiCo's formula with samples in the place of batches: many units, less noise

@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
+from sigeo.capture.state import run_with
 from sigeo.errors import lacks_memory
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.passes import first_samples, summed
@@ -92,7 +93,7 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
         with preserved(model, parameters=False), torch.inference_mode(False), torch.enable_grad():
             model.eval()  # no dropout
             with _WithoutBatchNorm():
-                output = torch.func.functional_call(_Called(model), values, (_ones(inputs),))
+                output = run_with(_Called(model), values, (_ones(inputs),))
             flow = summed(output)
     except RuntimeError as error:
         if lacks_memory(error):

@@ -18,10 +18,12 @@ from sigeo.capture import (
     call,
     preserved,
 )
+from sigeo.capture.batches import telling_dtypes
 from sigeo.errors import InputError
-from sigeo.kinds import named_arguments
+from sigeo.kinds import is_of, named_arguments
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import (
+    asked_by,
     check_needs,
     of_gradient,
     over_layers,
@@ -174,7 +176,7 @@ def score_many(
     for name, value in (("at_once", at_once), ("max_bytes", max_bytes)):
         if value is None:
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        if not is_of(value, int) or value < 1:
             raise InputError(f"{name}: must be a whole number of at least 1, got {value!r}")
     module: nn.Module = supernet  # type: ignore[assignment]
     data = Batches.of(batches, module, memory_format)
@@ -215,9 +217,12 @@ def _score_stack(
     samples = [proxy for proxy in proxies if isinstance(proxy.measurement, OnSamples)]
     others = [proxy for proxy in proxies if proxy not in samples]
     found: list[dict[str, Score]] = [{} for _ in archs]
+    module: nn.Module = supernet  # type: ignore[assignment]
     for part, run in ((others, _score_batches), (samples, _score_samples)):
         if part:
-            for scores, new in zip(found, run(supernet, archs, data, part, loss_fn), strict=True):
+            with telling_dtypes(module, data[0][0]):
+                measured = run(supernet, archs, data, part, loss_fn)
+            for scores, new in zip(found, measured, strict=True):
                 scores |= new
     return found
 
@@ -271,7 +276,8 @@ def _score_samples(
         return [score(supernet.subnet(archs[0]), data, proxies, loss_fn=loss_fn)]
     measurements = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnSamples)}
     want = frozenset().union(*(m.want for m in measurements.values()))
-    results = many_sample_statistics(supernet, archs, data, loss_fn, want=want)
+    with asked_by(list(measurements)):
+        results = many_sample_statistics(supernet, archs, data, loss_fn, want=want)
     found = []
     for arch, (statistics, loss, reached) in zip(archs, results, strict=True):
         subnet = supernet.subnet(arch)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,10 @@ from sigeo.capture import (
     FirstGradient,
     LossFunction,
     MemoryFormat,
+    NoInnerProducts,
     SampleStatistics,
     Selection,
+    all_served,
     batch_loss,
     call,
     capture,
@@ -110,10 +113,15 @@ def score(
     parameter that the loss does not reach has a zero gradient. A network on which a proxy is not
     finite gets -inf and a note; only input that could not be measured raises.
 
+    Gradients of batches are those in train mode, whatever mode the model is in. Proxies of single
+    samples and of the tangent kernel take it in its mode: after ``model.eval()``, with the running
+    statistics of batch norm and without dropout, their scores are others.
+
     Args:
         model: Any module, on any device.
-        batches: Pairs (inputs, labels); the first serves the proxies of one batch. Inputs are one
-            tensor, a tuple of positional or a dict of keyword arguments.
+        batches: Pairs (inputs, labels), see `sigeo.capture.Batches`; the first serves the proxies
+            of one batch. Inputs are one tensor, a tuple of positional or a dict of keyword
+            arguments.
         proxies: Names (`sigeo.proxies.names()`) or objects.
         loss_fn: (output, labels) to the mean loss of a batch.
         memory_format: Of images; "auto" is channels_last on a CPU for models with 2-d convolutions.
@@ -124,8 +132,8 @@ def score(
         A `Score` for each proxy, in the order given.
 
     Raises:
-        InputError: An unknown proxy, one whose needs the batches do not meet, or labels that are no
-            classes of the output.
+        InputError: An unknown proxy, one whose needs the batches or the model do not meet, or an
+            output or labels that the loss does not take.
     """
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
@@ -143,14 +151,37 @@ def _measure_models(
     """The outcomes of the proxies that run the model themselves, if they run it at all."""
     outcomes: dict[str, Outcome] = {}
     for proxy in proxies:
-        if isinstance(proxy.measurement, OnModel):
-            outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
-        elif isinstance(proxy.measurement, OnInputs):
-            inputs = [data[index][0] for index in range(proxy.measurement.batches)]
-            outcomes[proxy.name] = proxy.measurement.function(model, inputs)
-        elif isinstance(proxy.measurement, OnBatch):
-            outcomes[proxy.name] = proxy.measurement.function(model, *data[0], loss_fn)
+        with asked_by([proxy.name]):
+            if isinstance(proxy.measurement, OnModel):
+                outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
+            elif isinstance(proxy.measurement, OnInputs):
+                inputs = [data[index][0] for index in range(proxy.measurement.batches)]
+                outcomes[proxy.name] = proxy.measurement.function(model, inputs)
+            elif isinstance(proxy.measurement, OnBatch):
+                outcomes[proxy.name] = proxy.measurement.function(model, *data[0], loss_fn)
     return outcomes
+
+
+@contextmanager
+def asked_by(names: Sequence[str], refusal: type[InputError] = InputError) -> Iterator[None]:
+    """Let a refusal say which proxies asked for what is refused.
+
+    Args:
+        names: Theirs.
+        refusal: Of which kind.
+
+    Yields:
+        Once, when it does.
+
+    Raises:
+        InputError: There is one.
+    """
+    try:
+        yield
+    except refusal as error:
+        if str(error).startswith(tuple(f"{name}:" for name in names)):
+            raise
+        raise InputError(f"{', '.join(names)}: {error}") from error
 
 
 def _measure_gradients(
@@ -173,14 +204,16 @@ def _measure_gradients(
         values.update((proxy.name, of_gradient(proxy, gradient)) for proxy in on_gradient)
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
-    results = gradient_statistics(
-        model,
-        data,
-        loss_fn,
-        requests=requests,
-        observer=observe if on_gradient else None,
-        max_bytes=max_bytes,
-    )
+    of_samples = [name for name, m in on_statistics.items() if m.request.samples]
+    with asked_by(of_samples, NoInnerProducts):
+        results = gradient_statistics(
+            model,
+            data,
+            loss_fn,
+            requests=requests,
+            observer=observe if on_gradient else None,
+            max_bytes=max_bytes,
+        )
     measured = dict(zip(requests, results, strict=True))
     return values | {
         name: m.function(model, measured[m.request]) if measured[m.request].reached else unreached()
@@ -197,6 +230,7 @@ def _measure_losses(
         if not isinstance(proxy.measurement, OnLoss):
             continue
         with (
+            asked_by([proxy.name]),
             preserved(model, parameters=False),
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
         ):
@@ -227,6 +261,8 @@ def _measure_samples(
         params: Selection = "layers" if layers else "all"
         inputs, labels = data[0]
         with (
+            asked_by(list(group)),
+            all_served(),
             preserved(model, parameters=False),
             capture(model, want, params=params, batch_norm=policy, grads=False) as statistics,
         ):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from sigeo.elastic import Tokens
+from sigeo.kinds import checked_seed
 
 _TOKEN_SCALE = 0.02  # standard deviation; of vision transformers
 
@@ -19,7 +20,11 @@ def draw_weights(module: nn.Module, place: str, seed: int) -> None:
 
     Convolutions and linear layers have PyTorch's default, uniform within +-1/sqrt(fan in); tokens
     are normal. Other modules are left alone: norms start at scale 1 and shift 0.
+
+    Raises:
+        InputError: The seed is none.
     """
+    seed = checked_seed(seed)
     if not isinstance(module, (_ConvNd, nn.Linear, Tokens)):
         return
     digest = hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=8).digest()

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from sigeo.capture.state import device_of
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.spaces import Supernet
 from sigeo.supernet.distillation import positive
 from sigeo.supernet.pinas import TwoPaths
@@ -69,12 +70,12 @@ class CrossPathContrast(TwoPaths):
             temperature: Of the cross-entropy.
 
         Raises:
-            InputError: A size or temperature that is not positive.
+            InputError: A size or temperature that is not positive, or no seed.
         """
         if queue < 1 or size < 1:
             raise InputError(f"{self.name}: queue and size must be at least 1, got {queue}, {size}")
         super().__init__(views, decay)
-        self.seed = seed
+        self.seed = checked_seed(seed)
         self.temperature = positive(temperature, f"{self.name}: temperature")
         self._shape = queue, size
         self._fill(torch.device("cpu"))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.spaces import Supernet
 
 
@@ -94,8 +95,12 @@ def _replace(supernet: Supernet[Any], name: str, layer: nn.Module) -> None:
 
 @torch.no_grad()
 def _draw(layers: Sequence[nn.Linear], seed: int) -> None:
-    """Uniform within +-1/sqrt(fan in), from a generator of their own."""
-    generator = torch.Generator().manual_seed(seed)
+    """Uniform within +-1/sqrt(fan in), from a generator of their own.
+
+    Raises:
+        InputError: The seed is none.
+    """
+    generator = torch.Generator().manual_seed(checked_seed(seed))
     for layer in layers:
         bound = 1 / math.sqrt(layer.in_features)
         for parameter in layer.parameters():

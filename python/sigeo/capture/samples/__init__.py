@@ -12,5 +12,6 @@ parameter that no layer is known for, or that the `graph` alone knows of, a modu
 from sigeo.capture.samples.api import SampleStatistics, capture
 from sigeo.capture.samples.recognised.norms import SamplesCoupled
 from sigeo.capture.samples.session import BatchNormPolicy
+from sigeo.capture.samples.unserved import all_served
 
-__all__ = ["BatchNormPolicy", "SampleStatistics", "SamplesCoupled", "capture"]
+__all__ = ["BatchNormPolicy", "SampleStatistics", "SamplesCoupled", "all_served", "capture"]

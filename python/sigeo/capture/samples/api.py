@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Literal
 
 import torch
@@ -14,7 +14,8 @@ from sigeo.capture.layers import Selection
 from sigeo.capture.losses import Reduction
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
-from sigeo.errors import InputError, check_kind
+from sigeo.errors import InputError, check_kind, described
+from sigeo.kinds import is_of, named_arguments
 from sigeo_ext.sample_moments import SampleMoments
 
 WANTS = ("sum", "abs_sum", "sq_sum", "m2", "sign_sum", "sample_sq_norm", "fisher_rao", "gram")
@@ -212,7 +213,7 @@ class _Captured(SampleStatistics):
             raise InputError(f"capture: nothing was measured: {self._session.failure}")
 
 
-@contextmanager
+@named_arguments("capture")
 def capture(
     model: nn.Module,
     want: Iterable[str] = ("abs_sum", "sq_sum", "sample_sq_norm"),
@@ -225,7 +226,7 @@ def capture(
     grads: bool = True,
     max_bytes: int = 1 << 28,
     strict: bool = True,
-) -> Iterator[SampleStatistics]:
+) -> AbstractContextManager[SampleStatistics]:
     """Measure the gradients of single samples in the body's one backward pass.
 
     ::
@@ -261,8 +262,8 @@ def capture(
             more than once, or in a way that no kernel knows.
         strict: Whether a parameter that cannot be served raises; if not, `unsupported` names it.
 
-    Yields:
-        The statistics, to be read after the backward pass.
+    Returns:
+        A context whose value are the statistics, to be read after the backward pass.
 
     Raises:
         InputError: ``torch.inference_mode`` is on or the model was made in it, an argument out of
@@ -286,27 +287,37 @@ def capture(
     if unknown:
         raise InputError(f"want: must be of {', '.join(WANTS)}, got {unknown[0]!r}")
     size = 1 if unit == "sample" else unit
-    if not isinstance(size, int) or size < 1:
-        raise InputError(f'unit: must be "sample" or a number from 1, got {unit!r}')
+    if not is_of(batch_dim, int) or batch_dim < 0:
+        raise InputError(f"batch_dim: must be a number from 0, got {described(batch_dim)}")
+    if not is_of(size, int) or size < 1:
+        raise InputError(f'unit: must be "sample" or a number from 1, got {described(unit)}')
     if reduction not in ("mean", "sum"):
-        raise InputError(f'reduction: must be "mean" or "sum", got {reduction!r}')
+        raise InputError(f'reduction: must be "mean" or "sum", got {described(reduction)}')
     if params not in ("all", "layers"):
-        raise InputError(f'params: must be "all" or "layers", got {params!r}')
+        raise InputError(f'params: must be "all" or "layers", got {described(params)}')
     if batch_norm not in ("refuse", "frozen", "per_unit", "contribution"):
         raise InputError(
-            f"batch_norm: must be refuse, frozen, per_unit or contribution, got {batch_norm!r}"
+            "batch_norm: must be refuse, frozen, per_unit or contribution, "
+            f"got {described(batch_norm)}"
         )
     of_units = {"fisher_rao", "gram"}
     names = tuple("sq_norm" if w == "sample_sq_norm" else w for w in wanted - of_units)
     session = Session(
         model,
-        Plan(names, "fisher_rao" in wanted, "gram" in wanted, size, grads, reduction == "mean"),
+        Plan(
+            names, "fisher_rao" in wanted, "gram" in wanted, int(size), grads, reduction == "mean"
+        ),
         params=params,
         batch_dim=batch_dim,
         batch_norm=batch_norm,
         max_bytes=max_bytes,
         strict=strict,
     )
+    return _captured(session, wanted)
+
+
+@contextmanager
+def _captured(session: Session, want: frozenset[str]) -> Iterator[SampleStatistics]:
     with session.running():
-        yield _Captured(session, wanted)
+        yield _Captured(session, want)
     session.finish()

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from sigeo.capture.samples.axis import Axis, Lost, where
 from sigeo.capture.samples.precision import ROUNDINGS, Autocast, Recorded, largest, tolerance
 from sigeo.capture.samples.uses import Plan, Record
-from sigeo.capture.state import RandomState, device_of
+from sigeo.capture.state import RandomState, device_of, run_with
 from sigeo.errors import lacks_memory
 
 
@@ -167,7 +167,7 @@ class Fallback:
         own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
         try:
             with torch.enable_grad(), _evaluated(self.frozen), self.autocast.again():
-                output = torch.func.functional_call(self.module, {**own, **leaves}, args, kwargs)
+                output = run_with(self.module, {**own, **leaves}, args, kwargs)
         except Exception as error:  # whatever a module may not like about one unit alone
             if lacks_memory(error):
                 raise

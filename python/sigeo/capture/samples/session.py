@@ -31,6 +31,7 @@ from sigeo.capture.samples.takeover import (
     owners,
     take_over,
 )
+from sigeo.capture.samples.unserved import Unserved
 from sigeo.capture.samples.uses import Plan, Record, Use
 from sigeo.capture.state import undistributed
 from sigeo.errors import InputError
@@ -214,16 +215,13 @@ class Session:
         """Note that parameters cannot be served.
 
         Raises:
-            InputError: The capture is strict.
+            Unserved: The capture is strict.
         """
         names = [name for name in names if self.records[name].measured]
         for name in names:
             self.unsupported.setdefault(name, reason)
         if self.strict and names:
-            raise InputError(
-                f"parameter {names[0]} has no per-sample gradient here: {reason}; strict=False "
-                "leaves it out and names it in `unsupported`"
-            )
+            raise Unserved(names[0], reason)
 
     def register(self, uses: Iterable[Use]) -> bool:
         """Note the uses of a call that will be part of the backward pass; whether it will."""

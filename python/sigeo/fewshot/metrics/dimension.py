@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sigeo.errors import InputError
+from sigeo.kinds import is_of
 from sigeo_ext import gram
 
 _EPSILON = 1e-6
@@ -35,7 +36,7 @@ def check_divisor(divisor: str, k: int) -> None:
     if divisor not in _TERMS:
         raise InputError(f"lid: divisor must be one of {', '.join(_TERMS)}, got {divisor!r}")
     least = max(2, _TERMS[divisor] + 1)
-    if isinstance(k, bool) or not isinstance(k, int) or k < least:
+    if not is_of(k, int) or k < least:
         raise InputError(f"lid: k must be a whole number of at least {least}, got {k!r}")
 
 

@@ -9,6 +9,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Groups, Relation
 from sigeo.fewshot.partition.rules import ordered
 from sigeo.fewshot.partition.sets import check_groups
+from sigeo.kinds import is_of
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class GaussianMixture:
         Raises:
             InputError: It is no whole number of at least 1.
         """
-        if not isinstance(self.starts, int) or self.starts < 1:
+        if not is_of(self.starts, int) or self.starts < 1:
             raise InputError(
                 f"partition: starts must be a whole number of at least 1, got {self.starts!r}"
             )

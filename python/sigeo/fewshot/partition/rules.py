@@ -17,6 +17,7 @@ from typing import Literal, Protocol
 from sigeo.errors import InputError
 from sigeo.fewshot.partition.relation import Group, Groups, Relation, between, within
 from sigeo.fewshot.partition.sets import check_groups, check_sizes, sized_partitions
+from sigeo.kinds import is_of
 
 
 class Partitioner(Protocol):
@@ -220,7 +221,7 @@ def _plain(found: object) -> Groups:
 
 
 def _check_smallest(smallest: int) -> None:
-    if isinstance(smallest, bool) or not isinstance(smallest, int) or smallest < 1:
+    if not is_of(smallest, int) or smallest < 1:
         raise InputError(
             f"partition: smallest must be a whole number of at least 1, got {smallest!r}"
         )

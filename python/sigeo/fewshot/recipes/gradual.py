@@ -12,6 +12,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.recipe import Gradual, Ground, Paths, Recipe
 from sigeo.fewshot.recipes.registry import recipe
+from sigeo.kinds import is_of
 from sigeo.spaces import ResNet, SearchSpace
 from sigeo.supernet import InPlaceDistillation, Sampler, Sandwich
 from sigeo.tables import FEWEST, read_table
@@ -69,7 +70,7 @@ def gradual(
         raise InputError(f"divides the stages of the space resnet by width, got {space.name}")
     most = max(len(space.choices[one.choice].options) for one in space.width_groups(1))
     last = most if groups is None else groups
-    if not isinstance(last, int) or not 1 <= last <= most:
+    if not is_of(last, int) or not 1 <= last <= most:
         raise InputError(
             f"groups must be from 1 to {most}, the most widths of a stage, got {groups}"
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.spaces import Region, SearchSpace
 from sigeo.supernet.samplers.base import Stateless, describe_region, draw_connected, generator
 
@@ -36,13 +37,14 @@ class Balanced(Stateless):
             form: Whether a step takes a path of each region, or of one.
 
         Raises:
-            InputError: No region, or another form.
+            InputError: No region, another form, or no seed.
         """
         if not regions:
             raise InputError("balanced: expected at least one region, got none")
         if form not in ("each", "one"):
             raise InputError(f"balanced: form must be each or one, got {form!r}")
-        self.space, self.regions, self.seed, self.form = space, tuple(regions), seed, form
+        self.space, self.regions, self.form = space, tuple(regions), form
+        self.seed = checked_seed(seed)
 
     def paths(self, step: int) -> list[Any]:
         """The architectures of a step."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.spaces import Region, SearchSpace, Supernet
 from sigeo.supernet.evaluation import check_batches, evaluate
 from sigeo.supernet.samplers.base import describe_region, draw_connected, generator
@@ -124,9 +125,10 @@ class Greedy:
             window: Rounds of a window; None for so many that they could fill the pool.
 
         Raises:
-            InputError: A number out of its range.
+            InputError: A number out of its range, or no seed.
         """
-        self.space, self.score, self.seed, self.region = space, score, seed, region
+        self.space, self.score, self.region = space, score, region
+        self.seed = checked_seed(seed)
         self.start, self.full, self.epsilon = start, full, epsilon
         self.sampled, self.kept, self.accept, self.alpha = sampled, kept, accept, alpha
         self.pool: CandidatePool[Any] = CandidatePool(pool, memory=memory)

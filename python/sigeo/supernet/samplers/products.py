@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.spaces import Product, SearchSpace
 from sigeo.supernet.samplers.base import Stateless, describe_region, generator, product_of
 
@@ -30,9 +31,9 @@ class Fair(Stateless):
             region: The options that are left; None for all.
 
         Raises:
-            InputError: A region that is no product of options.
+            InputError: A region that is no product of options, or no seed.
         """
-        self.space, self.region, self.seed = space, region, seed
+        self.space, self.region, self.seed = space, region, checked_seed(seed)
         self._allowed = product_of(space, region, "fair").allowed
         self.count = max(map(len, self._allowed))
 
@@ -77,9 +78,9 @@ class Disjoint(Stateless):
                 shared.
 
         Raises:
-            InputError: A region that is no product of options.
+            InputError: A region that is no product of options, or no seed.
         """
-        self.space, self.region, self.seed = space, region, seed
+        self.space, self.region, self.seed = space, region, checked_seed(seed)
         self._allowed = product_of(space, region, "disjoint").allowed
 
     def paths(self, step: int) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.supernet.samplers.base import Stateless, draw_connected, generator
 
 
@@ -23,14 +24,14 @@ class Sandwich(Stateless):
             count: Random architectures of a step.
 
         Raises:
-            InputError: A space without them, or a negative count.
+            InputError: A space without them, a negative count, or no seed.
         """
         for end in ("largest", "smallest"):
             if not hasattr(space, end):
                 raise InputError(f"sandwich: {space.name} names no {end} architecture")
         if count < 0:
             raise InputError(f"sandwich: count must be at least 0, got {count}")
-        self.space, self.seed, self.count = space, seed, count
+        self.space, self.seed, self.count = space, checked_seed(seed), count
 
     def paths(self, step: int) -> list[Any]:
         """The architectures of a step."""

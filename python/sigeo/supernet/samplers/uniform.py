@@ -6,6 +6,7 @@ import random
 from typing import Any, Literal
 
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.spaces import Product, Region, SearchSpace
 from sigeo.supernet.samplers.base import (
     TRIES,
@@ -43,14 +44,14 @@ class Uniform(Stateless):
             over: What is equally likely.
 
         Raises:
-            InputError: No path, or something else to be equally likely.
+            InputError: No path, something else to be equally likely, or no seed.
         """
         if paths < 1:
             raise InputError(f"uniform: paths must be at least 1, got {paths}")
         if over not in ("architectures", "operations"):
             raise InputError(f"uniform: over must be architectures or operations, got {over!r}")
-        self.space, self.region, self.seed, self.over = space, region, seed, over
-        self.count = paths
+        self.space, self.region, self.over = space, region, over
+        self.seed, self.count = checked_seed(seed), paths
 
     def paths(self, step: int) -> list[Any]:
         """The architectures of a step."""
