@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--share",
-        type=options.fraction,
+        type=options.share,
         default=1.0,
-        help="of the training images, 0 to 1 (default: %(default)s)",
+        help="of the training images, above 0, at most 1 (default: %(default)s)",
     )
     group.add_argument(
         "--epochs", type=options.positive, default=12, help="passes (default: %(default)s)"
