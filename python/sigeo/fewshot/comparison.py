@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sigeo.kinds import named_arguments
 from sigeo.proxies import Proxy
 from sigeo.scoring.rank import identity
 from sigeo.spaces import SearchSpace
+from sigeo.spaces.base import listed
 from sigeo.store import Record, RunStore
 from sigeo.supernet.checkpoint import OtherSettings, difference
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
@@ -102,8 +103,8 @@ def run(
     study: Study,
     entrant: Entrant,
     seed: int,
-    archs: Sequence[Any],
-    proxies: Sequence[Proxy],
+    archs: Iterable[Any],
+    proxies: Iterable[Proxy],
     store_file: Path,
     folder: Path,
     *,
@@ -126,6 +127,7 @@ def run(
         InputError: As of `develop`.
         OtherSettings: The plan in the folder is of another system or seed.
     """
+    archs, proxies = listed(archs), list(proxies)
     recipe = recipes.get(entrant.recipe, study.space, **entrant.options)
     settings = {
         "comparison": 2,
