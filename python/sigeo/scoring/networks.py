@@ -206,21 +206,7 @@ class Networks:
 
     def weights_settings(self) -> dict[str, Any]:
         """All that the weights depend on."""
-        protocol = self.protocol
-        return {
-            "space": self.space.describe(),
-            "data": {
-                "name": self.data.name,
-                "fingerprint": self.data.fingerprint,
-                "images": len(self.data.train),
-            },
-            "seed": protocol.seed,
-            "device": self.device.type,
-            "init": protocol.init,
-            "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
-            "checkpoint": None if self._loaded is None else dict(self._loaded.identity),
-            **({"supernet": self._options} if self._options else {}),
-        }
+        return weights_settings(self.space, self.data, self.protocol, self._loaded)
 
     def checkpoint_path(self, folder: Path) -> Path:
         """Where a warm-up of these settings is kept in a folder."""
@@ -358,6 +344,27 @@ class Networks:
             for parameter in module.parameters():
                 parameter.grad = None
             yield
+
+
+def weights_settings(
+    space: SearchSpace[Any], data: ImageData, protocol: Protocol, loaded: SharedWeights | None
+) -> dict[str, Any]:
+    """All that the weights of networks depend on, before they are made; ``loaded`` are theirs."""
+    options = dict(protocol.supernet if loaded is None else loaded.options)
+    return {
+        "space": space.describe(),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "images": len(data.train),
+        },
+        "seed": protocol.seed,
+        "device": parse_device(protocol.device).type,
+        "init": protocol.init,
+        "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
+        "checkpoint": None if loaded is None else dict(loaded.identity),
+        **({"supernet": options} if options else {}),
+    }
 
 
 def _records(scores: Mapping[str, Score], seconds: float) -> dict[str, Record]:
