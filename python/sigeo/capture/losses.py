@@ -175,7 +175,8 @@ def _losses_of_cuts(
     """Of a batch, and of it cut in two; None for a loss that takes no such parts or outputs."""
     count, everything = len(output), slice(None)
     if output.is_floating_point() and not large:
-        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(0), device="cpu")
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(output.shape, generator=generator, dtype=torch.float32, device="cpu")
         moved = output.detach() + noise.to(output)
         value = _loss_of(loss_fn, moved, labels, everything)
         if value is not None and math.isfinite(value):
