@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sigeo import option_text
@@ -28,6 +29,7 @@ from sigeo.spaces import SearchSpace
 from sigeo.spaces.base import listed
 from sigeo.store import Record, RunStore
 from sigeo.supernet.checkpoint import OtherSettings, difference
+from sigeo.supernet.randomness import drawing
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 
 Values = NDArray[np.float64]
@@ -188,7 +190,8 @@ def _evaluate(
     values = {ACCURACY: accuracy, LOSS: -loss}
     if proxies:
         batches = study.metric_batches(seed, study.batch_size, 4)
-        scores = family.scored(archs, batches, proxies)
+        with drawing(f"{seed}/scores", torch.device(study.device)):
+            scores = family.scored(archs, batches, proxies)
         values |= {identity(proxy): scores[proxy.name] for proxy in proxies}
     for place, arch in enumerate(archs):
         record = {name: float(found[place]) for name, found in values.items()}

@@ -33,7 +33,7 @@ def test_train_makes_a_table(capsys):
     runs = strict(out)["proxies"]
     assert code == 0 and runs["test_accuracy"]["pick"]["regret"] == 0
     assert {"test_accuracy_run0", "params"} <= set(runs)
-    code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
+    code, _, err = run("train", *sizes, "--share", "0.001", "--out", "t", capsys=capsys)
     assert code == 2 and "training images is less than one step" in err
 
 
