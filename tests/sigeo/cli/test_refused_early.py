@@ -45,6 +45,7 @@ EARLY = [
     (["split", "--warmup", "0.1", "--sampler", "sandwich"], "names no largest architecture"),
     (["train", "--archs", "99999"], "--archs: the space has 15625 architectures, got 99999"),
     (["rank", "--archs-file", "t.csv"], "t.csv:1: architecture 'arch_str,acc'"),
+    (["rank", "--table", "t.csv", "--metric", "acc"], "architectures scored, t.csv has 1 of 64"),
     (["rank", "--proxy", "zen:repeats=x"], "proxy zen: repeats must be a whole number, got 'x'"),
     (["split", "--metric", "zen:repeats=x"], "proxy zen: repeats must be a whole number, got 'x'"),
     (["rank", "--proxy", "zen:repeats=0,zico"], "repeats: must be at least 1, got 0"),

@@ -37,6 +37,19 @@ def test_train_makes_a_table(capsys):
     assert code == 2 and "training images is less than one step" in err
 
 
+@pytest.mark.parametrize("verb", [["rank", "--proxy", "params"], ["train", "--share", "0.05"]])
+def test_architectures_are_read_from_a_pipe(verb, capsys):
+    reading, writing = os.pipe()
+    os.write(writing, f"{EXAMPLE}\n".encode())
+    os.close(writing)
+    sizes = ["--channels", "2", "--cells", "1", "--threads", "1", "--batch-size", "16"]
+    given = [*verb, *sizes, "--archs-file", f"/dev/fd/{reading}", "--out", "p", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    os.close(reading)
+    assert code == 0, err
+    assert [row["arch"] for row in strict(out)["rows"]] == [EXAMPLE]
+
+
 def test_train_says_why_tau_between_runs_is_undefined():
     from sigeo.cli.train import _ceiling
     from sigeo.scoring.standalone import Measurements
