@@ -245,3 +245,10 @@ def test_help_of_every_verb(capsys):
     ):
         code, out, _ = run(verb, "--help", capsys=capsys)
         assert code == 0 and out.startswith(f"usage: sigeo {verb}")
+
+
+def test_tables_takes_values_whose_sum_is_too_large(capsys):
+    Path("t.csv").write_text("arch_str,synflow\na,1.5e308\nb,1.25e308\nc,1e308\n")
+    code, out, err = run("tables", "t.csv", "--json", capsys=capsys)
+    assert code == 0 and err == ""
+    assert strict(out)["columns"]["synflow"]["mean"] == pytest.approx(1.25e308)
