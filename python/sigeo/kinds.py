@@ -21,6 +21,7 @@ R = TypeVar("R")
 # What an argument of another kind runs into.
 _RAW = (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 _LARGEST_SEED = (1 << 63) - 1
+_LEAST, _MOST = -(2**63), 2**64 - 1  # whole numbers that torch, NumPy and files take
 _GONE_THROUGH = ("__iter__", "__getitem__")
 _SPREAD = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
 _WORDS = {
@@ -125,7 +126,8 @@ def is_of(value: Any, kind: Any) -> bool:
         return _is_list_of(value, origin, get_args(kind)[0])
     if kind in (int, float):
         number = numbers.Integral if kind is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
+        fits = isinstance(value, number) and not isinstance(value, bool)
+        return fits and (kind is float or _LEAST <= value <= _MOST)
     if kind is bool:
         return isinstance(value, bool | np.bool_)
     known = origin or kind
@@ -177,6 +179,8 @@ def _got(value: Any, kind: Any) -> str:
     """What came, and what it lacks; of a list too long to be shown, the first that does not fit."""
     kinds = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     text = described(value, lacking(value, get_origin(kinds[0]) or kinds[0]))
+    if isinstance(value, int) and not _LEAST <= value <= _MOST:
+        return f"{text}, which 64 bits do not hold"
     for of in (get_args(one)[0] for one in kinds if _is_list(one)):
         if isinstance(value, list | tuple) and text == type(value).__name__:
             return f"{text} with {next(described(one) for one in value if not is_of(one, of))}"

@@ -52,11 +52,18 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _stream(path: Path) -> int | None:
-    """The descriptor of this process that a path names, if it is of a file."""
-    named = re.fullmatch(r"/dev/(stdout|stderr)|/(?:dev|proc/self)/fd/(\d+)", str(path))
-    if named is None or not path.is_file():
+    """The descriptor of this process that a path or a link names, if it is of a file."""
+    if not path.is_file():
         return None
-    return int(named[2]) if named[1] is None else ("stdout", "stderr").index(named[1]) + 1
+    own = re.escape(os.path.realpath("/proc/self"))
+    while True:
+        path = Path(os.path.realpath(path.parent)) / path.name
+        named = re.fullmatch(rf"(?:/dev|{own})/fd/(\d+)", str(path))
+        if named is not None:
+            return int(named[1])
+        if not path.is_symlink():
+            return None
+        path = path.parent / os.readlink(path)
 
 
 def _write_on(stream: int, write: Callable[[Path], object]) -> None:

@@ -56,6 +56,30 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
             "protocol: batches must be at least 1, got 0",
         ),
         (
+            lambda: Protocol((proxies.get("zico"),), seed=2**70),
+            f"protocol: seed must be a whole number, got {2**70}, which 64 bits do not hold",
+        ),
+        (
+            lambda: proxies.get("zen", seed=-(2**64)),
+            f"proxy zen: seed must be a whole number, got {-(2**64)}, which 64 bits do not hold",
+        ),
+        (
+            lambda: Study(NASBENCH201, data.load("digits"), 64, device="nope"),
+            "device: must be cpu, cuda or cuda:N, got 'nope'",
+        ),
+        (
+            lambda: Standalone(WarmUp(64), device="tpu"),
+            "device: must be cpu, cuda or cuda:N, got 'tpu'",
+        ),
+        (
+            lambda: tables.correlate(SCORES, SCORES, standing=np.zeros(2, int)),
+            "standing: expected a part for each of the 3 scores, got [2]",
+        ),
+        (
+            lambda: tables.parts_first(SCORES, np.zeros((3, 1), int)),
+            "standing: expected a part for each of the 3 scores, got [3, 1]",
+        ),
+        (
             lambda: Networks(NASBENCH201, IMAGES, Protocol((proxies.get("zico"),))),
             "networks: data must be an ImageData, got Tensor",
         ),

@@ -181,14 +181,23 @@ def test_tables_are_written_where_names_look_like_places_on_the_network(
         assert parquet.read_table(file)["x"].to_pylist() == [1]
 
 
-@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
-def test_a_log_that_standard_output_is_added_to_keeps_what_it_has(name, tmp_path):
-    log = tmp_path / "log"
+NAMES = ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "links/one", "links/fd/1", "links/../one"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_log_that_standard_output_is_added_to_keeps_what_it_has(name, tmp_path, monkeypatch):
+    log, links = tmp_path / "log", tmp_path / "links"
     log.write_text("old\n")
+    links.mkdir()
+    (links / "fd").symlink_to("/dev/fd")
+    (links / "one").symlink_to("../one")
+    (tmp_path / "one").symlink_to("/dev/stdout")
+    monkeypatch.chdir(tmp_path)
     code = (
         "from pathlib import Path; from sigeo.whole_files import write_whole; print('said');"
         f"write_whole(Path({name!r}), lambda partial: partial.write_text('text')); print('.')"
     )
     with log.open("ab") as out:
         subprocess.run([sys.executable, "-c", code], stdout=out, check=True)
-    assert log.read_text() == "old\nsaid\ntext.\n" and list(tmp_path.iterdir()) == [log]
+    assert log.read_text() == "old\nsaid\ntext.\n"
+    assert set(tmp_path.iterdir()) == {log, links, tmp_path / "one"}

@@ -228,7 +228,9 @@ def _losses_of_cuts(
         def moving(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor
-            noise = torch.randn(tensor.shape, generator=generator, device="cpu")
+            noise = torch.randn(
+                tensor.shape, generator=generator, dtype=torch.float32, device="cpu"
+            )
             return tensor.detach() + noise.to(tensor)
 
         moved = tree_map_only(Tensor, moving, output)

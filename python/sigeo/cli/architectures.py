@@ -32,34 +32,47 @@ def add(parser: argparse.ArgumentParser, *, default: int = 64) -> Any:
     return which
 
 
-def chosen(args: argparse.Namespace, space: SearchSpace[Any]) -> list[Any]:
-    """The architectures, none twice.
+def lines(args: argparse.Namespace) -> list[str] | None:
+    """The lines of the file, None without one; to be read once, as it may be a pipe.
 
     Raises:
-        InputError: More than the space has, or a line of the file that is none.
+        InputError: It is no text, or holds none.
+    """
+    if args.archs_file is None:
+        return None
+    path = Path(args.archs_file)
+    try:
+        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
+        ) from None
+    if not any(found):
+        raise InputError(f"{path}: expected one architecture a line, got none")
+    return found
+
+
+def chosen(
+    args: argparse.Namespace, listed: list[str] | None, space: SearchSpace[Any]
+) -> list[Any]:
+    """The architectures, none twice; ``listed`` are the `lines`.
+
+    Raises:
+        InputError: More than the space has, or a line that is none.
     """
     import random
 
     from sigeo.spaces import distinct
 
-    if args.archs_file is None:
+    if listed is None:
         if args.archs > space.size:
             raise InputError(f"--archs: the space has {space.size} architectures, got {args.archs}")
         return distinct(space, args.archs, random.Random(args.seed))
-    path = Path(args.archs_file)
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
-        ) from None
     archs = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(listed, start=1):
         if line:
             try:
                 archs.append(space.parse(line))
             except InputError as error:
-                raise InputError(f"{path}:{number}: {error}") from None
-    if not archs:
-        raise InputError(f"{path}: expected one architecture a line, got none")
+                raise InputError(f"{args.archs_file}:{number}: {error}") from None
     return list(dict.fromkeys(archs))

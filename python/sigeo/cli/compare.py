@@ -38,12 +38,11 @@ def run(args: argparse.Namespace) -> int:
     """Compare.
 
     Raises:
-        InputError: No table, or more that are the best than are ranked.
+        InputError: More that are the best than are ranked.
     """
     if args.list:
         return _list(args)
-    if args.table is None:
-        raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+    compare_options.check(args)
     options.space_sizes(args)
 
     from sigeo.tables import read_table

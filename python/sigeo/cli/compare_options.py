@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from sigeo import option_text
 from sigeo.cli import console, names, options, table_options, warmup_options
 from sigeo.errors import InputError
 
@@ -113,6 +114,27 @@ def add_study(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check(args: argparse.Namespace) -> None:
+    """Refuse what the options alone tell, before anything is loaded.
+
+    Raises:
+        InputError: No table, a recipe twice, or a budget of no step.
+    """
+    if args.table is None:
+        raise InputError("--table: expected a benchmark table, got none; sigeo train makes one")
+    found: list[tuple[str, dict[str, Any]]] = []
+    for text in args.recipes or ():
+        name, parts = option_text.parts(text)
+        asked = name, option_text.values(f"recipe {name}", parts, names.RECIPES.get(name, ()))
+        if asked in found:
+            raise InputError(f"--recipes: {text} is given more than once")
+        found.append(asked)
+    if args.budget < args.batch_size:
+        raise InputError(
+            f"--budget: must pay for at least one batch of {args.batch_size}, got {args.budget}"
+        )
+
+
 def study(args: argparse.Namespace, data: Any, space: SearchSpace[Any]) -> Study:
     """The ground that the options describe."""
     from sigeo.data import Augmentation
@@ -129,18 +151,14 @@ def check_recipes(args: argparse.Namespace, space: SearchSpace[Any]) -> None:
     """Refuse systems asked for that the space does not serve, whatever the images.
 
     Raises:
-        InputError: No such recipe, one twice, or options that do not fit the space.
+        InputError: No such recipe, or options that do not fit the space.
     """
     from sigeo.fewshot import recipes
     from sigeo.fewshot.checks import check_choices
     from sigeo.fewshot.comparison import Entrant
 
-    found: list[Entrant] = []
     for text in args.recipes or ():
         entrant = Entrant.parse(text)
-        if entrant in found:
-            raise InputError(f"--recipes: {entrant.label} is given more than once")
-        found.append(entrant)
         check_choices(recipes.get(entrant.recipe, space, **entrant.options), space)
 
 

@@ -153,12 +153,16 @@ def proxies(text: str) -> str:
     Each is ``NAME`` or ``NAME:OPTION=VALUE,...``.
 
     Raises:
-        ArgumentTypeError: There is no such proxy or option.
+        ArgumentTypeError: There is no such proxy or option, or one is given twice.
     """
+    found: list[str] = []
     for one in option_text.listed(text):
         name, parts = option_text.parts(one)
         _check(name, _registered("sigeo.proxies", PROXIES))
         _check_options(name, parts, proxy_options(name))
+        if name in found:
+            raise argparse.ArgumentTypeError(f"expected each once, got {name} twice")
+        found.append(name)
     return text
 
 
@@ -193,7 +197,7 @@ def recipe(text: str) -> str:
     """A converter that takes ``NAME`` or ``NAME:OPTION=VALUE,...``; values are not looked at.
 
     Raises:
-        ArgumentTypeError: There is no such recipe or option.
+        ArgumentTypeError: There is no such recipe or option, or an option is given twice.
     """
     name, parts = option_text.parts(text)
     _check(name, _registered("sigeo.fewshot.recipes", RECIPES))
@@ -204,6 +208,7 @@ def recipe(text: str) -> str:
 
 
 def _check_options(name: str, parts: Iterable[str], options: Iterable[str]) -> None:
+    found: list[str] = []
     for part in parts:
         option, equals, _ = part.partition("=")
         if option not in options or not equals:
@@ -211,6 +216,9 @@ def _check_options(name: str, parts: Iterable[str], options: Iterable[str]) -> N
             raise argparse.ArgumentTypeError(
                 f"expected OPTION=VALUE of {name}, whose options are {have}, got {part!r}"
             )
+        if option in found:
+            raise argparse.ArgumentTypeError(f"{name}: {option} is given more than once")
+        found.append(option)
 
 
 def _registered(package: str, known: Iterable[str]) -> Iterable[str]:

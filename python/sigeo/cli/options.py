@@ -65,6 +65,7 @@ def _finite(low: float, high: float, expected: str) -> Callable[[str], float]:
 
 
 fraction = _finite(0, 1, "a number from 0 to 1")
+share = _finite(sys.float_info.min, 1, "a number above 0, at most 1")
 rate = _finite(0, math.nextafter(1, 0), "a number from 0 to below 1")
 positive_number = _finite(sys.float_info.min, sys.float_info.max, "a number above 0")
 step_size = _finite(0, 1e38, "a number from 0 to 1e38")  # with more float32 overflows

@@ -58,15 +58,17 @@ def check(args: argparse.Namespace) -> None:
     """Refuse options that no proxy asked for takes.
 
     Raises:
-        InputError: There is one.
+        InputError: There is one, or no proxy.
     """
     asked = [option_text.parts(text) for text in option_text.listed(args.proxy)]
+    if not asked:
+        raise InputError("--proxy: expected at least one, got none")
     for option, key in (("--lambdas", "lambdas"), ("--inner-lr", "inner_lr")):
         if getattr(args, key) is not None and not any(
             key in names.proxy_options(name) and not any(p.startswith(f"{key}=") for p in own)
             for name, own in asked
         ):
-            has = ", ".join(name for name, _ in asked) or "no proxy"
+            has = ", ".join(name for name, _ in asked)
             raise InputError(f"{option}: has no effect on {has}")
 
 
@@ -74,7 +76,7 @@ def given(text: str) -> list[tuple[str, dict[str, Any]]]:
     """The names in a value of ``--proxy``, each with the options that are written with it.
 
     Raises:
-        InputError: An unknown proxy, or an option twice.
+        InputError: An unknown proxy.
     """
     from sigeo import proxies
 
@@ -91,7 +93,7 @@ def made(args: argparse.Namespace, init: Init) -> tuple[Proxy, ...]:
     What is written with a proxy goes before ``--lambdas`` and ``--inner-lr``.
 
     Raises:
-        InputError: An unknown proxy, none, one twice, or a value that an option does not take.
+        InputError: A value that an option does not take.
     """
     from sigeo import proxies
     from sigeo.scoring.score import resolve

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sigeo.scoring.many import Routes
     from sigeo.scoring.networks import Networks, Protocol
     from sigeo.scoring.rank import Row
+    from sigeo.tables import Table
 
 HELP = "rank architectures of a space"
 
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     metric = table_options.metric(args)
     _check(args, init)
     table = table_options.read(args.table, metric)
+    listed = architectures.lines(args)
 
     from sigeo.cli.report import write_report
     from sigeo.scoring import export
@@ -78,11 +80,11 @@ def run(args: argparse.Namespace) -> int:
     from sigeo.scoring.rank import rank, unscored
     from sigeo.store import RunStore
 
-    proxies, weights = _checked_before_images(args, init)
+    proxies, weights = _checked_before_images(args, init, listed, table)
     data, space = options.load_data_and_space(args)
     protocol = _protocol(args, init, proxies, len(data.train))
     shared = init.fitting(weights, space, args.seed)
-    archs = architectures.chosen(args, space)
+    archs = architectures.chosen(args, listed, space)
     each_alone = protocol.init == "candidate"
     choices: list[tuple[int, Routes | None]] = []
     with options.run_folder(args) as folder, console.progress("warming up") as report:
@@ -149,7 +151,7 @@ def _check(args: argparse.Namespace, init: Init) -> None:
 
 
 def _checked_before_images(
-    args: argparse.Namespace, init: Init
+    args: argparse.Namespace, init: Init, listed: list[str] | None, table: Table | None
 ) -> tuple[tuple[Proxy, ...], Loaded | None]:
     """The proxies and the weights of a file, once all is refused that no images would mend.
 
@@ -167,7 +169,9 @@ def _checked_before_images(
     warmed = init.weights != "scratch"
     check_needs(proxies, batches=args.batches, warmed=warmed)
     shared_weights.check(args, init.weights, space)
-    architectures.chosen(args, space)
+    archs = architectures.chosen(args, listed, space)
+    if table is not None:
+        table_options.check_scored(table, table_options.metric(args), list(map(str, archs)))
     return proxies, init.loaded(args, space)
 
 

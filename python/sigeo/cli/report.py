@@ -74,15 +74,11 @@ def _measured(
     from sigeo.report import Measured
     from sigeo.tables import correlate
 
+    archs = list(map(str, columns["arch_str"]))
+    table_options.check_scored(table, metric, archs)
     truth = table.lookup(metric)
-    archs = columns["arch_str"]
-    values = np.array([truth.get(str(arch), np.nan) for arch in archs])
+    values = np.array([truth.get(arch, np.nan) for arch in archs])
     known = np.isfinite(values)
-    if known.sum() < 3:
-        raise InputError(
-            f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
-            f"{known.sum()} of {len(archs)}"
-        )
     standing = np.array(columns["standing"])[known] if "standing" in columns else None
     correlations = {}
     for proxy in proxies:

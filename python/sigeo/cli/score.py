@@ -61,8 +61,11 @@ def run(args: argparse.Namespace) -> int:
         if args.model is not None:
             _check_module(args.model)
 
+        import torch
+
         from sigeo.scoring import export, score
         from sigeo.scoring.score import check_needs
+        from sigeo.supernet.randomness import drawing
 
         outlined = options.space_before_images(args)
         proxies = proxy_options.made(args, "scratch")
@@ -77,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
             arch = _parsed(args.arch, space)
             model = space.build(arch, seed=args.seed)
         _try(model, batches[0][0], data, args)
-        scores = score(model, batches, proxies)
+        with drawing(f"{args.seed}/scores", torch.device(args.device)):
+            scores = score(model, batches, proxies)
     if args.arch is not None:
         scores |= _published_costs(space.cost(arch), proxies)
     if args.json:

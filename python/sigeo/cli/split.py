@@ -15,22 +15,25 @@ from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import console, options, shared_weights, split_options, table_options, warmup_options
 from sigeo.cli.split_options import add_arguments
+from sigeo.errors import InputError
 
 if TYPE_CHECKING:
     from sigeo.fewshot import Analysis, Known, Plan, Splitting
-    from sigeo.scoring.networks import Init, Networks
+    from sigeo.scoring.networks import Init, Networks, Protocol
     from sigeo.spaces import SearchSpace
 
 __all__ = ["HELP", "add_arguments", "run"]
 
 HELP = "divide a space among several supernets"
 
+_ELSEWHERE = "give another --out, or remove it"
+
 
 def run(args: argparse.Namespace) -> int:
     """Split.
 
     Raises:
-        InputError: More supernets than architectures.
+        InputError: The folder holds another plan.
     """
     split_options.check(args)
     options.space_sizes(args)
@@ -52,6 +55,9 @@ def run(args: argparse.Namespace) -> int:
     with options.run_folder(args) as folder:
         if args.kind is not None:
             plan, settings = _by_kind(args, space)
+            kept = _kept(folder / "plan.json", space, settings)
+            if kept is not None and kept != plan:
+                raise InputError(f"plan {folder / 'plan.json'}: has other groups; {_ELSEWHERE}")
             save_plan(folder / "plan.json", plan, settings)
         else:
             how = split_options.splitting(args, space, known)
@@ -110,17 +116,17 @@ def _by_metric(
     args: argparse.Namespace, space: SearchSpace[Any], data: Any, how: Splitting, folder: Path
 ) -> tuple[Plan[Any], dict[str, Any]]:
     """Warm up if asked for, and split; a finished plan of the same settings is taken as it is."""
-    from sigeo.fewshot import load_plan, save_plan, split
+    from sigeo.fewshot import save_plan, split
 
-    networks = _networks(args, space, data, how, folder)
-    settings = _settings(args, networks, how)
-    text = json.dumps(settings, sort_keys=True)
+    protocol = _protocol(args, data, how)
+    text = json.dumps(_settings(protocol, space, data, how), sort_keys=True)
+    settings = json.loads(text)
     name = hashlib.blake2b(text.encode(), digest_size=4).hexdigest()
     finished, partial = folder / "plan.json", folder / f"plan-{name}.partial.json"
-    if finished.is_file():
-        plan, found = load_plan(finished, space)
-        if found == json.loads(text):
-            return plan, found
+    kept = _kept(finished, space, settings)
+    if kept is not None:
+        return kept, settings
+    networks = _networks(space, data, protocol, how, folder)
     with console.progress("splitting") as report:
         divided = split(
             space,
@@ -130,26 +136,43 @@ def _by_metric(
             batches=networks.batches,
             warmed=networks.protocol.warmed,
             checkpoint=partial,
-            settings=json.loads(text),
+            settings=settings,
             progress=report,
         )
-    save_plan(finished, divided.plan, json.loads(text))
+    save_plan(finished, divided.plan, settings)
     partial.unlink(missing_ok=True)
-    return divided.plan, json.loads(text)
+    return divided.plan, settings
 
 
-def _networks(
-    args: argparse.Namespace, space: SearchSpace[Any], data: Any, how: Splitting, folder: Path
-) -> Networks:
+def _kept(file: Path, space: SearchSpace[Any], settings: dict[str, Any]) -> Plan[Any] | None:
+    """The finished plan of these settings, if it is there.
+
+    Raises:
+        InputError: The file holds a plan of others, which the weights beside it may be of.
+    """
+    from sigeo.fewshot import load_plan
+    from sigeo.supernet.checkpoint import difference
+
+    if not file.is_file():
+        return None
+    plan, found = load_plan(file, space)
+    if found != settings:
+        raise InputError(
+            f"plan {file}: made with other settings than this splitting "
+            f"({difference(found, settings)}); {_ELSEWHERE}"
+        )
+    return plan
+
+
+def _protocol(args: argparse.Namespace, data: Any, how: Splitting) -> Protocol:
     from sigeo import proxies
     from sigeo.fewshot.metrics import ProxyDifference
-    from sigeo.scoring.networks import Networks, Protocol
-    from sigeo.spaces import Product
+    from sigeo.scoring.networks import Protocol
 
     warmup = warmup_options.warm_up(args, len(data.train), "supernet")
     init: Init = "scratch" if warmup is None else "supernet"
     by_proxy = isinstance(how.metric, ProxyDifference)
-    protocol = Protocol(
+    return Protocol(
         proxies=(how.metric.proxy if by_proxy else proxies.get("params"),),  # type: ignore[union-attr]
         init=init,
         warmup=warmup,
@@ -159,7 +182,15 @@ def _networks(
         seed=args.seed,
         device=args.device,
     )
-    if warmup is not None:  # what weights as drawn do not serve is refused before the warm-up
+
+
+def _networks(
+    space: SearchSpace[Any], data: Any, protocol: Protocol, how: Splitting, folder: Path
+) -> Networks:
+    from sigeo.scoring.networks import Networks
+    from sigeo.spaces import Product
+
+    if protocol.warmup is not None:  # what weights as drawn do not serve is refused before it
         drawn = Networks(space, data, replace(protocol, init="scratch", warmup=None))
         how.check(Product.whole(space), drawn.supernet, drawn.batches)
         del drawn
@@ -167,13 +198,17 @@ def _networks(
         return Networks(space, data, protocol, folder=folder, progress=report)
 
 
-def _settings(args: argparse.Namespace, networks: Networks, how: Splitting) -> dict[str, Any]:
+def _settings(
+    protocol: Protocol, space: SearchSpace[Any], data: Any, how: Splitting
+) -> dict[str, Any]:
     """All that the plan depends on, as JSON can hold it."""
+    from sigeo.scoring.networks import weights_settings
+
     return {
         "splitting": how.describe(),
-        "batches": args.batches,
-        "batch_size": args.batch_size,
-        "weights": networks.weights_settings(),
+        "batches": protocol.batches,
+        "batch_size": protocol.batch_size,
+        "weights": weights_settings(space, data, protocol, None),
     }
 
 

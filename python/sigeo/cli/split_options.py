@@ -115,7 +115,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric-column", help=f"its column (default: {table_options.METRIC})")
     parser.add_argument(
-        "--top", type=float, metavar="SHARE", help="of the table's best to find (default: 0.01)"
+        "--top",
+        type=options.positive_number,
+        metavar="SHARE",
+        help="of the table's best to find, or their number (default: 0.01)",
     )
     parser.add_argument(
         "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sigeo.cli import console, options
@@ -60,6 +61,21 @@ def read(file: str | None, metric: str) -> Table | None:
     found = read_table(file)
     say_if_code(found, metric)
     return found
+
+
+def check_scored(table: Table, metric: str, archs: Sequence[str]) -> None:
+    """Check that enough architectures that are scored have a value.
+
+    Raises:
+        InputError: They have not; or rows of one architecture are no repetitions.
+    """
+    truth = table.lookup(metric)
+    known = sum(arch in truth for arch in archs)
+    if known < 3:
+        raise InputError(
+            f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
+            f"{known} of {len(archs)}"
+        )
 
 
 def add_top(parser: argparse._ActionsContainer) -> None:

@@ -5,9 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sigeo.cli import console, options
 from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 HELP = "show or convert a benchmark table"
 
@@ -46,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         name: {
             "count": len(values),
             "min": float(values.min()) if len(values) else None,
-            "mean": float(values.mean()) if len(values) else None,
+            "mean": _mean(values) if len(values) else None,
             "max": float(values.max()) if len(values) else None,
         }
         for name, values in finite.items()
@@ -70,3 +75,9 @@ def run(args: argparse.Namespace) -> int:
         ),
     )
     return 0
+
+
+def _mean(values: NDArray[np.float64]) -> float:
+    """The mean of values whose sum may be too large for float64."""
+    share = 2.0 ** -len(values).bit_length()  # a power of 2, by which nothing is rounded
+    return float((values * share).mean() / share)

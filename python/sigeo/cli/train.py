@@ -29,9 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--share",
-        type=options.fraction,
+        type=options.share,
         default=1.0,
-        help="of the training images, 0 to 1 (default: %(default)s)",
+        help="of the training images, above 0, at most 1 (default: %(default)s)",
     )
     group.add_argument(
         "--epochs", type=options.positive, default=12, help="passes (default: %(default)s)"
@@ -62,14 +62,16 @@ def run(args: argparse.Namespace) -> int:
         InputError: Too few images for a step.
     """
     options.space_sizes(args)
+    listed = architectures.lines(args)
 
     from sigeo.scoring import export, standalone
     from sigeo.store import RunStore
     from sigeo.supernet import WarmUp
 
-    architectures.chosen(args, options.space_before_images(args))  # refused before images are read
+    outlined = options.space_before_images(args)
+    architectures.chosen(args, listed, outlined)  # refused before images are read
     data, space = options.load_data_and_space(args)
-    archs = architectures.chosen(args, space)
+    archs = architectures.chosen(args, listed, space)
     images = round(args.share * len(data.train))
     training = WarmUp(
         images, args.epochs, args.batch_size, lr=args.lr, schedule="cosine", floor=0.0, clip=None

@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser, *, default: float) -> None:
         help="passes over the share, not with --warmup-steps (default: 1)",
     )
     group.add_argument(
-        "--warmup-lr", type=options.step_size, help="step size (default: 0.025; candidate: 1)"
+        "--warmup-lr",
+        type=options.positive_step_size,
+        help="step size (default: 0.025; candidate: 1)",
     )
     group.add_argument(
         "--warmup-batch",

@@ -79,7 +79,7 @@ class Augmentation:
         )
         columns = torch.arange(width, device="cpu").expand(count, -1)
         if self.flip:
-            mirrored = torch.rand(count, 1, generator=generator, device="cpu") < 0.5
+            mirrored = _uniform(generator, count, 1) < 0.5
             columns = torch.where(mirrored, columns.flip(1), columns)
         rows = (offsets[:, 0] + torch.arange(height, device="cpu")).to(images.device)
         columns = (offsets[:, 1] + columns).to(images.device)
@@ -89,7 +89,7 @@ class Augmentation:
         return cut.movedim(-1, 1)
 
     def _colour(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        draws = 2 * torch.rand(2, len(images), 1, 1, 1, generator=generator, device="cpu") - 1
+        draws = 2 * _uniform(generator, 2, len(images), 1, 1, 1) - 1
         brightness, contrast = draws.to(images.device, images.dtype).unbind(0)
         mean = images.mean((1, 2, 3), keepdim=True)
         stretched: Tensor = mean + (images - mean) * (1 + self.contrast * contrast)
@@ -105,13 +105,16 @@ class Augmentation:
 def _cut(images: Tensor, scale: tuple[float, float], generator: torch.Generator) -> Tensor:
     """Cut a part out anywhere and enlarge it, bilinear."""
     low, high = scale
-    share = low + (high - low) * torch.rand(len(images), generator=generator, device="cpu")
+    share = low + (high - low) * _uniform(generator, len(images))
     side = share.sqrt()[:, None]
-    theta = torch.zeros(len(images), 2, 3, device="cpu")
+    theta = side.new_zeros(len(images), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side[:, 0]
-    theta[:, :, 2] = (1 - side) * (
-        2 * torch.rand(len(images), 2, generator=generator, device="cpu") - 1
-    )
+    theta[:, :, 2] = (1 - side) * (2 * _uniform(generator, len(images), 2) - 1)
     theta = theta.to(images.device, images.dtype)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Numbers from 0 to 1, the same whatever torch's default type is."""
+    return torch.rand(shape, generator=generator, dtype=torch.float32, device="cpu")

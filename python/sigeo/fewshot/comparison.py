@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sigeo import option_text
@@ -25,8 +26,10 @@ from sigeo.kinds import named_arguments
 from sigeo.proxies import Proxy
 from sigeo.scoring.rank import identity
 from sigeo.spaces import SearchSpace
+from sigeo.spaces.base import listed
 from sigeo.store import Record, RunStore
 from sigeo.supernet.checkpoint import OtherSettings, difference
+from sigeo.supernet.randomness import drawing
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 
 Values = NDArray[np.float64]
@@ -102,8 +105,8 @@ def run(
     study: Study,
     entrant: Entrant,
     seed: int,
-    archs: Sequence[Any],
-    proxies: Sequence[Proxy],
+    archs: Iterable[Any],
+    proxies: Iterable[Proxy],
     store_file: Path,
     folder: Path,
     *,
@@ -126,6 +129,7 @@ def run(
         InputError: As of `develop`.
         OtherSettings: The plan in the folder is of another system or seed.
     """
+    archs, proxies = listed(archs), list(proxies)
     recipe = recipes.get(entrant.recipe, study.space, **entrant.options)
     settings = {
         "comparison": 2,
@@ -186,7 +190,8 @@ def _evaluate(
     values = {ACCURACY: accuracy, LOSS: -loss}
     if proxies:
         batches = study.metric_batches(seed, study.batch_size, 4)
-        scores = family.scored(archs, batches, proxies)
+        with drawing(f"{seed}/scores", torch.device(study.device)):
+            scores = family.scored(archs, batches, proxies)
         values |= {identity(proxy): scores[proxy.name] for proxy in proxies}
     for place, arch in enumerate(archs):
         record = {name: float(found[place]) for name, found in values.items()}

@@ -13,7 +13,7 @@ from sigeo.capture import Batches, image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.kinds import check_fields
-from sigeo.scoring.devices import put_on
+from sigeo.scoring.devices import parse_device, put_on
 from sigeo.scoring.shared_weights import make_supernet
 from sigeo.scoring.sized import check_sized
 from sigeo.spaces import SearchSpace, Supernet
@@ -52,9 +52,10 @@ class Study:
 
         Raises:
             InputError: Images of other sizes than the networks take, or too few; a setting that
-                `Training` does not have; or a budget that pays for no step.
+                `Training` does not have; a budget that pays for no step; or no such device.
         """
         check_fields(self, "study")
+        parse_device(self.device)
         check_sized(self.space, self.data)
         known = [one.name for one in fields(Training) if one.name != "images"]
         if other := [name for name in self.settings if name not in known]:

@@ -23,6 +23,7 @@ from sigeo.errors import InputError, lacks_memory
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.distinct import count_rows, number_rows, sign_words
 from sigeo.proxies.naswot import NO_RECTIFIER, NOT_FINITE
+from sigeo.proxies.passes import normal
 from sigeo.proxies.registry import register
 
 
@@ -43,9 +44,7 @@ def _drawn(inputs: Any, samples: int, size: int | None, seed: int) -> Any:
         shape = list(like.shape[1:])
         if size is not None and len(shape) == 3:
             shape[1:] = [size, size]
-        return torch.randn(samples, *shape, generator=generator, device="cpu").to(
-            like.device, like.dtype
-        )
+        return normal([samples, *shape], generator).to(like.device, like.dtype)
 
     return tree_map_only(Tensor, draw, inputs)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,11 @@ def first_samples(inputs: Any, count: int) -> Any:
     return tree_map_only(Tensor, lambda x: x[:count] if x.dim() else x, inputs)
 
 
+def normal(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Numbers of N(0, 1) on the CPU, the same whatever torch's default type is."""
+    return torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+
+
 def gaussian(inputs: Any, generator: torch.Generator) -> Any:
     """Inputs of the same shapes and kinds drawn from N(0, 1); those of whole numbers as they are.
 
@@ -77,7 +82,7 @@ def gaussian(inputs: Any, generator: torch.Generator) -> Any:
     def drawn(x: Tensor) -> Tensor:
         if not x.is_floating_point():
             return x
-        return torch.empty_like(x).copy_(torch.randn(x.shape, generator=generator, device="cpu"))
+        return torch.empty_like(x).copy_(normal(x.shape, generator))
 
     return tree_map_only(Tensor, drawn, inputs)
 
@@ -101,7 +106,7 @@ def draw_weights(
         std: The standard deviation for a weight; the mean is 0.
     """
     for weight in select(model, "layers").values():
-        weight.copy_(torch.randn(weight.shape, generator=generator, device="cpu")).mul_(std(weight))
+        weight.copy_(normal(weight.shape, generator)).mul_(std(weight))
     for module in model.modules():
         parameters = dict(module.named_parameters(recurse=False))
         norm = isinstance(module, (_BatchNorm, nn.GroupNorm))

@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +43,7 @@ from sigeo.spaces import SearchSpace, Supernet
 from sigeo.store import Record
 from sigeo.supernet import Budget, Source, WarmUp, versions, warm_up_alone, warm_up_supernet
 from sigeo.supernet.checkpoint import Weights
+from sigeo.supernet.randomness import drawing
 from sigeo.supernet.settings import Progress
 
 Init = Literal["scratch", "candidate", "supernet"]
@@ -65,7 +66,7 @@ class Protocol:
             weights bring theirs along.
         batches: Number of scoring batches.
         batch_size: Images of one.
-        seed: Of weights, order of images, sampled paths.
+        seed: Of weights, order of images, sampled paths, and what networks draw, as by dropout.
         device: Where the networks run.
         deduplicate: Whether equal networks share one score.
         at_once: Networks in one pass, 1 or more; "auto" measures whether many are faster.
@@ -206,21 +207,7 @@ class Networks:
 
     def weights_settings(self) -> dict[str, Any]:
         """All that the weights depend on."""
-        protocol = self.protocol
-        return {
-            "space": self.space.describe(),
-            "data": {
-                "name": self.data.name,
-                "fingerprint": self.data.fingerprint,
-                "images": len(self.data.train),
-            },
-            "seed": protocol.seed,
-            "device": self.device.type,
-            "init": protocol.init,
-            "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
-            "checkpoint": None if self._loaded is None else dict(self._loaded.identity),
-            **({"supernet": self._options} if self._options else {}),
-        }
+        return weights_settings(self.space, self.data, self.protocol, self._loaded)
 
     def checkpoint_path(self, folder: Path) -> Path:
         """Where a warm-up of these settings is kept in a folder."""
@@ -320,7 +307,8 @@ class Networks:
         found = []
         for part in self._parts(archs[0]):
             began = time.perf_counter()
-            scored = score_many(part, archs, self._batches, proxies, at_once=len(archs))
+            with self._drawing():
+                scored = score_many(part, archs, self._batches, proxies, at_once=len(archs))
             seconds = (time.perf_counter() - began) / len(archs)
             found.append([_records(scores, seconds) for scores in scored])
         return [mean_records(records) for records in zip(*found, strict=True)]
@@ -341,10 +329,14 @@ class Networks:
         for part in self._parts(arch):
             began = time.perf_counter()
             module = part.subnet(arch, whole=whole)
-            with self._warmed(module):
+            with self._warmed(module), self._drawing():
                 scores = score(module, self._batches, measured)
             found.append(_records(scores, time.perf_counter() - began))
         return counted | mean_records(found)
+
+    def _drawing(self) -> AbstractContextManager[None]:
+        """What dropout draws inside follows from the seed, and is the same for all networks."""
+        return drawing(f"{self.protocol.seed}/scores", self.device)
 
     @contextmanager
     def _warmed(self, module: nn.Module) -> Iterator[None]:
@@ -358,6 +350,27 @@ class Networks:
             for parameter in module.parameters():
                 parameter.grad = None
             yield
+
+
+def weights_settings(
+    space: SearchSpace[Any], data: ImageData, protocol: Protocol, loaded: SharedWeights | None
+) -> dict[str, Any]:
+    """All that the weights of networks depend on, before they are made; ``loaded`` are theirs."""
+    options = dict(protocol.supernet if loaded is None else loaded.options)
+    return {
+        "space": space.describe(),
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "images": len(data.train),
+        },
+        "seed": protocol.seed,
+        "device": parse_device(protocol.device).type,
+        "init": protocol.init,
+        "warmup": None if protocol.warmup is None else protocol.warmup.describe(),
+        "checkpoint": None if loaded is None else dict(loaded.identity),
+        **({"supernet": options} if options else {}),
+    }
 
 
 def _records(scores: Mapping[str, Score], seconds: float) -> dict[str, Record]:

@@ -19,6 +19,7 @@ from sigeo.capture import image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
 from sigeo.kinds import check_fields, named_arguments
+from sigeo.scoring.devices import parse_device
 from sigeo.scoring.export import indices
 from sigeo.spaces import SearchSpace
 from sigeo.store import Record, RunStore
@@ -48,9 +49,10 @@ class Standalone:
         """Check the settings, each by itself.
 
         Raises:
-            InputError: One is of another kind.
+            InputError: One is of another kind, or there is no such device.
         """
         check_fields(self, "standalone")
+        parse_device(self.device)
 
 
 @dataclass(frozen=True)

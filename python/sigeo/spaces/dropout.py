@@ -74,5 +74,5 @@ class ScheduledDropout:
             return x
         generator = torch.Generator().manual_seed(self._seed + self._draws)
         self._draws += 1
-        stays = torch.rand(shape, generator=generator, device="cpu") < keep
+        stays = torch.rand(shape, generator=generator, device="cpu", dtype=torch.float32) < keep
         return x * (stays.to(x.device, x.dtype) / keep)

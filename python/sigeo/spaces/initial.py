@@ -35,7 +35,7 @@ def draw_weights(module: nn.Module, place: str, seed: int) -> None:
 
 
 def _drawn(module: nn.Module, parameter: Tensor, generator: torch.Generator) -> Tensor:
-    values = torch.empty(parameter.shape, device="cpu")
+    values = torch.empty(parameter.shape, device="cpu", dtype=torch.float32)
     if isinstance(module, Tokens):
         return values.normal_(0, _TOKEN_SCALE, generator=generator)
     weight: Tensor = module.weight  # type: ignore[assignment]

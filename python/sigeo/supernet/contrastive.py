@@ -88,7 +88,7 @@ class CrossPathContrast(TwoPaths):
 
     def _fill(self, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(self.seed)
-        drawn = torch.randn(self._shape, generator=generator, device="cpu")
+        drawn = torch.randn(self._shape, generator=generator, device="cpu", dtype=torch.float32)
         self.queue = F.normalize(drawn, dim=1).to(device)
         self._oldest = 0
 

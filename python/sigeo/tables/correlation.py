@@ -80,7 +80,15 @@ def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
     Args:
         scores: [n]; what is not finite ranks last in its part, tied.
         standing: [n], of their parts: all with a larger number rank above all with a smaller.
+
+    Raises:
+        InputError: As many parts as scores are not given.
     """
+    if standing.shape != scores.shape:
+        raise InputError(
+            f"standing: expected a part for each of the {len(scores)} scores, got "
+            f"{list(standing.shape)}"
+        )
     ranks = averaged_ranks(np.where(np.isfinite(scores), scores, -np.inf))
     return ranks + (len(scores) + 1) * standing
 

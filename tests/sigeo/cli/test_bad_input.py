@@ -34,7 +34,7 @@ BAD = {
     "metric-without": (["rank", "--metric", "x"], "--metric: has no effect without --table"),
     "metric-of-report": (["report", os.devnull, "--metric", "x"], "--metric: has no effect with"),
     "proxy": (["rank", "--proxy", "synfow"], "--proxy: must be one of az_expressivity,"),
-    "no-proxy": (["rank", "--proxy", ","], "proxies: expected at least one"),
+    "no-proxy": (["rank", "--proxy", ","], "--proxy: expected at least one, got none"),
     "space": (["rank", "--space", "darts"], "resnet, transformer, got 'darts'"),
     "data": (["rank", "--data", "nowhere.npz"], "nowhere.npz: No such file or directory"),
     "data-long": (["rank", "--data", "a" * 300], f"{'a' * 300}: File name too long"),
@@ -105,7 +105,7 @@ BAD = {
     ),
     "warmup-lr": (
         ["rank", "--warmup-lr", "inf"],
-        "--warmup-lr: must be a number from 0 to 1e38, got 'inf'",
+        "--warmup-lr: must be a number above 0, at most 1e38, got 'inf'",
     ),
     "schedule": (["rank", "--schedule", "steps"], "--schedule: invalid choice: 'steps'"),
     "unknown": (["rank", "--archs", "3", "--none"], "sigeo rank: unrecognized arguments: --none"),
@@ -129,12 +129,28 @@ BAD = {
         f"huge{option}": (["rank", option, value], f"{option}: {message}")
         for option, value, message in (
             ("--inner-lr", "1e300", "must be a number from 0 to 1e38, got '1e300'"),
-            ("--warmup-lr", "1e39", "must be a number from 0 to 1e38, got '1e39'"),
+            ("--warmup-lr", "1e39", "must be a number above 0, at most 1e38, got '1e39'"),
             ("--threads", "20000", "must be a whole number from 1 to 1024, got '20000'"),
             ("--batches", str(2**63), f"must be a whole number from 1 to {2**63 - 1}, got"),
             ("--channels", "2000000", "must be at most 1000000, got 2000000"),
         )
     },
+    "no-share": (["train", "--share", "0"], "--share: must be a number above 0, at most 1, got"),
+    "no-budget": (
+        ["compare", "--table", os.devnull, "--budget", "63"],
+        "--budget: must pay for at least one batch of 64, got 63",
+    ),
+    "recipe-twice": (
+        ["compare", "--table", os.devnull, "--recipes", "fair:width=0.5", "fair:width=0.50"],
+        "--recipes: fair:width=0.50 is given more than once",
+    ),
+    "proxy-twice": (["rank", "--proxy", "zico,zico"], "expected each once, got zico twice"),
+    "option-twice": (["rank", "--proxy", "zen:seed=1,seed=2"], "zen: seed is given more than once"),
+    "recipe-option-twice": (
+        ["warmup", "--recipe", "one-shot:paths=2,paths=3"],
+        "one-shot: paths is given more than once",
+    ),
+    "top-of-split": (["split", "--table", os.devnull, "--top", "nan"], "must be a number above 0"),
     "huge-lr": (["train", "--lr", "1e300"], "--lr: must be a number above 0, at most 1e38, got"),
     "huge-bootstrap": (
         ["correlate", "--bootstrap", "1e9", "--scores", "s"],

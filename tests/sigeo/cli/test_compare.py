@@ -110,7 +110,7 @@ def test_list_names_every_recipe_and_its_options(capsys):
         (["--table", "t.csv", "--metric", "x"], "expected a column for metric 'x'"),
         (
             ["--table", "t.csv", "--metric", "acc", "--budget", "10", "--recipes", "fair"],
-            "a budget must pay for at least one batch of 64, got 10",
+            "--budget: must pay for at least one batch of 64, got 10",
         ),
         (
             ["--table", "t.csv", "--metric", "acc", "--recipes", 'one-shot:paths="x"'],

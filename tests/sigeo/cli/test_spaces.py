@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
 import pyarrow.parquet
 import pytest
+import torch
 
 from sigeo.cli import options
 from tests.sigeo.cli.helpers import run, strict
@@ -63,6 +68,45 @@ def test_score_equals_rank(name, capsys):
     scores = strict(out)["scores"]
     assert scores["flops"] == row["scores"]["flops"]
     assert scores["zico"] == pytest.approx(row["scores"]["zico"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ["rank", "--archs", "3", "--proxy", "grad_norm", "--many", "off"],
+        ["rank", "--archs", "3", "--proxy", "grad_norm", "--many", "3"],
+        ["score", "--arch", "depth=2,width1=8,width2=4", "--proxy", "grad_norm"],
+        ["split", "--metric", "grad_norm", "--repeats", "1", "--leaves", "2"],
+        ["compare", "--recipes", "one-shot", "--proxy", "grad_norm", "--seeds", "1"],
+    ],
+    ids=" ".join,
+)
+def test_what_dropout_draws_follows_from_the_seed(verb, capsys):
+    archs = [f"depth=2,width1={a},width2={b}" for a in (4, 8) for b in (4, 8)]
+    rows = "\n".join(f'"{arch}",{value}' for value, arch in enumerate(archs))
+    Path("t.csv").write_text(f"arch_str,acc\n{rows}\n")
+    given = [*verb, "--space", "mlp", *SIZES["mlp"], "--size", "dropout=0.5", "--json"]
+    given += ["--batch-size", "16", "--threads", "1"]
+    if verb[0] != "compare":
+        given += ["--batches", "2"]
+    else:
+        given += ["--table", "t.csv", "--metric", "acc", "--budget", "200", "--held-out", "40"]
+    found = []
+    for state in (1, 2):
+        torch.manual_seed(state)
+        before = torch.get_rng_state()
+        out = [] if verb[0] == "score" else ["--out", str(state)]
+        code, text, err = run(*given, *out, capsys=capsys)
+        assert code == 0 and torch.equal(torch.get_rng_state(), before), err
+        document = strict(text)
+        kept = document.get("scores", document.get("plan"))
+        if verb[0] in ("rank", "compare"):
+            with closing(sqlite3.connect(f"{state}/run.sqlite")) as store:
+                kept = store.execute(
+                    "SELECT network, value FROM scores WHERE proxy LIKE 'grad_norm%' ORDER BY 1"
+                ).fetchall()
+        found.append(kept)
+    assert found[0] and found[0] == found[1]
 
 
 def test_each_network_warmed_up_alone_leaves_the_supernet_alone(capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from pyarrow import parquet
 
 from sigeo import spaces
 from sigeo.cli import options as cli_options
-from sigeo.fewshot import load_plan
+from sigeo.fewshot import load_plan, save_plan, whole_space
 from sigeo.spaces.nasbench201 import Cell
 from sigeo.spaces.nasbench201.cell import all_cells
 from tests.sigeo.cli.helpers import SMALL, run, strict
@@ -101,7 +102,7 @@ def test_one_supernet_an_operation(capsys):
     code, out, err = run(*given, "--json", capsys=capsys)
     assert code == 0, err
     assert strict(out)["leaves"] == [3125] * 5
-    code, out, err = run(*given[:-1], "25", "--json", capsys=capsys)
+    code, out, err = run(*given[:-1], "25", "--json", "--out", "t", capsys=capsys)
     assert code == 0, err
     assert strict(out)["leaves"] == [625] * 25
 
@@ -111,9 +112,9 @@ def test_kinds_divide_without_networks(capsys):
     code, out, err = run(*given, "--json", capsys=capsys)
     assert code == 0, err
     assert strict(out)["leaves"] == [1983, 7122, 5520, 1000]
-    code, out, _ = run(*given, "--groups", "0,1/2/3", capsys=capsys)
+    code, out, _ = run(*given, "--groups", "0,1/2/3", "--out", "t", capsys=capsys)
     assert code == 0 and "nonlinear_depth: 0, 1  [0] 9,105" in out
-    plan, _ = load_plan(Path("s/plan.json"), SPACE)
+    plan, _ = load_plan(Path("t/plan.json"), SPACE)
     assert plan.route(Cell((3, 0, 3, 0, 0, 3))) == 2
 
 
@@ -131,13 +132,50 @@ def test_a_finished_plan_is_not_measured_again(capsys, monkeypatch):
     monkeypatch.setattr("sigeo.fewshot.metrics.GradientMatching.__call__", None)
     assert strict(run(*given, capsys=capsys)[1])["plan"] == first["plan"]
     with pytest.raises(TypeError):
-        run(*given, "--seed", "1", capsys=capsys)
+        run(*given, "--seed", "1", "--out", "t", capsys=capsys)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (["--metric", "random"], ["--metric", "random", "--leaves", "5"], "splitting.branching.le"),
+        (
+            ["--metric", "random"],
+            ["--kind", "nonlinear_depth"],
+            "settings than this splitting (bat",
+        ),
+        (
+            ["--kind", "nonlinear_depth"],
+            ["--warmup-steps", "3"],
+            "settings than this splitting (bat",
+        ),
+        (
+            ["--kind", "nonlinear_depth"],
+            ["--kind", "nonlinear_depth", "--groups", "0,1/2,3"],
+            "has other groups",
+        ),
+        (None, ["--kind", "nonlinear_depth"], "settings than this splitting (kind"),
+    ],
+)
+def test_another_plan_stays_as_it_is(first, second, message, capsys):
+    small = ["split", *SMALL, "--out", "s"]
+    if first is None:
+        Path("s").mkdir()
+        save_plan("s/plan.json", whole_space(SPACE), {"recipe": "fair"})  # as of a system
+    else:
+        assert run(*small, *first, capsys=capsys)[0] == 0
+    before, kept = sorted(os.listdir("s")), Path("s/plan.json").read_bytes()
+    code, out, err = run(*small, *second, capsys=capsys)
+    assert code == 2 and out == "" and err.count("\n") == 1, err
+    assert err.startswith("sigeo split: plan s/plan.json: ") and message in err, err
+    assert err.endswith("; give another --out, or remove it\n")
+    assert sorted(os.listdir("s")) == before and Path("s/plan.json").read_bytes() == kept
 
 
 def test_a_share_that_is_none_is_refused_before_the_split(capsys, monkeypatch):
     given = [*GIVEN, "--leaves", "2", *write_table()]
     monkeypatch.setattr(cli_options, "load_data_and_space", lambda _: pytest.fail("went on"))
-    for top in ("0", "nan", "inf", "1.5"):
+    for top in ("1.5", "2234"):
         code, _, err = run(*given, "--top", top, capsys=capsys)
         assert code == 2 and f"top must be a share or a number up to 2233, got {float(top)}" in err
 

@@ -33,8 +33,21 @@ def test_train_makes_a_table(capsys):
     runs = strict(out)["proxies"]
     assert code == 0 and runs["test_accuracy"]["pick"]["regret"] == 0
     assert {"test_accuracy_run0", "params"} <= set(runs)
-    code, _, err = run("train", *sizes, "--share", "0", "--out", "t", capsys=capsys)
+    code, _, err = run("train", *sizes, "--share", "0.001", "--out", "t", capsys=capsys)
     assert code == 2 and "training images is less than one step" in err
+
+
+@pytest.mark.parametrize("verb", [["rank", "--proxy", "params"], ["train", "--share", "0.05"]])
+def test_architectures_are_read_from_a_pipe(verb, capsys):
+    reading, writing = os.pipe()
+    os.write(writing, f"{EXAMPLE}\n".encode())
+    os.close(writing)
+    sizes = ["--channels", "2", "--cells", "1", "--threads", "1", "--batch-size", "16"]
+    given = [*verb, *sizes, "--archs-file", f"/dev/fd/{reading}", "--out", "p", "--json"]
+    code, out, err = run(*given, capsys=capsys)
+    os.close(reading)
+    assert code == 0, err
+    assert [row["arch"] for row in strict(out)["rows"]] == [EXAMPLE]
 
 
 def test_train_says_why_tau_between_runs_is_undefined():
@@ -232,3 +245,10 @@ def test_help_of_every_verb(capsys):
     ):
         code, out, _ = run(verb, "--help", capsys=capsys)
         assert code == 0 and out.startswith(f"usage: sigeo {verb}")
+
+
+def test_tables_takes_values_whose_sum_is_too_large(capsys):
+    Path("t.csv").write_text("arch_str,synflow\na,1.5e308\nb,1.25e308\nc,1e308\n")
+    code, out, err = run("tables", "t.csv", "--json", capsys=capsys)
+    assert code == 0 and err == ""
+    assert strict(out)["columns"]["synflow"]["mean"] == pytest.approx(1.25e308)

@@ -7,11 +7,14 @@ from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+import torch
+
 from sigeo.capture import Batches
 from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.partition import Relation
 from sigeo.spaces import Product, SearchSpace, Supernet
 from sigeo.supernet import Budget
+from sigeo.supernet.randomness import drawing
 
 A = TypeVar("A", bound=Hashable)
 _TRIES = 1000
@@ -37,7 +40,7 @@ class Subject(Generic[A]):
     Attributes:
         region: What is left of the other choices, and the options o of this one.
         place: Of the choice in ``space.choices``.
-        seed: Of the paths that are drawn.
+        seed: Of the paths that are drawn, and of what networks draw, as by dropout.
         supernet: The weights; None for metrics without networks.
         batches: Images and labels; None for metrics without data.
     """
@@ -175,12 +178,14 @@ def check(metric: Metric, subject: Subject[Any]) -> None:
 
 
 def compared(metric: Metric, subject: Subject[Any]) -> Relation:
-    """How alike a metric finds the options.
+    """How alike a metric finds the options; what networks draw follows from the subject's seed.
 
     Raises:
         InputError: It returns something else, or a relation of other options.
     """
-    relation = metric(subject)
+    device = torch.device("cpu") if subject.batches is None else subject.batches.device
+    with drawing(f"{subject.seed}/{subject.place}/metric", device):
+        relation = metric(subject)
     check_kind(relation, Relation, f"metric {metric.name}: what it returns")
     if relation.count != len(subject.options):
         raise InputError(

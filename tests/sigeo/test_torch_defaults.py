@@ -1,4 +1,7 @@
-"""`torch.set_default_device` changes nothing: what is drawn or counted on the CPU stays there."""
+"""`torch.set_default_device` and `set_default_dtype` change nothing of models that are there.
+
+What is drawn or counted on the CPU stays there, and the same seed draws the same numbers.
+"""
 
 from __future__ import annotations
 
@@ -19,16 +22,27 @@ from tests.sigeo.training import SPACE, assert_same, source, training
 DATA = [(torch.randn(6, 3, 8, 8), torch.arange(6) % 5) for _ in range(3)]
 
 
-def both(function):
-    """Results with and without another default device, on which tensors hold no values."""
-    expected = function()
-    with torch.device("meta"):
-        return expected, function()
+@pytest.fixture(params=["device", "dtype"])
+def both(request):
+    """What gives results without and with another default."""
+
+    def results(function):
+        expected = function()
+        if request.param == "device":  # on which tensors hold no values
+            with torch.device("meta"):
+                return expected, function()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return expected, function()
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    return results
 
 
 # torch's Adagrad, which the two others take, has its steps on the default device.
 @pytest.mark.parametrize("name", [n for n in proxies.names() if not n.startswith("sigeo_recsys")])
-def test_proxies_stay_on_the_devices_of_model_and_batches(name):
+def test_proxies_stay_on_the_devices_of_model_and_batches(name, both):
     model = golden_net()
 
     def score():
@@ -39,7 +53,7 @@ def test_proxies_stay_on_the_devices_of_model_and_batches(name):
     assert found == expected
 
 
-def test_data_stay_where_they_are():
+def test_data_stay_where_they_are(both):
     def batch():
         data = load("digits")
         return data.batch(data.order(1)[:8].tolist())
@@ -51,7 +65,7 @@ def test_data_stay_where_they_are():
     assert torch.equal(found, expected)
 
 
-def test_trainings_stay_where_the_supernet_is():
+def test_trainings_stay_where_the_supernet_is(both):
     def train():
         supernet = supernets.pop()
         train_supernet(supernet, training(), images, Uniform(SPACE, seed=0), settings={})
@@ -62,7 +76,7 @@ def test_trainings_stay_where_the_supernet_is():
     assert_same(*both(train))
 
 
-def test_weights_are_drawn_for_the_device_of_the_module():
+def test_weights_are_drawn_for_the_device_of_the_module(both):
     def draw():
         draw_weights(layer, "0", seed=1)
         return layer.weight.clone()
@@ -72,7 +86,7 @@ def test_weights_are_drawn_for_the_device_of_the_module():
     assert torch.equal(found, expected)
 
 
-def test_samples_are_measured_where_the_model_is():
+def test_samples_are_measured_where_the_model_is(both):
     model = golden_net().eval()
 
     expected, found = both(lambda: fisher_trace(model, DATA, estimator="signs", seed=1))
@@ -89,7 +103,7 @@ def test_samples_are_measured_where_the_model_is():
     assert torch.equal(found, expected)
 
 
-def test_layers_are_judged_where_they_are():
+def test_layers_are_judged_where_they_are(both):
     layer, x = nn.Linear(4, 3), torch.randn(5, 4)
     expected, found = both(lambda: check_per_sample(layer, x))
     assert str(found) == str(expected)
