@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch._guards import detect_fake_mode
 
 _NAMES = {
     torch.float32: "Float",
@@ -42,6 +43,11 @@ def units(op: str, count: int, ddof: int) -> None:
         op,
         f"ddof must be at least 0 and below the {count} units, got {ddof}",
     )
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Whether a tensor's values can be looked at: none are there while a graph is traced."""
+    return not torch.compiler.is_compiling() and detect_fake_mode(tensor) is None
 
 
 def lists(

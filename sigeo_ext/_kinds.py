@@ -38,7 +38,8 @@ _WORDS = {
 def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function say which argument is of the wrong kind, where that makes it fail.
 
-    An exception whose message is one of ours, and any other that has another cause, goes through.
+    An exception whose message is one of ours, and any other that has another cause, goes through;
+    so does each of a call that is traced into a graph.
 
     Args:
         name: Of the function, for the message.
@@ -50,7 +51,9 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
             try:
                 return function(*args, **kwargs)
             except _RAW as error:
-                wrong = None if _tells(error) else _wrong(function, args, kwargs)
+                # Looking at kinds cannot be traced, and would hide the exception behind that.
+                told = torch.compiler.is_compiling() or _tells(error)
+                wrong = None if told else _wrong(function, args, kwargs)
                 if wrong is None:
                     raise
                 raise TypeError(f"{name}: {wrong}") from error

@@ -113,6 +113,8 @@ def _check_places(op: str, name: str, places: Tensor, length: int, blocks: int) 
     ok = places.dim() == 1 and places.dtype == torch.int64 and len(places) == length
     message = f"{name} must be int64 [{length}], got"
     _check.require(ok, op, f"{message} {_check.dtype_of(places)} {list(places.shape)}")
+    if not _check.has_values(places):
+        return
     outside = places[(places < 0) | (places >= blocks)].tolist()
     if outside:
         _check.require(False, op, f"{name} must be blocks below {blocks}, got {outside[0]}")

@@ -62,14 +62,15 @@ def check_list(op: str, name: str, index: Tensor | None) -> None:
 
 
 def check_index(op: str, name: str, index: Tensor | None, size: int) -> None:
-    """Require a list of different places below ``size``."""
+    """Require a list of different places below ``size``, as far as its values can be looked at."""
     if index is None:
         return
-    seen = None if index.is_inference() else (index._version, index.shape, size)
+    unknown = torch.compiler.is_compiling() or index.is_inference()
+    seen = None if unknown else (index._version, index.shape, size)
     if seen is not None and _checked.get(index) == seen:
         return
     check_list(op, name, index)
-    if index.numel():
+    if _check.has_values(index) and index.numel():
         _check_places(op, name, index, size)
     if seen is not None:
         _checked[index] = seen

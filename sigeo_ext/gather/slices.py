@@ -6,7 +6,8 @@ of its dimensions:
 * ``None``: everything;
 * an int ``n``: the first n;
 * a slice of step 1: a chunk;
-* an int64 tensor [n]: the places it lists, none of them twice.
+* an int64 tensor [n]: the places it lists, none of them twice. Where a graph is traced they are not
+  looked at.
 
 In *clean* mode the input has the selected width and so has the result. In *masked* mode both have
 the full width: the result is that of the layer on the whole weight, of whose input the places that
