@@ -7,6 +7,7 @@ Ly-Manson et al., "Analyzing Few-Shot Neural Architecture Search in a Metric-Dri
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -104,7 +105,10 @@ def best_count(top: float, count: int) -> int:
     """
     if not 0 < top <= count or (top > 1 and top != int(top)):
         raise InputError(f"analysis: top must be a share or a number up to {count}, got {top}")
-    return int(top) if top >= 1 else max(1, math.floor(top * count))
+    if top >= 1:
+        return int(top)
+    # 0.29 * 100 is 28.9999: what is a whole number but for rounding is taken as one.
+    return max(1, math.floor(top * count * (1 + 4 * sys.float_info.epsilon)))
 
 
 @named_arguments("analyse")

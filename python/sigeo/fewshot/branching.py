@@ -9,13 +9,16 @@ from itertools import groupby, islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from sigeo.errors import InputError
-from sigeo.fewshot.plan import Cut
+from sigeo.fewshot.plan import Cut, Node
 from sigeo.kinds import named_arguments
+from sigeo.spaces import Product, Supernet
 
 EVERY = 0
 """The factor that stands for as many parts as there are options left."""
 
 _MOST = 1_000_000
+
+A = TypeVar("A")
 
 
 def options_needed(factor: int) -> int:
@@ -152,6 +155,30 @@ class Branching:
                 f"branching: level {level} has {len(factors)} factors, none for node {node}"
             )
         return factors[node]
+
+
+@dataclass
+class Branch(Generic[A]):
+    """A node of the tree while it grows, with the weights that serve it."""
+
+    region: Product[A]
+    supernet: Supernet[A] | None
+    decided: Node[A] | None
+    cut: Cut | None = None
+    children: tuple[Branch[A], ...] = ()
+
+    def node(self, *, decided: bool) -> Node[A]:
+        """The node; with cuts that were decided before a kill and are not taken again yet."""
+        if self.cut is None:
+            return self.decided if decided and self.decided is not None else Node(self.region)
+        children = tuple(child.node(decided=decided) for child in self.children)
+        return Node(self.region, self.cut, children)
+
+    def leaves(self) -> list[Branch[A]]:
+        """The nodes without children, from the first to the last."""
+        if self.cut is None:
+            return [self]
+        return [leaf for child in self.children for leaf in child.leaves()]
 
 
 class _Divisible(Protocol):

@@ -11,6 +11,7 @@ from sigeo.errors import InputError
 from sigeo.fewshot.partition import Groups, Relation, between, within
 from sigeo.kinds import named_arguments
 from sigeo.spaces import Product
+from sigeo.supernet import draw_connected
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,43 @@ def lacking(
         if wanted > found:
             return wanted, needed, found
     return None
+
+
+def connected_parts(region: Product[Any], candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The candidates of whose parts each has an architecture whose output depends on the input.
+
+    Args:
+        region: What they cut.
+        candidates: At least one.
+
+    Raises:
+        InputError: There is none.
+    """
+    found = []
+    for candidate in candidates:
+        options = region.allowed[candidate.place]
+        groups = [[options[i] for i in group] for group in candidate.groups]
+        lost = [part for part in region.split(candidate.place, groups) if not _connected(part)]
+        if not lost:
+            found.append(candidate)
+    if not found:
+        left = ", ".join(
+            f"{choice.name} {'/'.join(choice.options[option] for option in allowed)}"
+            for choice, allowed in zip(region.space.choices, lost[0].allowed, strict=True)
+        )
+        raise InputError(
+            f"split: every cut leaves a part in which no output depends on the input ({left}); a "
+            "larger smallest of the partitioner keeps more options together"
+        )
+    return found
+
+
+def _connected(part: Product[Any]) -> bool:
+    try:
+        draw_connected(part.space, part, random.Random(0))
+    except InputError:
+        return False
+    return True
 
 
 class ChoiceRule(Protocol):

@@ -360,6 +360,7 @@ class Development:
             draw=self.drawn,
             batches=self.batches,
             train=self._before_cut if trained else None,
+            connected=True,
             checkpoint=self.file("cuts.json"),
             settings=self.settings("cuts"),
             progress=lambda done, known: self.clock.lap(),

@@ -18,12 +18,21 @@ from torch import nn
 
 from sigeo.capture import Batches
 from sigeo.errors import InputError, check_kind
-from sigeo.fewshot.branching import EVERY, Branching, Visit, cuts_of, options_needed, visits
+from sigeo.fewshot.branching import (
+    EVERY,
+    Branch,
+    Branching,
+    Visit,
+    cuts_of,
+    options_needed,
+    visits,
+)
 from sigeo.fewshot.choice import (
     BestGroups,
     Candidate,
     ChoiceRule,
     InTurn,
+    connected_parts,
     fitting,
     lacking,
     looked_at,
@@ -33,7 +42,7 @@ from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.metrics.base import compared
 from sigeo.fewshot.partition import Exact, Partitioner, Relation, grouped
-from sigeo.fewshot.plan import Cut, Node, Plan
+from sigeo.fewshot.plan import Cut, Plan
 from sigeo.fewshot.plan_file import decided, save_plan
 from sigeo.kinds import named_arguments
 from sigeo.scoring.export import strict_dumps
@@ -202,6 +211,7 @@ def split(
     draw: Callable[[], Supernet[A]] | None = None,
     warmed: bool = False,
     region: Product[A] | None = None,
+    connected: bool = False,
     checkpoint: str | Path | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
@@ -223,6 +233,9 @@ def split(
             None for ``space.supernet(seed=seed)``.
         warmed: Whether the weights given have been trained.
         region: The part of the space to split; None for all of it.
+        connected: Whether every part must have an architecture whose output depends on the input,
+            as a part that is to be trained needs: a choice whose groups leave one without is passed
+            over.
         checkpoint: A plan file, written after every cut; if there is one of the same settings, its
             cuts are not measured again.
         settings: What the cuts depend on beside the rules and the seed, as JSON can hold it: data,
@@ -230,8 +243,8 @@ def split(
         progress: Called after each node with (nodes done, nodes known of).
 
     Raises:
-        InputError: No choice is left to split, weights or batches do not serve the metric, or the
-            checkpoint is damaged or of other settings.
+        InputError: No choice is left to split, or none whose parts are connected; weights or
+            batches do not serve the metric; or the checkpoint is damaged or of other settings.
     """
     trained = warmed or train is not None
     if how.compares and how.metric is not None and how.metric.initial_weights and trained:
@@ -246,8 +259,9 @@ def split(
     kept = json.loads(strict_dumps({**(settings or {}), "splitting": own}))
     file = None if checkpoint is None else Path(checkpoint)
     known = None if file is None else decided(file, root, kept)
-    start = _Branch(root, copy.deepcopy(supernet), known)
-    run = _Run(space, how, seed, data, train, draw or (lambda: space.supernet(seed=seed)))
+    start = Branch(root, copy.deepcopy(supernet), known)
+    drawn = draw or (lambda: space.supernet(seed=seed))
+    run = _Run(space, how, seed, data, train, drawn, connected)
 
     def keep() -> None:
         if file is not None:
@@ -256,30 +270,6 @@ def split(
     run.grow(start, keep, progress)
     weights = tuple(leaf.supernet for leaf in start.leaves() if leaf.supernet is not None)
     return Divided(Plan(start.node(decided=False)), weights)
-
-
-@dataclass
-class _Branch(Generic[A]):
-    """A node of the tree while it grows, with the weights that serve it."""
-
-    region: Product[A]
-    supernet: Supernet[A] | None
-    decided: Node[A] | None
-    cut: Cut | None = None
-    children: tuple[_Branch[A], ...] = ()
-
-    def node(self, *, decided: bool) -> Node[A]:
-        """The node; with cuts that were decided before a kill and are not taken again yet."""
-        if self.cut is None:
-            return self.decided if decided and self.decided is not None else Node(self.region)
-        children = tuple(child.node(decided=decided) for child in self.children)
-        return Node(self.region, self.cut, children)
-
-    def leaves(self) -> list[_Branch[A]]:
-        """The nodes without children, from the first to the last."""
-        if self.cut is None:
-            return [self]
-        return [leaf for child in self.children for leaf in child.leaves()]
 
 
 @dataclass(frozen=True)
@@ -292,8 +282,9 @@ class _Run(Generic[A]):
     batches: Batches | None
     train: Train | None
     draw: Callable[[], Supernet[A]]
+    connected: bool
 
-    def grow(self, root: _Branch[A], keep: Callable[[], None], progress: Progress | None) -> None:
+    def grow(self, root: Branch[A], keep: Callable[[], None], progress: Progress | None) -> None:
         """Cut level by level."""
         for done, visit in enumerate(visits(self.how.branching, root), 1):
             branch = visit.node
@@ -307,7 +298,7 @@ class _Run(Generic[A]):
             if progress is not None:
                 progress(done, done + visit.after)
 
-    def _divide(self, visit: Visit[_Branch[A]]) -> None:
+    def _divide(self, visit: Visit[Branch[A]]) -> None:
         branch, factor = visit.node, visit.factor
         known = branch.decided
         if known is not None and known.cut is not None:
@@ -324,12 +315,12 @@ class _Run(Generic[A]):
         weights = self._children(visit, len(parts))
         branch.cut = cut
         branch.children = tuple(
-            _Branch(part, supernet, decided[i] if decided else None)
+            Branch(part, supernet, decided[i] if decided else None)
             for i, (part, supernet) in enumerate(zip(parts, weights, strict=True))
         )
         branch.supernet = None
 
-    def _children(self, visit: Visit[_Branch[A]], count: int) -> list[Supernet[A] | None]:
+    def _children(self, visit: Visit[Branch[A]], count: int) -> list[Supernet[A] | None]:
         """The weights that the parts start from.
 
         Raises:
@@ -352,11 +343,11 @@ class _Run(Generic[A]):
         copies = [copy.deepcopy(branch.supernet) for _ in range(count - 1)]
         return [branch.supernet, *copies]
 
-    def _cut(self, visit: Visit[_Branch[A]]) -> Cut:
+    def _cut(self, visit: Visit[Branch[A]]) -> Cut:
         """The best groups of the best choice.
 
         Raises:
-            InputError: No choice has options enough.
+            InputError: No choice has options enough, or none has connected parts.
         """
         how, branch, level, number = self.how, visit.node, visit.level, visit.number
         left = how.left(branch.region, visit.factors, visit.used)
@@ -371,6 +362,8 @@ class _Run(Generic[A]):
             self._candidate(branch, place, visit.factor, seed)
             for place in looked_at(how.choice, left, level, rng)
         ]
+        if self.connected:
+            candidates = connected_parts(branch.region, candidates)
         scores = [how.choice.score(candidate) for candidate in candidates]
         best = max(
             range(len(candidates)),
@@ -381,7 +374,7 @@ class _Run(Generic[A]):
         groups = tuple(tuple(options[i] for i in group) for group in chosen.groups)
         return Cut(chosen.place, groups, scores[best])
 
-    def _candidate(self, branch: _Branch[A], place: int, factor: int, seed: str) -> Candidate:
+    def _candidate(self, branch: Branch[A], place: int, factor: int, seed: str) -> Candidate:
         how = self.how
         options = branch.region.allowed[place]
         relation = None

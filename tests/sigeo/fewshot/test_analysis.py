@@ -124,6 +124,12 @@ def test_a_leaf_that_the_table_does_not_know():
         found.regret(2)
 
 
+def test_a_share_of_hundredths_is_no_architecture_short():
+    known = Known(SPACE, dict(itertools.islice(VALUES.items(), 1500)))
+    for hundredths in range(1, 100):
+        assert analyse(PLAN, known, top=hundredths / 100).top == 15 * hundredths
+
+
 @pytest.mark.parametrize("top", [0, -1, 2.5, 10**6])
 def test_a_top_that_is_none_is_refused(top):
     with pytest.raises(InputError, match="top must be"):

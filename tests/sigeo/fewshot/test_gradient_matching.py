@@ -82,8 +82,9 @@ def shared_weights(place):
 @pytest.mark.parametrize(
     ("selection", "keep"), [("layers", shared_layers(3)), ("all", shared_weights(3))]
 )
-def test_squared_and_filter_distances(selection, keep):
-    subject = Subject(WHOLE, 3, 1, SUPERNET, BATCHES)
+@pytest.mark.parametrize("region", [WHOLE, WHOLE.limited(0, [0]).limited(2, [2, 3])])
+def test_squared_and_filter_distances(selection, keep, region):
+    subject = Subject(region, 3, 1, SUPERNET, BATCHES)
     found = gradients(subject, 0, keep=keep)
     squared = GradientMatching(repeats=1, measure="squared", selection=selection)(subject)
     filters = GradientMatching(repeats=1, measure="filter", selection=selection)(subject)

@@ -22,11 +22,14 @@ from sigeo.fewshot import (
     save_plan,
     split,
 )
+from sigeo.fewshot.develop import develop
 from sigeo.fewshot.family import Family, load_family
 from sigeo.fewshot.metrics import ProxyDifference, RandomDistances, WeightedSum
 from sigeo.fewshot.partition import Exact, Exhaustive, Random, StoerWagner
+from sigeo.fewshot.recipe import Recipe
 from sigeo.spaces import Product
 from sigeo.supernet import Budget
+from tests.sigeo.fewshot.ground import study
 from tests.sigeo.fewshot.space import SPACE, batches
 
 
@@ -234,3 +237,47 @@ def test_groups_of_a_partitioner_of_ones_own_may_be_lists():
         for found in (((0,), (1, 2, 3, 4)), [[0], [1, 2, 3, 4]], [[np.int64(0)], range(1, 5)])
     ]
     assert cuts[0] == cuts[1] == cuts[2]
+
+
+class Peeled:
+    """The first option left apart from all others."""
+
+    compares = False
+
+    def check(self, options, groups):
+        pass
+
+    def __call__(self, relation, groups, rng):
+        return (0,), tuple(range(1, relation.count))
+
+
+class Preferred:
+    """The first in an order of the choices that can be split."""
+
+    compares = False
+    order = (0, 1, 3, 2, 4, 5)
+
+    def places(self, left, level, rng):
+        return left
+
+    def score(self, candidate):
+        return -self.order.index(candidate.place)
+
+
+def test_parts_that_are_trained_have_networks():
+    how = Splitting(None, Branching((2, 2, 2)), Peeled(), Preferred())
+    anyhow, connected = (split(SPACE, how, connected=only).plan for only in (False, True))
+    last = [
+        [node.cut.by for child in plan.root.children for node in child.children]
+        for plan in (anyhow, connected)
+    ]
+    assert last == [[3, 3, 3, 3], [2, 3, 3, 3]]
+    alive = [any(map(SPACE.connected, region)) for region in anyhow.leaves]
+    assert alive == [False] + [True] * 7
+    assert all(any(map(SPACE.connected, region)) for region in connected.leaves)
+    given = replace(how, choice=InTurn((0, 1, 3)))
+    with pytest.raises(InputError, match=r"no output depends on the input \(0->1 none, 0->2 none"):
+        split(SPACE, given, connected=True)
+    recipe = Recipe("peeled", "this test", splitting=given)
+    with pytest.raises(InputError, match="every cut leaves a part in which no output depends"):
+        develop(recipe, study(), seed=0)

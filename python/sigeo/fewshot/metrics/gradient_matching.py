@@ -39,8 +39,9 @@ class GradientMatching:
 
     Attributes:
         repeats: R (published: 100).
-        measure: "cosine" as above; "filter" for the mean over the output channels of all weights of
-            each one's distance; "squared" for the squared distance of the gradients.
+        measure: "cosine" as above; "filter" for the mean distance of the output channels of all
+            weights that some option has a gradient of; "squared" for the squared distance of the
+            gradients.
         objective: "loss", or "logits" for the sum of all outputs.
         ends: Whether weights outside the searched part count (the published code for NAS-Bench-201
             leaves stem and classifier out).
@@ -174,6 +175,8 @@ class GradientMatching:
 
     def _distances(self, gradients: list[list[Tensor | None]], count: int) -> Tensor:
         """[o, o] of one repetition."""
+        if self.measure == "filter":  # whose mean a weight without any gradient would change
+            gradients = [tensors for tensors in gradients if any(map(_moves, tensors))]
         if not gradients:
             zeros = torch.zeros(count, count, dtype=torch.float64, device="cpu")
             return zeros if self.measure == "squared" else zeros + 1
@@ -185,6 +188,10 @@ class GradientMatching:
         products = gram.dot(vectors)
         lengths = products.diagonal().sqrt()
         return 1 - products / (lengths[:, None] * lengths + _EPSILON)
+
+
+def _moves(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool(gradient.any())
 
 
 def _filter_cosines(tensors: list[Tensor | None]) -> Tensor:
