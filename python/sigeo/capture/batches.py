@@ -198,12 +198,17 @@ def _tensor(what: str, value: Any) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for copies of the inputs of one batch, as it may write to its inputs."""
+    """The model's output for the inputs of one batch; what is wrong with their dtypes is told."""
     with telling_dtypes(model, inputs):
-        copies = tree_map_only(Tensor, Tensor.clone, inputs)
-        if isinstance(copies, Mapping):
-            return model(**copies)
-        return model(*copies) if type(copies) is tuple else model(copies)
+        return output_of(model, inputs)
+
+
+def output_of(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for copies of the inputs of one batch, as it may write to its inputs."""
+    copies = tree_map_only(Tensor, Tensor.clone, inputs)
+    if isinstance(copies, Mapping):
+        return model(**copies)
+    return model(*copies) if type(copies) is tuple else model(copies)
 
 
 @contextlib.contextmanager
