@@ -47,15 +47,20 @@ class Batches:
                 for some that torch does not compute safely so.
 
         Raises:
-            InputError: There is no batch, one tensor instead of batches, no such memory format, a
-                parameter of the model has no shape yet, or it was made in ``torch.inference_mode``.
+            InputError: There is no batch, one tensor instead of batches, no such device or memory
+                format, a parameter of the model has no shape yet, or it was made in
+                ``torch.inference_mode``.
         """
         check_one_of("memory_format", memory_format, get_args(MemoryFormat))
         if isinstance(batches, Tensor):
             raise InputError(
                 "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"
             )
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError):
+            got = described(device)
+            raise InputError(f"device: expected a device or its name, got {got}") from None
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
         try:
