@@ -21,6 +21,15 @@ MemoryFormat = Literal["auto", "preserve", "channels_last"]
 # Labels of these are as well int64, which torch's losses ask for; uint8 they take, as masks may be.
 _NARROW = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
 
+# What torch's errors call dtypes that are taken for those of the parameters by mistake.
+_IN_ERRORS = {
+    torch.float64: ("double", "float64"),
+    torch.float32: ("float",),
+    torch.float16: ("half", "float16"),
+    torch.bfloat16: ("bfloat16",),
+    torch.uint8: ("byte", "unsigned char", "uint8"),
+}
+
 
 class Batches:
     """The batches of one measurement, on the model's device, gone through any number of times."""
@@ -230,22 +239,25 @@ def telling_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
     Raises:
         InputError: It fails, and they are.
         RuntimeError: The model's own.
+        ValueError: Likewise.
     """
     try:
         yield
-    except RuntimeError as error:
-        of_dtypes = "type" in str(error) and not lacks_memory(error)
-        wrong = _other_dtype(model, inputs) if of_dtypes else None
+    except InputError:
+        raise
+    except (RuntimeError, ValueError) as error:  # the second of recurrent layers
+        wrong = None if lacks_memory(error) else _other_dtype(model, inputs, str(error))
         if wrong is None:
             raise
         raise InputError(wrong) from error
 
 
-def _other_dtype(model: nn.Module, inputs: Any) -> str | None:
-    """What is wrong with real inputs or bytes of another dtype than the parameters, if they are."""
+def _other_dtype(model: nn.Module, inputs: Any, said: str) -> str | None:
+    """What is wrong with inputs of a dtype that no parameter has, if an error may be about it."""
     known = [parameter.dtype for parameter in model.parameters()]
-    for leaf in tree_leaves(inputs) if known else ():
-        real = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.dtype == torch.uint8)
-        if real and leaf.dtype not in known:
+    found = {d for d, names in _IN_ERRORS.items() if any(name in said.lower() for name in names)}
+    other = (found or set(_IN_ERRORS)).difference(known)  # norms' errors call none by its name
+    for leaf in tree_leaves(inputs) if known and "type" in said else ():
+        if isinstance(leaf, Tensor) and leaf.dtype in other:
             return f"inputs: expected {known[0]} like the model's parameters, got {leaf.dtype}"
     return None
