@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -72,7 +73,7 @@ def lacking(value: Any, kind: Any) -> list[str]:
 
 def described(value: Any, absent: Sequence[str] = ()) -> str:
     """What came, for a message: the value where it is short, else what it is and lacks."""
-    if value is None or isinstance(value, (str, bool, int, float)):
+    if value is None or isinstance(value, (str, numbers.Number)):
         return repr(value)
     if isinstance(value, type):
         return f"the class {value.__name__}"

@@ -33,12 +33,12 @@ def whole(value: object) -> int:
 
 
 def _listed(value: object) -> tuple[object, ...]:
-    """One value or several, as a tuple; a word is one, which the rules then refuse.
+    """One value or several, as a tuple; a word or an array [] is one, which the rules refuse.
 
     Raises:
         InputError: There is none.
     """
-    if not isinstance(value, Iterable) or isinstance(value, str):
+    if not isinstance(value, Iterable) or isinstance(value, str) or not getattr(value, "ndim", 1):
         return (value,)
     found = tuple(value)
     if not found:

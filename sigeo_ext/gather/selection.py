@@ -70,7 +70,9 @@ def check_index(op: str, name: str, index: Tensor | None, size: int) -> None:
     if seen is not None and _checked.get(index) == seen:
         return
     check_list(op, name, index)
-    if _check.has_values(index) and index.numel():
+    if not _check.has_values(index):
+        return
+    if index.numel():
         _check_places(op, name, index, size)
     if seen is not None:
         _checked[index] = seen

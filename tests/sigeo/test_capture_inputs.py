@@ -151,6 +151,9 @@ def test_batches_take_a_device_by_name():
     (batch,) = image_batches(1)
     inputs, labels = Batches([batch], golden_net(), "cpu")[0]
     assert torch.equal(inputs, batch[0]) and torch.equal(labels, batch[1])
+    for device in ("cud", 1.5):
+        with pytest.raises(InputError, match=f"^device: expected a device or .*, got {device!r}$"):
+            Batches([batch], golden_net(), device)
 
 
 class Normalising(nn.Module):

@@ -12,6 +12,7 @@ from torch import nn
 import sigeo
 from sigeo import InputError
 from sigeo.capture import fisher_trace, sample_inner_products
+from sigeo_ext.testing import assert_close
 
 SAMPLES, CLASSES = 6, 4
 
@@ -93,4 +94,35 @@ def test_labels_of_different_numbers_of_rows_have_no_samples():
             lambda output, labels: F.cross_entropy(output, labels["classes"]),
             torch.randn(SAMPLES, 4),
             labels,
+        )
+
+
+def test_numbers_among_outputs_and_labels_are_every_samples():
+    model, loss = Several(), several("mean")
+    given = BATCHES[0]
+
+    def scaled(output, labels):
+        return loss(output, labels) * labels["how"]
+
+    products = sample_inner_products(model, scaled, *given)
+    assert_close(products, sample_inner_products(model, loss, *given) * 0.5)
+    parameters = list(model.parameters())
+    grads = torch.autograd.grad(loss(model(given[0]), given[1]), parameters)
+    whole = sum((g * p).sum() for g, p in zip(grads, parameters, strict=True))
+    assert float(products.mean()) == pytest.approx(float(whole.detach()) / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("output", "got"),
+    [(lambda x: torch.cat([x, x]), r"tensors of \[12\] rows"), (torch.sum, "one number")],
+)
+def test_an_output_without_a_row_a_sample_has_no_samples(output, got):
+    class Other(nn.Linear):
+        def forward(self, x):
+            return output(super().forward(x))
+
+    message = f"model: expected an output of one row for each of the 6 labels, got {got}"
+    with pytest.raises(InputError, match=f"^{message}$"):
+        sample_inner_products(
+            Other(4, CLASSES), lambda output, labels: output.sum(), BATCHES[0][0], torch.ones(6)
         )

@@ -28,8 +28,9 @@ MODEL = nn.Linear(4, 2)
 
 
 def one(number):
-    """A number of NumPy's, of the width that is not its default."""
-    return np.int32(number) if isinstance(number, int) else np.float32(number)
+    """A number of NumPy's, of the width that is not its default; a text is left as it is."""
+    kinds = {int: np.int32, float: np.float32, str: str}
+    return kinds[type(number)](number)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,9 @@ def one(number):
     [
         ("nasbench201", {"channels": 8, "cells": 1}),
         ("mlp", {"widths": (8, 16), "depths": (1, 2), "dropout": 0.5}),
-        ("resnet", {"channels": 8, "stem": 3, "ratios": (0.5, 1.0)}),
-        ("mobilenet", {"width": 0.5, "kernels": (3, 5)}),
+        ("resnet", {"channels": 8, "stem": 3, "least": 1, "ratios": (0.5, 1.0)}),
+        ("mobilenet", {"width": 0.5, "stem": 8, "stem_stride": 1, "kernels": (3, 5)}),
+        ("transformer", {"patch": 4, "head_width": 8, "pool": "mean"}),
     ],
 )
 def test_sizes_of_spaces(name, sizes):
@@ -47,8 +49,19 @@ def test_sizes_of_spaces(name, sizes):
         key: np.array(value) if isinstance(value, tuple) else one(value)
         for key, value in sizes.items()
     }
-    expected = spaces.get(name, shape, **sizes).describe()
-    assert json.dumps(spaces.get(name, shape, **made).describe()) == json.dumps(expected)
+    expected = spaces.get(name, shape, **sizes)
+    same = spaces.InputShape(*map(one, (3, 32, 10)))
+    for space in (spaces.get(name, shape, **made), type(expected)(same, **made)):
+        assert json.dumps(space.describe()) == json.dumps(expected.describe())
+
+
+@pytest.mark.parametrize("classes", [2.5, "2", None, True])
+def test_shapes_are_of_whole_numbers(classes):
+    message = f"^input shape: classes must be a whole number, got {classes!r}$"
+    with pytest.raises(InputError, match=message):
+        spaces.InputShape(1, 8, classes)
+    with pytest.raises(InputError, match=r"widths must be a whole number .*, got array\(2\)$"):
+        spaces.get("mlp", SHAPE, widths=np.array(2))
 
 
 def captured(unit):
@@ -136,6 +149,11 @@ def test_seeds_that_are_none(call, seed):
     with pytest.raises(InputError, match=message):
         call(seed)
     call((1 << 63) - 1)
+
+
+def test_a_seed_of_numpys_that_is_none_is_shown():
+    with pytest.raises(InputError, match=r"from 0 to \d+, got np.int64\(-1\)$"):
+        Uniform(MLP, seed=np.int64(-1))
 
 
 def test_paths_of_a_step_are_those_of_its_sampler():

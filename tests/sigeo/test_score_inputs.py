@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import re
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import nn
 
 import sigeo
 from sigeo import InputError
-from sigeo.capture import Request, fisher_trace, gradient_statistics, ntk, select
+from sigeo.capture import Request, call, fisher_trace, gradient_statistics, ntk, select
 from sigeo.proxies import OnBatch, Proxy
 
 SAMPLES, CLASSES = 6, 4
@@ -190,6 +191,35 @@ def test_errors_of_models_and_losses_of_ones_own_are_left_as_they_are():
         sigeo.score(Failing(), [(X.double(), Y)] * 2, ["grasp"])
     with pytest.raises(RuntimeError, match="expected target dtype"):
         scores(X, Y.float(), ["zico"], loss_fn=lambda o, y: F.cross_entropy(o, y))
+
+
+def test_inputs_of_other_dtypes_are_not_blamed_for_what_is_of_none_of_theirs():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, CLASSES)
+
+        def forward(self, x, mask):
+            return self.layer(x * mask) @ torch.ones(CLASSES, CLASSES, dtype=torch.float64)
+
+    inputs = torch.randn(SAMPLES, 4), torch.ones(SAMPLES, 4, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="dtype"):
+        sigeo.score(Masked(), [(inputs, Y)], ["grasp"])
+
+
+LAYERS = [nn.Conv1d(3, 3, 1), nn.Linear(4, 4), nn.LSTM(4, 4)]
+OTHERS = [torch.float64, torch.float16, torch.bfloat16, torch.uint8]
+
+
+@pytest.mark.parametrize(
+    ("layer", "dtype"),
+    [*itertools.product(LAYERS, OTHERS), (nn.GroupNorm(3, 3), torch.float64)],
+    ids=str,
+)
+def test_inputs_of_other_dtypes_are_told_of_layers_of_any_kind(layer, dtype):
+    message = f"^inputs: expected torch.float32 like the model's parameters, got {dtype}$"
+    with pytest.raises(InputError, match=message):
+        call(layer, torch.ones(2, 3, 4, dtype=dtype))
 
 
 class Mixing(nn.Module):

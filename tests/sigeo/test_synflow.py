@@ -153,3 +153,21 @@ class Single(nn.Module):
 def test_synflow_of_a_network_that_takes_no_float64_is_not_finite():
     score = sigeo.score(Single(), [torch.rand(4, 6)], ["synflow"])["synflow"]
     assert not score.finite and "does not run on ones in float64" in score.notes[0]
+
+
+class Bytes(nn.Module):
+    """A network that makes numbers of its dtype of bytes."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.body(x.float() / 255)
+
+
+def test_synflow_of_a_network_that_takes_bytes_is_not_finite():
+    bytes_ = torch.randint(0, 256, (4, 6), dtype=torch.uint8)
+    scores = sigeo.score(Bytes(), [bytes_], ["synflow", "params"])
+    assert "does not run on ones in float64" in scores["synflow"].notes[0]
+    assert not scores["synflow"].finite and scores["params"].finite

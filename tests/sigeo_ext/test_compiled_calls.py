@@ -70,6 +70,15 @@ def test_layers_on_lists_have_shapes_of_fake_tensors(layer, x):
     assert layer(mode.from_tensor(x), mode.from_tensor(PLACES)).shape == layer(x, PLACES).shape
 
 
+def test_a_list_that_was_not_looked_at_is_not_taken_as_checked():
+    layer, x = LAYERS["layer_norm"]
+    twice = torch.tensor([5, 1, 1, 7])
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        layer(mode.from_tensor(x), twice)
+    with pytest.raises(RuntimeError, match="must be without repeats, got 1"):
+        layer(x, twice)
+
+
 @pytest.mark.parametrize("name", ["gather_dispatch", "gather_combine"])
 def test_gradients_of_ops_on_places_compile_into_one_graph(name):
     call, given = flat_call(name)

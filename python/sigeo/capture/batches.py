@@ -21,6 +21,15 @@ MemoryFormat = Literal["auto", "preserve", "channels_last"]
 # Labels of these are as well int64, which torch's losses ask for; uint8 they take, as masks may be.
 _NARROW = (torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
 
+# What torch's errors call dtypes that are taken for those of the parameters by mistake.
+_IN_ERRORS = {
+    torch.float64: ("double", "float64"),
+    torch.float32: ("float",),
+    torch.float16: ("half", "float16"),
+    torch.bfloat16: ("bfloat16",),
+    torch.uint8: ("byte", "unsigned char", "uint8"),
+}
+
 
 class Batches:
     """The batches of one measurement, on the model's device, gone through any number of times."""
@@ -47,15 +56,20 @@ class Batches:
                 for some that torch does not compute safely so.
 
         Raises:
-            InputError: There is no batch, one tensor instead of batches, no such memory format, a
-                parameter of the model has no shape yet, or it was made in ``torch.inference_mode``.
+            InputError: There is no batch, one tensor instead of batches, no such device or memory
+                format, a parameter of the model has no shape yet, or it was made in
+                ``torch.inference_mode``.
         """
         check_one_of("memory_format", memory_format, get_args(MemoryFormat))
         if isinstance(batches, Tensor):
             raise InputError(
                 "batches: expected an iterable of batches, as [(inputs, labels)], got a tensor"
             )
-        device = torch.device(device)
+        try:
+            device = torch.device(device)
+        except (RuntimeError, TypeError):
+            got = described(device)
+            raise InputError(f"device: expected a device or its name, got {got}") from None
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
         try:
@@ -198,12 +212,17 @@ def _tensor(what: str, value: Any) -> Tensor:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's output for copies of the inputs of one batch, as it may write to its inputs."""
+    """The model's output for the inputs of one batch; what is wrong with their dtypes is told."""
     with telling_dtypes(model, inputs):
-        copies = tree_map_only(Tensor, Tensor.clone, inputs)
-        if isinstance(copies, Mapping):
-            return model(**copies)
-        return model(*copies) if type(copies) is tuple else model(copies)
+        return output_of(model, inputs)
+
+
+def output_of(model: nn.Module, inputs: Any) -> Any:
+    """The model's output for copies of the inputs of one batch, as it may write to its inputs."""
+    copies = tree_map_only(Tensor, Tensor.clone, inputs)
+    if isinstance(copies, Mapping):
+        return model(**copies)
+    return model(*copies) if type(copies) is tuple else model(copies)
 
 
 @contextlib.contextmanager
@@ -220,22 +239,25 @@ def telling_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
     Raises:
         InputError: It fails, and they are.
         RuntimeError: The model's own.
+        ValueError: Likewise.
     """
     try:
         yield
-    except RuntimeError as error:
-        of_dtypes = "type" in str(error) and not lacks_memory(error)
-        wrong = _other_dtype(model, inputs) if of_dtypes else None
+    except InputError:
+        raise
+    except (RuntimeError, ValueError) as error:  # the second of recurrent layers
+        wrong = None if lacks_memory(error) else _other_dtype(model, inputs, str(error))
         if wrong is None:
             raise
         raise InputError(wrong) from error
 
 
-def _other_dtype(model: nn.Module, inputs: Any) -> str | None:
-    """What is wrong with real inputs or bytes of another dtype than the parameters, if they are."""
+def _other_dtype(model: nn.Module, inputs: Any, said: str) -> str | None:
+    """What is wrong with inputs of a dtype that no parameter has, if an error may be about it."""
     known = [parameter.dtype for parameter in model.parameters()]
-    for leaf in tree_leaves(inputs) if known else ():
-        real = isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.dtype == torch.uint8)
-        if real and leaf.dtype not in known:
+    found = {d for d, names in _IN_ERRORS.items() if any(name in said.lower() for name in names)}
+    other = (found or set(_IN_ERRORS)).difference(known)  # norms' errors call none by its name
+    for leaf in tree_leaves(inputs) if known and "type" in said else ():
+        if isinstance(leaf, Tensor) and leaf.dtype in other:
             return f"inputs: expected {known[0]} like the model's parameters, got {leaf.dtype}"
     return None

@@ -78,7 +78,7 @@ def sample_inner_products(
 
     Raises:
         InputError: There are no labels, the loss weighs or mixes samples, the model has an
-            operation without forward derivative, or its output shows no tensors.
+            operation without forward derivative, or its output has no rows that are the samples'.
     """
     if labels is None:
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
@@ -97,6 +97,7 @@ def sample_inner_products(
             _check_tensors(output)
             loss = batch_loss(loss_fn, output, labels)
             check_reduction(loss_fn, output, labels, loss, None)
+            _check_rows(output, count)
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
         except NotImplementedError as error:
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
@@ -120,6 +121,20 @@ def _check_tensors(output: Any) -> None:
         )
 
 
+def _check_rows(output: Any, count: int) -> None:
+    """Check that an output has rows that are the samples'.
+
+    Raises:
+        InputError: It has others alone, such as two a sample.
+    """
+    rows = {len(leaf) for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.dim()}
+    if count not in rows:
+        got = f"tensors of {sorted(rows)} rows" if rows else "one number"
+        raise InputError(
+            f"model: expected an output of one row for each of the {count} labels, got {got}"
+        )
+
+
 def _samples(labels: Any) -> int:
     """How many samples the labels are of: the first dimension of their tensors.
 
@@ -134,5 +149,5 @@ def _samples(labels: Any) -> int:
 
 
 def _sample(values: Any, index: int) -> Any:
-    """One sample of an output or of labels: of every tensor its row ``index``."""
-    return tree_map_only(Tensor, lambda tensor: tensor[index : index + 1], values)
+    """One sample of an output or of labels: of every tensor its row ``index``, numbers whole."""
+    return tree_map_only(Tensor, lambda t: t[index : index + 1] if t.dim() else t, values)

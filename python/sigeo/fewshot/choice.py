@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from sigeo.errors import InputError
 from sigeo.fewshot.partition import Groups, Relation, between, within
 from sigeo.kinds import named_arguments
-from sigeo.spaces import Product
+from sigeo.spaces import Kind, Product
 from sigeo.supernet import draw_connected
 
 
@@ -70,7 +70,7 @@ def connected_parts(region: Product[Any], candidates: Sequence[Candidate]) -> li
     for candidate in candidates:
         options = region.allowed[candidate.place]
         groups = [[options[i] for i in group] for group in candidate.groups]
-        lost = [part for part in region.split(candidate.place, groups) if not _connected(part)]
+        lost = [part for part in region.split(candidate.place, groups) if not is_connected(part)]
         if not lost:
             found.append(candidate)
     if not found:
@@ -85,7 +85,8 @@ def connected_parts(region: Product[Any], candidates: Sequence[Candidate]) -> li
     return found
 
 
-def _connected(part: Product[Any]) -> bool:
+def is_connected(part: Product[Any] | Kind[Any]) -> bool:
+    """Whether a part has an architecture whose output depends on the input."""
     try:
         draw_connected(part.space, part, random.Random(0))
     except InputError:

@@ -34,6 +34,7 @@ from sigeo.fewshot.choice import (
     InTurn,
     connected_parts,
     fitting,
+    is_connected,
     lacking,
     looked_at,
 )
@@ -42,7 +43,7 @@ from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.metrics.base import compared
 from sigeo.fewshot.partition import Exact, Partitioner, Relation, grouped
-from sigeo.fewshot.plan import Cut, Plan
+from sigeo.fewshot.plan import Cut, Node, Plan
 from sigeo.fewshot.plan_file import decided, save_plan
 from sigeo.kinds import named_arguments
 from sigeo.scoring.export import strict_dumps
@@ -235,7 +236,7 @@ def split(
         region: The part of the space to split; None for all of it.
         connected: Whether every part must have an architecture whose output depends on the input,
             as a part that is to be trained needs: a choice whose groups leave one without is passed
-            over.
+            over, also where the checkpoint has it.
         checkpoint: A plan file, written after every cut; if there is one of the same settings, its
             cuts are not measured again.
         settings: What the cuts depend on beside the rules and the seed, as JSON can hold it: data,
@@ -301,7 +302,7 @@ class _Run(Generic[A]):
     def _divide(self, visit: Visit[Branch[A]]) -> None:
         branch, factor = visit.node, visit.factor
         known = branch.decided
-        if known is not None and known.cut is not None:
+        if known is not None and known.cut is not None and self._serve(known.children):
             cut, decided = known.cut, known.children
         else:
             cut, decided = self._cut(visit), ()
@@ -319,6 +320,10 @@ class _Run(Generic[A]):
             for i, (part, supernet) in enumerate(zip(parts, weights, strict=True))
         )
         branch.supernet = None
+
+    def _serve(self, parts: Sequence[Node[A]]) -> bool:
+        """Whether parts decided before can be taken: cuts may be kept that were not `connected`."""
+        return not self.connected or all(is_connected(part.region) for part in parts)
 
     def _children(self, visit: Visit[Branch[A]], count: int) -> list[Supernet[A] | None]:
         """The weights that the parts start from.

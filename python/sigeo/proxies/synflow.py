@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import preserved, select
-from sigeo.capture.batches import call
+from sigeo.capture.batches import output_of
 from sigeo.capture.state import run_with
 from sigeo.errors import lacks_memory
 from sigeo.proxies.base import OnModel, Outcome, Proxy
@@ -65,7 +65,7 @@ class _Called(nn.Module):
         self.model = model
 
     def forward(self, inputs: Any) -> Any:
-        return call(self.model, inputs)
+        return output_of(self.model, inputs)
 
 
 def _absolute(tensor: Tensor) -> Tensor:

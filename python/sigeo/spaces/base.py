@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor, nn
 
 from sigeo.errors import InputError
-from sigeo.kinds import named_arguments
+from sigeo.kinds import check_fields, named_arguments
 from sigeo.spaces.streams import Streams
 
 A = TypeVar("A", bound=Hashable)
@@ -57,6 +57,14 @@ class InputShape:
     channels: int
     size: int
     classes: int
+
+    def __post_init__(self) -> None:
+        """Check the kinds.
+
+        Raises:
+            InputError: One is no whole number.
+        """
+        check_fields(self, "input shape")
 
 
 @dataclass(frozen=True)

@@ -147,11 +147,11 @@ class MobileNet(ElasticSpace):
         self.channels: tuple[int, ...] = kept["channels"]
         self.blocks: tuple[int, ...] = kept["blocks"]
         self.strides: tuple[int, ...] = kept["strides"]
-        self.ends: tuple[int, int, int] = (stem, first, last)
-        self.stem_stride = stem_stride
+        self.ends: tuple[int, int, int] = (kept["stem"], kept["first"], kept["last"])
+        self.stem_stride: int = kept["stem_stride"]
         self.kernels: tuple[int, ...] = kept["kernels"]
         self.expansions: tuple[int, ...] = kept["expansions"]
-        self.width = width
+        self.width: float = kept["width"]
         if not len(self.channels) == len(self.blocks) == len(self.strides):
             raise InputError(
                 f"{self.name}: channels, blocks and strides must be as many, got "

@@ -118,7 +118,9 @@ class ResNet(ElasticSpace):
         kept = checked(
             ResNet.name, channels=channels, depths=depths, least=least, ratios=ratios, stem=stem
         )
-        self.channels, self.least, self.stem = channels, least, stem
+        self.channels: int = kept["channels"]
+        self.least: int = kept["least"]
+        self.stem: int = kept["stem"]
         self.depths: tuple[int, ...] = kept["depths"]
         self.ratios: tuple[float, ...] = kept["ratios"]
         if self.least > min(self.depths):

@@ -131,12 +131,13 @@ class Transformer(ElasticSpace):
             pool=pool,
             dropout=dropout,
         )
-        self.patch, self.head_width = patch, head_width
+        self.patch: int = kept["patch"]
+        self.head_width: int = kept["head_width"]
         self.widths: tuple[int, ...] = kept["widths"]
         self.depths: tuple[int, ...] = kept["depths"]
         self.heads: tuple[int, ...] = kept["heads"]
         self.ratios: tuple[float, ...] = kept["ratios"]
-        self.pool: Pool = pool
+        self.pool: Pool = kept["pool"]
         self.dropout: float = kept["dropout"]
         if shape.size % patch:
             raise InputError(

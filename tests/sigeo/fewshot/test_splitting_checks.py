@@ -264,7 +264,7 @@ class Preferred:
         return -self.order.index(candidate.place)
 
 
-def test_parts_that_are_trained_have_networks():
+def test_parts_that_are_trained_have_networks(tmp_path):
     how = Splitting(None, Branching((2, 2, 2)), Peeled(), Preferred())
     anyhow, connected = (split(SPACE, how, connected=only).plan for only in (False, True))
     last = [
@@ -275,6 +275,9 @@ def test_parts_that_are_trained_have_networks():
     alive = [any(map(SPACE.connected, region)) for region in anyhow.leaves]
     assert alive == [False] + [True] * 7
     assert all(any(map(SPACE.connected, region)) for region in connected.leaves)
+    kept = tmp_path / "cuts.json"
+    split(SPACE, how, checkpoint=kept)
+    assert split(SPACE, how, connected=True, checkpoint=kept).plan == connected
     given = replace(how, choice=InTurn((0, 1, 3)))
     with pytest.raises(InputError, match=r"no output depends on the input \(0->1 none, 0->2 none"):
         split(SPACE, given, connected=True)

@@ -47,9 +47,9 @@ class NASBench201:
         if shape.size < 4:
             raise InputError(f"{self.name}: images must be at least 4 x 4, got {shape.size}")
         self.shape = shape
-        checked(NASBench201.name, channels=channels, cells=cells)
+        kept = checked(NASBench201.name, channels=channels, cells=cells)
         try:
-            self.skeleton = Skeleton(channels, cells, shape.classes, shape.channels)
+            self.skeleton = Skeleton(**kept, classes=shape.classes, in_channels=shape.channels)
         except ValueError as error:
             raise InputError(f"{self.name}: {error}") from None
 
