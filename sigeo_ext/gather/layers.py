@@ -122,7 +122,8 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     ok = weight.dim() == 3 and len(weight) == len(x) and weight.shape[2] == x.shape[2]
     message = f"weight must be [{len(x)}, outputs, {x.shape[2]}] like x, got {list(weight.shape)}"
     _check.require(ok, op, message)
-    _check_dtype(op, x, weight=weight, bias=bias)
+    if not torch.is_autocast_enabled(x.device.type):  # which brings all to its own dtype
+        _check_dtype(op, x, weight=weight, bias=bias)
     if bias is not None:
         expected = list(weight.shape[:2])
         message = f"bias must be {expected} like the weight, got {list(bias.shape)}"
@@ -130,9 +131,6 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _check_dtype(op: str, x: Tensor, **others: Tensor | None) -> None:
-    """Require x's dtype, but where autocast brings all to its own."""
-    if torch.is_autocast_enabled(x.device.type):
-        return
     for name, value in others.items():
         if value is not None:
             message = f"must be {_check.dtype_of(x)} like x, got {_check.dtype_of(value)}"

@@ -302,8 +302,7 @@ def test_a_wrong_argument_is_named(call, text):
     assert text in str(caught.value)
 
 
-def test_autocast_brings_layers_to_its_own_dtype(device):
+def test_autocast_brings_a_linear_layer_to_its_own_dtype(device):
     x, weight = X.to(device).bfloat16(), randn(3, 5, 4, device=device).float()
     with torch.autocast(device, torch.bfloat16):
         assert gather.linear(x, weight).dtype == torch.bfloat16
-        assert gather.convolution(x[:, :, None], weight[..., None]).dtype == torch.bfloat16
