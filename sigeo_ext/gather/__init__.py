@@ -27,7 +27,7 @@ from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gather import cell_reference, grouped, op, slices
 from sigeo_ext.gather.batch_norm import batch_norm
 from sigeo_ext.gather.cell_reference import Edge
-from sigeo_ext.gather.layers import Convolution
+from sigeo_ext.gather.layers import Convolution, check_linear
 
 __all__ = [
     "IDENTITY",
@@ -231,7 +231,7 @@ def convolution(
         ``[n, B, *size, outputs]``.
 
     Raises:
-        RuntimeError: Shapes that do not fit together.
+        RuntimeError: Shapes, dtypes or a geometry that do not fit together.
     """
     dims = x.dim() - 3
     spread = [[value] * dims for value in (stride, padding, dilation)]
@@ -252,8 +252,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         [n, B, O].
 
     Raises:
-        RuntimeError: Shapes that do not fit together, in torch's words.
+        RuntimeError: Shapes or dtypes that do not fit together.
     """
+    check_linear(x, weight, bias)
     if bias is None:
         return torch.bmm(x, weight.mT)
     return torch.baddbmm(bias[:, None], x, weight.mT)

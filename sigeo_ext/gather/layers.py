@@ -27,7 +27,7 @@ class Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, *geometry: Any) -> Tensor:
         """One call where the weight is one in memory, once for all where the input is as well."""
-        _check_convolution(x, weight)
+        check_convolution(x, weight, *geometry)
         ctx.save_for_backward(x, weight)
         ctx.geometry = geometry
         if shared(weight) and shared(x):
@@ -85,9 +85,53 @@ def _to_last(y: Tensor) -> Tensor:
     return y.movedim(1, -1).contiguous()
 
 
-def _check_convolution(x: Tensor, weight: Tensor) -> None:
+def check_convolution(
+    x: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> None:
+    """Require shapes, dtypes and a geometry that fit together."""
+    op, got = "gather.convolution", f"got {list(weight.shape)} for {list(x.shape)}"
     message = "weight must be [blocks, outputs, inputs, *kernel] for x [blocks, B, *size, channels]"
     ok = 3 < weight.dim() == x.dim() < 7 and len(weight) == len(x)
-    _check.require(
-        ok, "gather.convolution", f"{message}, got {list(weight.shape)} for {list(x.shape)}"
-    )
+    _check.require(ok, op, f"{message}, {got}")
+    _check_dtype(op, x, weight=weight)
+    for name, (value, *_), least in (
+        ("stride", stride, 1),
+        ("padding", padding, 0),
+        ("dilation", dilation, 1),
+        ("groups", (groups,), 1),
+    ):
+        _check.require(value >= least, op, f"{name} must be at least {least}, got {value}")
+    _, outputs, inputs, *kernel = weight.shape
+    ok = x.shape[-1] == inputs * groups and outputs % groups == 0
+    message = "weight must have the inputs, and outputs, of whole groups of x's channels"
+    _check.require(ok, op, f"{message}, {got} and groups {groups}")
+    sizes = zip(x.shape[2:-1], kernel, padding, dilation, strict=True)
+    ok = all(size + 2 * pad > step * (taps - 1) for size, taps, pad, step in sizes)
+    _check.require(ok, op, f"weight must have a kernel that fits into x with its padding, {got}")
+
+
+def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """Require shapes and dtypes that fit together."""
+    op = "gather.linear"
+    _check.require(x.dim() == 3, op, f"x must be [blocks, B, inputs], got {list(x.shape)}")
+    ok = weight.dim() == 3 and len(weight) == len(x) and weight.shape[2] == x.shape[2]
+    message = f"weight must be [{len(x)}, outputs, {x.shape[2]}] like x, got {list(weight.shape)}"
+    _check.require(ok, op, message)
+    if not torch.is_autocast_enabled(x.device.type):  # which brings all to its own dtype
+        _check_dtype(op, x, weight=weight, bias=bias)
+    if bias is not None:
+        expected = list(weight.shape[:2])
+        message = f"bias must be {expected} like the weight, got {list(bias.shape)}"
+        _check.require(list(bias.shape) == expected, op, message)
+
+
+def _check_dtype(op: str, x: Tensor, **others: Tensor | None) -> None:
+    for name, value in others.items():
+        if value is not None:
+            message = f"must be {_check.dtype_of(x)} like x, got {_check.dtype_of(value)}"
+            _check.require(value.dtype == x.dtype, op, f"{name} {message}")

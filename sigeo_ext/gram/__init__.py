@@ -108,7 +108,7 @@ def convolution(
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
         ValueError: Another word for the route.
     """
-    _check_route(route)
+    _check_route("gram.convolution", route)
     dims = len(kernel_size)
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
     if transposed:
@@ -141,7 +141,7 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
         RuntimeError: Shapes that do not fit together, or samples that are not whole units.
         ValueError: Another word for the route.
     """
-    _check_route(route)
+    _check_route("gram.linear", route)
     if x.dim() == 2:
         x, d = x[:, None], d[:, None]
     x, d = with_positions(x, d)
@@ -154,9 +154,9 @@ def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Ten
     return op.gram_convolution(as_lines(x), as_lines(d), *geometry, unit)
 
 
-def _check_route(given: str) -> None:
+def _check_route(name: str, given: str) -> None:
     if given not in get_args(Route):
-        raise ValueError(f"route: must be of {', '.join(get_args(Route))}, got {given!r}")
+        raise ValueError(f"{name}: route must be of {', '.join(get_args(Route))}, got {given!r}")
 
 
 def _chosen(wanted: Route, units: int, positions: int, inputs: int, outputs: int) -> str:
@@ -226,7 +226,8 @@ def embedding(
         ValueError: Units that do not have equally many entries.
     """
     if units is None and count > 0 and len(rows) % count:
-        raise ValueError(f"rows: expected as many for each of {count} units, got {len(rows)}")
+        message = f"rows must be as many for each of the {count} units, got {len(rows)}"
+        raise ValueError(f"gram.embedding: {message}")
     entries = max(1, len(rows) // max(1, count))
     units = None if units is None else units.contiguous()
     values = widened(gradients).contiguous()
@@ -248,7 +249,7 @@ def dot(vectors: Sequence[Vector]) -> Tensor:
         RuntimeError: Vectors that are not alike.
         ValueError: No vectors, or not equally many tensors in each.
     """
-    return _of_lists(vectors, difference=False)
+    return _of_lists("gram.dot", vectors, difference=False)
 
 
 @named_arguments("gram.sq_distance")
@@ -259,7 +260,7 @@ def sq_distance(vectors: Sequence[Vector]) -> Tensor:
     near neighbours keep their digits, as estimates of local intrinsic dimension need. Arguments and
     errors as in `dot`.
     """
-    return _of_lists(vectors, difference=True)
+    return _of_lists("gram.sq_distance", vectors, difference=True)
 
 
 @named_arguments("gram.cosine")
@@ -268,20 +269,19 @@ def cosine(vectors: Sequence[Vector]) -> Tensor:
 
     NaN in the row and column of a vector of zeros. Arguments and errors as in `dot`.
     """
-    products = dot(vectors)
+    products = _of_lists("gram.cosine", vectors, difference=False)
     lengths = products.diagonal().sqrt()
     return (products / lengths[:, None] / lengths).clamp(-1, 1)
 
 
-def _of_lists(vectors: Sequence[Vector], *, difference: bool) -> Tensor:
+def _of_lists(name: str, vectors: Sequence[Vector], *, difference: bool) -> Tensor:
     lists = [[v] if isinstance(v, Tensor) else list(v) for v in vectors]
     if not lists:
-        raise ValueError("vectors: expected at least one, got none")
+        raise ValueError(f"{name}: vectors must hold at least one, got none")
     lengths = {len(tensors) for tensors in lists}
     if len(lengths) > 1:
-        raise ValueError(
-            f"vectors: must hold equally many tensors, got {min(lengths)} and {max(lengths)}"
-        )
+        message = "vectors must hold equally many tensors"
+        raise ValueError(f"{name}: {message}, got {min(lengths)} and {max(lengths)}")
     flat = [tensor for tensors in lists for tensor in tensors]
     return op.gram_lists(flat, len(lists), difference)
 
@@ -347,7 +347,8 @@ def spectrum(gram: Tensor, dtype: torch.dtype = torch.float32) -> Spectrum:
         ValueError: No square matrix, or one without rows.
     """
     if gram.dim() != 2 or gram.shape[0] != gram.shape[1] or not len(gram):
-        raise ValueError(f"gram: must be [count, count] with count > 0, got {list(gram.shape)}")
+        got = list(gram.shape)
+        raise ValueError(f"gram.spectrum: gram must be [count, count] with count > 0, got {got}")
     wide = gram.double()
     trace = float(wide.trace())
     if not bool(wide.isfinite().all()):

@@ -168,7 +168,8 @@ def rows_summary(
     """
     if any(len(unit) != len(rows[0]) for unit in rows):
         lengths = ", ".join(str(len(unit)) for unit in rows)
-        raise ValueError(f"rows_summary: every unit must hold one tensor a layer, got {lengths}")
+        message = f"rows must each hold one tensor a layer, got {lengths}"
+        raise ValueError(f"moments.rows_summary: {message}")
     flat = [g for unit in rows for g in detached(unit)]
     theta = detached(weights)
     return Summary(*op.moments_rows_summary(flat, theta, len(rows), ddof).unbind(1))

@@ -34,7 +34,10 @@ class Moments:
 
         Raises:
             ValueError: Another ``dtype``.
+            TypeError: One tensor in the place of a list.
         """
+        if isinstance(like, Tensor):
+            raise TypeError("Moments: like must be a list of tensors, got a tensor")
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"Moments: dtype must be float32 or float64, got {dtype}")
         self.count = 0

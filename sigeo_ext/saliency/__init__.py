@@ -59,7 +59,8 @@ def sums(
     unknown = [name for name in names if name not in COLUMNS]
     if unknown or not names or len(set(names)) < len(names):
         got = ", ".join(names) or "none"
-        raise ValueError(f"sums: want must be some of {', '.join(COLUMNS)}, each once, got {got}")
+        message = f"want must be some of {', '.join(COLUMNS)}, each once, got {got}"
+        raise ValueError(f"saliency.sums: {message}")
     columns = sorted(names, key=COLUMNS.index)
     table = op.saliency_sums(weights, gradients, sum(1 << COLUMNS.index(n) for n in names))
     found = dict(zip(columns, table.unbind(1), strict=True))

@@ -49,7 +49,8 @@ def embedding(
     """
     bits = bits_of(want)
     if units is None and count > 0 and len(rows) % count:
-        raise ValueError(f"rows: expected as many for each of {count} units, got {len(rows)}")
+        message = f"rows must be as many for each of the {count} units, got {len(rows)}"
+        raise ValueError(f"sample_moments.embedding: {message}")
     entries = max(1, len(rows) // max(1, count))
     touched, *results = op.sample_moments_embedding(
         rows.contiguous(),

@@ -40,9 +40,14 @@ def bits_of(want: Iterable[str]) -> int:
     """The statistics as bits, in the order of `STATISTICS`.
 
     Raises:
-        ValueError: An unknown statistic.
+        ValueError: An unknown statistic, none, or a text in the place of a list.
     """
-    return _bits(tuple(want))
+    if isinstance(want, str):
+        raise ValueError(f"want: expected a list of names, got the text {want!r}")
+    bits = _bits(tuple(want))
+    if not bits:
+        raise ValueError(f"want: must be some of {', '.join(STATISTICS)}, got none")
+    return bits
 
 
 @functools.cache

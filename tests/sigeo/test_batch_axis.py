@@ -127,6 +127,17 @@ def per_position() -> nn.Module:
 SECOND = [recurrent, encoder, cross_attention, convolved, flattened, per_position]
 
 
+@pytest.mark.parametrize("build", SECOND, ids=lambda build: build.__name__)
+def test_a_sample_alone(build):
+    """Its dimension looks like any other of one entry, wherever reshapes put that."""
+    torch.manual_seed(0)
+    model = build().double()
+    x, labels = sequences(SAMPLES, 1, 6), torch.randint(CLASSES, (1,))
+    with capture(model, EVERYTHING, batch_dim=1) as stats:
+        F.cross_entropy(model(x), labels).backward()
+    assert_statistics(stats, loop_over(model, x, labels, 1), model)
+
+
 def loop_over(model, x, labels, dim):
     """The gradients of each sample's own loss, the samples in dimension ``dim``."""
     rows = []

@@ -60,6 +60,10 @@ WRONG = {
         lambda: moments.Moments([A]).add([np.ones((3, 4))]),
         "Moments: grads[0] must be a tensor or None, got ndarray",
     ),
+    "a tensor for layers": (
+        lambda: moments.Moments(A),
+        "Moments: like must be a list of tensors, got a tensor",
+    ),
     "no gradients": (
         lambda: moments.Moments([A]).add(None),
         "Moments: grads must be a list of tensors and Nones, got None",

@@ -258,9 +258,51 @@ X = randn(3, 2, 4)
             lambda: gather.convolution(X, randn(3, 5, 4)),
             "weight must be [blocks, outputs, inputs, *kernel]",
         ),
+        (
+            lambda: gather.convolution(X[:, :, None], randn(3, 5, 3, 1)),
+            "gather.convolution: weight must have the inputs, and outputs, of whole groups of x's",
+        ),
+        (
+            lambda: gather.convolution(X[:, :, None], randn(3, 5, 2, 1), groups=2),
+            "got [3, 5, 2, 1] for [3, 2, 1, 4] and groups 2",
+        ),
+        (
+            lambda: gather.convolution(X[:, :, None], randn(3, 5, 4, 4), padding=1),
+            "gather.convolution: weight must have a kernel that fits into x with its padding",
+        ),
+        (
+            lambda: gather.convolution(X[:, :, None], randn(3, 5, 4, 1), stride=0),
+            "gather.convolution: stride must be at least 1, got 0",
+        ),
+        (
+            lambda: gather.convolution(X[:, :, None], randn(3, 5, 4, 1).float()),
+            "gather.convolution: weight must be Double like x, got Float",
+        ),
+        (
+            lambda: gather.linear(X, randn(3, 5, 3)),
+            "gather.linear: weight must be [3, outputs, 4] like x, got [3, 5, 3]",
+        ),
+        (
+            lambda: gather.linear(X[0], randn(3, 5, 4)),
+            "gather.linear: x must be [blocks, B, inputs], got [2, 4]",
+        ),
+        (
+            lambda: gather.linear(X, randn(3, 5, 4), randn(5)),
+            "gather.linear: bias must be [3, 5] like the weight, got [5]",
+        ),
+        (
+            lambda: gather.linear(X, randn(3, 5, 4).float()),
+            "gather.linear: weight must be Double like x, got Float",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(call, text):
     with pytest.raises(RuntimeError) as caught:
         call()
     assert text in str(caught.value)
+
+
+def test_autocast_brings_a_linear_layer_to_its_own_dtype(device):
+    x, weight = X.to(device).bfloat16(), randn(3, 5, 4, device=device).float()
+    with torch.autocast(device, torch.bfloat16):
+        assert gather.linear(x, weight).dtype == torch.bfloat16

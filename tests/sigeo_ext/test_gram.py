@@ -326,7 +326,7 @@ def test_spectrum_says_what_is_resolved():
     assert found.smallest == pytest.approx(bound)
     assert math.isnan(gram.spectrum(k * torch.nan).smallest)
     assert gram.spectrum(torch.zeros(2, 2)).condition == math.inf
-    with pytest.raises(ValueError, match=r"gram: must be \[count, count\]"):
+    with pytest.raises(ValueError, match=r"^gram.spectrum: gram must be \[count, count\]"):
         gram.spectrum(torch.zeros(2, 3))
 
 

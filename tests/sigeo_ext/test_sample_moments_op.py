@@ -186,9 +186,17 @@ def test_gradients_that_are_no_numbers_of_ours_are_refused_by_name(implementatio
         sm.rows(X[0, 0, 0])
 
 
-def test_an_unknown_statistic_is_refused():
-    with pytest.raises(ValueError, match="want: must be of sum, .*, got 'median'"):
-        sm.linear(X, D, want=["median"])
+@pytest.mark.parametrize(
+    ("want", "message"),
+    [
+        (["median"], "want: must be of sum, .*, got 'median'"),
+        ([], "want: must be some of sum, .*, got none"),
+        ("sum", "want: expected a list of names, got the text 'sum'"),
+    ],
+)
+def test_what_is_no_set_of_statistics_is_refused(want, message):
+    with pytest.raises(ValueError, match=message):
+        sm.linear(X, D, want=want)
 
 
 @needs_kernels

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sqlite3
-from collections.abc import Sequence
-from typing import NoReturn
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from sigeo.cli import (
     compare,
@@ -72,22 +75,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Set before torch starts its threads: spinning ones starve each other on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     parsed = _parse(arguments)
+    interrupts: list[int] = []
     try:
-        code: int = parsed.execute(parsed)
-    except (InputError, OSError, sqlite3.Error) as error:
-        console.complain(f"sigeo {parsed.verb}: {_message(error)}")
-        return 2
+        with _noted(interrupts):
+            code: int = parsed.execute(parsed)
     except BaseException as error:
-        if lacks_memory(error):
+        stopped = bool(interrupts) or _interrupted(error)
+        if not stopped and isinstance(error, (InputError, OSError, sqlite3.Error)):
+            console.complain(f"sigeo {parsed.verb}: {_message(error)}")
+            return 2
+        if not stopped and lacks_memory(error):
             first = str(error).partition("\n")[0]  # torch's goes on with its own frames
             console.complain(f"sigeo {parsed.verb}: out of memory{first and ': '}{first}")
             return 2
-        if not _interrupted(error):
+        if not stopped:
             raise
         kept = "; the same command goes on from here" if parsed.verb in _RESUMED else ""
         console.complain(f"sigeo {parsed.verb}: stopped{kept}")
         return 130
     return code
+
+
+@contextmanager
+def _noted(interrupts: list[int]) -> Iterator[None]:
+    """Note each Ctrl-C, which raises KeyboardInterrupt as ever.
+
+    A library that is being imported may turn that into an error of its own, or swallow it and fail
+    at what it then lacks.
+
+    Yields:
+        Once, while they are noted: not in another thread, nor where Ctrl-C does something else.
+    """
+
+    def note(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        signal.default_int_handler(number, frame)
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if not ours or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupted(error: BaseException | None) -> bool:

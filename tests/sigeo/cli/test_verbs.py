@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +232,21 @@ def test_what_follows_from_an_interrupt_is_one(capsys, monkeypatch):
     monkeypatch.setattr(options, "load_data_and_space", interrupt)
     code, _, err = run("rank", capsys=capsys)
     assert code == 130 and err == "sigeo rank: stopped; the same command goes on from here\n"
+
+
+def test_an_interrupt_that_a_library_swallowed_is_one(capsys, monkeypatch):
+    """As numpy does where Ctrl-C comes while it is imported: it then lacks a part of its own."""
+    from sigeo.cli import options
+
+    def interrupt(*_):
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        raise AttributeError("module 'numpy._core' has no attribute '_multiarray_umath'")
+
+    monkeypatch.setattr(options, "load_data_and_space", interrupt)
+    code, _, err = run("rank", capsys=capsys)
+    assert code == 130 and err == "sigeo rank: stopped; the same command goes on from here\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_help_of_every_verb(capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ from sigeo.capture.samples.axis_rules.registry import RULES, Rule
 from sigeo.capture.samples.functions import leaves, tensors_in
 
 __all__ = [
-    "follow", "indexed", "leading", "padded", "picks_samples", "pointwise", "products", "shapes",
+    "alone", "follow", "indexed", "leading", "padded", "picks_samples", "pointwise", "products",
+    "shapes",
 ]  # fmt: skip
 
 
@@ -48,8 +49,21 @@ def follow(
         place = known(given, args, {**kwargs, "_result": index}, leaf)
         if isinstance(place, Axis) and not _holds(place, leaf):
             place = Lost(f"{func._schema.name} broke the samples up")
-        found.append(place)
+        found.append(alone(place, given, leaf))
     return found
+
+
+def alone(place: Where, given: Sequence[Where], result: Tensor) -> Where:
+    """What a rule found, but that a sample without others in its batch is not mixed with any.
+
+    What is made of it is its own, so that each dimension holds it. Which one a rule names may be
+    wrong: a dimension of one entry looks the same wherever a reshape puts it.
+    """
+    known = all(w is None or (isinstance(w, Axis) and w.samples == 1) for w in given)
+    if not isinstance(place, Lost) or not known or result.dim() == 0:
+        return place
+    dim = next((d for d, size in enumerate(result.shape) if size == 1), 0)
+    return Axis(dim, 1, result.shape[dim])
 
 
 @functools.cache
