@@ -67,12 +67,9 @@ def followed(
             place = leading(places[0], dims[0], POOLS[func])
         for leaf in tensors_in(output):
             mark(leaf, alone(place, places, leaf))
-        place = where(output) if output is tensors[0] else None  # written in place
-        if (
-            moved(places[0], place)
-            and place is not None
-            and takes_samples((args[1:], kwargs), where)
-        ):
+        place = where(output) if output is tensors[0] else None  # it was written in place
+        shifted = place is not None and moved(places[0], place)
+        if place is not None and shifted and takes_samples((args[1:], kwargs), where):
             _note_write(output, output, place)
         return output
     with Follower((args, kwargs)) as follower:

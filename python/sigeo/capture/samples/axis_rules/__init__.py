@@ -59,8 +59,9 @@ def alone(place: Where, given: Sequence[Where], result: Tensor) -> Where:
     What is made of it is its own, so that each dimension holds it. Which one a rule names may be
     wrong: a dimension of one entry looks the same wherever a reshape puts it.
     """
-    known = all(w is None or (isinstance(w, Axis) and w.samples == 1) for w in given)
-    if not isinstance(place, Lost) or not known or result.dim() == 0:
+    if not isinstance(place, Lost) or result.dim() == 0:
+        return place
+    if not all(w is None or (isinstance(w, Axis) and w.samples == 1) for w in given):
         return place
     dim = next((d for d, size in enumerate(result.shape) if size == 1), 0)
     return Axis(dim, 1, result.shape[dim])
