@@ -132,6 +132,6 @@ def check_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 def _check_dtype(op: str, x: Tensor, **others: Tensor | None) -> None:
     for name, value in others.items():
-        if value is not None:
-            message = f"must be {_check.dtype_of(x)} like x, got {_check.dtype_of(value)}"
-            _check.require(value.dtype == x.dtype, op, f"{name} {message}")
+        if value is not None and value.dtype != x.dtype:
+            dtypes = f"{_check.dtype_of(x)}, got {_check.dtype_of(value)}"
+            _check.require(False, op, f"{name} must have the dtype of x, {dtypes}")

@@ -276,7 +276,7 @@ X = randn(3, 2, 4)
         ),
         (
             lambda: gather.convolution(X[:, :, None], randn(3, 5, 4, 1).float()),
-            "gather.convolution: weight must be Double like x, got Float",
+            "gather.convolution: weight must have the dtype of x, Double, got Float",
         ),
         (
             lambda: gather.linear(X, randn(3, 5, 3)),
@@ -292,7 +292,7 @@ X = randn(3, 2, 4)
         ),
         (
             lambda: gather.linear(X, randn(3, 5, 4).float()),
-            "gather.linear: weight must be Double like x, got Float",
+            "gather.linear: weight must have the dtype of x, Double, got Float",
         ),
     ],
 )
