@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -213,7 +213,7 @@ def _tensor(what: str, value: Any) -> Tensor:
 
 def call(model: nn.Module, inputs: Any) -> Any:
     """The model's output for the inputs of one batch; what is wrong with their dtypes is told."""
-    with telling_dtypes(model, inputs):
+    with telling_dtypes(model, lambda: inputs):
         return output_of(model, inputs)
 
 
@@ -226,12 +226,12 @@ def output_of(model: nn.Module, inputs: Any) -> Any:
 
 
 @contextlib.contextmanager
-def telling_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
+def telling_dtypes(model: nn.Module, inputs: Callable[[], Any]) -> Iterator[None]:
     """Let a model that fails say so if its inputs are of another dtype than its parameters.
 
     Args:
         model: That runs in the body.
-        inputs: Its inputs.
+        inputs: Gives its inputs.
 
     Yields:
         Once, when it does.
@@ -246,7 +246,7 @@ def telling_dtypes(model: nn.Module, inputs: Any) -> Iterator[None]:
     except InputError:
         raise
     except (RuntimeError, ValueError) as error:  # the second of recurrent layers
-        wrong = None if lacks_memory(error) else _other_dtype(model, inputs, str(error))
+        wrong = None if lacks_memory(error) else _other_dtype(model, inputs(), str(error))
         if wrong is None:
             raise
         raise InputError(wrong) from error

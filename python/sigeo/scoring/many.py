@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from sigeo.capture import (
     Batches,
@@ -220,7 +221,7 @@ def _score_stack(
     module: nn.Module = supernet  # type: ignore[assignment]
     for part, run in ((others, _score_batches), (samples, _score_samples)):
         if part:
-            with telling_dtypes(module, data[0][0]):
+            with telling_dtypes(module, lambda: data[0][0]):
                 measured = run(supernet, archs, data, part, loss_fn)
             for scores, new in zip(found, measured, strict=True):
                 scores |= new
@@ -301,16 +302,20 @@ def fitting(
 ) -> int:
     """How many of some subnets fit into ``max_bytes`` in one pass, one at least.
 
-    Counted are tensors: of each subnet, the largest first, its statistics, gradients and weights
-    that move, and twice what a pass keeps for the backward one, for what that makes on its way.
-    Where subnets run one after another, what a pass keeps is there once in all, and beside it at
-    most as much of outputs that later subnets take over.
+    Counted are tensors: the inputs as a model takes them, with the copy that a pass gets; the
+    largest tensor that a pass keeps twice, for the gradients on either side of a layer; of each
+    subnet, the largest first, its statistics, gradients and weights that move, and twice what a
+    pass keeps for the backward one, for what that makes on its way. Where subnets run one after
+    another, what a pass keeps is there once in all, and beside it at most as much of outputs that
+    later subnets take over.
     """
     subnets = ((sum(p.nbytes for p in supernet.subnet(arch).parameters()), arch) for arch in archs)
     sizes = sorted(subnets, key=lambda pair: pair[0], reverse=True)
-    kept = kept_bytes(supernet.subnet(sizes[0][1]), data, loss_fn)
+    tensors = _kept(supernet.subnet(sizes[0][1]), data, loss_fn)
+    kept = sum(tensors)
     apart = supernet.stack(archs[:1]).apart
-    total = 2 * kept if apart else 0
+    inputs = sum(x.nbytes for x in tree_leaves(data[0][0]) if isinstance(x, Tensor))
+    total = 2 * (inputs + max(tensors, default=0)) + (2 * kept if apart else 0)
     copies = _copies(proxies)
     needs = [copies * size + (0 if apart else 2 * kept) for size, _ in sizes]
     for count, need in enumerate(needs):
@@ -336,6 +341,11 @@ def _copies(proxies: Sequence[Proxy]) -> int:
 
 def kept_bytes(network: nn.Module, data: Batches, loss_fn: LossFunction) -> int:
     """Bytes that a pass over the first batch keeps for the backward one, beside the weights."""
+    return sum(_kept(network, data, loss_fn))
+
+
+def _kept(network: nn.Module, data: Batches, loss_fn: LossFunction) -> list[int]:
+    """The same of each tensor."""
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
@@ -357,4 +367,4 @@ def kept_bytes(network: nn.Module, data: Batches, loss_fn: LossFunction) -> int:
         batch_loss(loss_fn, call(network, inputs), labels)
     for parameter in parameters:
         kept.pop(parameter.untyped_storage().data_ptr(), None)
-    return sum(kept.values())
+    return list(kept.values())

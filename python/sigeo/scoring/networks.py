@@ -48,7 +48,7 @@ from sigeo.supernet.settings import Progress
 
 Init = Literal["scratch", "candidate", "supernet"]
 
-SCORES_VERSION = 1
+SCORES_VERSION = 2
 """Raised when the same input would get another score; older scores are then not found again."""
 
 
