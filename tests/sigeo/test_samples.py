@@ -310,7 +310,7 @@ def test_small_parameters_are_the_same_whether_measured_at_once_or_together(
             assert torch.equal(a, b), name
     if grads:
         for a, b in zip(gradients, ordinary, strict=True):  # added up in another order
-            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-8)
 
 
 def test_statistics_are_shown_in_a_line():

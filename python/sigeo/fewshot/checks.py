@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import random
 from typing import TYPE_CHECKING, Any
 
 from sigeo.errors import InputError
+from sigeo.fewshot.choice import is_connected
 from sigeo.fewshot.metrics import Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.plan import split_by_kind
 from sigeo.fewshot.recipe import Ground, Hierarchy, Recipe
 from sigeo.spaces import Product, SearchSpace
-from sigeo.supernet import draw_connected
 from sigeo.supernet.samplers import Stateless
 
 if TYPE_CHECKING:
@@ -99,18 +98,17 @@ def _check_parts(how: Hierarchy, region: Product[Any]) -> None:
             part = region
             for place, options in zip(cut, kept, strict=True):
                 part = part.limited(place, options)
-            try:
-                draw_connected(region.space, part, random.Random(0))
-            except InputError:
-                left = ", ".join(
-                    f"{choice.name} {'/'.join(str(choice.options[o]) for o in options)}"
-                    for choice, options in zip((choices[p] for p in cut), kept, strict=True)
-                )
-                raise InputError(
-                    f"hierarchy: groups of {smallest} option(s) on level {level} may leave a part "
-                    f"in which no output depends on the input ({left}); a larger smallest of the "
-                    "partitioner keeps more options together"
-                ) from None
+            if is_connected(part):
+                continue
+            left = ", ".join(
+                f"{choice.name} {'/'.join(str(choice.options[o]) for o in options)}"
+                for choice, options in zip((choices[p] for p in cut), kept, strict=True)
+            )
+            raise InputError(
+                f"hierarchy: groups of {smallest} option(s) on level {level} may leave a part "
+                f"in which no output depends on the input ({left}); a larger smallest of the "
+                "partitioner keeps more options together"
+            )
 
 
 def check_space(work: Development) -> None:
