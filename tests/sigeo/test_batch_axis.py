@@ -239,6 +239,14 @@ def test_inputs_without_the_dimension_are_refused():
             model(torch.randn(5, 4))
 
 
+@pytest.mark.parametrize("layout", [torch.strided, torch.jagged])
+def test_nested_inputs_are_refused(layout):
+    model = nn.Linear(4, 3)
+    x = torch.nested.nested_tensor([torch.randn(2, 4), torch.randn(3, 4)], layout=layout)
+    with pytest.raises(InputError, match="inputs: .* got a nested one"), capture(model):
+        model(x)
+
+
 def interleaved_towers() -> nn.Module:
     """Two views of each sample beside each other: b0 left, b0 right, b1 left, ..."""
 

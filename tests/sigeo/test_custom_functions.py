@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 from sigeo import InputError
@@ -208,3 +209,42 @@ def test_a_custom_function_may_keep_the_gradient_of_a_computed_factor():
     inputs, labels = labelled()
     model = model_of(lambda m, x: m.out(Fixed.apply(m.first(x), m.weight.exp()[0])))
     check(model, inputs, labels)
+
+
+def _tangent(m, h):
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(h, h.cos())
+        return forward_ad.unpack_dual(F.linear(dual, m.weight).tanh()).tangent
+
+
+@pytest.mark.parametrize(
+    "middle",
+    [
+        lambda m, h: torch.vmap(m.first)(h),
+        lambda m, h: torch.vmap(lambda row: h @ row)(m.weight).t(),
+        lambda m, h: torch.vmap(lambda row: row.sort().values * m.weight[0])(h),
+        lambda m, h: torch.func.jvp(lambda z: F.linear(z, m.weight), (h,), (h.cos(),))[1],
+        lambda m, h: torch.func.grad(lambda z: F.linear(z, m.weight).tanh().sum())(h),
+        lambda m, h: torch.func.hessian(lambda s: (h * s * m.weight[0]).sin())(h.new_ones(())),
+        _tangent,
+    ],
+    ids=["vmap", "vmap of a parameter", "vmap of rows", "jvp", "grad", "hessian", "forward mode"],
+)
+@pytest.mark.parametrize("width", [4, 8], ids=["of inputs", "of what a layer made"])
+def test_transforms_in_the_model_are_refused_by_name(middle, width):
+    torch.manual_seed(0)
+    parts = {"first": nn.Linear(width, 8), "out": nn.Linear(8, CLASSES)}
+    weight = nn.Parameter(torch.randn(8, width))
+    before = nn.Linear(4, 8) if width == 8 else nn.Identity()
+
+    def run(m, x):
+        z = middle(m, m.before(x))
+        return m.out(z if z.shape[1] == 8 else torch.cat([z, z], 1))
+
+    model = Function(run, weight=weight, before=before, **parts).double()
+    x, labels = labelled()
+    with pytest.raises(InputError, match="not followed"), capture(model):
+        F.cross_entropy(model(*x), labels).backward()
+    with capture(model, strict=False) as stats:
+        F.cross_entropy(model(*x), labels).backward()
+    assert {"out.weight", "out.bias"} <= set(stats.unsupported)

@@ -74,6 +74,7 @@ class Flipping(nn.Module):
         (lambda x: x.cumsum(0), "along the samples"),
         (lambda x: x.t() @ x @ x.t() @ x, "over the samples"),
         (lambda x: torch.linalg.qr(x)[0], "no rule"),
+        (lambda x: torch.nested.as_nested_tensor(list(x)).to_padded_tensor(0.0), "by its place"),
         (lambda x: x / torch.linalg.vector_norm(x, 1, dim=0), "over the samples"),
         (lambda x: x * x.norm(p=1, dim=0), "over the samples"),
         (_overwritten(lambda z, x: z[1:].add_(x[:-1])), "part of the samples"),

@@ -67,8 +67,10 @@ def mark_inputs(tensors: Sequence[Tensor], dim: int = 0) -> int:
     """Note where the samples are in what a model is given, and say how many there are.
 
     Raises:
-        InputError: There is not one number of them, or there are none.
+        InputError: There is not one number of them, there are none, or a tensor is nested.
     """
+    if any(t.is_nested for t in tensors):
+        raise InputError("inputs: expected tensors whose samples have one shape, got a nested one")
     sizes = {t.shape[dim] for t in tensors if t.dim() > dim}
     if len(sizes) != 1:
         raise InputError(

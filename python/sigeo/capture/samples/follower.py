@@ -98,7 +98,7 @@ def takes_samples(values: Any, of: Callable[[Tensor], Where]) -> bool:
 
 
 def _key(tensor: Tensor) -> Any:
-    if tensor.layout is not torch.strided:  # a view of nothing
+    if not _is_one_piece(tensor):  # a view of nothing
         return _memory(tensor)
     # Not the object: autograd hands out another one for a view than the operation made.
     shape, stride = tensor.shape, tensor.stride()
@@ -108,7 +108,10 @@ def _key(tensor: Tensor) -> Any:
 
 
 def _memory(tensor: Tensor) -> Any:
-    """What tensors that show the same memory have in common; a sparse one has several, its own."""
-    if tensor.layout is not torch.strided:
-        return id(tensor)
-    return tensor.untyped_storage()._cdata
+    """What tensors that show the same memory have in common; one of several pieces has its own."""
+    return tensor.untyped_storage()._cdata if _is_one_piece(tensor) else id(tensor)
+
+
+def _is_one_piece(tensor: Tensor) -> bool:
+    """Whether strides say where its entries are, unlike those of sparse and nested tensors."""
+    return tensor.layout is torch.strided and not tensor.is_nested

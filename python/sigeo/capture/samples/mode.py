@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from sigeo.capture.samples.functions import LOOKED_AT, name_of
@@ -53,7 +54,7 @@ class Mode(TorchFunctionMode):
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = in_backward() and not torch.is_grad_enabled()
         name = func.__name__
-        if self._waits or backward or self._session.finished or name in LOOKED_AT:
+        if self._waits or backward or self._session.finished or name in LOOKED_AT or _transformed():
             return func(*args, **(kwargs or {}))
         below = _below() if len(_open) > 1 else []
         if below and not self._in_charge(below, args, kwargs):
@@ -202,6 +203,12 @@ def linear_is(function: Callable[..., Tensor]) -> Iterator[None]:
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     function = _linear_of_thread.get(threading.get_ident(), LINEAR)
     return function(input, weight, bias)
+
+
+def _transformed() -> bool:
+    """Whether `torch.func` or forward-mode AD is at work, whose tensors show no memory."""
+    inside = torch._C._functorch.peek_interpreter_stack() is not None
+    return inside or forward_ad._current_level >= 0
 
 
 def in_backward() -> bool:
