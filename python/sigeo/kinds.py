@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import numbers
+import operator
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import fields
 from inspect import Parameter, signature
@@ -85,6 +86,14 @@ def check_fields(settings: Any, name: str) -> None:
 def plain(value: Any) -> Any:
     """A scalar of NumPy as Python's, anything else as it is."""
     return value.item() if isinstance(value, np.generic) else value
+
+
+def whole_numbers(values: Iterable[Any]) -> tuple[int, ...] | None:
+    """Whole numbers, also of NumPy's, as Python's; None if something else is among them."""
+    try:
+        return tuple(map(operator.index, values))
+    except TypeError:
+        return None
 
 
 def checked_seed(seed: Any) -> int:

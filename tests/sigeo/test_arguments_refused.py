@@ -16,7 +16,7 @@ import sigeo
 from sigeo import InputError, data, proxies, spaces, tables
 from sigeo.capture import SGD, Request, capture, fisher_rao, fisher_trace
 from sigeo.data import ImageData, Split
-from sigeo.fewshot import recipes
+from sigeo.fewshot import Branching, recipes
 from sigeo.fewshot.partition import Relation
 from sigeo.fewshot.study import Study
 from sigeo.kinds import named_arguments
@@ -27,6 +27,7 @@ from sigeo.spaces.choices import ChoiceSpace
 from sigeo.supernet import Training, WarmUp
 
 NASBENCH201 = spaces.get("nasbench201", spaces.InputShape(1, 8, 2), channels=2, cells=1)
+MLP = spaces.get("mlp", spaces.InputShape(1, 8, 2))
 IMAGES, LABELS = torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.zeros(3, dtype=torch.long)
 SCORES = np.arange(3.0)
 LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
@@ -252,6 +253,27 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
         (
             lambda: spaces.distinct(NASBENCH201, 15_626, random.Random(0)),
             "nasbench201: has 15625 architectures, got a count of 15626",
+        ),
+        (
+            lambda: NASBENCH201.at(1.5),
+            "nasbench201: index must be a whole number from 0 to 15624, got 1.5",
+        ),
+        (
+            lambda: MLP.at(0.5),
+            "mlp: index must be a whole number from 0 to 1023, got 0.5",
+        ),
+        (
+            lambda: NASBENCH201.decode([1.5] * 6),
+            "cell: expected 6 operations from 0 to 4, got (1.5, 1.5, 1.5, 1.5, 1.5, 1.5)",
+        ),
+        (
+            lambda: MLP.decode([0.5, 0]),
+            "architecture: codes must be whole numbers, got (0.5, 0)",
+        ),
+        (
+            lambda: Branching((2, 1.5)),
+            "branching: levels must be a list, each a whole number or a list, each a whole number, "
+            "got (2, 1.5)",
         ),
     ],
 )

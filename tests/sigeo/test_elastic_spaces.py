@@ -269,7 +269,7 @@ def test_wrong_codes_and_numbers_are_refused():
         chosen.decode([0, 0, 0])
     with pytest.raises(InputError, match="code of width1 must be from 0 to 1, got 2"):
         chosen.decode([0, 2, 0, 0])
-    with pytest.raises(InputError, match="mlp: index must be from 0 to 23, got 24"):
+    with pytest.raises(InputError, match="mlp: index must be a whole number from 0 to 23, got 24"):
         chosen.at(24)
     single = space("mlp", widths=4, depths=1)
     with pytest.raises(InputError, match="mlp: the only architecture has no neighbour"):

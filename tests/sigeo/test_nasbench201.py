@@ -375,5 +375,5 @@ def test_bad_sizes_are_refused():
         spaces.get("nasbench201", spaces.InputShape(3, 2, 10))
     with pytest.raises(InputError, match="cells must be a whole number of at least 1, got 0"):
         space(cells=0)
-    with pytest.raises(InputError, match="index must be from 0 to 15624, got 15625"):
+    with pytest.raises(InputError, match="index must be a whole number from 0 to 15624, got 15625"):
         space().at(15_625)

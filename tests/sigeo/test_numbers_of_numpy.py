@@ -14,8 +14,11 @@ from torch import nn
 import sigeo
 from sigeo import InputError, data, elastic, proxies, spaces
 from sigeo.capture import capture, fisher_rao, fisher_trace
+from sigeo.fewshot import Branching
+from sigeo.fewshot.comparison import Entrant
 from sigeo.fewshot.metrics.dimension import lid
 from sigeo.fewshot.partition import Exact, GaussianMixture
+from sigeo.fewshot.study import Study
 from sigeo.kinds import named_arguments
 from sigeo.supernet import Balanced, Disjoint, Fair, Greedy, Sandwich, Uniform
 from sigeo.supernet.samplers.uniform import uniform_path
@@ -23,6 +26,8 @@ from sigeo.supernet.samplers.uniform import uniform_path
 SHAPE = spaces.InputShape(1, 8, 2)
 NASBENCH201 = spaces.get("nasbench201", SHAPE, channels=2, cells=1)
 MLP = spaces.get("mlp", SHAPE, widths=(8, 16), depths=(1, 2))
+SPACES = (NASBENCH201, MLP)
+DIGITS = spaces.get("mlp", spaces.InputShape(1, 8, 10))
 X, Y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1])
 MODEL = nn.Linear(4, 2)
 
@@ -108,6 +113,11 @@ def converted(outputs, kernel, depth):
         (lambda seed: json.dumps(Uniform(MLP, seed=seed).describe()), (3,)),
         (lambda seed: [p.tolist() for p in MLP.build(MLP.at(0), seed=seed).parameters()], (3,)),
         (lambda count: spaces.distinct(MLP, count, random.Random(0)), (2,)),
+        (lambda place: json.dumps([space.encode(space.at(place)) for space in SPACES]), (2,)),
+        (lambda code: json.dumps([space.encode(space.decode([code] * len(space.choices)))
+                                  for space in SPACES]), (1,)),
+        (lambda factor: Branching((factor, (factor,) * 2)).paths, (2,)),
+        (lambda repeats: Entrant("gm-nas", {"repeats": repeats}).label, (2,)),
     ],
 )  # fmt: skip
 def test_arguments(call, numbers):
@@ -137,6 +147,7 @@ SEEDED = {
     "balanced": lambda seed: Balanced(MLP, [MLP], seed=seed),
     "greedy": lambda seed: Greedy(MLP, len, seed=seed, start=0, full=0, sampled=2, kept=1),
     "order": lambda seed: data.load("digits").order(seed),
+    "study": lambda seed: Study(DIGITS, data.load("digits"), 64).source(seed),
     "fisher_trace": lambda seed: fisher_trace(MODEL, [(X, Y)], seed=seed),
     "fisher_rao": lambda seed: fisher_rao(MODEL, [(X, Y)], seed=seed),
 }

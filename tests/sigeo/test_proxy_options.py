@@ -9,6 +9,14 @@ import pytest
 from sigeo import InputError, proxies
 from sigeo.proxies import OnModel, Outcome, Proxy
 
+SEEDED = [name for name in proxies.names() if "seed" in proxies.options_of(name)]
+
+
+@pytest.mark.parametrize("name", SEEDED)
+def test_seeds_below_0(name):
+    with pytest.raises(InputError, match=r"^seed: must be a whole number from 0 to \d+, got -1$"):
+        proxies.get(name, seed=-1)
+
 
 @pytest.mark.parametrize(
     ("name", "options", "message"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby, islice
@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Cut, Node
-from sigeo.kinds import named_arguments
+from sigeo.kinds import check_fields, named_arguments
 from sigeo.spaces import Product, Supernet
 
 EVERY = 0
@@ -51,10 +51,16 @@ class Branching:
         """Check the factors.
 
         Raises:
-            InputError: One below 0, or not as many as the level has nodes.
+            InputError: One that is no whole number or below 0, or not as many as the level has
+                nodes.
         """
+        check_fields(self, "branching")
+        levels = tuple(
+            tuple(map(int, n)) if isinstance(n, Iterable) else int(n) for n in self.levels
+        )
+        object.__setattr__(self, "levels", levels)
         nodes: int | None = 1
-        for number, level in enumerate(self.levels):
+        for number, level in enumerate(levels):
             factors = (level,) if isinstance(level, int) else level
             if min(factors, default=0) < EVERY or not factors:
                 raise InputError(f"branching: factors must be from 0, got {level}")

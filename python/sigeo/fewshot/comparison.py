@@ -22,7 +22,7 @@ from sigeo.fewshot.plan import Plan
 from sigeo.fewshot.plan_file import load_plan, save_plan
 from sigeo.fewshot.recipe import Recipe
 from sigeo.fewshot.study import Study
-from sigeo.kinds import named_arguments
+from sigeo.kinds import named_arguments, plain
 from sigeo.proxies import Proxy
 from sigeo.scoring.rank import identity
 from sigeo.spaces import SearchSpace
@@ -54,7 +54,7 @@ class Entrant:
     @property
     def label(self) -> str:
         """As on the command line: ``name`` or ``name:option=value,...``."""
-        given = ",".join(f"{name}={json.dumps(v)}" for name, v in self.options.items())
+        given = ",".join(f"{name}={json.dumps(plain(v))}" for name, v in self.options.items())
         return f"{self.recipe}:{given}" if given else self.recipe
 
     @classmethod

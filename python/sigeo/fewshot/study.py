@@ -12,7 +12,7 @@ from torch import Tensor
 from sigeo.capture import Batches, image_format
 from sigeo.data import ImageData
 from sigeo.errors import InputError
-from sigeo.kinds import check_fields
+from sigeo.kinds import check_fields, checked_seed
 from sigeo.scoring.devices import parse_device, put_on
 from sigeo.scoring.shared_weights import make_supernet
 from sigeo.scoring.sized import check_sized
@@ -104,7 +104,12 @@ class Study:
         return supernet
 
     def source(self, seed: int) -> Source:
-        """The training images in the order of a seed."""
+        """The training images in the order of a seed.
+
+        Raises:
+            InputError: The seed is none.
+        """
+        seed = checked_seed(seed)
         places = self._places()[: -self.held_out]
         order = torch.randperm(
             len(places), generator=torch.Generator().manual_seed(seed), device="cpu"

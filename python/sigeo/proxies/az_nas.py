@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from sigeo.capture import call, preserved
 from sigeo.capture.samples.mode import eager
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.passes import draw_weights, gaussian, normalising, real_inputs
 from sigeo.proxies.registry import register
@@ -158,10 +159,11 @@ def _proxy(
     """A component as a proxy.
 
     Raises:
-        InputError: ``blocks`` is a text.
+        InputError: ``blocks`` is a text, or no seed.
     """
     if isinstance(blocks, str):
         raise InputError(f"blocks: expected a list of names, got the text {blocks!r}")
+    seed = checked_seed(seed)
 
     def function(model: nn.Module, inputs: Any) -> Outcome:
         real_inputs(inputs, name)
@@ -207,7 +209,7 @@ def az_expressivity(*, blocks: Sequence[str] | None = None, seed: int = 0) -> Pr
         seed: Of weights and inputs.
 
     Raises:
-        InputError: ``blocks`` is a text instead of a list.
+        InputError: ``blocks`` is a text instead of a list, or no seed.
     """
     return _proxy("az_expressivity", _expressivity, blocks, seed, gradients=False)
 

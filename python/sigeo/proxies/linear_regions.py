@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map_only
 
 from sigeo.capture import rectifier_inputs
 from sigeo.errors import InputError, lacks_memory
+from sigeo.kinds import checked_seed
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.distinct import count_rows, number_rows, sign_words
 from sigeo.proxies.naswot import NO_RECTIFIER, NOT_FINITE
@@ -60,12 +61,13 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
         seed: Of the inputs.
 
     Raises:
-        InputError: No sample, or no pixel.
+        InputError: No sample, no pixel, or no seed.
     """
     if samples < 1:
         raise InputError(f"samples: must be at least 1, got {samples}")
     if size is not None and size < 1:
         raise InputError(f"size: must be at least 1 or None, got {size}")
+    seed = checked_seed(seed)
 
     def function(model: nn.Module, inputs: Any) -> Outcome:
         numbers: Tensor | None = None

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_map_only
 from sigeo.capture import call, preserved
 from sigeo.capture.samples.mode import eager
 from sigeo.errors import InputError, lacks_memory
+from sigeo.kinds import checked_seed
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.correlations import correlations
 from sigeo.proxies.passes import gaussian, normalising, real_inputs
@@ -114,6 +115,7 @@ def meco(*, modules: Modules = "leaves", size: int | None = 64, seed: int = 0) -
         raise InputError(f'modules: must be "leaves" or "all", got {modules!r}')
     if size is not None and size < 1:
         raise InputError(f"size: must be at least 1, got {size}")
+    seed = checked_seed(seed)
 
     def function(model: nn.Module, inputs: Any) -> Outcome:
         return _meco(model, inputs, modules, size, seed)

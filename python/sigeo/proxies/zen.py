@@ -32,6 +32,7 @@ from torch.utils._pytree import tree_map
 from sigeo.capture import call, preserved
 from sigeo.capture.samples.mode import eager
 from sigeo.errors import InputError
+from sigeo.kinds import checked_seed
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.passes import draw_weights, gaussian, normalising, real_inputs
 from sigeo.proxies.registry import register
@@ -214,6 +215,7 @@ def zen(
         raise InputError(f"repeats: must be at least 1, got {repeats}")
     if not 0 < mixup < math.inf:
         raise InputError(f"mixup: must be a finite number above 0, got {mixup}")
+    seed = checked_seed(seed)
 
     def function(model: nn.Module, inputs: Any) -> Outcome:
         return _zen(model, inputs, repeats, mixup, features, seed)

@@ -9,8 +9,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from sigeo.errors import InputError
-from sigeo.kinds import check_fields, named_arguments
+from sigeo.errors import InputError, described
+from sigeo.kinds import check_fields, named_arguments, whole_numbers
 from sigeo.spaces.streams import Streams
 
 A = TypeVar("A", bound=Hashable)
@@ -29,6 +29,25 @@ def listed(archs: Iterable[Any]) -> list[Any]:
             f"{type(archs).__name__} {str(archs)!r}"
         )
     return list(archs)
+
+
+def checked_index(space: str, index: Any, size: int) -> int:
+    """The number of an architecture, as Python's.
+
+    Args:
+        space: Its name, for the message.
+        index: The number.
+        size: Of the space.
+
+    Raises:
+        InputError: The space has none of that number.
+    """
+    whole = whole_numbers([index])
+    if whole is None or not 0 <= whole[0] < size:
+        raise InputError(
+            f"{space}: index must be a whole number from 0 to {size - 1}, got {described(index)}"
+        )
+    return whole[0]
 
 
 @dataclass(frozen=True)

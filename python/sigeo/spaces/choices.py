@@ -7,8 +7,9 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from sigeo.errors import InputError
-from sigeo.spaces.base import Choice
+from sigeo.errors import InputError, described
+from sigeo.kinds import whole_numbers
+from sigeo.spaces.base import Choice, checked_index
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,15 @@ class Architecture:
         Raises:
             InputError: Another number of them, or an option that does not exist.
         """
-        if len(self.codes) != len(self.choices):
+        codes = whole_numbers(self.codes)
+        if codes is None:
             raise InputError(
-                f"architecture: expected {len(self.choices)} codes, got {len(self.codes)}"
+                f"architecture: codes must be whole numbers, got {described(self.codes)}"
             )
-        for choice, code in zip(self.choices, self.codes, strict=True):
+        object.__setattr__(self, "codes", codes)
+        if len(codes) != len(self.choices):
+            raise InputError(f"architecture: expected {len(self.choices)} codes, got {len(codes)}")
+        for choice, code in zip(self.choices, codes, strict=True):
             if not 0 <= code < len(choice.options):
                 raise InputError(
                     f"architecture: code of {choice.name} must be from 0 to "
@@ -118,8 +123,7 @@ class ChoiceSpace:
         Raises:
             InputError: There is none.
         """
-        if not 0 <= index < self.size:
-            raise InputError(f"{self.name}: index must be from 0 to {self.size - 1}, got {index}")
+        index = checked_index(self.name, index, self.size)
         codes = []
         for choice in reversed(self.choices):
             index, code = divmod(index, len(choice.options))

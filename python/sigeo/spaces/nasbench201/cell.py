@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import whole_numbers
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 NONE, SKIP, CONV_1X1, CONV_3X3, POOL = range(len(OPERATIONS))
@@ -47,11 +48,13 @@ class Cell:
         Raises:
             ValueError: Not six of them, or one that does not exist.
         """
-        valid = all(0 <= operation < len(OPERATIONS) for operation in self.operations)
-        if len(self.operations) != len(EDGES) or not valid:
+        found = whole_numbers(self.operations) or ()
+        valid = all(0 <= operation < len(OPERATIONS) for operation in found)
+        if len(found) != len(EDGES) or not valid:
             raise ValueError(
                 f"cell: expected {len(EDGES)} operations from 0 to 4, got {self.operations}"
             )
+        object.__setattr__(self, "operations", found)
 
     def __str__(self) -> str:
         """The official string, ``|op~0|+|op~0|op~1|+|op~0|op~1|op~2|``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from sigeo.errors import InputError
 from sigeo.space_sizes import checked
-from sigeo.spaces.base import Choice, Cost, InputShape
+from sigeo.spaces.base import Choice, Cost, InputShape, checked_index
 from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
 from sigeo.spaces.nasbench201.cell import (
     EDGES,
@@ -79,9 +79,7 @@ class NASBench201:
         Raises:
             InputError: There is none.
         """
-        if not 0 <= index < SIZE:
-            raise InputError(f"{self.name}: index must be from 0 to {SIZE - 1}, got {index}")
-        return all_cells()[index]
+        return all_cells()[checked_index(self.name, index, SIZE)]
 
     def encode(self, arch: Cell) -> tuple[int, ...]:
         """The operation of each edge.
