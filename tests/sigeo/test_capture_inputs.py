@@ -86,14 +86,29 @@ def test_labels_out_of_range_are_named(proxies):
             sigeo.score(model, [data[0]] * 2, proxies)
 
 
-def test_other_index_errors_of_a_loss_are_its_own():
-    model, data = nn.Linear(4, 3), [(torch.randn(5, 4), torch.zeros(5, dtype=torch.long))]
+@pytest.mark.parametrize("label", [0, 7])
+def test_other_index_errors_of_a_loss_are_its_own(label):
+    model, data = nn.Linear(4, 3), [(torch.randn(5, 4), torch.full((5,), label))]
 
     def broken(output, labels):
         return [output][1]
 
     with pytest.raises(IndexError, match="list index out of range"):
         sigeo.score(model, data * 2, ["zico"], loss_fn=broken)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ValueError])
+def test_other_errors_of_a_loss_are_its_own_whatever_the_number_of_labels(error):
+    model, data = nn.Linear(4, 3), [(torch.randn(6, 4), torch.zeros(2, dtype=torch.long))]
+
+    def broken(output, labels):
+        raise error("expected 3 views of 2 labels each")
+
+    with pytest.raises(error, match="^expected 3 views of 2 labels each$"):
+        sigeo.score(model, data * 2, ["zico"], loss_fn=broken)
+    message = "^labels: expected one for each of the 6 samples of the output, got 2$"
+    with pytest.raises(InputError, match=message):
+        sigeo.score(model, data * 2, ["zico"], loss_fn=lambda o, y: F.cross_entropy(o, y))
 
 
 def measured(model, batches):

@@ -14,7 +14,7 @@ from torch import nn
 
 import sigeo
 from sigeo import InputError
-from sigeo.capture import call, fisher_trace, gradient_statistics
+from sigeo.capture import call, capture, fisher_trace, gradient_statistics
 
 SAMPLES, CLASSES = 6, 4
 NAMES = ("zico", "grasp", "fisher", "fisher_trace", "jacov")
@@ -274,6 +274,52 @@ def test_complex_layers_are_named(name):
     message = "model: parameter layer.weight is complex, and statistics are of real numbers"
     with pytest.raises(InputError, match=f"^({name}: )?{message}$"):
         sigeo.score(Complex(), ROWS, [name])
+
+
+class Graph(nn.Module):
+    """A layer on a graph whose edges are an input."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, CLASSES)
+
+    def forward(self, x, edges):
+        return torch.mm(edges, self.layer(x))
+
+
+EDGES = torch.eye(SAMPLES) + 1
+
+
+def test_sparse_inputs_serve_where_models_and_proxies_take_them():
+    torch.manual_seed(0)
+    model, x, edges = Graph(), torch.randn(SAMPLES, 4), EDGES.to_sparse()
+    names = ["grad_norm", "snip", "sigeo"]
+    found, expected = (sigeo.score(model, [((x, e), Y)] * 2, names) for e in (edges, EDGES))
+    assert [found[n].value for n in names] == pytest.approx([expected[n].value for n in names])
+    message = "inputs: expected dense tensors, got torch.sparse_coo"
+    with pytest.raises(InputError, match=f"^flops: {message}, which fails: "):
+        sigeo.score(model, [((x, edges), Y)], ["flops"])
+    for name in ("fisher_trace", "ntk_cond"):
+        with pytest.raises(InputError, match=f"^{name}: {message}"):
+            sigeo.score(model, [((x, edges), Y)] * 3, [name])
+    with capture(model), pytest.raises(InputError, match=f"^{message}$"):
+        model(x, edges)
+
+
+NESTED = torch.nested.nested_tensor([torch.ones(k, 4) for k in range(1, 7)], layout=torch.jagged)
+
+
+@pytest.mark.parametrize("name", ["zico", "zen", "fisher_trace", "jacov"])
+def test_nested_inputs_and_labels_that_are_not_dense_are_told_in_a_line(name):
+    torch.manual_seed(0)
+    model, (x, _) = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, CLASSES)), ROWS[0]
+    if name != "zico":
+        with pytest.raises(InputError, match=f"^{name}: inputs: .* got a nested tensor"):
+            sigeo.score(model, [(NESTED, Y)], [name])
+    if name in ("zico", "fisher_trace"):
+        for labels in (NESTED, Y.to_sparse()):
+            with pytest.raises(InputError, match=r"labels: expected .*, got .*(j1|sparse_coo)"):
+                sigeo.score(model, [(x, labels)] * 2, [name])
 
 
 SPACE = sigeo.spaces.get("nasbench201", sigeo.spaces.InputShape(3, 4, CLASSES), channels=2, cells=1)

@@ -252,6 +252,46 @@ def telling_dtypes(model: nn.Module, inputs: Callable[[], Any]) -> Iterator[None
         raise InputError(wrong) from error
 
 
+@contextlib.contextmanager
+def telling_layouts(batches: Batches) -> Iterator[None]:
+    """Let what fails on sparse or nested inputs or labels, which some models take, say so.
+
+    Args:
+        batches: What the body works on.
+
+    Yields:
+        Once, when it does.
+
+    Raises:
+        InputError: The body fails, and there are such in the first batch.
+        RuntimeError: The body's own.
+        TypeError: Likewise.
+        ValueError: Likewise.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        if lacks_memory(error):
+            raise
+        for name, values in zip(("inputs", "labels"), batches[0], strict=True):
+            for layout in map(layout_of, tree_leaves(values)):
+                if layout is not None:
+                    reason = " ".join(str(error).split())[:200]
+                    raise InputError(
+                        f"{name}: expected dense tensors, got {layout}, which fails: {reason}"
+                    ) from error
+        raise
+
+
+def layout_of(value: Any) -> str | None:
+    """How a tensor that is not dense lies in memory, in words; None of all else."""
+    if not isinstance(value, Tensor) or (value.layout == torch.strided and not value.is_nested):
+        return None
+    return "a nested tensor" if value.is_nested else str(value.layout)
+
+
 def _other_dtype(model: nn.Module, inputs: Any, said: str) -> str | None:
     """What is wrong with inputs of a dtype that no parameter has, if an error may be about it."""
     known = [parameter.dtype for parameter in model.parameters()]

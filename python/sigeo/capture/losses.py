@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -40,14 +41,14 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
         )
     try:
         loss = loss_fn(output) if labels is None else loss_fn(output, labels)
-    except IndexError:
-        check_classes(output, labels)
+    except IndexError as error:
+        if "out of bounds" in str(error):  # as torch says of classes
+            check_classes(output, labels)
         raise
     except (RuntimeError, TypeError, ValueError) as error:
         if lacks_memory(error):
             raise
-        check_count(output, labels)
-        wrong = _misfit(loss_fn, output, labels)
+        wrong = _misfit(loss_fn, output, labels, str(error))
         if wrong is None:
             raise
         raise InputError(wrong) from error
@@ -57,13 +58,26 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
     return loss
 
 
-def _misfit(loss_fn: LossFunction, output: Any, labels: Any) -> str | None:
-    """What one of torch's losses does not take of an output and labels, if that is known.
+def _misfit(loss_fn: LossFunction, output: Any, labels: Any, said: str) -> str | None:
+    """What a loss that failed does not take of an output and labels, if that is known.
 
-    It takes one tensor [samples, classes, ...], and classes [samples, ...] or values like it.
+    One of torch's takes one tensor [samples, classes, ...], and classes [samples, ...] or values
+    like it. Of another one it is known only that their numbers differ, where its error names them.
+
+    Args:
+        loss_fn: The loss function.
+        output: Of the model.
+        labels: Of the batch.
+        said: The message of its error.
     """
     function = getattr(loss_fn, "func", loss_fn)  # of a partial
-    if not str(getattr(function, "__module__", "")).startswith("torch.nn."):
+    of_torch = str(getattr(function, "__module__", "")).startswith("torch.nn.")
+    rows = [len(t) for t in (output, labels) if isinstance(t, Tensor) and t.dim()]
+    if len(set(rows)) == 2 and (of_torch or {*map(str, rows)} <= {*re.findall(r"\d+", said)}):
+        return (
+            f"labels: expected one for each of the {rows[0]} samples of the output, got {rows[1]}"
+        )
+    if not of_torch:
         return None
     name = getattr(function, "__name__", type(function).__name__)
     if not isinstance(output, Tensor):
@@ -84,21 +98,6 @@ def _misfit(loss_fn: LossFunction, output: Any, labels: Any) -> str | None:
         f"labels: expected classes, torch.int64 {classes}, or values like the output's, "
         f"{output.dtype} {list(output.shape)}, got {labels.dtype} {list(labels.shape)}"
     )
-
-
-def check_count(output: Any, labels: Any) -> None:
-    """Look for labels that are not as many as the samples of an output [samples, ...].
-
-    Raises:
-        InputError: They are more or fewer.
-    """
-    if not isinstance(output, Tensor) or not isinstance(labels, Tensor):
-        return
-    if output.dim() and labels.dim() and len(output) != len(labels):
-        raise InputError(
-            f"labels: expected one for each of the {len(output)} samples of the output, "
-            f"got {len(labels)}"
-        )
 
 
 def check_classes(output: Any, labels: Any) -> None:

@@ -28,6 +28,7 @@ from sigeo.capture import (
     preserved,
     select,
 )
+from sigeo.capture.batches import telling_layouts
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
 from sigeo.proxies import (
@@ -132,8 +133,9 @@ def score(
         A `Score` for each proxy, in the order given.
 
     Raises:
-        InputError: An unknown proxy, one whose needs the batches or the model do not meet, or an
-            output or labels that the loss does not take.
+        InputError: An unknown proxy, one whose needs the batches or the model do not meet, an
+            output or labels that the loss does not take, or sparse or nested tensors where
+            something fails on them.
     """
     wanted = resolve(proxies)
     data = Batches.of(batches, model, memory_format)
@@ -151,7 +153,7 @@ def _measure_models(
     """The outcomes of the proxies that run the model themselves, if they run it at all."""
     outcomes: dict[str, Outcome] = {}
     for proxy in proxies:
-        with asked_by([proxy.name]):
+        with asked_by([proxy.name]), telling_layouts(data):
             if isinstance(proxy.measurement, OnModel):
                 outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
             elif isinstance(proxy.measurement, OnInputs):
@@ -205,7 +207,7 @@ def _measure_gradients(
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     of_samples = [name for name, m in on_statistics.items() if m.request.samples]
-    with asked_by(of_samples, NoInnerProducts):
+    with asked_by(of_samples, NoInnerProducts), telling_layouts(data):
         results = gradient_statistics(
             model,
             data,
@@ -231,6 +233,7 @@ def _measure_losses(
             continue
         with (
             asked_by([proxy.name]),
+            telling_layouts(data),
             preserved(model, parameters=False),
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
         ):
@@ -262,6 +265,7 @@ def _measure_samples(
         inputs, labels = data[0]
         with (
             asked_by(list(group)),
+            telling_layouts(data),
             all_served(),
             preserved(model, parameters=False),
             capture(model, want, params=params, batch_norm=policy, grads=False) as statistics,

@@ -267,12 +267,12 @@ def capture(
 
     Raises:
         InputError: ``torch.inference_mode`` is on or the model was made in it, an argument out of
-            its range, a lazy layer that has not been run,
-            params="layers" of a model that has none, inputs without one number of samples, a
-            parameter that cannot be served, batch norm that the policy refuses, a module that
-            `torch.jit` compiled, other tensors in the place of parameters, a second backward pass,
-            a capture in the body of another that has some of its parameters; and when statistics
-            are read, that no backward pass reached the model, or that it was refused.
+            its range, a lazy layer that has not been run, params="layers" of a model that has none,
+            inputs without one number of samples or that are sparse or nested, a parameter that
+            cannot be served, batch norm that the policy refuses, a module that `torch.jit`
+            compiled, other tensors in the place of parameters, a second backward pass, a capture in
+            the body of another that has some of its parameters; and when statistics are read, that
+            no backward pass reached the model, or that it was refused.
     """
     check_kind(model, nn.Module, "capture: model")
     if torch.is_inference_mode_enabled():

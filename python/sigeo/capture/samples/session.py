@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sigeo.capture.batches import layout_of
 from sigeo.capture.layers import Selection, buffers_of, parameters_of
 from sigeo.capture.samples.axis import Axis, Where, forget, mark, mark_inputs, where
 from sigeo.capture.samples.combined import combined
@@ -158,9 +159,13 @@ class Session:
         """Find the samples in a batch that the model is given.
 
         Raises:
-            InputError: There is not one number of them, or another than before.
+            InputError: There is not one number of them, or another than before, or a tensor is not
+                dense.
         """
         self._refuse_more()
+        for layout in map(layout_of, tensors):
+            if layout is not None:
+                raise InputError(f"inputs: expected dense tensors, got {layout}")
         samples = mark_inputs(tensors, self.batch_dim)
         if self.plan.samples and samples != self.plan.samples:
             raise InputError(
