@@ -169,6 +169,8 @@ def test_batches_take_a_device_by_name():
     for device in ("cud", 1.5):
         with pytest.raises(InputError, match=f"^device: expected a device or .*, got {device!r}$"):
             Batches([batch], golden_net(), device)
+    with pytest.raises(InputError, match="^device: cuda:99 asked for, torch finds . CUDA devices$"):
+        Batches([batch], golden_net(), "cuda:99")
 
 
 class Normalising(nn.Module):

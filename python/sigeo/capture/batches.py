@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.layers import check_made
-from sigeo.capture.state import RandomState, device_of
+from sigeo.capture.state import RandomState, check_present, device_of
 from sigeo.errors import InputError, check_kind, check_one_of, described, lacks_memory
 
 MemoryFormat = Literal["auto", "preserve", "channels_last"]
@@ -70,6 +70,7 @@ class Batches:
         except (RuntimeError, TypeError):
             got = described(device)
             raise InputError(f"device: expected a device or its name, got {got}") from None
+        check_present(device)
         check_made(itertools.chain(model.named_parameters(), model.named_buffers()))
         random = RandomState(device)  # a shuffling loader draws from it
         try:

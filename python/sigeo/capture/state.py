@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sigeo.errors import check_kind
+from sigeo.errors import InputError, check_kind
 
 
 class RandomState:
@@ -97,6 +97,17 @@ def device_of(model: nn.Module) -> torch.device:
     tensors = itertools.chain(model.parameters(), model.buffers())  # no further than the first
     first = next(tensors, None)
     return torch.device("cpu") if first is None else first.device
+
+
+def check_present(device: torch.device) -> None:
+    """Check that a CUDA device is there; of others torch says so itself.
+
+    Raises:
+        InputError: It is not.
+    """
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and (device.index or 0) >= found:
+        raise InputError(f"device: {device} asked for, torch finds {found} CUDA devices")
 
 
 def run_with(

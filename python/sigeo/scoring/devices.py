@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sigeo.capture.state import check_present
 from sigeo.errors import InputError
 from sigeo.spaces import Supernet
 
@@ -54,7 +55,5 @@ def parse_device(name: str | torch.device) -> torch.device:
         device = None
     if device is None or device.type not in ("cpu", "cuda"):
         raise InputError(f"device: must be cpu, cuda or cuda:N, got {name!r}")
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise InputError(f"device: {name} asked for, torch finds {found} CUDA devices")
+    check_present(device)
     return device
