@@ -193,8 +193,8 @@ def test_memory_bounds_the_number_at_once(monkeypatch):
 
     net, archs, given = supernet(), cells(), Batches(batches(), supernet(), torch.device("cpu"))
     subnets = sorted(map(net.subnet, archs), key=weights_of, reverse=True)
-    kept = kept_bytes(subnets[0], given, F.cross_entropy)
-    once = given[0][0].nbytes + max(many._kept(subnets[0], given, F.cross_entropy))
+    kept = sum(kept_bytes(subnets[0], given, F.cross_entropy))
+    once = given[0][0].nbytes + max(kept_bytes(subnets[0], given, F.cross_entropy))
     three = 2 * once + sum(2 * kept + 4 * weights_of(subnet) for subnet in subnets[:3])
     sizes = []
     original = many.many_gradient_statistics
@@ -352,9 +352,9 @@ def test_a_subnet_whose_weights_are_all_frozen_beside_one_that_has_others():
 def test_memory_is_measured_also_without_gradients_switched_on():
     net, given = supernet(), Batches(batches(), supernet(), torch.device("cpu"))
     network = net.subnet(cells()[0])
-    expected = kept_bytes(network, given, F.cross_entropy)
+    expected = sum(kept_bytes(network, given, F.cross_entropy))
     with torch.no_grad():
-        assert kept_bytes(network, given, F.cross_entropy) == expected > 0
+        assert sum(kept_bytes(network, given, F.cross_entropy)) == expected > 0
 
 
 def test_inputs_of_another_form_are_refused():

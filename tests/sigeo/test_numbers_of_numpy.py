@@ -21,7 +21,6 @@ from sigeo.fewshot.partition import Exact, GaussianMixture
 from sigeo.fewshot.study import Study
 from sigeo.kinds import named_arguments
 from sigeo.supernet import Balanced, Disjoint, Fair, Greedy, Sandwich, Uniform
-from sigeo.supernet.samplers.uniform import uniform_path
 
 SHAPE = spaces.InputShape(1, 8, 2)
 NASBENCH201 = spaces.get("nasbench201", SHAPE, channels=2, cells=1)
@@ -168,4 +167,4 @@ def test_a_seed_of_numpys_that_is_none_is_shown():
 
 
 def test_paths_of_a_step_are_those_of_its_sampler():
-    assert Uniform(MLP, seed=np.int64(3)).paths(7) == [uniform_path(MLP, 3, 7)]
+    assert Uniform(MLP, seed=np.int64(3)).paths(7) == Uniform(MLP, seed=3).paths(7)

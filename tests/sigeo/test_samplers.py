@@ -19,9 +19,8 @@ from sigeo.supernet import (
     Fair,
     Sandwich,
     Uniform,
-    uniform_path,
 )
-from sigeo.supernet.samplers.base import _described, describe_region
+from sigeo.supernet.samplers.base import _described, describe_region, draw_connected, generator
 from tests.sigeo.training import SPACE, assert_resumes
 
 PART = Product(SPACE, ((1, 2), (3,), (0, 4), (0, 1), (0, 3), (0,)))
@@ -43,7 +42,9 @@ def test_uniform_is_uniform_over_the_connected_part_of_a_region(over):
 
 def test_uniform_on_the_whole_space_draws_the_paths_of_a_warm_up():
     sampler = Uniform(SPACE, seed=7, paths=3)
-    assert sampler.paths(11) == [uniform_path(SPACE, 7, 11, path) for path in range(3)]
+    assert sampler.paths(11) == [
+        draw_connected(SPACE, SPACE, generator(7, 11, path)) for path in range(3)
+    ]
     assert sampler.paths(11) == Uniform(SPACE, seed=7, paths=3).paths(11)
     assert sampler.paths(11) != Uniform(SPACE, seed=8, paths=3).paths(11)
     codes = counted(Uniform(SPACE, seed=0, over="operations"), 1500)

@@ -10,10 +10,10 @@ from sigeo import InputError, spaces
 from sigeo.supernet import (
     Source,
     Trainer,
+    Uniform,
     WarmUp,
     load_checkpoint,
     save_checkpoint,
-    uniform_path,
     warm_up_alone,
     warm_up_supernet,
 )
@@ -90,7 +90,7 @@ def test_training_moves_the_sampled_paths_and_lowers_the_loss():
     assert "stem.conv.weight" in moved
     used = set()
     for step in range(5):
-        cell = uniform_path(space(), 3, step)
+        (cell,) = Uniform(space(), seed=3).paths(step)
         assert space().connected(cell)
         used |= {f"{edge}_{o}" for edge, o in enumerate(space().pruned(cell).operations)}
     slots = {k.split("slots.")[1].split(".")[0] for k in moved if "slots." in k}
@@ -210,9 +210,8 @@ def test_several_paths_a_step_train_all_of_them():
     before = {name: value.clone() for name, value in made.state_dict().items()}
     warm_up_supernet(made, space(), config(paths=3, epochs=1, lr=0.1), source(), settings={})
     moved = {n for n, value in made.state_dict().items() if not torch.equal(value, before[n])}
-    paths = [
-        uniform_path(space(), source().seed, step, path) for step in range(5) for path in range(3)
-    ]
+    sampler = Uniform(space(), seed=source().seed, paths=3)
+    paths = [path for step in range(5) for path in sampler.paths(step)]
     assert len(set(paths)) > 5, "the paths of a step differ"
     used = {
         name

@@ -189,7 +189,7 @@ def kind(text: str) -> str:
 
     It raises argparse.ArgumentTypeError for anything else.
     """
-    _check(text, _registered("sigeo.fewshot.kinds", KINDS))
+    _check(text, _registered("sigeo.fewshot.kind_functions", KINDS))
     return text
 
 

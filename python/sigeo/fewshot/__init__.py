@@ -10,13 +10,13 @@ from sigeo.fewshot.analysis import Analysis, Child, analyse
 from sigeo.fewshot.branching import EVERY, Branching
 from sigeo.fewshot.choice import AnyChoice, BestGroups, ChoiceRule, InTurn
 from sigeo.fewshot.copies import CumulativeCopies
-from sigeo.fewshot.draw import draw_plan, plan_tree
-from sigeo.fewshot.kinds import KindFunction, kind_function, register_kind
+from sigeo.fewshot.kind_functions import KindFunction, kind_function, register_kind
 from sigeo.fewshot.known import Known
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.narrowing import Stage, hierarchy_cuts, narrow_by_table
 from sigeo.fewshot.partition import Partitioner, Relation
 from sigeo.fewshot.plan import Cut, Node, Plan, joint, split_by_kind, whole_space
+from sigeo.fewshot.plan_figure import draw_plan, plan_tree
 from sigeo.fewshot.plan_file import load_plan, plan_document, plan_of, save_plan
 from sigeo.fewshot.splitting import Divided, Splitting, Train, split
 

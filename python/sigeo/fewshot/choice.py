@@ -34,10 +34,10 @@ def fitting(region: Product[Any], needed: int) -> list[int]:
     return [place for place in region.open() if len(region.allowed[place]) >= needed]
 
 
-def lacking(
+def shortage(
     region: Product[Any], cuts: Sequence[int], used: Collection[int] = ()
 ) -> tuple[int, int, int] | None:
-    """What cuts one below another lack, each of a choice of its own.
+    """Whether there are too few choices for cuts one below another, each of a choice of its own.
 
     Args:
         region: Whose choices are cut.
@@ -45,8 +45,8 @@ def lacking(
         used: The places of choices that are not to be had.
 
     Returns:
-        Choices that are wanted, the options of each, and how many choices there are; None where
-        nothing is lacking.
+        How many choices are needed, how many options each must have, and how many such choices
+        there are; None where there are enough.
     """
     for needed in cuts:
         wanted = sum(other >= needed for other in cuts)

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 from sigeo.errors import InputError
-from sigeo.fewshot.kinds import kind_function
+from sigeo.fewshot.kind_functions import kind_function
 from sigeo.kinds import named_arguments
 from sigeo.spaces import Kind, Product, SearchSpace
 

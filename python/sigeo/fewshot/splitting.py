@@ -35,10 +35,10 @@ from sigeo.fewshot.choice import (
     connected_parts,
     fitting,
     is_connected,
-    lacking,
     looked_at,
+    shortage,
 )
-from sigeo.fewshot.described import described
+from sigeo.fewshot.description import description
 from sigeo.fewshot.metrics import Metric, Subject
 from sigeo.fewshot.metrics.base import check as check_metric
 from sigeo.fewshot.metrics.base import compared
@@ -144,7 +144,7 @@ class Splitting:
         cuts = [needed for _, needed in cuts_of(path)]
         # One choice may serve all cuts again and again, but each must find one.
         for some in [[needed] for needed in cuts] if self.again else [cuts]:
-            if lack := lacking(region, some):
+            if lack := shortage(region, some):
                 raise InputError(
                     "split: cuts one below another need {} or more choices with at least {} "
                     "options, got {}".format(*lack)
@@ -179,12 +179,12 @@ class Splitting:
             place
             for place in places
             if place not in used
-            and not any(lacking(region, cuts, {*used, place}) for cuts in below)
+            and not any(shortage(region, cuts, {*used, place}) for cuts in below)
         ]
 
     def describe(self) -> dict[str, Any]:
         """All parts with their settings, as JSON can hold them."""
-        return {field.name: described(getattr(self, field.name)) for field in fields(self)}
+        return {field.name: description(getattr(self, field.name)) for field in fields(self)}
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from sigeo.errors import InputError
 from sigeo.kinds import is_of, named_arguments
 from sigeo.proxies import OnGradient, OnSamples, OnStatistics, Outcome, Proxy, Score
 from sigeo.scoring.score import (
-    asked_by,
     check_needs,
+    naming_proxies,
     of_gradient,
     over_layers,
     resolve,
@@ -277,7 +277,7 @@ def _score_samples(
         return [score(supernet.subnet(archs[0]), data, proxies, loss_fn=loss_fn)]
     measurements = {p.name: p.measurement for p in proxies if isinstance(p.measurement, OnSamples)}
     want = frozenset().union(*(m.want for m in measurements.values()))
-    with asked_by(list(measurements)):
+    with naming_proxies(list(measurements)):
         results = many_sample_statistics(supernet, archs, data, loss_fn, want=want)
     found = []
     for arch, (statistics, loss, reached) in zip(archs, results, strict=True):
@@ -311,7 +311,7 @@ def fitting(
     """
     subnets = ((sum(p.nbytes for p in supernet.subnet(arch).parameters()), arch) for arch in archs)
     sizes = sorted(subnets, key=lambda pair: pair[0], reverse=True)
-    tensors = _kept(supernet.subnet(sizes[0][1]), data, loss_fn)
+    tensors = kept_bytes(supernet.subnet(sizes[0][1]), data, loss_fn)
     kept = sum(tensors)
     apart = supernet.stack(archs[:1]).apart
     inputs = sum(x.nbytes for x in tree_leaves(data[0][0]) if isinstance(x, Tensor))
@@ -339,13 +339,11 @@ def _copies(proxies: Sequence[Proxy]) -> int:
     return max(4 + moving, len(frozenset().union(*of_samples)))
 
 
-def kept_bytes(network: nn.Module, data: Batches, loss_fn: LossFunction) -> int:
-    """Bytes that a pass over the first batch keeps for the backward one, beside the weights."""
-    return sum(_kept(network, data, loss_fn))
+def kept_bytes(network: nn.Module, data: Batches, loss_fn: LossFunction) -> list[int]:
+    """Bytes of each tensor, beside the weights, that a pass over the first batch keeps for later.
 
-
-def _kept(network: nn.Module, data: Batches, loss_fn: LossFunction) -> list[int]:
-    """The same of each tensor."""
+    The backward pass needs them.
+    """
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

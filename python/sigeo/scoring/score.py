@@ -153,7 +153,7 @@ def _measure_models(
     """The outcomes of the proxies that run the model themselves, if they run it at all."""
     outcomes: dict[str, Outcome] = {}
     for proxy in proxies:
-        with asked_by([proxy.name]), telling_layouts(data):
+        with naming_proxies([proxy.name]), telling_layouts(data):
             if isinstance(proxy.measurement, OnModel):
                 outcomes[proxy.name] = proxy.measurement.function(model, data[0][0])
             elif isinstance(proxy.measurement, OnInputs):
@@ -165,18 +165,18 @@ def _measure_models(
 
 
 @contextmanager
-def asked_by(names: Sequence[str], refusal: type[InputError] = InputError) -> Iterator[None]:
-    """Let a refusal say which proxies asked for what is refused.
+def naming_proxies(names: Sequence[str], refusal: type[InputError] = InputError) -> Iterator[None]:
+    """Begin the message of an error with the proxies that asked for what is refused.
 
     Args:
-        names: Theirs.
-        refusal: Of which kind.
+        names: Of the proxies. A message that begins with one of them stays as it is.
+        refusal: The class of the errors that get the names; others go through.
 
     Yields:
-        Once, when it does.
+        Once, while errors get the names.
 
     Raises:
-        InputError: There is one.
+        InputError: One was raised.
     """
     try:
         yield
@@ -207,7 +207,7 @@ def _measure_gradients(
 
     requests = list(dict.fromkeys(m.request for m in on_statistics.values()))
     of_samples = [name for name, m in on_statistics.items() if m.request.samples]
-    with asked_by(of_samples, NoInnerProducts), telling_layouts(data):
+    with naming_proxies(of_samples, NoInnerProducts), telling_layouts(data):
         results = gradient_statistics(
             model,
             data,
@@ -232,7 +232,7 @@ def _measure_losses(
         if not isinstance(proxy.measurement, OnLoss):
             continue
         with (
-            asked_by([proxy.name]),
+            naming_proxies([proxy.name]),
             telling_layouts(data),
             preserved(model, parameters=False),
             sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
@@ -264,7 +264,7 @@ def _measure_samples(
         params: Selection = "layers" if layers else "all"
         inputs, labels = data[0]
         with (
-            asked_by(list(group)),
+            naming_proxies(list(group)),
             telling_layouts(data),
             all_served(),
             preserved(model, parameters=False),

@@ -41,7 +41,6 @@ from sigeo.supernet.samplers import (
     ValidationLoss,
     confidence,
     draw_connected,
-    uniform_path,
 )
 from sigeo.supernet.samples import many_sample_statistics, shares_samples
 from sigeo.supernet.settings import Augment, Source, Training
@@ -103,7 +102,6 @@ __all__ = [
     "shares_samples",
     "supports",
     "train_supernet",
-    "uniform_path",
     "used_parameters",
     "versions",
     "warm_up_alone",

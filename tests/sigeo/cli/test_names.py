@@ -12,7 +12,7 @@ from pyarrow import parquet
 
 from sigeo import proxies, spaces
 from sigeo.cli import names, shared_weights
-from sigeo.fewshot import choice, kinds, metrics, partition, recipes
+from sigeo.fewshot import choice, kind_functions, metrics, partition, recipes
 from sigeo.space_sizes import SIZES
 from sigeo.supernet.samplers import named
 from tests.sigeo.cli.helpers import SMALL, run, strict
@@ -114,7 +114,7 @@ def test_the_names_are_those_that_the_packages_know():
     assert list(names.METRICS) == metrics.names()
     assert list(names.PARTITIONS) == partition.names()
     assert list(names.CHOICES) == choice.names()
-    assert list(names.KINDS) == kinds.names()
+    assert list(names.KINDS) == kind_functions.names()
     assert shared_weights.SAMPLERS == named.NAMES
 
 

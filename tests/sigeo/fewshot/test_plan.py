@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from sigeo import InputError, spaces
-from sigeo.fewshot import kinds
-from sigeo.fewshot.draw import draw_plan, plan_tree
-from sigeo.fewshot.kinds import nonlinear_depth, register_kind
+from sigeo.fewshot import kind_functions
+from sigeo.fewshot.kind_functions import nonlinear_depth, register_kind
 from sigeo.fewshot.plan import Cut, Node, Plan, joint, split_by_kind, whole_space
+from sigeo.fewshot.plan_figure import draw_plan, plan_tree
 from sigeo.fewshot.plan_file import load_plan, plan_document, plan_of, save_plan
 from tests.sigeo.fewshot.space import EVERYTHING, SPACE, WHOLE
 
@@ -123,7 +123,7 @@ def test_cuts_that_are_none_are_refused():
 
 
 def test_kinds_that_a_function_was_not_said_to_have(monkeypatch):
-    monkeypatch.setattr(kinds, "_FUNCTIONS", dict(kinds._FUNCTIONS))
+    monkeypatch.setattr(kind_functions, "_FUNCTIONS", dict(kind_functions._FUNCTIONS))
     register_kind("nasbench201", "own", nonlinear_depth, frozenset({0, 1}))
     plan = split_by_kind(SPACE, "own", [[0], [1]])
     deep = next(arch for arch in EVERYTHING if nonlinear_depth(arch) == 3)

@@ -11,7 +11,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from sigeo.capture.samples.axis import Axis, Lost, Where, mark, where, written
-from sigeo.capture.samples.axis_rules import alone, follow, indexed, leading, padded, pointwise
+from sigeo.capture.samples.axis_rules import (
+    follow,
+    indexed,
+    keep_single,
+    leading,
+    padded,
+    pointwise,
+)
 from sigeo.capture.samples.follower import Follower, moved, takes_samples
 from sigeo.capture.samples.functions import (
     LOSSES,
@@ -33,7 +40,7 @@ def followed(
         kept = indexed(places[0], tensors[0].dim(), args[1])
         if kept is not None:
             output = func(*args)
-            mark(output, alone(kept, places, output))
+            mark(output, keep_single(kept, places, output))
             return output
     if all(place is None for place in places):
         output = func(*args, **kwargs)
@@ -54,7 +61,7 @@ def followed(
     if func is F.pad:
         output = func(*args, **kwargs)
         widths = args[1] if len(args) > 1 else kwargs["pad"]
-        mark(output, alone(padded(places[0], tensors[0].dim(), widths), places, output))
+        mark(output, keep_single(padded(places[0], tensors[0].dim(), widths), places, output))
         return output
     plain = "out" not in kwargs and (func is not torch.where or len(tensors) > 1)
     if plain and (func in POINTWISE or func in POOLS):
@@ -66,7 +73,7 @@ def followed(
         elif place is None:
             place = leading(places[0], dims[0], POOLS[func])
         for leaf in tensors_in(output):
-            mark(leaf, alone(place, places, leaf))
+            mark(leaf, keep_single(place, places, leaf))
         place = where(output) if output is tensors[0] else None  # it was written in place
         shifted = place is not None and moved(places[0], place)
         if place is not None and shifted and takes_samples((args[1:], kwargs), where):

@@ -9,7 +9,7 @@ import torch
 
 from sigeo.data import Augmentation
 from sigeo.errors import InputError
-from sigeo.fewshot.kinds import kind_function
+from sigeo.fewshot.kind_functions import kind_function
 from sigeo.fewshot.recipe import Ground, Paths, Recipe
 from sigeo.fewshot.recipes.registry import recipe
 from sigeo.fewshot.study import Study

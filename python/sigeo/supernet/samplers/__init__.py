@@ -6,7 +6,7 @@ from sigeo.supernet.samplers.greedy import Greedy, ValidationLoss, confidence
 from sigeo.supernet.samplers.pool import CandidatePool
 from sigeo.supernet.samplers.products import Disjoint, Fair
 from sigeo.supernet.samplers.sandwich import Sandwich
-from sigeo.supernet.samplers.uniform import Uniform, uniform_path
+from sigeo.supernet.samplers.uniform import Uniform
 
 __all__ = [
     "Balanced",
@@ -21,5 +21,4 @@ __all__ = [
     "ValidationLoss",
     "confidence",
     "draw_connected",
-    "uniform_path",
 ]

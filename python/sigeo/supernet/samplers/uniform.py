@@ -84,15 +84,3 @@ class _Operations:
             if arch in self._region:
                 return arch
         raise InputError(f"region: none of {TRIES} draws of operations is in it")
-
-
-def uniform_path(space: SearchSpace[Any], seed: int, step: int, path: int = 0) -> Any:
-    """An architecture that a step trains: any whose output depends on its input, uniformly.
-
-    Args:
-        space: Where it is from.
-        seed: Of the training.
-        step: Of the training.
-        path: Its number, where a step trains several.
-    """
-    return draw_connected(space, space, generator(seed, step, path))

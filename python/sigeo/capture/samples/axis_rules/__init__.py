@@ -18,8 +18,8 @@ from sigeo.capture.samples.axis_rules.registry import RULES, Rule
 from sigeo.capture.samples.functions import leaves, tensors_in
 
 __all__ = [
-    "alone", "follow", "indexed", "leading", "padded", "picks_samples", "pointwise", "products",
-    "shapes",
+    "follow", "indexed", "keep_single", "leading", "padded", "picks_samples", "pointwise",
+    "products", "shapes",
 ]  # fmt: skip
 
 
@@ -49,15 +49,15 @@ def follow(
         place = known(given, args, {**kwargs, "_result": index}, leaf)
         if isinstance(place, Axis) and not _holds(place, leaf):
             place = Lost(f"{func._schema.name} broke the samples up")
-        found.append(alone(place, given, leaf))
+        found.append(keep_single(place, given, leaf))
     return found
 
 
-def alone(place: Where, given: Sequence[Where], result: Tensor) -> Where:
-    """What a rule found, but that a sample without others in its batch is not mixed with any.
+def keep_single(place: Where, given: Sequence[Where], result: Tensor) -> Where:
+    """What a rule found, except that a batch of a single sample never loses it.
 
-    What is made of it is its own, so that each dimension holds it. Which one a rule names may be
-    wrong: a dimension of one entry looks the same wherever a reshape puts it.
+    There is no other sample that it could be mixed with, so all of the result is its own, and any
+    dimension may be named as the one that holds it.
     """
     if not isinstance(place, Lost) or result.dim() == 0:
         return place

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 
-def described(part: Any) -> Any:
+def description(part: Any) -> Any:
     """A part with all of its settings.
 
     What has a ``fingerprint`` or ``describe`` is what that says; dataclasses are their fields,
@@ -26,12 +26,12 @@ def described(part: Any) -> Any:
     Args:
         part: A metric, partitioner or rule, or one of their settings.
     """
-    return _described(part, frozenset())
+    return _description(part, frozenset())
 
 
-def _described(part: Any, above: frozenset[int]) -> Any:
-    """As `described`; ``above`` are the ids of the objects that the part is an attribute of."""
-    inner = functools.partial(_described, above=above | {id(part)})
+def _description(part: Any, above: frozenset[int]) -> Any:
+    """As `description`; ``above`` are the ids of the objects that the part is an attribute of."""
+    inner = functools.partial(_description, above=above | {id(part)})
     if part is None or isinstance(part, (bool, int, str)):
         return part
     if isinstance(part, float):

@@ -11,7 +11,7 @@ import torch
 
 from sigeo import proxies
 from sigeo.fewshot import Known, metrics
-from sigeo.fewshot.described import described
+from sigeo.fewshot.description import description
 from sigeo.fewshot.metrics import LID, GradientMatching, RandomDistances
 from tests.sigeo.fewshot.space import SPACE
 
@@ -29,9 +29,9 @@ def test_parts_are_described_by_what_they_do():
         GradientMatching(loss_fn=torch.nn.CrossEntropyLoss()),
         RandomDistances(),
     ]
-    texts = [json.dumps(described(part), sort_keys=True) for part in parts]
+    texts = [json.dumps(description(part), sort_keys=True) for part in parts]
     assert len(set(texts)) == len(parts)
-    assert texts == [json.dumps(described(part), sort_keys=True) for part in parts]
+    assert texts == [json.dumps(description(part), sort_keys=True) for part in parts]
     assert not any(" at 0x" in text for text in texts)
 
 
@@ -56,9 +56,9 @@ def test_parts_that_say_nothing_of_themselves_are_described_by_what_they_hold():
         yield from (np.array([None, 1]), np.array([None, 2]), torch.float16, torch.float32)
         yield from (1 + 2j, Path("a"), Path("b"), torch.device("cpu"), object())
 
-    texts = [json.dumps(described(part), sort_keys=True) for part in parts()]
+    texts = [json.dumps(description(part), sort_keys=True) for part in parts()]
     assert len(set(texts)) == len(texts)
-    assert texts == [json.dumps(described(part), sort_keys=True) for part in parts()]
+    assert texts == [json.dumps(description(part), sort_keys=True) for part in parts()]
     assert not any(" at 0x" in text for text in texts)
-    assert described(np.float64(0.5)) == described(np.float32(0.5)) == 0.5
-    assert described(np.bool_(True)) is True
+    assert description(np.float64(0.5)) == description(np.float32(0.5)) == 0.5
+    assert description(np.bool_(True)) is True
