@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sigeo.capture.samples import SampleStatistics
+from sigeo.capture.samples.embedding import row_sparse
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
 from sigeo_ext.sample_moments import SampleMoments
@@ -192,7 +193,7 @@ class _Combined(SampleStatistics):
             dense = {n: (t.to_dense() if t.is_sparse else t).to(wide) for n, t in named.items()}
             combined = self._summed(dense, units, group)
             if rows is not None:
-                combined = {n: _sparse(rows, t, shape) for n, t in combined.items()}
+                combined = {n: row_sparse(rows, t, shape) for n, t in combined.items()}
         sq_norm = own.sq_norm
         if "sample_sq_norm" in self.want:
             if sq_norm is None:  # not reached here
@@ -235,12 +236,6 @@ def _on_common_rows(
         values = tensor.values()
         dense[name] = values.new_zeros(len(rows), *values.shape[1:]).index_copy_(0, place, values)
     return rows, dense
-
-
-def _sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
-    return torch.sparse_coo_tensor(
-        rows[None], values, shape, device=values.device, is_coalesced=True, check_invariants=False
-    )
 
 
 def _gathered(own: Tensor, counts: Sequence[int], group: Any) -> Tensor:

@@ -95,7 +95,8 @@ def _parsed(text: str, space: SearchSpace[Any]) -> Any:
     """The architecture of ``--arch``.
 
     Raises:
-        InputError: It is none; of a number, with the string of the architecture of that index.
+        InputError: The text is no architecture. For a number, the message has the string of the
+            architecture of that index.
     """
     if text.isdecimal() and int(text) < space.size:
         raise InputError(
@@ -108,10 +109,10 @@ def _parsed(text: str, space: SearchSpace[Any]) -> Any:
 def _published_costs(cost: Cost, proxies: Sequence[Proxy]) -> dict[str, Score]:
     """The scores of params and flops, where asked for, by the space's published rule."""
     from sigeo.proxies import Score
+    from sigeo.scoring.costs import COUNTED, counted
 
-    values = {"params": float(cost.parameters), "flops": float(cost.flops)}
-    asked = {proxy.name for proxy in proxies}
-    return {name: Score(value) for name, value in values.items() if name in asked}
+    asked = (proxy.name for proxy in proxies)
+    return {name: Score(counted(cost, name)) for name in asked if name in COUNTED}
 
 
 def _batches(data: ImageData, args: argparse.Namespace) -> list[Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 
 from sigeo.errors import InputError
 from sigeo.kinds import check_fields
+from sigeo.seeds import seed_of
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,7 @@ class Augmentation:
         Returns:
             The same shape, type, device and memory format.
         """
-        key = f"{self.seed}/{step}/{view}".encode()
-        digest = hashlib.blake2b(key, digest_size=8).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+        generator = torch.Generator().manual_seed(seed_of(f"{self.seed}/{step}/{view}"))
         changed = images
         if self.scale is not None:
             changed = _cut(changed, self.scale, generator)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sigeo import option_text
 from sigeo.fewshot import recipes
-from sigeo.fewshot.develop import Progress, develop
+from sigeo.fewshot.develop import develop
 from sigeo.fewshot.family import PLAN, Family, ranked
 from sigeo.fewshot.overhead import processed
 from sigeo.fewshot.plan import Plan
@@ -30,6 +30,7 @@ from sigeo.spaces.base import listed
 from sigeo.store import Record, RunStore
 from sigeo.supernet.checkpoint import OtherSettings, difference
 from sigeo.supernet.randomness import drawing
+from sigeo.supernet.settings import Progress
 from sigeo.tables import Estimate, Quality, quality, repeated_kendall
 
 Values = NDArray[np.float64]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +26,8 @@ from sigeo.spaces import Region, Supernet
 from sigeo.supernet import Budget, RoutedSupernet, Source, train_supernet, versions
 from sigeo.supernet.checkpoint import Weights
 from sigeo.supernet.samplers.base import generator
+from sigeo.supernet.settings import Progress
 
-Progress = Callable[[int, int], None]
-"""Called with (images processed, images in all)."""
 _SECONDS_BETWEEN_LAPS = 1.0
 _ROUNDING = 1e-6  # of a number of images
 
@@ -53,7 +51,7 @@ def develop(
         study: Networks, images, budget.
         seed: Of weights, order of images, paths and draws.
         folder: Where trainings and cuts are kept as they go on; the same call goes on from there.
-        progress: Called after each step.
+        progress: Called after each step with (images processed, images in all).
 
     Raises:
         InputError: The budget does not pay for what dividing takes and a step of each training, or

@@ -48,12 +48,12 @@ from sigeo.fewshot.plan_file import decided, save_plan
 from sigeo.kinds import named_arguments
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Product, SearchSpace, Supernet
+from sigeo.supernet.settings import Progress
 
 A = TypeVar("A")
 
 Train = Callable[[Product[Any], Supernet[Any], int, int], None]
 """(region, supernet, level, number of the node on it): trains the weights in place."""
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

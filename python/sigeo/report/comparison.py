@@ -6,10 +6,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-import jinja2
-
 from sigeo.fewshot.comparison import ACCURACY, Standing
 from sigeo.report import plots
+from sigeo.report.templates import template
 from sigeo.tables import FEWEST, Estimate
 
 
@@ -130,11 +129,6 @@ def render_comparison(
         standings: What was found.
         ceiling: Tau between repeated measurements; NaN where there are none.
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sigeo.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
     main = main_table(standings)
     points = [
         (s.label, s.kendall.value, s.kendall.low, s.kendall.high)
@@ -148,7 +142,7 @@ def render_comparison(
         ranked_table(standings),
         cost_table(standings),
     ]
-    page = environment.get_template("comparison.html.jinja")
+    page = template("comparison.html.jinja")
     return page.render(title=title, subtitle=subtitle, facts=facts, sections=sections)
 
 

@@ -10,11 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import numpy as np
 from numpy.typing import NDArray
 
 from sigeo.report import plots
+from sigeo.report.templates import template
 from sigeo.tables import Correlation, Estimate
 
 Values = NDArray[np.float64]
@@ -60,12 +60,7 @@ def render(
     proxies: list[str] = list(head["proxies"])
     scores = {name: _floats(columns[name]) for name in proxies}
     seconds = _floats(columns["seconds"])
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sigeo.report", ""),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    page = environment.get_template("page.html.jinja")
+    page = template("page.html.jinja")
     settings = head["settings"]
     parted = len(set(columns.get("standing", ()))) > 1
     order = f"{'the parts that the system prefers, then by ' if parted else ''}{proxies[0]}"

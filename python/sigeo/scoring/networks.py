@@ -20,6 +20,7 @@ from sigeo.errors import InputError, check_kind
 from sigeo.kinds import check_fields, named_arguments
 from sigeo.proxies import Proxy, Score
 from sigeo.scoring.averages import mean_records
+from sigeo.scoring.costs import COUNTED, counted
 from sigeo.scoring.devices import available_bytes, parse_device, put_on
 from sigeo.scoring.many import (
     MEASURED,
@@ -316,15 +317,14 @@ class Networks:
     def score(self, arch: Any, proxies: Sequence[Proxy]) -> dict[str, Record]:
         """Score one network by proxies of one kind: all of the whole network, or none."""
         whole = any(proxy.whole_network for proxy in proxies)
-        costs = {"params": "parameters", "flops": "flops"}
-        counted = {
-            proxy.name: Record(float(getattr(self.space.cost(arch), costs[proxy.name])))
+        costs = {
+            proxy.name: Record(counted(self.space.cost(arch), proxy.name))
             for proxy in proxies
-            if proxy.name in costs
+            if proxy.name in COUNTED
         }
-        measured = [proxy for proxy in proxies if proxy.name not in costs]
+        measured = [proxy for proxy in proxies if proxy.name not in COUNTED]
         if not measured:
-            return counted
+            return costs
         found = []
         for part in self._parts(arch):
             began = time.perf_counter()
@@ -332,7 +332,7 @@ class Networks:
             with self._warmed(module), self._drawing():
                 scores = score(module, self._batches, measured)
             found.append(_records(scores, time.perf_counter() - began))
-        return counted | mean_records(found)
+        return costs | mean_records(found)
 
     def _drawing(self) -> AbstractContextManager[None]:
         """What dropout draws inside follows from the seed, and is the same for all networks."""

@@ -14,8 +14,7 @@ from sigeo.proxies import Proxy
 from sigeo.scoring.many import Routes
 from sigeo.scoring.networks import Networks
 from sigeo.store import Record, RunStore
-
-Progress = Callable[[int, int], None]
+from sigeo.supernet.settings import Progress
 
 
 @dataclass(frozen=True)

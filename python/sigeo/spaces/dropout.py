@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from sigeo.errors import InputError
+from sigeo.seeds import seed_of
 
 
 def path_keep(layer: int, layers: int, step: int, steps: int, rate: float) -> float:
@@ -55,8 +55,7 @@ class ScheduledDropout:
 
     def start_step(self, step: int, steps: int, seed: int) -> None:
         """Begin a step: the draws follow from its number and the seed."""
-        digest = hashlib.blake2b(f"dropout/{seed}/{step}".encode(), digest_size=8).digest()
-        self._seed = int.from_bytes(digest, "little") >> 1
+        self._seed = seed_of(f"dropout/{seed}/{step}")
         self._draws = 0
         self._step, self._steps = step, steps
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import torch
@@ -11,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sigeo.elastic import Tokens
 from sigeo.kinds import checked_seed
+from sigeo.seeds import seed_of
 
 _TOKEN_SCALE = 0.02  # standard deviation; of vision transformers
 
@@ -22,13 +22,12 @@ def draw_weights(module: nn.Module, place: str, seed: int) -> None:
     are normal. Other modules are left alone: norms start at scale 1 and shift 0.
 
     Raises:
-        InputError: The seed is none.
+        InputError: It is no seed, see `checked_seed`.
     """
     seed = checked_seed(seed)
     if not isinstance(module, (_ConvNd, nn.Linear, Tokens)):
         return
-    digest = hashlib.blake2b(f"{seed}/{place}".encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+    generator = torch.Generator().manual_seed(seed_of(f"{seed}/{place}"))
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.copy_(_drawn(module, parameter, generator))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 
 import torch
+
+from sigeo.seeds import seed_of
 
 
 @contextlib.contextmanager
@@ -20,8 +21,7 @@ def drawing(key: str, device: torch.device) -> Iterator[None]:
     Yields:
         Once, when the generators are set.
     """
-    digest = hashlib.blake2b(f"draws/{key}".encode(), digest_size=8).digest()
-    seed = int.from_bytes(digest, "little") >> 1
+    seed = seed_of(f"draws/{key}")
     cuda = device.type == "cuda"
     with torch.random.fork_rng([device] if cuda else []):
         torch.default_generator.manual_seed(seed)

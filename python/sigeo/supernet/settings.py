@@ -16,6 +16,7 @@ from sigeo.kinds import check_fields, is_of, named_arguments
 
 Batch = tuple[Tensor, Tensor]
 Progress = Callable[[int, int], None]
+"""Called with (how much is done, how much there is in all)."""
 T = TypeVar("T", bound="Training")
 
 

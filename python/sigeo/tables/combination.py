@@ -13,7 +13,7 @@ import numpy as np
 
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
-from sigeo.tables.correlation import Values, averaged_ranks
+from sigeo.tables.correlation import Values, averaged_ranks, last_where_not_finite
 
 
 @named_arguments("rank_sum")
@@ -62,5 +62,4 @@ def _ranks(scores: Sequence[Values]) -> Values:
             "scores: expected those of the same architectures by each proxy, got "
             + (f"{min(lengths)} and {max(lengths)}" if lengths else "none")
         )
-    ranked = np.stack(columns)
-    return averaged_ranks(np.where(np.isfinite(ranked), ranked, -np.inf))
+    return averaged_ranks(last_where_not_finite(np.stack(columns)))

@@ -89,7 +89,7 @@ def parts_first(scores: Values, standing: NDArray[np.int64]) -> Values:
             f"standing: expected a part for each of the {len(scores)} scores, got "
             f"{list(standing.shape)}"
         )
-    ranks = averaged_ranks(np.where(np.isfinite(scores), scores, -np.inf))
+    ranks = averaged_ranks(last_where_not_finite(scores))
     return ranks + (len(scores) + 1) * standing
 
 
@@ -114,16 +114,13 @@ def correlate(
         seed: Of the resampling.
     """
     _check_lengths(truth, scores=scores)
-    finite = np.isfinite(scores)
-    ranked = np.where(finite, scores, -np.inf)
-    if standing is not None:
-        ranked = parts_first(scores, standing)
+    ranked = last_where_not_finite(scores) if standing is None else parts_first(scores, standing)
     draws = _draws(len(truth), resamples, seed)
     return Correlation(
         spearman=_estimate(spearman, ranked, truth, draws, confidence),
         kendall=_kendall_estimate(ranked, truth, draws, confidence),
         count=len(truth),
-        not_finite=int((~finite).sum()),
+        not_finite=int((~np.isfinite(scores)).sum()),
     )
 
 
@@ -148,7 +145,7 @@ def spearman_difference(
     draws = _draws(len(truth), resamples, seed)
 
     def resampled(scores: Values) -> tuple[float, Values]:
-        ranked = np.where(np.isfinite(scores), scores, -np.inf)
+        ranked = last_where_not_finite(scores)
         found = np.array([spearman(ranked[draw], truth[draw]) for draw in draws])
         return spearman(ranked, truth), np.nan_to_num(found)
 
@@ -180,7 +177,7 @@ def repeated_kendall(
     draws = _draws(len(truth), resamples, seed)
 
     def mean(rankings: Sequence[Values]) -> tuple[float, Values]:
-        finite = [np.where(np.isfinite(scores), scores, -np.inf) for scores in rankings]
+        finite = [last_where_not_finite(scores) for scores in rankings]
         taus = [kendall(scores, truth) for scores in finite]
         resampled = [np.nan_to_num(_kendalls(scores, truth, draws)) for scores in finite]
         return float(np.mean(taus)), np.mean(resampled, axis=0)
@@ -268,6 +265,11 @@ def _kendalls(a: Values, b: Values, draws: NDArray[np.int64]) -> Values:
     with np.errstate(divide="ignore", invalid="ignore"):
         taus: Values = form(s * t) / np.sqrt(form(s * s) * form(t * t))
     return taus
+
+
+def last_where_not_finite(scores: Values) -> Values:
+    """Scores to rank by: what is not finite is minus infinity, so that it comes last, tied."""
+    return np.where(np.isfinite(scores), scores, -np.inf)
 
 
 def averaged_ranks(values: Values) -> Values:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
-from sigeo.tables.correlation import Values, kendall
+from sigeo.tables.correlation import Values, kendall, last_where_not_finite
 
 FEWEST = 5
 """Architectures whose tau says something: of four, one order in twelve has 1 or -1 by chance."""
@@ -126,7 +126,7 @@ def sparse_kendall(
         Tau; NaN if one side does not vary.
     """
     ranks = sparse_ranks(truth, threshold).astype(np.float64)
-    ranked = _last_where_not_finite(scores)
+    ranked = last_where_not_finite(scores)
     if not official:
         return kendall(ranked, ranks)
     by_truth = np.argsort(truth, kind="stable")
@@ -159,7 +159,7 @@ def top_kendall(scores: Values, truth: Values, count: int) -> float:
     places = best(truth, count)
     if count < FEWEST:
         return math.nan
-    return kendall(_last_where_not_finite(scores)[places], truth[places])
+    return kendall(last_where_not_finite(scores)[places], truth[places])
 
 
 @named_arguments("hits")
@@ -169,7 +169,7 @@ def hits(scores: Values, truth: Values, count: int) -> float:
     Raises:
         InputError: More than there are, or none.
     """
-    found = set(best(_last_where_not_finite(scores), count).tolist())
+    found = set(best(last_where_not_finite(scores), count).tolist())
     return len(found & set(best(truth, count).tolist())) / count
 
 
@@ -221,7 +221,7 @@ def noise_ceiling(runs: Sequence[Values]) -> float:
 
 def _first(scores: Values, truth: Values) -> Values:
     """The measured values of those that score best."""
-    ranked = _last_where_not_finite(scores)
+    ranked = last_where_not_finite(scores)
     first: Values = truth[ranked == ranked.max()]
     return first
 
@@ -230,7 +230,3 @@ def _share_above(truth: Values, values: Values) -> Values:
     """For each of some values the share of the measured ones that are larger."""
     shares: Values = 1 - np.searchsorted(np.sort(truth), values, side="right") / len(truth)
     return shares
-
-
-def _last_where_not_finite(scores: Values) -> Values:
-    return np.where(np.isfinite(scores), scores, -np.inf)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.layers import Selection
 from sigeo.capture.losses import Reduction
+from sigeo.capture.samples.embedding import row_sparse
 from sigeo.capture.samples.session import BatchNormPolicy, Session
 from sigeo.capture.samples.uses import Plan
 from sigeo.errors import InputError, check_kind, described
@@ -154,14 +155,7 @@ class _Captured(SampleStatistics):
             moments = SampleMoments(**{w: norms if w == "sq_norm" else zero for w in want})
         if rows is not None:
             sparse = {
-                key: torch.sparse_coo_tensor(
-                    rows[None],
-                    value,
-                    record.parameter.shape,
-                    device=value.device,
-                    is_coalesced=True,
-                    check_invariants=False,
-                )
+                key: row_sparse(rows, value, record.parameter.shape)
                 for key, value in moments._asdict().items()
                 if value is not None and key != "sq_norm"
             }

@@ -139,6 +139,13 @@ class BagLookUp(LookUp):
         return rows, samples, gradients
 
 
+def row_sparse(rows: Tensor, values: Tensor, shape: torch.Size) -> Tensor:
+    """A sparse tensor of a table's shape with values [rows, E] in these rows, rising."""
+    return torch.sparse_coo_tensor(
+        rows[None], values, shape, device=values.device, is_coalesced=True, check_invariants=False
+    )
+
+
 def finish_all(look_ups: Iterable[LookUp]) -> None:
     """Measure the tables: those of one width that samples look one row up in, all at once."""
     alike: dict[Any, list[LookUp]] = {}

@@ -16,10 +16,9 @@ from sigeo.errors import InputError, check_kind
 from sigeo.fewshot.metrics.base import Subject
 from sigeo.fewshot.partition import Relation
 from sigeo.proxies import Proxy
+from sigeo.scoring.costs import COUNTED, counted
 from sigeo.scoring.score import check_needs, score
 from sigeo.supernet import Budget
-
-_COUNTED = {"params": "parameters", "flops": "flops"}
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ProxyDifference:
         """Check the proxy and the number of draws.
 
         Raises:
-            InputError: The one is none, or the other below 1.
+            InputError: ``proxy`` is no `Proxy`, or ``repeats`` is below 1.
         """
         check_kind(self.proxy, Proxy, "metric: proxy")
         if self.repeats < 1:
@@ -86,14 +85,14 @@ class ProxyDifference:
         Raises:
             InputError: No networks, too few batches, or the proxy needs labels and there are none.
         """
-        if self.proxy.name not in _COUNTED:
+        if self.proxy.name not in COUNTED:
             subject.networks()
             data = subject.data()
             check_needs([self.proxy], batches=len(data), unlabelled=data.unlabelled)
 
     def cost(self, subject: Subject[Any]) -> Budget:
         """What the scores of all networks take; a backward pass through one counts as two."""
-        if self.proxy.cost == "free" or self.proxy.name in _COUNTED:
+        if self.proxy.cost == "free" or self.proxy.name in COUNTED:
             return Budget()
         networks = self.repeats * len(subject.options)
         sizes = [len(subject.batch(batch)[1]) for batch in range(len(subject.data()))]
@@ -101,8 +100,8 @@ class ProxyDifference:
         return Budget(trained=networks * both, evaluated=networks * forward)
 
     def _value(self, subject: Subject[Any], arch: Any) -> float:
-        if self.proxy.name in _COUNTED:
-            return float(getattr(subject.space.cost(arch), _COUNTED[self.proxy.name]))
+        if self.proxy.name in COUNTED:
+            return counted(subject.space.cost(arch), self.proxy.name)
         module = subject.networks().subnet(arch, whole=self.proxy.whole_network)
         return score(module, subject.data(), [self.proxy])[self.proxy.name].value
 
