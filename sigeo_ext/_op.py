@@ -98,7 +98,7 @@ def has_tangents(args: Sequence[Any]) -> bool:
 
 
 def refuse_tangents(op: str, gradients: Sequence[Any]) -> None:
-    """Of an op's backward pass that forward mode cannot follow.
+    """Refuse forward mode through an op's backward pass, which it cannot follow.
 
     Raises:
         NotImplementedError: Forward mode follows one of the gradients that come in.

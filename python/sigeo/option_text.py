@@ -44,7 +44,7 @@ def values(what: str, given: Iterable[str], known: Iterable[str]) -> dict[str, A
         known: The options that it has.
 
     Raises:
-        InputError: A text is none, or an option is there twice.
+        InputError: A text is not ``OPTION=VALUE``, or an option is there twice.
     """
     found: dict[str, Any] = {}
     for part in given:

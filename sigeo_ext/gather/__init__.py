@@ -113,7 +113,7 @@ def cell(
         [K, B, H, W, channels].
 
     Raises:
-        RuntimeError: Tensors that do not fit together, or edges that are none.
+        RuntimeError: Tensors that do not fit together, or edges other than described.
     """
     flat = [number for edge in edges for number in edge]
     scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]

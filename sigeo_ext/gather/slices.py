@@ -232,7 +232,7 @@ def check_selection(name: str, argument: str, selection: Selection, size: int) -
         size: Of the dimension.
 
     Raises:
-        RuntimeError: It is none.
+        RuntimeError: It is no such selection.
     """
     check_index(name, argument, window_of(name, argument, selection, size)[1], size)
 

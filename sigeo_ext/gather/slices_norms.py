@@ -189,7 +189,7 @@ def _hidden(y: Tensor, dim: int, size: int, window: list[int], index: Tensor | N
 
 
 def _size(name: str, size: int | None, **vectors: Tensor | None) -> int:
-    """Of the whole layer: that of each of its vectors, or if there is none, what is given.
+    """The size of the whole layer: that of its vectors, or where there are none, the given one.
 
     Raises:
         RuntimeError: There is neither, or the vectors differ in it.

@@ -313,7 +313,7 @@ def hamming(codes: Tensor) -> Tensor:
         codes: uint8 [count, bytes], as `pack_signs` makes them.
 
     Raises:
-        RuntimeError: Codes that are none.
+        RuntimeError: Codes of another dtype or form.
     """
     return op.gram_hamming(codes)
 

@@ -53,7 +53,7 @@ class Request:
         """Check the selection and the steps.
 
         Raises:
-            InputError: There is no selection of that name, or the steps are none.
+            InputError: There is no selection of that name, or the steps are something else.
         """
         check_one_of("request: selection", self.selection, get_args(Selection))
         steps = self.steps

@@ -33,7 +33,7 @@ class SGD:
         """Check the step size.
 
         Raises:
-            InputError: It is none.
+            InputError: It is no number from 0 to `LARGEST_STEP`.
         """
         _check_steps(self, "sgd", self.lr)
 

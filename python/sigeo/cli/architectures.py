@@ -58,7 +58,7 @@ def chosen(
     """The architectures, none twice; ``listed`` are the `lines`.
 
     Raises:
-        InputError: More than the space has, or a line that is none.
+        InputError: More than the space has, or a line that is no architecture of it.
     """
     import random
 

@@ -35,7 +35,7 @@ class Init:
         """Read it.
 
         Raises:
-            InputError: It is none.
+            InputError: It is none of the forms that the option takes.
         """
         if args.init is None:
             return cls("supernet" if warmup_options.warms_up(args) else "scratch")

@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 if it did what was asked, 1 if a check that it is there for failed, 2 for bad input, also
-        such as takes more memory than there is.
+        0 if it did what was asked, 1 if a check that it is there for failed, 2 for bad input and
+        where memory does not suffice.
     """
     # Set before torch starts its threads: spinning ones starve each other on small machines.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -127,7 +127,7 @@ def out_folder(text: str) -> str:
     path = Path(text)
     place = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
     if not place.is_dir():
-        raise argparse.ArgumentTypeError(f"expected a folder, {place} is none")
+        raise argparse.ArgumentTypeError(f"expected a folder, {place} is not one")
     if not os.access(place, os.W_OK | os.X_OK):
         raise argparse.ArgumentTypeError(f"expected a folder to write in, {place} is not")
     return text
@@ -203,7 +203,7 @@ def networks_at_once(text: str) -> int | Literal["auto"]:
     """The value of ``--many``.
 
     Raises:
-        ArgumentTypeError: It is none.
+        ArgumentTypeError: It is something else than the option takes.
     """
     if text == "auto":
         return "auto"

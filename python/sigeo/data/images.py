@@ -176,7 +176,7 @@ class ImageData:
         """A random order of the training images, the same for the same seed.
 
         Raises:
-            InputError: The seed is none.
+            InputError: It is no seed, see `checked_seed`.
         """
         generator = torch.Generator().manual_seed(checked_seed(seed))
         return torch.randperm(len(self.train), generator=generator, device="cpu")

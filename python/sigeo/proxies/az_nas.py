@@ -109,7 +109,7 @@ def _largest_singular(before: Tensor, after: Tensor, generator: torch.Generator)
     """The largest singular value of a block between two maps; None if the block changes nothing.
 
     Raises:
-        _NoScore: There is none.
+        _NoScore: The blocks have no such value.
     """
     signs = torch.randint(0, 2, after.shape, generator=generator, device="cpu") * 2 - 1
     g_out = signs.to(after)
@@ -216,7 +216,7 @@ def az_expressivity(*, blocks: Sequence[str] | None = None, seed: int = 0) -> Pr
 
 @register("az_progressivity")
 def az_progressivity(*, blocks: Sequence[str] | None = None, seed: int = 0) -> Proxy:
-    """The least by which that grows from a block to the next.
+    """The least growth of a block's entropy (as of `az_expressivity`) over the block before.
 
     Args:
         blocks: As of `az_expressivity`.

@@ -205,7 +205,8 @@ class Proxy:
         """The score of an outcome: signed, and -inf where it is not a finite number.
 
         Raises:
-            InputError: It is no `Outcome`, or its value, terms or notes are none.
+            InputError: It is no `Outcome`, its value or a term is no number, or its notes are no
+                texts.
         """
         if not isinstance(outcome, Outcome):
             kind = type(outcome).__name__
@@ -229,7 +230,7 @@ class Proxy:
             what: It is, for the message.
 
         Raises:
-            InputError: It is none of these.
+            InputError: It is something else.
         """
         number = value.item() if getattr(value, "ndim", None) == 0 else value
         if isinstance(number, numbers.Real):

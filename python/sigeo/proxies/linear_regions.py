@@ -32,7 +32,7 @@ def _drawn(inputs: Any, samples: int, size: int | None, seed: int) -> Any:
     """Standard normal inputs, like some in what they are made of.
 
     Raises:
-        InputError: There are such as are not drawn, tokens say.
+        InputError: Some are not real numbers, such as tokens, or have no dimension of samples.
     """
     generator = torch.Generator().manual_seed(seed)
 

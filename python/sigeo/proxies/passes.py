@@ -20,7 +20,7 @@ def summed(output: Any) -> Tensor:
     """The sum of all floating values in whatever a model returns.
 
     Raises:
-        InputError: There is none to be seen: an object of a class of its own, say.
+        InputError: It has no tensor of floating values in tuples, lists or dicts.
     """
     parts = [
         t.sum() for t in tree_leaves(output) if isinstance(t, Tensor) and t.is_floating_point()
@@ -39,7 +39,7 @@ def real_inputs(inputs: Any, name: str) -> list[Tensor]:
         name: Of the proxy that needs some.
 
     Raises:
-        InputError: There is none, or one without samples as its first dimension.
+        InputError: There is none, or they do not all have the samples as their first dimension.
     """
     found = [x for x in tree_leaves(inputs) if isinstance(x, Tensor) and x.is_floating_point()]
     if not found:

@@ -121,7 +121,7 @@ class ChoiceSpace:
         """The architecture of a number.
 
         Raises:
-            InputError: There is none.
+            InputError: The number is not from 0 to below `size`.
         """
         index = checked_index(self.name, index, self.size)
         codes = []

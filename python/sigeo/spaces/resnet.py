@@ -189,7 +189,7 @@ class ResNet(ElasticSpace):
             count: Copies of a stage.
 
         Raises:
-            InputError: None.
+            InputError: It is no whole number from 1.
         """
         check(self.name, "groups", count, whole)
         names = [choice.name for choice in self.choices]

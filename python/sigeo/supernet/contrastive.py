@@ -70,7 +70,7 @@ class CrossPathContrast(TwoPaths):
             temperature: Of the cross-entropy.
 
         Raises:
-            InputError: A size or temperature that is not positive, or no seed.
+            InputError: A size or temperature that is not positive, or a seed that is not one.
         """
         if queue < 1 or size < 1:
             raise InputError(f"{self.name}: queue and size must be at least 1, got {queue}, {size}")

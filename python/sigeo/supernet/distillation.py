@@ -91,7 +91,7 @@ class Teacher:
         return cls(supernet, lambda _, step: draw_connected(space, region, generator(seed, step)))
 
     def begin(self, step: int, place: int) -> None:
-        """Let scheduled dropout, at the rates of a training's last step, follow from the step.
+        """Let scheduled dropout follow from the step, at the rates of a training's last step.
 
         Args:
             step: Of the student's training.

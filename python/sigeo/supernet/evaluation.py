@@ -157,7 +157,7 @@ def check_batches(batches: Sequence[Batch]) -> None:
     """See that there are batches.
 
     Raises:
-        InputError: There is none, or one that is no pair.
+        InputError: There is no batch, or one is no pair.
     """
     if len(batches) == 0:
         raise InputError("batches: expected at least one, got none")

@@ -98,7 +98,7 @@ def _draw(layers: Sequence[nn.Linear], seed: int) -> None:
     """Uniform within +-1/sqrt(fan in), from a generator of their own.
 
     Raises:
-        InputError: The seed is none.
+        InputError: It is no seed, see `checked_seed`.
     """
     generator = torch.Generator().manual_seed(checked_seed(seed))
     for layer in layers:

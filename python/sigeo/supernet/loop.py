@@ -87,10 +87,10 @@ def train_supernet(
         What it has cost, with the steps before an interruption.
 
     Raises:
-        InputError: The sampler is none; the checkpoint is damaged, of other settings, or cannot be
-            written; the settings are not what JSON can hold; or a loss or the weights are not
-            finite, which is looked at every few seconds and at the end: the checkpoint is then the
-            last one before.
+        InputError: The sampler is no `Sampler`; the checkpoint is damaged, of other settings, or
+            cannot be written; the settings are not what JSON can hold; or a loss or the weights are
+            not finite, which is looked at every few seconds and at the end: the checkpoint is then
+            the last one before.
     """
     check_kind(sampler, Sampler, "train: sampler")
     objective = CrossEntropy() if objective is None else objective

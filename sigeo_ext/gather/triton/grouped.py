@@ -31,7 +31,7 @@ OPTIONS: dict[str, Any] = {
 
 
 def constants(dtype: torch.dtype) -> dict[str, Any]:
-    """Of a kernel that forms products of a dtype."""
+    """The constants of a kernel that forms products of a dtype."""
     return {**OPTIONS, "PRECISION": matmul_precision(), "DTYPE": TYPES[dtype]}
 
 

@@ -8,9 +8,9 @@ import triton
 import triton.language as tl
 
 COLUMNS = 10
-"""Of the table: addresses of a tensor that is read and of another, of which the first has the two
-strides that follow; rows; the windows' beginnings and lengths, of the outputs, then of the inputs;
-and a number of tiles that come before the subnet's own.
+"""Of the table: addresses of a tensor that is read and of a second one; the two strides of the
+first; rows; the windows' beginnings and lengths, of the outputs, then of the inputs; and a number
+of tiles that come before the subnet's own.
 """
 
 

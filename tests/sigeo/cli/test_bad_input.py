@@ -356,7 +356,7 @@ def test_a_folder_that_cannot_be_written(capsys):
     Path("file").write_text("")
     code, _, err = run("rank", *SMALL, "--archs", "2", "--out", "file/run", capsys=capsys)
     file = Path("file").absolute()
-    assert code == 2 and f"argument --out: expected a folder, {file} is none" in err
+    assert code == 2 and f"argument --out: expected a folder, {file} is not one" in err
     if os.geteuid() != 0:
         Path("locked").mkdir(mode=0o500)
         code, _, err = run("rank", *SMALL, "--archs", "2", "--out", "locked/run", capsys=capsys)

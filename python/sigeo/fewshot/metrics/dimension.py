@@ -31,7 +31,7 @@ def check_divisor(divisor: str, k: int) -> None:
     """Check the constant c, which must be above 0.
 
     Raises:
-        InputError: It is none of those that there are, or there are too few neighbours for it.
+        InputError: There is no such constant, or there are too few neighbours for it.
     """
     if divisor not in _TERMS:
         raise InputError(f"lid: divisor must be one of {', '.join(_TERMS)}, got {divisor!r}")

@@ -93,7 +93,7 @@ class WeightedSum:
         """Check the parts.
 
         Raises:
-            InputError: There is none, or one that is no metric.
+            InputError: There is no part, or one is no metric.
         """
         if not self.parts:
             raise InputError("metric: a weighted sum needs at least one metric")

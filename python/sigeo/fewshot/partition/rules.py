@@ -211,7 +211,7 @@ def grouped(
 
 
 def _plain(found: object) -> Groups:
-    """Sequences of whole numbers as tuples of them; of what is none no groups."""
+    """Sequences of whole numbers as tuples of them; no groups where it is something else."""
     if not isinstance(found, Sequence) or not all(isinstance(group, Sequence) for group in found):
         return ()
     try:

@@ -77,7 +77,7 @@ class NASBench201:
         """The cell of an official index.
 
         Raises:
-            InputError: There is none.
+            InputError: The index is not from 0 to below `size`.
         """
         return all_cells()[checked_index(self.name, index, SIZE)]
 

@@ -37,7 +37,7 @@ class Balanced(Stateless):
             form: Whether a step takes a path of each region, or of one.
 
         Raises:
-            InputError: No region, another form, or no seed.
+            InputError: No region, another form, or a seed that is not one.
         """
         if not regions:
             raise InputError("balanced: expected at least one region, got none")

@@ -34,7 +34,7 @@ def confidence(sampled: int, kept: int, share: float) -> float:
         share: Of good paths among those sampled from.
 
     Raises:
-        InputError: Numbers that are none of a share or a part.
+        InputError: ``kept`` is not from 0 to ``sampled``, or ``share`` not from 0 to 1.
     """
     if not 0 <= kept <= sampled or not 0 <= share <= 1:
         raise InputError(
@@ -125,7 +125,7 @@ class Greedy:
             window: Rounds of a window; None for so many that they could fill the pool.
 
         Raises:
-            InputError: A number out of its range, or no seed.
+            InputError: A number out of its range, or a seed that is not one.
         """
         self.space, self.score, self.region = space, score, region
         self.seed = checked_seed(seed)

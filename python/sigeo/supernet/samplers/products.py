@@ -31,7 +31,7 @@ class Fair(Stateless):
             region: The options that are left; None for all.
 
         Raises:
-            InputError: A region that is no product of options, or no seed.
+            InputError: A region that is no product of options, or a seed that is not one.
         """
         self.space, self.region, self.seed = space, region, checked_seed(seed)
         self._allowed = product_of(space, region, "fair").allowed
@@ -78,7 +78,7 @@ class Disjoint(Stateless):
                 shared.
 
         Raises:
-            InputError: A region that is no product of options, or no seed.
+            InputError: A region that is no product of options, or a seed that is not one.
         """
         self.space, self.region, self.seed = space, region, checked_seed(seed)
         self._allowed = product_of(space, region, "disjoint").allowed

@@ -24,7 +24,7 @@ class Sandwich(Stateless):
             count: Random architectures of a step.
 
         Raises:
-            InputError: A space without them, a negative count, or no seed.
+            InputError: A space without them, a negative count, or a seed that is not one.
         """
         for end in ("largest", "smallest"):
             if not hasattr(space, end):

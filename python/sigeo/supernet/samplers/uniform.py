@@ -44,7 +44,7 @@ class Uniform(Stateless):
             over: What is equally likely.
 
         Raises:
-            InputError: No path, something else to be equally likely, or no seed.
+            InputError: No path, something else to be equally likely, or a seed that is not one.
         """
         if paths < 1:
             raise InputError(f"uniform: paths must be at least 1, got {paths}")
