@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sigeo.cli import console, names, options, shared_weights, warmup_options
 from sigeo.errors import InputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sigeo.fewshot.family import Family
+    from sigeo.fewshot.recipe import Recipe
+    from sigeo.fewshot.study import Study
 
 HELP = "warm a supernet up and keep it"
 
@@ -113,22 +120,12 @@ def _carry_out(args: argparse.Namespace) -> int:
     Raises:
         InputError: An option that recipes decide themselves, no budget, or one that is too small.
     """
-    for option in ("paths", *warmup_options.SHARED):
-        if getattr(args, option) is not None:
-            raise InputError(f"--{option.replace('_', '-')}: a recipe decides that itself")
-    _check(args)
-    if shared_weights.supernet_options(args, "supernet"):
-        raise InputError(
-            "--norm, --no-affine and dropouts: have no effect with --recipe; some recipes have an "
-            "option affine"
-        )
+    _check_recipe(args)
 
     from sigeo.fewshot import recipes
-    from sigeo.fewshot.checks import check_choices, check_space, fewer
+    from sigeo.fewshot.checks import check_choices
     from sigeo.fewshot.comparison import Entrant
-    from sigeo.fewshot.develop import Development
     from sigeo.fewshot.family import PLAN, leaf_file
-    from sigeo.fewshot.study import Study
     from sigeo.scoring import export
 
     entrant = Entrant.parse(args.recipe)
@@ -137,35 +134,10 @@ def _carry_out(args: argparse.Namespace) -> int:
     if args.schedule is not None and recipe.gradual is not None:
         raise InputError("--schedule: a recipe decides that itself")
     check_choices(recipe, outlined)
-    held_out = 200 if args.held_out is None else args.held_out
-    data, space = options.load_data_and_space(args)
-    keep, args.keep = args.keep, None  # of the trainings at the end, not of the budget
-    config = warmup_options.warm_up(args, max(0, len(data.train) - held_out), "supernet")
-    assert config is not None
-    schedule = "cosine" if args.schedule is None else args.schedule
-    settings: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "lr": config.lr,
-        "schedule": schedule,
-    }
-    if keep is not None and keep > 1:
-        settings["keep"] = keep
-    budget = config.steps * config.batch_size
-    study = Study(space, data, budget, held_out, settings, device=args.device)
-    recipe = recipes.get(entrant.recipe, space, **entrant.options)
+    study = _study(args)
+    recipe = recipes.get(entrant.recipe, study.space, **entrant.options)
     folder = options.run_path(args)  # made by the work, once nothing is refused
-    own = folder / options.file_name(entrant.label) / str(args.seed)
-    with console.progress(entrant.label) as report:
-        work = Development(recipe, study, args.seed, own, report)
-        check_space(work)  # options first: no budget pays for one that does not fit
-        least = work.least
-        if budget < least:
-            raise InputError(
-                f"--recipe: {entrant.label} needs {least:,} processed images or more, got "
-                f"{budget:,} of {config.steps} steps; "
-                f"--warmup-steps {-(-least // config.batch_size)} would do{fewer(recipe)}"
-            )
-        family = work.run()
+    family = _developed(args, entrant.label, recipe, study, folder)
     made = {
         "study": study.describe(),
         "recipe": entrant.recipe,
@@ -196,3 +168,66 @@ def _carry_out(args: argparse.Namespace) -> int:
             f", {cost.evaluated} forward only: {folder / PLAN}"
         )
     return 0
+
+
+def _check_recipe(args: argparse.Namespace) -> None:
+    """Refuse options that have no effect with a recipe, before anything is loaded.
+
+    Raises:
+        InputError: There is one, or no warm-up.
+    """
+    for option in ("paths", *warmup_options.SHARED):
+        if getattr(args, option) is not None:
+            raise InputError(f"--{option.replace('_', '-')}: a recipe decides that itself")
+    _check(args)
+    if shared_weights.supernet_options(args, "supernet"):
+        raise InputError(
+            "--norm, --no-affine and dropouts: have no effect with --recipe; some recipes have an "
+            "option affine"
+        )
+
+
+def _study(args: argparse.Namespace) -> Study:
+    """The ground that the options describe; the warm-up's steps are its budget."""
+    from sigeo.fewshot.study import Study
+
+    held_out = 200 if args.held_out is None else args.held_out
+    data, space = options.load_data_and_space(args)
+    keep, args.keep = args.keep, None  # of the trainings at the end, not of the budget
+    config = warmup_options.warm_up(args, max(0, len(data.train) - held_out), "supernet")
+    assert config is not None
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "schedule": "cosine" if args.schedule is None else args.schedule,
+    }
+    if keep is not None and keep > 1:
+        settings["keep"] = keep
+    budget = config.steps * config.batch_size
+    return Study(space, data, budget, held_out, settings, device=args.device)
+
+
+def _developed(
+    args: argparse.Namespace, label: str, recipe: Recipe, study: Study, folder: Path
+) -> Family[Any]:
+    """The supernets that a recipe makes; what is trained is kept in a folder of its own.
+
+    Raises:
+        InputError: A budget that is too small, or an option that does not fit the space.
+    """
+    from sigeo.fewshot.checks import check_space, fewer
+    from sigeo.fewshot.develop import Development
+
+    own = folder / options.file_name(label) / str(args.seed)
+    with console.progress(label) as report:
+        work = Development(recipe, study, args.seed, own, report)
+        check_space(work)  # options first: no budget pays for one that does not fit
+        least = work.least
+        if study.budget < least:
+            size = study.batch_size
+            raise InputError(
+                f"--recipe: {label} needs {least:,} processed images or more, got "
+                f"{study.budget:,} of {study.budget // size} steps; "
+                f"--warmup-steps {-(-least // size)} would do{fewer(recipe)}"
+            )
+        return work.run()
