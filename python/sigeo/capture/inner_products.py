@@ -16,12 +16,12 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sigeo.capture.batches import call
 from sigeo.capture.losses import batch_loss, check_reduction
+from sigeo.capture.process_setting import PLAIN_ATTENTION
 from sigeo.capture.state import run_with
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
@@ -91,8 +91,7 @@ def sample_inner_products(
             if p.requires_grad
         }
         try:
-            # The fused kernels of attention have no forward derivative.
-            with sdpa_kernel(SDPBackend.MATH), _ContiguousGroupNorm():
+            with PLAIN_ATTENTION, _ContiguousGroupNorm():
                 output = run_with(_Called(model), {**duals, **buffers}, (inputs,))
             _check_tensors(output)
             loss = batch_loss(loss_fn, output, labels)

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigeo.capture import preserved, select
 from sigeo.capture.batches import call
+from sigeo.capture.process_setting import PLAIN_ATTENTION, ProcessSetting
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.passes import first_samples
 from sigeo.proxies.registry import register
@@ -23,7 +23,7 @@ def _params(model: nn.Module, inputs: Any) -> Outcome:
 
 
 @contextmanager
-def _plain_layers() -> Iterator[None]:
+def _without_libraries() -> Iterator[None]:
     """Attention and recurrent layers as the products that they are made of, which are counted."""
     libraries: tuple[Any, ...] = (torch.backends.mkldnn, torch.backends.cudnn)
     enabled = [library.enabled for library in libraries]
@@ -32,12 +32,15 @@ def _plain_layers() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for library in libraries:
             library.enabled = False
-        with sdpa_kernel(SDPBackend.MATH):
+        with PLAIN_ATTENTION:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for library, value in zip(libraries, enabled, strict=True):
             library.enabled = value
+
+
+_PLAIN_LAYERS = ProcessSetting(_without_libraries)
 
 
 def _attention(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, **__: Any) -> int:
@@ -54,7 +57,7 @@ def _flops(model: nn.Module, inputs: Any) -> Outcome:
     with (
         preserved(model, parameters=False),
         torch.no_grad(),
-        _plain_layers(),
+        _PLAIN_LAYERS,
         FlopCounterMode(display=False, custom_mapping=_COUNTED) as counter,
     ):
         model.eval()

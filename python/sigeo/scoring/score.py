@@ -8,7 +8,6 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sigeo import proxies as registry
 from sigeo.capture import (
@@ -29,6 +28,7 @@ from sigeo.capture import (
     select,
 )
 from sigeo.capture.batches import telling_layouts
+from sigeo.capture.process_setting import PLAIN_ATTENTION
 from sigeo.errors import InputError
 from sigeo.kinds import named_arguments
 from sigeo.proxies import (
@@ -235,7 +235,7 @@ def _measure_losses(
             naming_proxies([proxy.name]),
             telling_layouts(data),
             preserved(model, parameters=False),
-            sdpa_kernel(SDPBackend.MATH),  # the fused kernels have no second derivative
+            PLAIN_ATTENTION,
         ):
             model.train()
             inputs, labels = data[0]

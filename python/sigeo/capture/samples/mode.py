@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
+from sigeo.capture.process_setting import ProcessSetting
 from sigeo.capture.samples.functions import LOOKED_AT, name_of
 from sigeo.errors import InputError
 
@@ -108,12 +109,14 @@ def _waiting(modes: list[Mode]) -> Iterator[None]:
             mode._waits = False
 
 
+_EAGER = ProcessSetting(lambda: torch.compiler.set_stance("force_eager"))
+
+
 def eager() -> AbstractContextManager[Any]:
     """Compiled parts of the model run as they were written, so that their calls are seen."""
     if "torch._dynamo" not in sys.modules:  # nothing can be compiled
         return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
+    return _EAGER
 
 
 def _modes() -> list[Mode]:
