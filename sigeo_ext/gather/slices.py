@@ -249,7 +249,7 @@ def check_convolution_selection(
     """Require selections that `convolution` would run; arguments as there.
 
     Raises:
-        RuntimeError: They are not.
+        RuntimeError: `convolution` would refuse them.
     """
     _convolution_choice(name, weight, groups, outputs, inputs, kernel)
     check_selection(name, "inputs", inputs, weight.shape[1] * groups)

@@ -31,6 +31,7 @@ from sigeo_ext.sample_moments.layout import (
     as_channels_last,
     as_lines,
     each_dimension,
+    entries_of_unit,
     widened,
     with_positions,
 )
@@ -225,10 +226,7 @@ def embedding(
         RuntimeError: Tensors that do not fit together, or an index out of its range.
         ValueError: Units that do not have equally many entries.
     """
-    if units is None and count > 0 and len(rows) % count:
-        message = f"rows must be as many for each of the {count} units, got {len(rows)}"
-        raise ValueError(f"gram.embedding: {message}")
-    entries = max(1, len(rows) // max(1, count))
+    entries = entries_of_unit("gram.embedding", rows, count, units)
     units = None if units is None else units.contiguous()
     values = widened(gradients).contiguous()
     return op.gram_embedding(rows.contiguous(), units, values, count, entries, skipped)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sigeo_ext._kinds import named_arguments
 from sigeo_ext.sample_moments import op
-from sigeo_ext.sample_moments.layout import widened
+from sigeo_ext.sample_moments.layout import entries_of_unit, widened
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
@@ -48,10 +48,7 @@ def embedding(
         ValueError: An unknown statistic, or units that do not have equally many entries.
     """
     bits = bits_of(want)
-    if units is None and count > 0 and len(rows) % count:
-        message = f"rows must be as many for each of the {count} units, got {len(rows)}"
-        raise ValueError(f"sample_moments.embedding: {message}")
-    entries = max(1, len(rows) // max(1, count))
+    entries = entries_of_unit("sample_moments.embedding", rows, count, units)
     touched, *results = op.sample_moments_embedding(
         rows.contiguous(),
         None if units is None else units.contiguous(),

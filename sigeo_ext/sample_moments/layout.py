@@ -14,6 +14,19 @@ def each_dimension(value: int | Sequence[int], dims: int) -> list[int]:
     return [value] * dims if isinstance(value, (int, numbers.Integral)) else list(value)
 
 
+def entries_of_unit(name: str, rows: Tensor, count: int, units: Tensor | None) -> int:
+    """How many entries of a table's look-ups a unit has; of no account where ``units`` says it.
+
+    Raises:
+        ValueError: Units that do not have equally many.
+    """
+    if units is None and count > 0 and len(rows) % count:
+        raise ValueError(
+            f"{name}: rows must be as many for each of the {count} units, got {len(rows)}"
+        )
+    return max(1, len(rows) // max(1, count))
+
+
 def widened(tensor: Tensor) -> Tensor:
     """At least float32."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
