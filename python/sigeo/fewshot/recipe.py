@@ -169,7 +169,7 @@ class Recipe:
     Lengths of training are in a unit of their own; the budget says what a unit is in images.
 
     Attributes:
-        name: As on the command line.
+        name: As on the command line; `recipes.get` fills it in, and ``source``.
         source: Where it was published.
         after: Length of the training of each leaf.
         before: Length of the training of each supernet of a level, before it is divided.
@@ -192,8 +192,8 @@ class Recipe:
         notes: Where it leaves its source, for the reader.
     """
 
-    name: str
-    source: str
+    name: str = ""
+    source: str = ""
     after: float = 1.0
     before: tuple[float, ...] = ()
     splitting: Splitting | None = None

@@ -107,7 +107,7 @@ def test_numbers_out_of_their_range_are_refused_in_one_sentence(name, options, m
 
 def test_other_errors_of_a_recipe_are_bad_input_as_well(monkeypatch):
     def divides(space, *, parts=2):
-        return Recipe("", "", width=1 / parts)
+        return Recipe(width=1 / parts)
 
     monkeypatch.setitem(recipes.registry._ENTRIES, "x", replace(entry("fair"), make=divides))
     with pytest.raises(InputError, match="recipe x: division by zero"):

@@ -54,7 +54,7 @@ def few_shot(
         InTurn((choice,)),
         inherit="always" if transfer else "never",
     )
-    return Recipe("", "", after, (before,), splitting, supernet=norm_options(affine))
+    return Recipe(after=after, before=(before,), splitting=splitting, supernet=norm_options(affine))
 
 
 @recipe("gm-nas", "Hu et al., ICLR 2022, section 3")
@@ -90,7 +90,12 @@ def gm_nas(
         BestGroups(criterion),
         inherit="inner" if restart else "always",
     )
-    return Recipe("", "", after, tuple(before), splitting, metric_batches=(batch, repeats))
+    return Recipe(
+        after=after,
+        before=tuple(before),
+        splitting=splitting,
+        metric_batches=(batch, repeats),
+    )
 
 
 @recipe("efs-nas", "arXiv 2412.14678 (AAAI 2025)")
@@ -131,16 +136,14 @@ def efs_nas(
             raise InputError("cumulative routes say what is shared, got shared")
         return replace(_cumulative(space, kind, parts, share), supernet=norms)
     if not shared:
-        return Recipe("", "", kinds=(kind, parts), width=share, supernet=norms)
+        return Recipe(kinds=(kind, parts), width=share, supernet=norms)
 
     def joint(supernet: Supernet[Any], regions: Sequence[Region[Any]]) -> Sequence[Supernet[Any]]:
         made: Any = RoutedSupernet.of(supernet, regions, share=shared).parts
         return list(made)
 
     paths = balanced_paths(space, kind, parts, "each")
-    return Recipe(
-        "", "", kinds=(kind, parts), width=share, supernet=norms, joint=joint, paths=paths
-    )
+    return Recipe(kinds=(kind, parts), width=share, supernet=norms, joint=joint, paths=paths)
 
 
 def _cumulative(
@@ -166,7 +169,7 @@ def _cumulative(
         return list(parts)
 
     paths = balanced_paths(space, kind, groups, "one")
-    return Recipe("", "", kinds=(kind, kinds), width=width, joint=joint, paths=paths)
+    return Recipe(kinds=(kind, kinds), width=width, joint=joint, paths=paths)
 
 
 @recipe("metric-driven", "Ly-Manson et al., AutoML 2024")
@@ -225,7 +228,12 @@ def metric_driven(
         inherit="always" if before else "never",
     )
     lengths = (before,) * levels if before else ()
-    return Recipe("", "", after, lengths, splitting, metric_batches=(batch, batches))
+    return Recipe(
+        after=after,
+        before=lengths,
+        splitting=splitting,
+        metric_batches=(batch, batches),
+    )
 
 
 def _most_leaves(space: SearchSpace[Any], factors: Sequence[int], order: Sequence[int]) -> int:
@@ -286,7 +294,12 @@ def nas_lid(
         partitions.get(partition, **sized),
         BestGroups(criterion),
     )
-    return Recipe("", "", after, tuple(before), splitting, metric_batches=(batch, repeats))
+    return Recipe(
+        after=after,
+        before=tuple(before),
+        splitting=splitting,
+        metric_batches=(batch, repeats),
+    )
 
 
 @recipe("random-split", "baseline: the schedule of gm-nas, edges and groups drawn")
@@ -306,7 +319,7 @@ def random_split(
         smallest: Options of a group at least.
     """
     splitting = Splitting(None, Branching((2,) * len(before)), Random(smallest), AnyChoice())
-    return Recipe("", "", after, tuple(before), splitting)
+    return Recipe(after=after, before=tuple(before), splitting=splitting)
 
 
 @recipe("hep-nas", "arXiv 2412.10723 (AAAI 2025), section 3")
@@ -365,5 +378,8 @@ def hep_nas(
         restart,
     )
     return Recipe(
-        "", "", after, tuple(before), hierarchy=hierarchy, metric_batches=(batch, repeats)
+        after=after,
+        before=tuple(before),
+        hierarchy=hierarchy,
+        metric_batches=(batch, repeats),
     )

@@ -116,10 +116,8 @@ def gradual(
         return Sandwich(ground.space, seed=ground.seed, count=count)
 
     return Recipe(
-        "",
-        "",
-        before if last == 1 else after,
-        () if last == 1 else (before, *[after] * (last - 2)),
+        after=before if last == 1 else after,
+        before=() if last == 1 else (before, *[after] * (last - 2)),
         gradual=Gradual(last - 1, grow, finish, settings, judges),
         paths=Paths(sampler, trained=count + 2),
         objective=lambda study, seed: InPlaceDistillation(label_smoothing=label_smoothing),

@@ -51,9 +51,7 @@ def one_shot(
     def sampler(ground: Ground) -> Sampler[Any]:
         return Uniform(ground.space, seed=ground.seed, region=ground.region, paths=paths, over=over)
 
-    return Recipe(
-        "", "", paths=Paths(sampler, trained=paths), width=width, supernet=norm_options(affine)
-    )
+    return Recipe(paths=Paths(sampler, trained=paths), width=width, supernet=norm_options(affine))
 
 
 @recipe("fair", "Chu et al., ICCV 2021 (FairNAS), section 3.3")
@@ -70,9 +68,7 @@ def fair(space: SearchSpace[Any], *, width: float = 1.0, affine: bool = True) ->
     def sampler(ground: Ground) -> Sampler[Any]:
         return Fair(ground.space, seed=ground.seed, region=ground.region)  # type: ignore[arg-type]
 
-    return Recipe(
-        "", "", paths=Paths(sampler, trained=count), width=width, supernet=norm_options(affine)
-    )
+    return Recipe(paths=Paths(sampler, trained=count), width=width, supernet=norm_options(affine))
 
 
 @recipe("balanced", "arXiv 2412.14678 (EFS-NAS, AAAI 2025), supernet-balanced sampling")
@@ -99,7 +95,7 @@ def balanced(
         InputError: No such kind function, or groups that do not hold each kind once.
     """
     paths = balanced_paths(space, kind, groups, form)
-    return Recipe("", "", paths=paths, width=width, supernet=norm_options(affine))
+    return Recipe(paths=paths, width=width, supernet=norm_options(affine))
 
 
 def norm_options(affine: bool) -> dict[str, Any]:
@@ -200,7 +196,7 @@ def greedy(
         # A round is scored as a whole, however few of its paths are still trained.
         return -(-(steps - round(start * steps)) // kept) * sampled
 
-    return Recipe("", "", paths=Paths(sampler, scored=scored, images=images))
+    return Recipe(paths=Paths(sampler, scored=scored, images=images))
 
 
 @recipe("pi-nas", "Peng et al., ICCV 2021 (Pi-NAS), section 3.2, with labels")
@@ -239,4 +235,4 @@ def pi_nas(
 
     taught(32, 0)  # checks the numbers
 
-    return Recipe("", "", paths=Paths(sampler, trained=2), objective=objective)
+    return Recipe(paths=Paths(sampler, trained=2), objective=objective)
