@@ -76,6 +76,15 @@ def _write_on(stream: int, write: Callable[[Path], object]) -> None:
             shutil.copyfileobj(file, out)
 
 
+def write_whole_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
 def write_whole_table(path: Path, table: pa.Table) -> None:
     """Write a table as parquet, whole or not at all.
 

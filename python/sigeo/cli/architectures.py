@@ -41,12 +41,7 @@ def lines(args: argparse.Namespace) -> list[str] | None:
     if args.archs_file is None:
         return None
     path = Path(args.archs_file)
-    try:
-        found = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
-        ) from None
+    found = [line.strip() for line in options.text_of(path).splitlines()]
     if not any(found):
         raise InputError(f"{path}: expected one architecture a line, got none")
     return found

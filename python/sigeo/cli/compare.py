@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sigeo.cli import compare_options, console, options, proxy_options, table_options
 from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -97,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(standings, ceiling)
     text = export.strict_dumps(document, indent=1) + "\n"
-    write_whole(
-        folder / "comparison.json", lambda partial: partial.write_text(text, encoding="utf-8")
-    )
+    write_whole_text(folder / "comparison.json", text)
     page = render_comparison(
         f"{space.name} on {data.name}",
         f"{len(outcomes)} systems, {args.seeds} seed(s), {len(archs)} architectures",
@@ -107,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         standings,
         ceiling,
     )
-    write_whole(folder / PAGE, lambda partial: partial.write_text(page, encoding="utf-8"))
+    write_whole_text(folder / PAGE, page)
     if not args.json:
         console.say(f"report: {folder / PAGE}")
     return 0

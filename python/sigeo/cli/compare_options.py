@@ -72,10 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     judged.add_argument(
         "--bootstrap", type=options.resamples, default=1000, help="resamples (default: %(default)s)"
     )
-    parser.add_argument(
-        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_out(parser)
+    options.add_json(parser)
 
 
 def add_study(parser: argparse.ArgumentParser) -> None:

@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=10,
         help="networks that random search measures (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,14 +8,14 @@ import math
 import platform
 from typing import Any
 
-from sigeo.cli import console
+from sigeo.cli import console, options
 
 HELP = "check the installation"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The verb's options."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

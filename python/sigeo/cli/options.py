@@ -136,6 +136,20 @@ def out_folder(text: str) -> str:
 existing_file = there("a file", folders=False)  # or a pipe, such as /dev/stdin
 
 
+def text_of(path: Path) -> str:
+    """What a file of text holds, without a mark of its encoding in front.
+
+    Raises:
+        InputError: It is not in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
+        ) from None
+
+
 def _data(text: str) -> str:
     if text != "digits":
         there("'digits', a folder or an .npz file")(text)
@@ -197,6 +211,16 @@ def add_space(parser: argparse.ArgumentParser) -> None:
         "--device", type=_device, default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)"
     )
     group.add_argument("--threads", type=threads, help="CPU threads (default: torch's)")
+
+
+def add_out(parser: argparse.ArgumentParser) -> None:
+    """The option of the folder that a verb leaves its files in, see `run_path`."""
+    parser.add_argument("--out", type=out_folder, metavar="DIR", help="default: runs/SPACE-DATA")
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """The option of a document for programs in the place of tables for people."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
 def networks_at_once(text: str) -> int | Literal["auto"]:

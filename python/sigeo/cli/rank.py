@@ -59,11 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "one by one (default: %(default)s)",
     )
     table_options.add(parser, "for the report")
-    parser.add_argument(
-        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
-    )
+    options.add_out(parser)
     parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

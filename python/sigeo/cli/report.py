@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sigeo.cli import compare, console, options, table_options
 from sigeo.errors import InputError
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_text
 
 if TYPE_CHECKING:
     from sigeo.report import Measured
@@ -62,7 +62,7 @@ def write_report(scores: Path, out: Path, table: Table | None, metric: str) -> N
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         what = console.said(error)
         raise InputError(f"{scores}: damaged, not what sigeo rank wrote ({what})") from None
-    write_whole(out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole_text(out, text)
 
 
 def _measured(

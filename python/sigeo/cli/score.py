@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     options.add_space(parser)
     proxy_options.add(parser)
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

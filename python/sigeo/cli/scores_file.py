@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sigeo.cli import options
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -67,8 +68,9 @@ def read_any_scores(path: Path) -> Scores:
 def _from_json(path: Path) -> Scores:
     import numpy as np
 
+    text = options.text_of(path)
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        document = json.loads(text)
         rows = document["rows"]
         archs = [str(row["arch"]) for row in rows]
         names = list(rows[0]["scores"])
@@ -78,10 +80,6 @@ def _from_json(path: Path) -> Scores:
         standing = None
         if any("standing" in row for row in rows):
             standing = np.array([operator.index(row["standing"]) for row in rows], dtype=np.int64)
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: expected text in UTF-8, {error.reason} at {error.start}"
-        ) from None
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:

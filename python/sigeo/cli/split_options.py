@@ -120,10 +120,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help="of the table's best to find, or their number (default: 0.01)",
     )
-    parser.add_argument(
-        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_out(parser)
+    options.add_json(parser)
 
 
 def check(args: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write it as parquet, all columns as they are, with the architectures as arch_str",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -49,10 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="first step size of SGD with Nesterov momentum 0.9 and weight decay 0.0005, which "
         "falls to 0 along a cosine (default: %(default)s)",
     )
-    parser.add_argument(
-        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_out(parser)
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

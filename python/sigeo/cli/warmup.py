@@ -42,10 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=options.at_least_two,
         help="training images that a recipe judges paths and parts on (default: 200)",
     )
-    parser.add_argument(
-        "--out", type=options.out_folder, metavar="DIR", help="default: runs/SPACE-DATA"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+    options.add_out(parser)
+    options.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import TracebackType
 
 from sigeo.errors import InputError
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_text
 
 
 class Clock:
@@ -65,5 +65,4 @@ class Clock:
         self._began = now
         if self.file is not None and self.seconds - self._kept >= every:
             self._kept = self.seconds
-            text = json.dumps(self.seconds)
-            write_whole(self.file, lambda partial: partial.write_text(text, encoding="utf-8"))
+            write_whole_text(self.file, json.dumps(self.seconds))

@@ -14,7 +14,7 @@ from sigeo.kinds import named_arguments
 from sigeo.scoring.export import strict_dumps
 from sigeo.spaces import Kind, Product, SearchSpace
 from sigeo.supernet.checkpoint import OtherSettings, difference
-from sigeo.whole_files import write_whole
+from sigeo.whole_files import write_whole_text
 
 A = TypeVar("A")
 
@@ -79,7 +79,7 @@ def save_plan(path: str | Path, plan: Plan[Any], settings: Mapping[str, Any] | N
         InputError: The file cannot be written.
     """
     text = strict_dumps(plan_document(plan, settings), indent=1) + "\n"
-    write_whole(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole_text(Path(path), text)
 
 
 def is_plan(path: Path) -> bool:

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sigeo.capture import preserved, select
-from sigeo.capture.batches import call
+from sigeo.capture import call, preserved, select
 from sigeo.capture.process_setting import PLAIN_ATTENTION, ProcessSetting
 from sigeo.proxies.base import OnModel, Outcome, Proxy
 from sigeo.proxies.passes import first_samples
