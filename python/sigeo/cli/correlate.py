@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from sigeo.spaces import SearchSpace
-    from sigeo.tables import Correlation, Estimate, Quality
+    from sigeo.tables import Correlation, Estimate, Quality, Table
 
 HELP = "correlate scores with a benchmark table"
 
@@ -99,15 +99,7 @@ def run(args: argparse.Namespace) -> int:
     truth = table.lookup(args.metric)
     table_options.say_if_code(table, args.metric)
     archs = given_scores.archs
-    known = [i for i, arch in enumerate(archs) if arch in truth]
-    if len(known) < 3:
-        other = ""
-        if not known and archs and table.archs:
-            other = f": those ranked are like {archs[0]}, these like {table.archs[0]}"
-        raise InputError(
-            f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
-            f"{len(known)} of {len(archs)}{other}"
-        )
+    known = _known(archs, truth, table)
     top = table_options.top(args, len(known))
     values = np.array([truth[archs[i]] for i in known])
     scores = {p: column[known] for p, column in (given_scores.columns | combined).items()}
@@ -144,6 +136,24 @@ def run(args: argparse.Namespace) -> int:
         _show(column_name, len(known), len(archs), results)
         _show_quality(qualities)
     return 0
+
+
+def _known(archs: list[str], truth: dict[str, float], table: Table) -> list[int]:
+    """The places of the architectures that have a measured value.
+
+    Raises:
+        InputError: They are too few.
+    """
+    known = [i for i, arch in enumerate(archs) if arch in truth]
+    if len(known) < 3:
+        other = ""
+        if not known and archs and table.archs:
+            other = f": those ranked are like {archs[0]}, these like {table.archs[0]}"
+        raise InputError(
+            f"--table: needs values of at least 3 of the architectures scored, {table.path} has "
+            f"{len(known)} of {len(archs)}{other}"
+        )
+    return known
 
 
 def _combined(
