@@ -45,6 +45,11 @@ def units(op: str, count: int, ddof: int) -> None:
     )
 
 
+def eps(op: str, value: float) -> None:
+    """Require what may be added to a variance."""
+    require(value >= 0, op, f"eps must be at least 0, got {value}")
+
+
 def has_values(tensor: Tensor) -> bool:
     """Whether a tensor's values can be looked at: none are there while a graph is traced."""
     return not torch.compiler.is_compiling() and detect_fake_mode(tensor) is None
@@ -134,6 +139,11 @@ def is_dense(tensor: Tensor) -> bool:
 def dtype_of(tensor: Tensor) -> str:
     """The name of a tensor's dtype as the compiled ops write it."""
     return _NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.").capitalize())
+
+
+def form_of(tensor: Tensor) -> str:
+    """Dtype and shape, as messages have them: "Float [2, 3]"."""
+    return f"{dtype_of(tensor)} {list(tensor.shape)}"
 
 
 def is_floating(tensor: Tensor) -> bool:

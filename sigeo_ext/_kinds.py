@@ -35,7 +35,9 @@ _WORDS = {
 }
 
 
-def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def named_arguments(
+    name: str, misfit: Callable[..., str | None] | None = None
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Let a function say which argument is of the wrong kind, where that makes it fail.
 
     An exception whose message is one of ours, and any other that has another cause, goes through;
@@ -43,6 +45,8 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
     Args:
         name: Of the function, for the message.
+        misfit: What is wrong with the shapes of a call's arguments, in words, or None: for a
+            function whose op is given them in another form, of which the op's message speaks.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -52,11 +56,15 @@ def named_arguments(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
                 return function(*args, **kwargs)
             except _RAW as error:
                 # Looking at kinds cannot be traced, and would hide the exception behind that.
-                told = torch.compiler.is_compiling() or _tells(error)
-                wrong = None if told else _wrong(function, args, kwargs)
-                if wrong is None:
+                if torch.compiler.is_compiling():
                     raise
-                raise TypeError(f"{name}: {wrong}") from error
+                wrong = None if _tells(error) else _wrong(function, args, kwargs)
+                if wrong is not None:
+                    raise TypeError(f"{name}: {wrong}") from error
+                unfit = None if misfit is None else misfit(*args, **kwargs)
+                if unfit is not None:
+                    raise RuntimeError(f"{name}: {unfit}") from error
+                raise
 
         return run
 

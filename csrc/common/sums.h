@@ -34,7 +34,9 @@ SIGEO_INLINE void for_each_lane(int64_t n, const Term& term, const Ask& ask) {
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     ask(i);
+#if !defined(__clang__)  // which knows no such word
 #pragma GCC ivdep
+#endif
     for (int64_t k = 0; k < kLanes; ++k) term(i + k, k);
   }
   for (int64_t k = 0; i + k < n; ++k) term(i + k, k);

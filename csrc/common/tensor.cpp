@@ -56,6 +56,10 @@ std::string sizes_text(const Tensor& tensor) {
   return text + "]";
 }
 
+std::string form_text(const Tensor& tensor) {
+  return std::string(torch::headeronly::toString(tensor.scalar_type())) + " " + sizes_text(tensor);
+}
+
 Tensor reordered(const Tensor& tensor, const Tensor& like) {
   std::array<StableIValue, 7> stack{
       torch::stable::detail::from(tensor),         torch::stable::detail::from(like.sizes()),

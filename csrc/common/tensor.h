@@ -26,6 +26,9 @@ Sizes sizes_of(const Tensor& tensor);
 // The sizes as messages have them: "[2, 3]".
 std::string sizes_text(const Tensor& tensor);
 
+// The dtype and the sizes: "Float [2, 3]".
+std::string form_text(const Tensor& tensor);
+
 // Gathers the arguments of one call. Each list holds one tensor a layer; the first list added sets
 // the layers' shapes, memory order and device, and what differs from it is refused or, where only
 // the order differs, copied. Messages name the op, the argument and its place in the list.

@@ -53,22 +53,25 @@ void check_arguments(const char* op, const Tensor& x, const Tensors& weight, con
                      const Tensors& shift) {
   const bool wide = x.scalar_type() == ScalarType::Float || x.scalar_type() == ScalarType::Double;
   SIGEO_CHECK(x.dim() == 5 && wide, op,
-              ": x must be float32 or float64 [subnets, B, H, W, channels]");
+              ": x must be float32 or float64 [subnets, B, H, W, channels], got ", form_text(x));
   SIGEO_CHECK(scale.size() == weight.size() && shift.size() == weight.size(), op,
               ": scale and shift must hold one tensor a slot, ", weight.size(), ", got ",
               scale.size(), " and ", shift.size());
   const int64_t channels = x.size(4);
+  const char* dtype = torch::headeronly::toString(x.scalar_type());
   for (size_t slot = 0; slot < weight.size(); ++slot) {
     const Tensor& w = weight[slot];
     const bool square = w.dim() == 5 && w.size(1) == channels && w.size(2) == channels &&
                         w.size(3) == w.size(4) && w.size(3) % 2 == 1;
-    SIGEO_CHECK(square && w.scalar_type() == x.scalar_type(), op, ": weight[", slot,
-                "] must be [rows, ", channels, ", ", channels, ", k, k] like x, k odd");
-    for (const Tensor* rows : {&scale[slot], &shift[slot]}) {
+    SIGEO_CHECK(square && w.scalar_type() == x.scalar_type(), op, ": weight[", slot, "] must be ",
+                dtype, " [rows, ", channels, ", ", channels, ", k, k] like x, k odd, got ",
+                form_text(w));
+    for (const auto& [name, rows] :
+         {std::pair("scale", &scale[slot]), std::pair("shift", &shift[slot])}) {
       const bool fits = rows->dim() == 2 && rows->size(0) == w.size(0) &&
                         rows->size(1) == channels && rows->scalar_type() == x.scalar_type();
-      SIGEO_CHECK(fits, op, ": scale[", slot, "] and shift[", slot, "] must be [", w.size(0), ", ",
-                  channels, "] like x");
+      SIGEO_CHECK(fits, op, ": ", name, "[", slot, "] must be ", dtype, " [", w.size(0), ", ",
+                  channels, "] like x, got ", form_text(*rows));
     }
   }
 }

@@ -24,8 +24,7 @@ bool wide(const Tensor& tensor) {
 
 void check_blocks(const char* op, const std::string& name, const Tensor& x) {
   SIGEO_CHECK(x.dim() == 3 && wide(x), op, ": ", name,
-              " must be float32 or float64 [blocks, positions, channels], got ",
-              torch::headeronly::toString(x.scalar_type()), " ", sizes_text(x));
+              " must be float32 or float64 [blocks, positions, channels], got ", form_text(x));
 }
 
 void check_device(const char* op, const std::string& name, const Tensor& tensor,
@@ -61,8 +60,7 @@ class Places {
     const std::string name = std::string(name_) + "[" + std::to_string(number) + "]";
     SIGEO_CHECK(
         places.dim() == 1 && places.scalar_type() == ScalarType::Long && places.numel() == length,
-        op_, ": ", name, " must be int64 [", length, "], got ",
-        torch::headeronly::toString(places.scalar_type()), " ", sizes_text(places));
+        op_, ": ", name, " must be int64 [", length, "], got ", form_text(places));
     check_device(op_, name, places, like_);
     kept_.push_back(torch::stable::contiguous(places));
     const std::span<const int64_t> values{static_cast<const int64_t*>(kept_.back().data_ptr()),
@@ -154,8 +152,8 @@ Tensor dispatch_backward(Tensors grads, Tensor x, Tensors index, int64_t rectifi
       const Tensor& grad = grads[list];
       const bool like = grad.dim() == 3 && grad.size(1) == x.size(1) && grad.size(2) == x.size(2) &&
                         grad.scalar_type() == x.scalar_type();
-      SIGEO_CHECK(like, op, ": ", name, " must be blocks like x, ", sizes_text(x), ", got ",
-                  sizes_text(grad));
+      SIGEO_CHECK(like, op, ": ", name, " must be blocks like x, ", form_text(x), ", got ",
+                  form_text(grad));
       check_device(op, name, grad, x);
       kept.push_back(torch::stable::contiguous(grad));
       copies.push_back({places.add(index[list], grad.size(0), list),
@@ -181,8 +179,8 @@ class Terms {
     check_blocks(op_, name, x);
     const bool same = x.size(1) == like_.size(1) && x.size(2) == like_.size(2) &&
                       x.scalar_type() == like_.scalar_type();
-    SIGEO_CHECK(same, op_, ": ", name, " must be blocks like the other terms', ", sizes_text(like_),
-                ", got ", sizes_text(x));
+    SIGEO_CHECK(same, op_, ": ", name, " must be blocks like the other terms', ", form_text(like_),
+                ", got ", form_text(x));
     check_device(op_, name, x, like_);
     gather::Term<T> term{};
     term.x = strided<T>(keep(dense(x)), x.size(0));
@@ -195,8 +193,9 @@ class Terms {
     const int64_t count = static_cast<int64_t>(terms.back().target.size());
     const bool like = rows.dim() == 2 && rows.size(0) == count && rows.size(1) == like_.size(2) &&
                       rows.scalar_type() == like_.scalar_type();
-    SIGEO_CHECK(like, op_, ": ", name, " must be [", count, ", ", like_.size(2),
-                "] like its term, got ", sizes_text(rows));
+    SIGEO_CHECK(like, op_, ": ", name, " must be ",
+                torch::headeronly::toString(like_.scalar_type()), " [", count, ", ", like_.size(2),
+                "] like its term, got ", form_text(rows));
     check_device(op_, name, rows, like_);
     return strided<T>(keep(dense(rows)), count);
   }
@@ -233,7 +232,7 @@ std::tuple<Tensor, Tensors, Tensors> combine(Tensors normed, Tensors weight, Ten
   const char* op = "gather_combine";
   check_lengths(op, normed.size(), plain.size(), weight, bias, target);
   const Tensor& first = normed.empty() ? plain[0] : normed[0];
-  check_blocks(op, "the first term", first);
+  check_blocks(op, normed.empty() ? "plain[0]" : "normed[0]", first);
   // One term of one block and one norm in memory: computed once.
   const auto one_row = [&](const Tensor& rows) {
     return rows.dim() == 2 && rows.size(0) == blocks && shared(rows);

@@ -72,8 +72,7 @@ template <class Device>
 Tensor gram_hamming(Tensor codes) {
   const char* op = "gram_hamming";
   SIGEO_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, op,
-              ": codes must be uint8 [count, bytes], got ", codes.dim(), " dimensions of ",
-              torch::headeronly::toString(codes.scalar_type()));
+              ": codes must be uint8 [count, bytes], got ", form_text(codes));
   const Tensor dense = torch::stable::contiguous(codes);
   Tensor out =
       torch::stable::new_empty(codes, Sizes{codes.size(0), codes.size(0)}, ScalarType::Long);

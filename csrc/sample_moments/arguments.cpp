@@ -122,7 +122,8 @@ Convolution shape_of(const char* op, const Tensor& x, const Tensor& d, const Siz
 void check_entries(const char* op, const Tensor& rows, const std::optional<Tensor>& units,
                    const Tensor& gradients, int64_t count, int64_t entries) {
   SIGEO_CHECK(gradients.dim() == 2 && rows.dim() == 1 && rows.size(0) == gradients.size(0), op,
-              ": rows must be [entries] and gradients [entries, width]");
+              ": rows must be [entries] and gradients [entries, width], got ", sizes_text(rows),
+              " and ", sizes_text(gradients));
   check_values(op, "gradients", gradients);
   const auto check_indices = [&](const char* name, const Tensor& indices, int64_t limit) {
     SIGEO_CHECK(indices.scalar_type() == ScalarType::Long && indices.is_contiguous() &&

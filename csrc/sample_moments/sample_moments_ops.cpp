@@ -94,8 +94,7 @@ Tensors run_rows(const Tensor& rows, int64_t unit, int64_t segments, int64_t wan
 
 Tensors rows(Tensor rows, int64_t unit, int64_t segments, int64_t want, double factor) {
   const char* op = "sample_moments_rows";
-  SIGEO_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", rows.dim(),
-              " dimensions");
+  SIGEO_CHECK(rows.dim() == 2, op, ": rows must be [samples, size], got ", sizes_text(rows));
   check_values(op, "rows", rows);
   check_units(op, rows.size(0), unit, segments, want);
   if (rows.scalar_type() == ScalarType::Double) {
@@ -202,7 +201,8 @@ Tensors tables(Tensor rows, Tensor gradients, int64_t unit, int64_t want, double
   const char* op = "sample_moments_tables";
   SIGEO_CHECK(rows.dim() == 2 && gradients.dim() == 3 && rows.size(0) == gradients.size(0) &&
                   rows.size(1) == gradients.size(1),
-              op, ": rows must be [samples, tables] and gradients [samples, tables, width]");
+              op, ": rows must be [samples, tables] and gradients [samples, tables, width], got ",
+              sizes_text(rows), " and ", sizes_text(gradients));
   SIGEO_CHECK(rows.size(1) > 0, op, ": rows must be of at least one table, got none");
   check_values(op, "gradients", gradients);
   check_units(op, rows.size(0), unit, 1, want);
@@ -257,28 +257,33 @@ Tensors run_scale(const Tensor& x, const Tensor& d, const std::optional<Tensor>&
 Tensors scale(Tensor x, Tensor d, std::optional<Tensor> mean, std::optional<Tensor> rstd,
               std::optional<Tensor> factor, bool channels_last, bool shift) {
   const char* op = "sample_moments_scale";
-  SIGEO_CHECK(x.dim() == 3, op, ": x must have 3 dimensions, got ", x.dim());
-  SIGEO_CHECK(sizes_of(d) == sizes_of(x), op, ": d must have the shape of x, got another");
+  SIGEO_CHECK(x.dim() == 3, op, ": x must have 3 dimensions, got ", sizes_text(x));
+  SIGEO_CHECK(sizes_of(d) == sizes_of(x), op, ": d must have the shape of x, ", sizes_text(x),
+              ", got ", sizes_text(d));
   check_pair(op, x, d);
   SIGEO_CHECK(mean.has_value() == rstd.has_value(), op, ": mean and rstd must be given together");
   SIGEO_CHECK(!mean.has_value() || sizes_of(*mean) == sizes_of(*rstd), op,
-              ": mean and rstd must have one shape");
+              ": mean and rstd must have one shape, got ", sizes_text(*mean), " and ",
+              sizes_text(*rstd));
   const int64_t positions = x.size(channels_last ? 1 : 2), channels = x.size(channels_last ? 2 : 1);
   for (const auto& [name, tensor] :
        {std::pair("mean", &mean), std::pair("rstd", &rstd), std::pair("factor", &factor)}) {
     if (!tensor->has_value()) continue;
     const Tensor& values = **tensor;
     SIGEO_CHECK(values.is_contiguous() && values.scalar_type() == x.scalar_type(), op, ": ", name,
-                " must be contiguous and of the dtype of x");
+                " must be contiguous and of the dtype of x, ",
+                torch::headeronly::toString(x.scalar_type()), ", got ", form_text(values));
     const bool of_channel = values.dim() == 1 && values.size(0) == channels;
     const bool of_sample = values.dim() == 2 && values.size(0) == x.size(0) &&
                            values.size(1) == channels && tensor != &factor;
     const bool of_position = values.dim() == 3 && values.size(0) == x.size(0) &&
                              values.size(1) == positions && values.size(2) == 1 && channels_last &&
                              tensor != &factor;
-    SIGEO_CHECK(of_channel || of_sample || of_position, op, ": ", name,
-                " must be [channels], [samples, channels] or, channels last, "
-                "[samples, positions, 1]");
+    SIGEO_CHECK(of_channel || of_sample || of_position, op, ": ", name, " must be [channels]",
+                tensor == &factor ? ""
+                                  : ", [samples, channels] or, channels last, "
+                                    "[samples, positions, 1]",
+                ", for x ", sizes_text(x), ", got ", sizes_text(values));
   }
   if (x.scalar_type() == ScalarType::Double) {
     return run_scale<double>(x, d, mean, rstd, factor, channels_last, shift);

@@ -26,13 +26,13 @@ template <class T, int kLanes, int kVectors, int kSums, bool kTail>
 SIGEO_INLINE void scale_channels(const ScaleJob<T>& job, int64_t sample, int64_t c) {
   using V = typename Vector<T, kLanes>::type;
   const int64_t width = job.channels, there = std::min<int64_t>(kLanes, width - c);
-  const auto read = [there](const T* from) SIGEO_LAMBDA_INLINE -> V {
+  const auto read = [=](const T* from) SIGEO_LAMBDA_INLINE -> V {
     if constexpr (!kTail) return load<T, kLanes>(from);
     V values{};
     for (int64_t k = 0; k < there; ++k) values[k] = from[k];
     return values;
   };
-  const auto write = [there](T* to, const V& values) SIGEO_LAMBDA_INLINE {
+  const auto write = [=](T* to, const V& values) SIGEO_LAMBDA_INLINE {
     if constexpr (!kTail) store<T, kLanes>(to, values);
     else
       for (int64_t k = 0; k < there; ++k) to[k] = values[k];

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sigeo_ext import _check
 from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gather import cell_reference, grouped, op, slices
 from sigeo_ext.gather.batch_norm import batch_norm
@@ -113,8 +114,10 @@ def cell(
         [K, B, H, W, channels].
 
     Raises:
-        RuntimeError: Tensors that do not fit together, or edges other than described.
+        RuntimeError: Tensors that do not fit together, edges other than described, or a negative
+            eps.
     """
+    _check.eps("gather.cell", eps)
     flat = [number for edge in edges for number in edge]
     scales, shifts = [norm.weight for norm in norms], [norm.bias for norm in norms]
     y: Tensor = op.gather_cell(x, list(weight), scales, shifts, flat, nodes, eps)[0]
@@ -157,8 +160,8 @@ def combine(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Tensor:
         [blocks, positions, channels].
 
     Raises:
-        RuntimeError: Terms that do not fit together, or blocks that are not there (but see above
-            for CUDA).
+        RuntimeError: Terms that do not fit together, blocks that are not there (but see above for
+            CUDA), or a negative eps.
     """
     return combined(terms, blocks, eps=eps).sum
 
@@ -188,6 +191,7 @@ def combined(terms: Sequence[Term], blocks: int, *, eps: float = 1e-5) -> Combin
     """
     if blocks < 0:
         raise RuntimeError(f"gather.combine: blocks must be at least 0, got {blocks}")
+    _check.eps("gather.combine", eps)
     normed = [term for term in terms if term.norm is not None]
     plain = [term for term in terms if term.norm is None]
     norms = [term.norm for term in normed if term.norm is not None]

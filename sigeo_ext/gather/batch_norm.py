@@ -47,12 +47,13 @@ def batch_norm(
 
     Raises:
         RuntimeError: Tensors that do not fit together; running statistics that are missing, or are
-            one in memory for several blocks.
+            one in memory for several blocks; a negative eps.
     """
     _check.require(x.dim() == 3, _OP, f"x must be [n, positions, channels], got {list(x.shape)}")
     n, positions, channels = x.shape
     message = f"groups must divide the {positions} positions, got {groups}"
     _check.require(groups >= 1 and positions % groups == 0, _OP, message)
+    _check.eps(_OP, eps)
     running = _running(x, running_mean, running_var, training=training)
     scale = x.new_ones(()).expand(n, channels) if weight is None else weight
     shift = x.new_zeros(()).expand(n, channels) if bias is None else bias

@@ -247,18 +247,20 @@ def _check_arguments(
     op: str, x: Tensor, weight: Sequence[Tensor], scale: Sequence[Tensor], shift: Sequence[Tensor]
 ) -> None:
     wide = x.dim() == 5 and x.dtype in (torch.float32, torch.float64)
-    _check.require(wide, op, "x must be float32 or float64 [subnets, B, H, W, channels]")
+    expected = "x must be float32 or float64 [subnets, B, H, W, channels]"
+    _check.require(wide, op, f"{expected}, got {_check.form_of(x)}")
     message = f"scale and shift must hold one tensor a slot, {len(weight)}"
     equal = len(scale) == len(shift) == len(weight)
     _check.require(equal, op, f"{message}, got {len(scale)} and {len(shift)}")
-    channels = x.shape[4]
+    channels, dtype = x.shape[4], _check.dtype_of(x)
     for slot, (w, *rows) in enumerate(zip(weight, scale, shift, strict=True)):
         square = w.dim() == 5 and list(w.shape[1:3]) == [channels] * 2
         square = square and w.shape[3] == w.shape[4] and w.shape[3] % 2 == 1
-        expected = f"[rows, {channels}, {channels}, k, k] like x, k odd"
-        message = f"weight[{slot}] must be {expected}"
+        expected = f"{dtype} [rows, {channels}, {channels}, k, k] like x, k odd"
+        message = f"weight[{slot}] must be {expected}, got {_check.form_of(w)}"
         _check.require(square and w.dtype == x.dtype, op, message)
-        for values in rows:
+        for name, values in zip(("scale", "shift"), rows, strict=True):
             fits = list(values.shape) == [len(w), channels] and values.dtype == x.dtype
-            expected = f"[{len(w)}, {channels}] like x"
-            _check.require(fits, op, f"scale[{slot}] and shift[{slot}] must be {expected}")
+            expected = f"{dtype} [{len(w)}, {channels}] like x"
+            message = f"{name}[{slot}] must be {expected}, got {_check.form_of(values)}"
+            _check.require(fits, op, message)

@@ -106,13 +106,13 @@ def _check_blocks(op: str, name: str, x: Tensor) -> None:
     dtypes = (torch.float32, torch.float64)
     ok = x.dim() == 3 and x.dtype in dtypes
     message = f"{name} must be float32 or float64 [blocks, positions, channels], got"
-    _check.require(ok, op, f"{message} {_check.dtype_of(x)} {list(x.shape)}")
+    _check.require(ok, op, f"{message} {_check.form_of(x)}")
 
 
 def _check_places(op: str, name: str, places: Tensor, length: int, blocks: int) -> None:
     ok = places.dim() == 1 and places.dtype == torch.int64 and len(places) == length
     message = f"{name} must be int64 [{length}], got"
-    _check.require(ok, op, f"{message} {_check.dtype_of(places)} {list(places.shape)}")
+    _check.require(ok, op, f"{message} {_check.form_of(places)}")
     if not _check.has_values(places):
         return
     outside = places[(places < 0) | (places >= blocks)].tolist()
@@ -146,15 +146,16 @@ def _check_combine(
         _check.require(count == len(normed), op, message)
     message = f"target must hold one tensor a term, {len(terms)}, got {len(target)}"
     _check.require(len(target) == len(terms), op, message)
-    shape = list(terms[0][1].shape[1:])
+    like = terms[0][1]
     for number, ((name, x), place) in enumerate(zip(terms, target, strict=True)):
         _check_blocks(op, name, x)
-        first = list(terms[0][1].shape)
-        message = f"{name} must be blocks like the other terms', {first}, got {list(x.shape)}"
-        _check.require(list(x.shape[1:]) == shape and x.dtype == terms[0][1].dtype, op, message)
+        expected = f"{name} must be blocks like the other terms', {_check.form_of(like)}"
+        same = x.shape[1:] == like.shape[1:] and x.dtype == like.dtype
+        _check.require(same, op, f"{expected}, got {_check.form_of(x)}")
         _check_places(op, f"target[{number}]", place, len(x), blocks)
     for x, scale, shift in zip(normed, weight, bias, strict=True):
         for name, value in (("weight", scale), ("bias", shift)):
-            expected = [len(x), x.shape[2]]
-            message = f"{name} must be {expected} like its term, got {list(value.shape)}"
-            _check.require(list(value.shape) == expected, op, message)
+            shape = [len(x), x.shape[2]]
+            expected = f"{name} must be {_check.dtype_of(x)} {shape} like its term"
+            fits = list(value.shape) == shape and value.dtype == x.dtype
+            _check.require(fits, op, f"{expected}, got {_check.form_of(value)}")

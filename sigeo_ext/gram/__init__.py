@@ -26,7 +26,7 @@ from torch import Tensor
 from sigeo_ext import _check
 from sigeo_ext._kinds import named_arguments
 from sigeo_ext.gram import op
-from sigeo_ext.sample_moments import patches
+from sigeo_ext.sample_moments import misfits, patches
 from sigeo_ext.sample_moments.layout import (
     as_channels_last,
     as_lines,
@@ -70,13 +70,20 @@ def route(units: int, positions: int, inputs: int, outputs: int) -> Literal["gra
         positions: T of each unit.
         inputs: I, what one output sees: channels times taps.
         outputs: O.
+
+    Raises:
+        RuntimeError: One is negative.
     """
+    fits = min(units, positions, inputs, outputs) >= 0
+    message = "units, positions, inputs and outputs must be at least 0, got"
+    given = f"{units}, {positions}, {inputs} and {outputs}"
+    _check.require(fits, "gram.route", f"{message} {given}")
     gram = units * units * positions * positions * (inputs + outputs)
     direct = units * positions * inputs * outputs + units * units * inputs * outputs / 2
     return "gram" if 2 * gram < direct else "direct"
 
 
-@named_arguments("gram.convolution")
+@named_arguments("gram.convolution", misfits.of_convolution)
 def convolution(
     x: Tensor,
     d: Tensor,
@@ -128,7 +135,7 @@ def convolution(
     )
 
 
-@named_arguments("gram.linear")
+@named_arguments("gram.linear", misfits.of_linear)
 def linear(x: Tensor, d: Tensor, *, unit: int = 1, route: Route = "auto") -> Tensor:
     """<g_u, g_v> of the weight [O, I] of a linear layer, float64 [units, units].
 

@@ -124,9 +124,9 @@ def embedding(
 
 def hamming(codes: Tensor) -> Tensor:
     """How many bits differ, int64 [count, count]."""
-    kind = f"{codes.dim()} dimensions of {_check.dtype_of(codes)}"
     right = codes.dim() == 2 and codes.dtype == torch.uint8
-    _check.require(right, "gram_hamming", f"codes must be uint8 [count, bytes], got {kind}")
+    message = f"codes must be uint8 [count, bytes], got {_check.form_of(codes)}"
+    _check.require(right, "gram_hamming", message)
     shifts = torch.arange(8, device=codes.device)
     bits = (codes[:, :, None] >> shifts & 1).flatten(1).double()
     ones = bits.sum(1)

@@ -22,8 +22,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from sigeo_ext import _check
 from sigeo_ext._kinds import named_arguments
 from sigeo_ext._lists import OptionalTensorList, TensorList, detached
 from sigeo_ext.moments import op
@@ -84,9 +86,10 @@ def update_(
 
     Raises:
         RuntimeError: Lists of different lengths, a shape, dtype or device that does not fit, a
-            state whose tensors do not fill one run of memory in one order, or one that requires a
-            gradient where autograd records.
+            state whose tensors do not fill one run of memory in one order, one that requires a
+            gradient where autograd records, or a tensor at two places of the state.
     """
+    _check_apart("moments.update_", abs_sum=abs_sum, mean=mean, m2=m2)
     op.moments_update_(abs_sum, mean, m2, detached(grads), count)
 
 
@@ -114,7 +117,17 @@ def fold_rows_(first: TensorList, second: TensorList, third: TensorList) -> None
     Raises:
         RuntimeError: As `update_`.
     """
+    _check_apart("moments.fold_rows_", first=first, second=second, third=third)
     op.moments_fold_rows_(first, second, third)
+
+
+def _check_apart(name: str, **state: TensorList) -> None:
+    """Require that no tensor is at two places of a state, which would be written over itself."""
+    if torch.compiler.is_compiling():
+        return
+    tensors = [id(tensor) for tensors in state.values() for tensor in tensors]
+    message = f"{', '.join(state)} must hold a tensor of its own at each place, got one twice"
+    _check.require(len(set(tensors)) == len(tensors), name, message)
 
 
 @named_arguments("moments.summary")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sigeo_ext import moments
 from sigeo_ext._kinds import named_arguments
-from sigeo_ext.sample_moments import op, patches, positions
+from sigeo_ext.sample_moments import misfits, op, patches, positions
 from sigeo_ext.sample_moments.layout import (
     as_channels_last,
     as_lines,
@@ -22,7 +22,7 @@ from sigeo_ext.sample_moments.reference import ABS_SUM, M2, SIGN_SUM, SQ_NORM, S
 from sigeo_ext.sample_moments.statistics import SampleMoments, bits_of, named
 
 
-@named_arguments("sample_moments.convolution")
+@named_arguments("sample_moments.convolution", misfits.of_convolution)
 def convolution(
     x: Tensor,
     d: Tensor,
@@ -87,7 +87,7 @@ def convolution(
     return named(bits, [r if r.dim() == 1 else r.movedim(-1, 2) for r in results])
 
 
-@named_arguments("sample_moments.linear")
+@named_arguments("sample_moments.linear", misfits.of_linear)
 def linear(
     x: Tensor,
     d: Tensor,

@@ -80,15 +80,34 @@ def of_units(
     return [results[name] for name in wanted(want)]
 
 
-def check_scale(x: Tensor, d: Tensor, mean: Tensor | None, rstd: Tensor | None) -> None:
+def check_scale(
+    x: Tensor,
+    d: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    factor: Tensor | None,
+    channels_last: bool,
+) -> None:
     """Require a norm's input, the gradient of its output, and statistics that belong together."""
-    op = "sample_moments_scale"
-    _check.require(x.dim() == 3, op, f"x must have 3 dimensions, got {x.dim()}")
-    _check.require(x.shape == d.shape, op, "d must have the shape of x, got another")
+    op, shape = "sample_moments_scale", list(x.shape)
+    _check.require(x.dim() == 3, op, f"x must have 3 dimensions, got {shape}")
+    message = f"d must have the shape of x, {shape}, got {list(d.shape)}"
+    _check.require(x.shape == d.shape, op, message)
     together = "mean and rstd must be given together"
     _check.require((mean is None) == (rstd is None), op, together)
-    alike = mean is None or rstd is None or mean.shape == rstd.shape
-    _check.require(alike, op, "mean and rstd must have one shape")
+    if mean is not None and rstd is not None:
+        message = f"mean and rstd must have one shape, got {list(mean.shape)} and"
+        _check.require(mean.shape == rstd.shape, op, f"{message} {list(rstd.shape)}")
+    samples, positions, channels = x.shape if channels_last else (len(x), x.shape[2], x.shape[1])
+    for name, values in (("mean", mean), ("rstd", rstd), ("factor", factor)):
+        if values is None:
+            continue
+        known, words = [[channels]], "[channels]"
+        if name != "factor":
+            known += [[samples, channels], *([[samples, positions, 1]] if channels_last else [])]
+            words += ", [samples, channels] or, channels last, [samples, positions, 1]"
+        message = f"{name} must be {words}, for x {shape}, got {list(values.shape)}"
+        _check.require(list(values.shape) in known, op, message)
 
 
 def scale(
@@ -101,7 +120,7 @@ def scale(
     shift: bool,
 ) -> list[Tensor]:
     """Sums over positions of d * (x - mean) * rstd and of d [samples, channels], and d * factor."""
-    check_scale(x, d, mean, rstd)
+    check_scale(x, d, mean, rstd, factor, channels_last)
     positions = 1 if channels_last else 2
 
     def spread(values: Tensor) -> Tensor:
@@ -240,7 +259,9 @@ def check_entries(
 ) -> Tensor:
     """Require entries that fit together, and indices within their ranges; returns the units."""
     fits = rows.dim() == 1 and gradients.dim() == 2 and len(rows) == len(gradients)
-    _check.require(fits, op, "rows must be [entries] and gradients [entries, width]")
+    expected = "rows must be [entries] and gradients [entries, width]"
+    message = f"{expected}, got {list(rows.shape)} and {list(gradients.shape)}"
+    _check.require(fits, op, message)
     check_floating(op, "gradients", gradients)
     if units is None:
         whole = entries > 0 and len(rows) <= count * entries
@@ -302,8 +323,9 @@ def check_tables(rows: Tensor, gradients: Tensor, unit: int, want: int) -> None:
     """Require look-ups of many tables that fit together."""
     op = "sample_moments_tables"
     fits = rows.dim() == 2 and gradients.dim() == 3 and rows.shape == gradients.shape[:2]
-    shapes = "rows must be [samples, tables] and gradients [samples, tables, width]"
-    _check.require(fits, op, shapes)
+    expected = "rows must be [samples, tables] and gradients [samples, tables, width]"
+    message = f"{expected}, got {list(rows.shape)} and {list(gradients.shape)}"
+    _check.require(fits, op, message)
     _check.require(rows.shape[1] > 0, op, "rows must be of at least one table, got none")
     check_floating(op, "gradients", gradients)
     check_units(op, len(rows), unit, 1, want)
@@ -315,7 +337,7 @@ def check_tables(rows: Tensor, gradients: Tensor, unit: int, want: int) -> None:
 def check_rows(rows: Tensor, unit: int, segments: int, want: int) -> None:
     """Require gradients, one a sample, of whole units."""
     op = "sample_moments_rows"
-    message = f"rows must be [samples, size], got {rows.dim()} dimensions"
+    message = f"rows must be [samples, size], got {list(rows.shape)}"
     _check.require(rows.dim() == 2, op, message)
     check_floating(op, "rows", rows)
     check_units(op, len(rows), unit, segments, want)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from torch import Tensor
 
 from sigeo_ext.sample_moments.reference import STATISTICS
+
+_BITS = {name: 1 << place for place, name in enumerate(STATISTICS)}
+# The statistics that each number of bits stands for, by their places. Looked up, where
+# `functools.cache` makes torch.compile warn.
+_PLACES = [
+    tuple(place for place, bit in enumerate(_BITS.values()) if bits & bit)
+    for bits in range(1 << len(STATISTICS))
+]
 
 
 class SampleMoments(NamedTuple):
@@ -44,30 +51,19 @@ def bits_of(want: Iterable[str]) -> int:
     """
     if isinstance(want, str):
         raise ValueError(f"want: expected a list of names, got the text {want!r}")
-    bits = _bits(tuple(want))
-    if not bits:
-        raise ValueError(f"want: must be some of {', '.join(STATISTICS)}, got none")
-    return bits
-
-
-@functools.cache
-def _bits(want: tuple[str, ...]) -> int:
     bits = 0
     for name in want:
-        if name not in STATISTICS:
+        if name not in _BITS:
             raise ValueError(f"want: must be of {', '.join(STATISTICS)}, got {name!r}")
-        bits |= 1 << STATISTICS.index(name)
+        bits |= _BITS[name]
+    if not bits:
+        raise ValueError(f"want: must be some of {', '.join(STATISTICS)}, got none")
     return bits
 
 
 def named(bits: int, results: Iterable[Tensor]) -> SampleMoments:
     """Results in the order of their bits, by name."""
     values: list[Tensor | None] = [None] * len(STATISTICS)
-    for place, result in zip(_places(bits), results, strict=True):
+    for place, result in zip(_PLACES[bits], results, strict=True):
         values[place] = result
     return SampleMoments(*values)
-
-
-@functools.cache
-def _places(bits: int) -> tuple[int, ...]:
-    return tuple(place for place in range(len(STATISTICS)) if bits >> place & 1)

@@ -49,7 +49,7 @@ WRONG = {
         "moments.dot: a[0] must be a tensor, got None",
     ),
     "a string for a number": (
-        lambda: moments.update_([A], [A], [A], [A], count="2"),
+        lambda: moments.update_([A + 1], [A + 1], [A + 1], [A], count="2"),
         "moments.update_: count must be an int, got str",
     ),
     "a list of lists": (
@@ -141,7 +141,7 @@ def test_other_errors_than_of_kinds_go_through():
 META = {
     "state": lambda meta: moments.summary([A], [A], [A], count=2, weights=[meta]),
     "gradients": lambda meta: saliency.sums([A], [meta], want="product"),
-    "written": lambda meta: moments.update_([A], [A], [A], [meta], count=1),
+    "written": lambda meta: moments.update_([A + 1], [A + 1], [A + 1], [meta], count=1),
     "products": lambda meta: gram.dot([A, meta]),
     "samples": lambda meta: sample_moments.linear(A[None], meta[None]),
 }

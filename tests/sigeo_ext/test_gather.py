@@ -244,11 +244,19 @@ X = randn(3, 2, 4)
         (lambda: gather.combine([Term(X, places(0, 1, 5))], 3), "must be blocks below 3, got 5"),
         (
             lambda: gather.combine([Term(X, places(0, 1, 2)), Term(X[:, :1], places(0, 1, 2))], 3),
-            "plain[1] must be blocks like the other terms'",
+            "plain[1] must be blocks like the other terms', Double [3, 2, 4], got Double [3, 1, 4]",
         ),
         (
             lambda: gather.combine([Term(X, places(0, 1, 2), Norm(X[:, 0, :3], X[:, 0]))], 3),
-            "weight must be [3, 4] like its term, got [3, 3]",
+            "weight must be Double [3, 4] like its term, got Double [3, 3]",
+        ),
+        (
+            lambda: gather.combine([Term(X, places(0, 1, 2)), Term(X.float(), places(0))], 3),
+            "plain[1] must be blocks like the other terms', Double [3, 2, 4], got Float [3, 2, 4]",
+        ),
+        (
+            lambda: gather.combine([Term(X, places(0, 1, 2))], 3, eps=-1.0),
+            "gather.combine: eps must be at least 0, got -1.0",
         ),
         (
             lambda: gather.convolution(X[:, :, None], randn(2, 5, 4, 3)),

@@ -85,6 +85,7 @@ def test_a_variance_far_below_eps_is_tracked():
         ({"x": torch.zeros(2, 3)}, "x must be [n, positions, channels], got [2, 3]"),
         ({"weight": torch.zeros(5)}, "weight must be [3, 5] like x, got [5]"),
         ({"bias": torch.zeros(3, 4)}, "bias must be [3, 5] like x, got [3, 4]"),
+        ({"eps": -1e-5}, "eps must be at least 0, got -1e-05"),
         ({"groups": 5}, "groups must divide the 12 positions, got 5"),
         ({"running_mean": torch.zeros(3, 5)}, "running_mean and running_var belong together"),
         ({"training": False}, "are needed where not training"),

@@ -238,7 +238,7 @@ WEIGHT, ROWS = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4)
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        ((X[0], [], [], [], [], 2), "x must be float32 or float64 [subnets, B, H, W, channels]"),
+        ((X[0], [], [], [], [], 2), "[subnets, B, H, W, channels], got Float [1, 3, 3, 4]"),
         ((X, [], [], [], [0, 0, 1], 2), "edges must hold 7 numbers an edge, got 3"),
         ((X, [], [], [], [], 1), "nodes must be at least 2, got 1"),
         ((X, [], [], [], [0, 1, 1, -1, 0, -1, -1], 2), "edges[0] must be (subnet, source, target"),
@@ -247,14 +247,30 @@ WEIGHT, ROWS = torch.randn(2, 4, 4, 3, 3), torch.randn(2, 4)
         ((X, [], [], [], [*BACKWARDS], 2), "sorted by subnet and target"),
         ((X, [WEIGHT], [ROWS], [ROWS], [*TWICE], 2), "each slot's row once"),
         ((X, [WEIGHT], [], [ROWS], [], 2), "scale and shift must hold one tensor a slot, 1, got 0"),
-        ((X, [WEIGHT[..., :2]], [ROWS], [ROWS], [], 2), "weight[0] must be [rows, 4, 4, k, k]"),
-        ((X, [WEIGHT], [ROWS[:1]], [ROWS], [], 2), "scale[0] and shift[0] must be [2, 4] like x"),
+        ((X, [WEIGHT[..., :2]], [ROWS], [ROWS], [], 2), "got Float [2, 4, 4, 3, 2]"),
+        (
+            (X, [WEIGHT.double()], [ROWS], [ROWS], [], 2),
+            "weight[0] must be Float [rows, 4, 4, k, k]",
+        ),
+        (
+            (X, [WEIGHT], [ROWS[:1]], [ROWS], [], 2),
+            "scale[0] must be Float [2, 4] like x, got Float [1",
+        ),
+        (
+            (X, [WEIGHT], [ROWS], [ROWS.double()], [], 2),
+            "shift[0] must be Float [2, 4] like x, got",
+        ),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, text):
     with pytest.raises(RuntimeError) as caught:
         op.gather_cell(*arguments, 1e-5)
     assert text in str(caught.value)
+
+
+def test_a_negative_eps_is_refused():
+    with pytest.raises(RuntimeError, match="^gather.cell: eps must be at least 0, got -1$"):
+        gather.cell(X, [], [], [], nodes=2, eps=-1)
 
 
 def test_equal_values_are_computed_once(device):

@@ -22,7 +22,7 @@ BAD_CALLS = {
     "tensors": ("lists", ([X, X, X], 2, False), "for each of 2, got 3 tensors"),
     "shape": ("lists", ([X, D], 2, False), r"rows\[1\] must have its layer's shape"),
     "row": ("embedding", (torch.tensor([-1]), None, X[0, :1], 1, 1, -2), r"rows\[0\] must be from"),
-    "codes": ("hamming", (X,), "codes must be uint8 .count, bytes., got 3 dimensions of Float"),
+    "codes": ("hamming", (X,), "codes must be uint8 .count, bytes., got Float .4, 6, 3.$"),
 }
 
 
@@ -52,7 +52,7 @@ def test_layers_that_do_not_fit_together_are_refused_by_every_route(route):
         (torch.randn(1, 3, 64), torch.randn(1, 1, 64)),
         (torch.randn(2, 3, 64), torch.randn(2, 3, 64).double()),
     ):
-        with pytest.raises(RuntimeError, match="gram_convolution: "):
+        with pytest.raises(RuntimeError, match="^gram(_convolution|.linear): "):
             gram.linear(x, d, route=route)
 
 
@@ -62,6 +62,12 @@ def test_another_route_is_refused(layer):
         ValueError, match="^gram.*: route must be of auto, gram, direct, got 'fast'"
     ):
         layer(X, D, route="fast")
+
+
+def test_a_route_of_negative_numbers_is_refused():
+    message = "^gram.route: units, positions, inputs and outputs must be at least 0, got 1, -2, 3"
+    with pytest.raises(RuntimeError, match=message):
+        gram.route(1, -2, 3, 4)
 
 
 @pytest.mark.parametrize("unit", [0, 3])

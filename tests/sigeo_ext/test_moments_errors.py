@@ -19,6 +19,18 @@ def test_units_of_different_lengths_are_refused():
         moments.rows_summary([[a, a, a], [a]])
 
 
+@pytest.mark.parametrize("function", ["update_", "fold_rows_"])
+def test_a_tensor_at_two_places_of_a_state_is_refused(function):
+    a, b, c = (torch.ones(3) for _ in range(3))
+    more = {"update_": {"grads": [c], "count": 1}, "fold_rows_": {}}[function]
+    for state in (([a], [b], [a]), ([a, a], [b, torch.ones(3)], [c, torch.ones(3)])):
+        if len(state[0]) > 1 and more:
+            more = more | {"grads": [c, c]}
+        message = f"^moments.{function}: .* a tensor of its own at each place, got one twice$"
+        with pytest.raises(RuntimeError, match=message):
+            getattr(moments, function)(*state, **more)
+
+
 def test_layers_on_two_devices_are_refused():
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

@@ -51,11 +51,34 @@ def test_scale_takes_statistics_from_larger_tensors():
     assert_close(got, reference.scale(x, d, mean, rstd, factor, True, True), tolerance=1e-6)
 
 
-def test_mean_and_rstd_have_one_shape():
-    x = torch.randn(4, 5, 6)
-    for call in (op.sample_moments_scale, reference.scale):
-        with pytest.raises(RuntimeError, match="mean and rstd must have one shape"):
-            call(x, x, torch.randn(4, 6), torch.rand(6), None, True, True)
+X, OF_POSITIONS = torch.randn(4, 5, 6), torch.rand(4, 5, 1)
+
+
+@pytest.mark.parametrize("scale", [op.sample_moments_scale, reference.scale])
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ((X[0], X[0], None, None, None, True), "x must have 3 dimensions, got [5, 6]"),
+        ((X, X[1:], None, None, None, True), "the shape of x, [4, 5, 6], got [3, 5, 6]"),
+        (
+            (X, X, torch.rand(4, 6), torch.rand(6), None, True),
+            "must have one shape, got [4, 6] and [6]",
+        ),
+        (
+            (X, X, OF_POSITIONS[..., 0], OF_POSITIONS[..., 0], None, True),
+            "for x [4, 5, 6], got [4, 5]",
+        ),
+        ((X, X, OF_POSITIONS, OF_POSITIONS, None, False), "for x [4, 5, 6], got [4, 5, 1]"),
+        (
+            (X, X, None, None, torch.rand(4, 6), True),
+            "factor must be [channels], for x [4, 5, 6], got [4, 6",
+        ),
+    ],
+)
+def test_a_wrong_argument_of_scale_is_named(scale, arguments, text):
+    with pytest.raises(RuntimeError) as caught:
+        scale(*arguments, True)
+    assert text in str(caught.value)
 
 
 @pytest.mark.parametrize("rows", [op.sample_moments_rows, reference.rows])

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from sigeo_ext import _check
 from sigeo_ext.sample_moments import reference, tiles
 from sigeo_ext.sample_moments.triton.norm_kernels import scale_kernel
 from sigeo_ext.sample_moments.triton.results import OPTIONS, dtype_of
@@ -21,16 +22,14 @@ def scale(
     shift: bool,
 ) -> list[Tensor]:
     """Sums over positions of d * (x - mean) * rstd and of d [samples, channels], and d * factor."""
-    op = "sample_moments_scale"
-    reference.check_scale(x, d, mean, rstd)
+    reference.check_scale(x, d, mean, rstd, factor, channels_last)
     samples = x.shape[0]
     positions, channels = x.shape[1:] if channels_last else (x.shape[2], x.shape[1])
     steps = (0, 0, 1)
     if mean is not None and rstd is not None:
-        steps = _steps(op, mean, rstd, (samples, positions, channels), channels_last)
+        steps = _steps(mean.shape, positions, channels)
         mean, rstd = mean.contiguous(), rstd.contiguous()
     if factor is not None:
-        _check.require(factor.shape == (channels,), op, "factor must be [channels]")
         factor = factor.contiguous()
 
     block_positions, block_channels = _block(positions, channels, channels_last)
@@ -62,18 +61,9 @@ def scale(
     return found if dx is None else [*found, dx]
 
 
-def _steps(
-    op: str, mean: Tensor, rstd: Tensor, sizes: tuple[int, int, int], channels_last: bool
-) -> tuple[int, int, int]:
-    """How far apart mean and rstd lie from one sample, position and channel to the next."""
-    samples, positions, channels = sizes
-    steps = {(channels,): (0, 0, 1), (samples, channels): (channels, 0, 1)}
-    if channels_last:
-        steps[samples, positions, 1] = (positions, 1, 0)
-    forms = "[channels], [samples, channels] or, channels last, [samples, positions, 1]"
-    fits = mean.shape == rstd.shape and tuple(mean.shape) in steps
-    _check.require(fits, op, f"mean and rstd must both be {forms}")
-    return steps[tuple(mean.shape)]
+def _steps(shape: Sequence[int], positions: int, channels: int) -> tuple[int, int, int]:
+    """How far apart statistics of a shape lie from a sample, position and channel to the next."""
+    return {1: (0, 0, 1), 2: (channels, 0, 1), 3: (positions, 1, 0)}[len(shape)]
 
 
 def _block(positions: int, channels: int, channels_last: bool) -> tuple[int, int]:
