@@ -23,6 +23,19 @@ class Odd(torch.autograd.Function):
         return d.flip(0)
 
 
+def test_statistics_of_a_parameter_that_there_is_not():
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(3)))
+    with capture(model) as stats:
+        model(torch.randn(SAMPLES, 4)).sum().backward()
+    message = (
+        "nope: not a parameter of the model; measured are 0.weight, 0.bias, 1.weight, 1.bias, "
+        "2.weight and 1 more"
+    )
+    with pytest.raises(KeyError, match=message):
+        stats["nope"]
+    assert "nope" not in stats
+
+
 def _overwritten(write, view=lambda z: z):
     """Something made of the samples x, by ``write(view of it, x)`` in place."""
 

@@ -60,7 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     table_options.add(parser, "for the report")
     options.add_out(parser)
-    parser.add_argument("--top", type=options.positive, default=10, help="rows of the table shown")
+    parser.add_argument(
+        "--top",
+        type=options.positive,
+        default=10,
+        help="rows of the table shown (default: %(default)s)",
+    )
     options.add_json(parser)
 
 

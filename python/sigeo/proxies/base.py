@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from sigeo.capture import (
@@ -51,6 +52,17 @@ class Outcome:
     value: float
     terms: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+
+
+def of_losses(outcome: Outcome, losses: Tensor | float) -> Outcome:
+    """An outcome of gradients, which is no number where a batch has no loss to take them of.
+
+    A batch whose labels are all ignored has the loss NaN, and gradients of zeros.
+    """
+    lost = bool(torch.as_tensor(losses).isnan().any())
+    if not lost or not isinstance(outcome, Outcome) or outcome.value != outcome.value:
+        return outcome  # what is no outcome, `Proxy.score` refuses
+    return replace(outcome, value=math.nan, notes=(*outcome.notes, "the loss of a batch is nan"))
 
 
 @dataclass(frozen=True)

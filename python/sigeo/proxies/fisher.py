@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 from sigeo.capture import LossFunction, batch_loss, call, preserved
 from sigeo.capture.samples.mode import eager
 from sigeo.errors import InputError
-from sigeo.proxies.base import OnBatch, Outcome, Proxy
+from sigeo.proxies.base import OnBatch, Outcome, Proxy, of_losses
 from sigeo.proxies.registry import register
 
 Weighting = Literal["fan_in", "none"]
@@ -98,7 +98,7 @@ def _fisher(
     missing = len(layers) - len({layer for layer, _ in factors})
     note = f"{missing} of {len(layers)} layers are not called as modules and count nothing"
     total = float(torch.stack(parts).sum()) if parts else 0.0
-    return Outcome(total, {}, (note,) if missing else ())
+    return of_losses(Outcome(total, {}, (note,) if missing else ()), loss)
 
 
 @register("fisher")

@@ -27,11 +27,11 @@ from sigeo.scoring.score import (
     check_needs,
     naming_proxies,
     of_gradient,
+    outcome_of,
     over_layers,
     resolve,
     score,
     seen_by,
-    unreached,
 )
 from sigeo.spaces import Supernet
 from sigeo.spaces.base import listed
@@ -261,7 +261,9 @@ def _score_batches(
         subnet = supernet.subnet(arch) if read else whole
         for name, m in on_statistics.items():
             statistics = by_request[m.request]
-            outcome[name] = m.function(subnet, statistics) if statistics.reached else unreached()
+            outcome[name] = outcome_of(
+                statistics.reached, statistics.losses, m.function, subnet, statistics
+            )
     return [{p.name: p.score(outcome[p.name]) for p in proxies} for outcome in outcomes]
 
 
@@ -282,12 +284,10 @@ def _score_samples(
     found = []
     for arch, (statistics, loss, reached) in zip(archs, results, strict=True):
         subnet = supernet.subnet(arch)
-        outcomes = {
-            name: m.function(subnet, seen_by(m, statistics, subnet), loss)
-            if reached
-            else unreached()
-            for name, m in measurements.items()
-        }
+        outcomes = {}
+        for name, m in measurements.items():
+            seen = seen_by(m, statistics, subnet)
+            outcomes[name] = outcome_of(reached, loss, m.function, subnet, seen, loss)
         found.append({p.name: p.score(outcomes[p.name]) for p in proxies})
     return found
 

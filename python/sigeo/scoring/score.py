@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -43,6 +43,7 @@ from sigeo.proxies import (
     Proxy,
     Score,
 )
+from sigeo.proxies.base import of_losses
 from sigeo_ext.sample_moments import SampleMoments
 
 
@@ -112,7 +113,8 @@ def score(
 
     The model comes back as it was: parameters, gradients, buffers, modes and random states. A
     parameter that the loss does not reach has a zero gradient. A network on which a proxy is not
-    finite gets -inf and a note; only input that could not be measured raises.
+    finite gets -inf and a note, as where all labels of a batch are ignored, so that it has no loss;
+    only input that could not be measured raises.
 
     Gradients of batches are those in train mode, whatever mode the model is in. Proxies of single
     samples and of the tangent kernel take it in its mode: after ``model.eval()``, with the running
@@ -200,6 +202,9 @@ def _measure_gradients(
     }
     if not on_gradient and not on_statistics:
         return {}
+    parameters = list(model.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        return {name: unreached() for name in (*(p.name for p in on_gradient), *on_statistics)}
     values: dict[str, Outcome] = {}
 
     def observe(gradient: FirstGradient) -> None:
@@ -217,10 +222,12 @@ def _measure_gradients(
             max_bytes=max_bytes,
         )
     measured = dict(zip(requests, results, strict=True))
-    return values | {
-        name: m.function(model, measured[m.request]) if measured[m.request].reached else unreached()
-        for name, m in on_statistics.items()
-    }
+    for name, m in on_statistics.items():
+        statistics = measured[m.request]
+        values[name] = outcome_of(
+            statistics.reached, statistics.losses, m.function, model, statistics
+        )
+    return values
 
 
 def _measure_losses(
@@ -240,8 +247,8 @@ def _measure_losses(
             model.train()
             inputs, labels = data[0]
             loss = batch_loss(loss_fn, call(model, inputs), labels)
-            outcomes[proxy.name] = (
-                proxy.measurement.function(model, loss) if loss.requires_grad else unreached()
+            outcomes[proxy.name] = outcome_of(
+                loss.requires_grad, loss, proxy.measurement.function, model, loss
             )
     return outcomes
 
@@ -275,12 +282,10 @@ def _measure_samples(
             check_reduction(loss_fn, output, labels, loss, "mean", fixed=True)
             if loss.requires_grad:
                 loss.backward()
-        outcomes |= {
-            name: m.function(model, seen_by(m, statistics, model), float(loss.detach()))
-            if loss.requires_grad
-            else unreached()
-            for name, m in group.items()
-        }
+        mean = float(loss.detach())
+        for name, m in group.items():
+            seen = seen_by(m, statistics, model)
+            outcomes[name] = outcome_of(loss.requires_grad, mean, m.function, model, seen, mean)
     return outcomes
 
 
@@ -329,9 +334,24 @@ class _OfLayers(SampleStatistics):
 def of_gradient(proxy: Proxy, gradient: FirstGradient) -> Outcome:
     """The outcome of a proxy of gradients."""
     assert isinstance(proxy.measurement, OnGradient)
-    if not gradient.reached:
-        return unreached()
-    return Outcome(proxy.number(proxy.measurement.function(gradient)))
+    function = proxy.measurement.function
+    return outcome_of(
+        gradient.reached, gradient.loss, lambda: Outcome(proxy.number(function(gradient)))
+    )
+
+
+def outcome_of(
+    reached: bool, losses: Tensor | float, function: Callable[..., Outcome], *args: object
+) -> Outcome:
+    """What a proxy's function makes of gradients, if there are any.
+
+    Args:
+        reached: Whether the losses depend on a parameter that asks for a gradient.
+        losses: Of the batches.
+        function: The proxy's.
+        *args: Its arguments.
+    """
+    return of_losses(function(*args), losses) if reached else unreached()
 
 
 def unreached() -> Outcome:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shutil
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sigeo.cli.main import _parser
 from tests.sigeo.cli.helpers import EXAMPLE, SMALL, run, strict
 
 
@@ -266,6 +268,14 @@ def test_help_of_every_verb(capsys):
     ):
         code, out, _ = run(verb, "--help", capsys=capsys)
         assert code == 0 and out.startswith(f"usage: sigeo {verb}")
+
+
+def test_the_help_of_an_option_says_its_default():
+    verbs = next(a for a in _parser()._actions if isinstance(a.choices, dict)).choices
+    options = [option for verb in verbs.values() for option in verb._actions]
+    without = (None, False, [], argparse.SUPPRESS)
+    known = [option for option in options if option.default not in without]
+    assert [option.dest for option in known if "default" not in option.help] == []
 
 
 def test_tables_takes_values_whose_sum_is_too_large(capsys):

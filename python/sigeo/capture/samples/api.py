@@ -110,10 +110,11 @@ class SampleStatistics(ABC):
         """One of the statistics that are about all parameters together."""
 
 
-def _some(names: Iterable[str]) -> str:
+def _some(names: Iterable[str], shown: int = 1) -> str:
     """The first of some names, and how many there are beside them."""
-    first, *others = names
-    return f"{first} and {len(others)} more" if others else first
+    names = list(names)
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
 
 
 class _Captured(SampleStatistics):
@@ -140,7 +141,10 @@ class _Captured(SampleStatistics):
         self._complete()
         if name in self._session.unsupported:
             raise KeyError(f"{name}: {self._session.unsupported[name]}")
-        record = self._session.records[name]
+        record = self._session.records.get(name)
+        if record is None:
+            known = _some(self.keys(), 5) or "none"
+            raise KeyError(f"{name}: not a parameter of the model; measured are {known}")
         if not record.measured:
             raise KeyError(f"{name}: not among the parameters that are measured")
         rows, moments = record.rows, record.moments
