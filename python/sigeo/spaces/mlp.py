@@ -12,6 +12,7 @@ from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
+from sigeo.spaces.elastic.skeleton import layer_of
 
 
 class MLP(ElasticSpace):
@@ -62,10 +63,10 @@ class MLP(ElasticSpace):
         for layer in range(1, int(chosen["depth"]) + 1):
             outputs = int(chosen[f"width{layer}"])
             pieces[f"layer{layer}"] = nn.Sequential(
-                nn.Linear(inputs, outputs), nn.ReLU(), nn.Dropout(self.dropout)
+                layer_of(nn.Linear, inputs, outputs), nn.ReLU(), nn.Dropout(self.dropout)
             )
             inputs = outputs
-        pieces["head"] = nn.Linear(inputs, self.shape.classes)
+        pieces["head"] = layer_of(nn.Linear, inputs, self.shape.classes)
         return nn.Sequential(pieces)
 
     def sizes(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
+from sigeo.spaces.elastic.skeleton import layer_of
 
 IDENTITY = "identity"
 
@@ -46,8 +47,10 @@ class ConvNorm(nn.Sequential):
         last: bool = False,
         track: bool,
     ):
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-        norm = nn.BatchNorm2d(outputs, track_running_stats=track)
+        conv = layer_of(
+            nn.Conv2d, inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False
+        )
+        norm = layer_of(nn.BatchNorm2d, outputs, track_running_stats=track)
         layers: OrderedDict[str, nn.Module] = OrderedDict(conv=conv, norm=norm)
         if not last:
             layers["relu"] = nn.ReLU6()
@@ -81,7 +84,7 @@ class Head(nn.Module):
     def __init__(self, inputs: int, features: int, classes: int, *, track: bool):
         super().__init__()
         self.features = ConvNorm(inputs, features, track=track)
-        self.linear = nn.Linear(features, classes)
+        self.linear = layer_of(nn.Linear, features, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, classes]."""

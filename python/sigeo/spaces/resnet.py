@@ -19,6 +19,7 @@ from sigeo.space_sizes import check, checked, whole
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace, Groups
+from sigeo.spaces.elastic.skeleton import layer_of
 
 RATIOS = (0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
 _COARSE = 64  # channels from which on widths are multiples of 8
@@ -28,8 +29,8 @@ class ConvNorm(nn.Sequential):
     """Convolution without bias, then batch norm."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, track: bool):
-        conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-        norm = nn.BatchNorm2d(outputs, track_running_stats=track)
+        conv = layer_of(nn.Conv2d, inputs, outputs, kernel, stride, kernel // 2, bias=False)
+        norm = layer_of(nn.BatchNorm2d, outputs, track_running_stats=track)
         super().__init__(OrderedDict(conv=conv, norm=norm))
 
 
@@ -73,7 +74,7 @@ class Head(nn.Module):
 
     def __init__(self, inputs: int, classes: int):
         super().__init__()
-        self.linear = nn.Linear(inputs, classes)
+        self.linear = layer_of(nn.Linear, inputs, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] to [B, classes]."""

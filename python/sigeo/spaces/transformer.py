@@ -19,6 +19,7 @@ from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, InputShape
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic import ElasticSpace
+from sigeo.spaces.elastic.skeleton import layer_of
 
 Pool = Literal["class", "mean"]
 
@@ -30,9 +31,9 @@ class Embedding(nn.Module):
         self, channels: int, patch: int, patches: int, width: int, pool: Pool, dropout: float
     ):
         super().__init__()
-        self.patches = nn.Conv2d(channels, width, patch, patch)
-        self.class_token = Tokens(1, width) if pool == "class" else None
-        self.positions = Tokens(patches + (pool == "class"), width)
+        self.patches = layer_of(nn.Conv2d, channels, width, patch, patch)
+        self.class_token = layer_of(Tokens, 1, width) if pool == "class" else None
+        self.positions = layer_of(Tokens, patches + (pool == "class"), width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -50,12 +51,12 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, head_width: int, hidden: int, dropout: float):
         super().__init__()
         inner = heads * head_width
-        self.norm1 = nn.LayerNorm(width)
-        query, key, value = (nn.Linear(width, inner) for _ in range(3))
-        self.attention = Attention(query, key, value, nn.Linear(inner, width), head_width)
-        self.norm2 = nn.LayerNorm(width)
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
+        self.norm1 = layer_of(nn.LayerNorm, width)
+        query, key, value = (layer_of(nn.Linear, width, inner) for _ in range(3))
+        self.attention = Attention(query, key, value, layer_of(nn.Linear, inner, width), head_width)
+        self.norm2 = layer_of(nn.LayerNorm, width)
+        self.fc1 = layer_of(nn.Linear, width, hidden)
+        self.fc2 = layer_of(nn.Linear, hidden, width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,8 +73,8 @@ class Head(nn.Module):
     def __init__(self, width: int, classes: int, pool: Pool):
         super().__init__()
         self.pool = pool
-        self.norm = nn.LayerNorm(width)
-        self.linear = nn.Linear(width, classes)
+        self.norm = layer_of(nn.LayerNorm, width)
+        self.linear = layer_of(nn.Linear, width, classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, tokens, width] to [B, classes]."""

@@ -32,8 +32,8 @@ def part(whole: Tensor, shape: Sequence[int]) -> Tensor:
     return whole
 
 
-def shared_part(shared: Mapping[str, nn.Parameter], name: str, shape: Sequence[int]) -> Tensor:
-    """The view of a shared weight that a network's parameter of this name and shape is.
+def shared_whole(shared: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+    """The shared weight that has a part for a network's parameter of this name and shape.
 
     Raises:
         InputError: The largest network has no such parameter, or a smaller one.
@@ -46,7 +46,16 @@ def shared_part(shared: Mapping[str, nn.Parameter], name: str, shape: Sequence[i
             f"space: {name} of shape {list(shape)} is no part of the largest network's, which is "
             f"{has}"
         )
-    return part(whole, shape)
+    return whole
+
+
+def shared_part(shared: Mapping[str, Tensor], name: str, shape: Sequence[int]) -> Tensor:
+    """The view of a shared weight that a network's parameter of this name and shape is.
+
+    Raises:
+        InputError: As `shared_whole`.
+    """
+    return part(shared_whole(shared, name, shape), shape)
 
 
 class Place(NamedTuple):

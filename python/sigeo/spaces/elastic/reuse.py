@@ -8,7 +8,8 @@ wait for a later subnet, no more is kept than one subnet has; what is not kept i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -115,17 +116,29 @@ def prefixes(
         networks: Chains of pieces.
         pieces: The names of each network's pieces; None for those that they have there.
     """
-    numbers: dict[Any, int] = {}
     if pieces is None:
         pieces = [list(pieces_of(network)) for network in networks]
-
-    def ways(network: nn.Module, names: Sequence[str]) -> Iterator[int]:
-        before = -1
-        for name, piece in zip(names, pieces_of(network).values(), strict=True):
-            before = numbers.setdefault((before, name, _signature(piece)), len(numbers))
-            yield before
-
-    return [list(ways(*pair)) for pair in zip(networks, pieces, strict=True)]
+    chains = [
+        list(zip(names, pieces_of(network).values(), strict=True))
+        for network, names in zip(networks, pieces, strict=True)
+    ]
+    numbers: list[list[int]] = [[] for _ in chains]
+    groups, unused = [list(range(len(chains)))], count()
+    while groups:
+        group = groups.pop()  # networks that are equal up to a place
+        alike: dict[Any, list[int]] = {}
+        for network in group:
+            place = len(numbers[network])
+            if place < len(chains[network]):
+                name, piece = chains[network][place]
+                key = (name, _signature(piece)) if len(group) > 1 else None
+                alike.setdefault(key, []).append(network)
+        for members in alike.values():
+            number = next(unused)
+            for network in members:
+                numbers[network].append(number)
+        groups += alike.values()
+    return numbers
 
 
 def _signature(piece: nn.Module) -> tuple[Any, ...]:

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.overrides import TorchFunctionMode
 
 from sigeo.spaces.base import Choice, Cost, InputShape
 from sigeo.spaces.choices import Architecture, ChoiceSpace
+from sigeo.spaces.elastic.skeleton import without_memory
 from sigeo.spaces.elastic.supernet import ElasticSupernet
-
-
-class _Undrawn(TorchFunctionMode):
-    """Layers get no initial values: on "meta" there are none, but it takes most of the time."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        given = kwargs or {}
-        if func in _FILLING or getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else given["tensor"]
-        return func(*args, **given)
-
-
-_FILLING = (Tensor.uniform_, Tensor.normal_, Tensor.fill_, Tensor.zero_)
 
 
 class ElasticSpace(ChoiceSpace, ABC):
@@ -94,7 +75,7 @@ class ElasticSpace(ChoiceSpace, ABC):
             InputError: It is no architecture of this space.
         """
         self.encode(arch)
-        with torch.device("meta"), _Undrawn():
+        with without_memory():
             return self.network(arch, track=track)
 
     def build(self, arch: Architecture, *, seed: int = 0) -> nn.Module:

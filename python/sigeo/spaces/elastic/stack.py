@@ -44,7 +44,8 @@ class Stack:
                 supernet's.
             share: Whether equal prefixes are computed once, forward.
         """
-        self._shared = dict(supernet.named_parameters())
+        shared = dict(supernet.named_parameters())
+        self._shared = {name: weight.detach() for name, weight in shared.items()}
         self._networks = [supernet.space.skeleton(arch).train() for arch in archs]
         rows: dict[str, list[nn.Parameter]] = {}
         members: dict[str, list[int]] = {}
@@ -52,12 +53,11 @@ class Stack:
         for subnet, (arch, network) in enumerate(zip(archs, self._networks, strict=True)):
             for place in list(places(network)):
                 name = supernet.shared_name(arch, place.name)
-                view = shared_part(self._shared, name, place.value.shape).detach()
+                view = shared_part(self._shared, name, place.value.shape)
                 row = nn.Parameter(
-                    view.clone() if own else view,
-                    requires_grad=self._shared[name].requires_grad,
+                    view.clone() if own else view, requires_grad=shared[name].requires_grad
                 )
-                setattr(place.module, place.attribute, row)
+                place.module.register_parameter(place.attribute, row)
                 rows.setdefault(name, []).append(row)
                 members.setdefault(name, []).append(subnet)
                 layers |= {name} if place.is_layer else set()

@@ -13,7 +13,15 @@ from sigeo.elastic import Elastic, choice_of, convert
 from sigeo.errors import InputError
 from sigeo.spaces.choices import Architecture
 from sigeo.spaces.elastic.groups import Groups, by_piece
-from sigeo.spaces.elastic.parts import draws, materialise, part, pieces, places, shared_part
+from sigeo.spaces.elastic.parts import (
+    draws,
+    materialise,
+    part,
+    pieces,
+    places,
+    shared_part,
+    shared_whole,
+)
 from sigeo.spaces.elastic.stack import Stack
 from sigeo.spaces.initial import draw_weights
 
@@ -95,7 +103,7 @@ class ElasticSupernet(nn.Module):
         layers, weights = dict(self.named_modules()), dict(self.named_parameters())
         for name, layer in list(network.named_modules()):
             for key, value in layer.named_parameters(name, recurse=False):
-                shared_part(weights, self.shared_name(arch, key), value.shape)
+                shared_whole(weights, self.shared_name(arch, key), value.shape)
             shared = layers.get(self.shared_name(arch, name))
             if isinstance(shared, Elastic):
                 try:
@@ -185,7 +193,7 @@ class ElasticSupernet(nn.Module):
             value = shared_part(shared, name, place.value.shape)
             value = value.clone(memory_format=format)
             parameter = nn.Parameter(value, requires_grad=shared[name].requires_grad)
-            setattr(place.module, place.attribute, parameter)
+            place.module.register_parameter(place.attribute, parameter)
 
     def subnet(self, arch: Architecture, *, whole: bool = False) -> nn.Module:
         """A plain network with copies of an architecture's parts of the weights as they are now.
