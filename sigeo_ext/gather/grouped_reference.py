@@ -95,34 +95,40 @@ def linear(
     Raises:
         RuntimeError: Windows or inputs that do not fit.
     """
+    every, whole = weight.shape if weight.dim() == 2 else (-1, -1)
+    fits = len(outputs) == len(inputs) == 2 * len(x) and min(*outputs, *inputs, 0) >= 0
+    fits = fits and max(map(add, outputs[::2], outputs[1::2]), default=0) <= every
+    fits = fits and max(map(add, inputs[::2], inputs[1::2]), default=0) <= whole
+    if not fits:
+        check_subnets("gather_grouped_linear", x, weight, outputs, inputs)
+    return in_windows(x, weight, bias, outputs, inputs)
+
+
+def in_windows(
+    x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, outputs: Windows, inputs: Windows
+) -> list[Tensor]:
+    """As `linear`, where the weight is known to have the windows.
+
+    Raises:
+        RuntimeError: Inputs or a bias that do not fit.
+    """
     op = "gather_grouped_linear"
     check_bias(op, bias, weight)
+    windows = (outputs[::2], outputs[1::2], inputs[::2], inputs[1::2])
     try:
-        return _layers(x, weight, bias, outputs, inputs)
+        # Slices in one call a tensor: `narrow`, one a dimension, takes half as long again.
+        return [
+            F.linear(
+                rows,
+                weight[o : o + height, i : i + width],
+                None if bias is None else bias[o : o + height],
+            )
+            for rows, o, height, i, width in zip(x, *windows, strict=True)
+        ]
     except RuntimeError:
         # Only now: for a few small layers the checks would take a tenth of the time.
         check_subnets(op, x, weight, outputs, inputs)
         raise
-
-
-def _layers(
-    x: Sequence[Tensor], weight: Tensor, bias: Tensor | None, outputs: Windows, inputs: Windows
-) -> list[Tensor]:
-    every, whole = weight.shape if weight.dim() == 2 else (-1, -1)
-    fits = len(outputs) == len(inputs) == 2 * len(x) and min(*outputs, *inputs, 0) >= 0
-    windows = (outputs[::2], outputs[1::2], inputs[::2], inputs[1::2])
-    fits = fits and max(map(add, *windows[:2]), default=0) <= every
-    fits = fits and max(map(add, *windows[2:]), default=0) <= whole
-    _check.require(fits, "gather_grouped_linear", "windows must be of the weight")
-    # Slices in one call a tensor: `narrow`, one a dimension, takes half as long again.
-    return [
-        F.linear(
-            rows,
-            weight[o : o + height, i : i + width],
-            None if bias is None else bias[o : o + height],
-        )
-        for rows, o, height, i, width in zip(x, *windows, strict=True)
-    ]
 
 
 def linear_backward(
