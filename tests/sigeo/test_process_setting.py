@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch._dynamo
 from torch import nn
+from torch.autograd import forward_ad
 
 from sigeo import score
 from sigeo.capture import capture
@@ -38,8 +39,9 @@ class Interrupted(nn.Module):
 
 
 def captured(model, x, labels):
-    with capture(model, {"sample_sq_norm"}):
+    with capture(model, {"sample_sq_norm"}) as stats:
         nn.functional.cross_entropy(model(x), labels).backward()
+    return stats.sample_sq_norm
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,24 @@ def test_one_that_ends_after_another_leaves_the_process_as_it_was(measure):
     second.join()
     assert reached.is_set()
     assert settings() == before
+
+
+def test_a_capture_sees_its_calls_while_another_thread_is_in_forward_mode():
+    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 2))
+    given = torch.randn(4, 3), torch.tensor([0, 1, 0, 1])
+    alone = captured(model, *given)
+    entered, left = threading.Event(), threading.Event()
+
+    def derive():
+        with forward_ad.dual_level():
+            entered.set()
+            left.wait(timeout=60)
+
+    other = threading.Thread(target=derive)
+    other.start()
+    assert entered.wait(timeout=60)
+    try:
+        assert torch.equal(captured(model, *given), alone)
+    finally:
+        left.set()
+        other.join()

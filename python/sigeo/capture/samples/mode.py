@@ -15,7 +15,7 @@ from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from sigeo.capture.process_setting import ProcessSetting
-from sigeo.capture.samples.functions import LOOKED_AT, name_of
+from sigeo.capture.samples.functions import LOOKED_AT, name_of, tensors_in
 from sigeo.errors import InputError
 
 if TYPE_CHECKING:
@@ -55,7 +55,9 @@ class Mode(TorchFunctionMode):
         # A backward pass runs with gradients only where it repeats a forward pass.
         backward = in_backward() and not torch.is_grad_enabled()
         name = func.__name__
-        if self._waits or backward or self._session.finished or name in LOOKED_AT or _transformed():
+        if self._waits or backward or self._session.finished or name in LOOKED_AT:
+            return func(*args, **(kwargs or {}))
+        if _transformed(args, kwargs):
             return func(*args, **(kwargs or {}))
         below = _below() if len(_open) > 1 else []
         if below and not self._in_charge(below, args, kwargs):
@@ -208,10 +210,18 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return function(input, weight, bias)
 
 
-def _transformed() -> bool:
-    """Whether `torch.func` or forward-mode AD is at work, whose tensors show no memory."""
-    inside = torch._C._functorch.peek_interpreter_stack() is not None
-    return inside or forward_ad._current_level >= 0
+def _transformed(*arguments: Any) -> bool:
+    """Whether `torch.func` or forward-mode AD is at work on a call: its tensors show no memory."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    if forward_ad._current_level < 0:
+        return False
+    # The level may be another thread's: that it is at work here only tangents say.
+    with torch._C.DisableTorchFunction():
+        return any(
+            torch._VF._unpack_dual(tensor, level=0).tangent is not None
+            for tensor in tensors_in(*arguments)
+        )
 
 
 def in_backward() -> bool:
