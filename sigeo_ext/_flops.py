@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
@@ -25,7 +24,10 @@ def add(op: Any, formula: Callable[..., int]) -> None:
 
 
 class _HandOver(MetaPathFinder):
-    """Finds the counter as the other finders do, and completes its import by our formulas."""
+    """Finds the counter as the other finders do, and completes each import of it by our formulas.
+
+    It stays, as to be found is not to be imported, and imports may fail or be interrupted.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -33,8 +35,9 @@ class _HandOver(MetaPathFinder):
         """The counter's specification; None for any other module."""
         if fullname != _COUNTER:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        others = [finder for finder in sys.meta_path if finder is not self]
+        found = (finder.find_spec(fullname, path, target) for finder in others)
+        spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec
         execute = spec.loader.exec_module

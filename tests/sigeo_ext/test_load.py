@@ -64,10 +64,17 @@ def test_importing_the_package_does_not_import_triton():
     assert "sigeo_ext" in modules and "triton" not in modules
 
 
-@pytest.mark.parametrize("first", ["sigeo_ext", "torch.utils.flop_counter"])
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import sigeo_ext",
+        "import torch.utils.flop_counter",
+        "import sigeo_ext, importlib.util; importlib.util.find_spec('torch.utils.flop_counter')",
+    ],
+)
 def test_flops_are_counted_whichever_is_imported_first(first):
     code = f"""
-import {first}
+{first}
 from torch.utils.flop_counter import FlopCounterMode
 import torch, sigeo_ext.sample_moments
 with FlopCounterMode(display=False) as counter:
