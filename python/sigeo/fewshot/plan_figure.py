@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 from rich.tree import Tree
 
+from sigeo.drawing import styled
 from sigeo.errors import InputError
 from sigeo.fewshot.plan import Node, Plan, size_of
 from sigeo.kinds import named_arguments
@@ -43,10 +44,9 @@ def draw_plan(plan: Plan[Any], path: str | Path) -> None:
     kind = path.suffix.removeprefix(".")
     if kind not in ("svg", "png"):
         raise InputError(f"plan: expected a .svg or .png file to draw to, got {path.name}")
-    from matplotlib import rc_context  # slow to import, and only needed here
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import, and only needed here
 
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled(_STYLE):
         depth = _depth(plan.root)
         size = (3.2 * (depth + 1), 0.62 * max(2, plan.root.leaf_count) + 0.3)
         figure = Figure(figsize=size, layout="constrained")

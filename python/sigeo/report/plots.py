@@ -7,10 +7,11 @@ import re
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from sigeo.drawing import styled
 
 Values = NDArray[np.float64]
 
@@ -27,7 +28,7 @@ _COLOUR = "#1f6f8b"
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled(_STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None}, bbox_inches="tight")
     text = buffer.getvalue()
     return re.sub(r"^.*?(?=<svg)", "", text, flags=re.DOTALL)
@@ -41,7 +42,7 @@ def _points(axes: Axes, x: Values, y: Values) -> None:
 def scatter(pairs: Sequence[tuple[str, Values, str, Values, str]], columns: int = 3) -> str:
     """Scatter plots in a grid: (title, x, x label, y, y label) each."""
     rows = -(-len(pairs) // columns)
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled(_STYLE):
         figure = Figure(figsize=(3.4 * columns, 2.9 * rows), layout="constrained")
         for place, (title, x, x_label, y, y_label) in enumerate(pairs, start=1):
             axes = figure.add_subplot(rows, columns, place)
@@ -52,7 +53,7 @@ def scatter(pairs: Sequence[tuple[str, Values, str, Values, str]], columns: int 
 
 def histogram(values: Values, label: str) -> str:
     """How often which value occurs."""
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled(_STYLE):
         figure = Figure(figsize=(5, 2.6), layout="constrained")
         axes = figure.add_subplot()
         axes.hist(values[np.isfinite(values)], bins=24, color=_COLOUR)
@@ -69,7 +70,7 @@ def intervals(rows: Sequence[tuple[str, float, float, float]], label: str, limit
         limit: Where a line marks what cannot be passed; NaN for none.
     """
     places = np.arange(len(rows))[::-1]
-    with rc_context(_STYLE):  # type: ignore[arg-type]
+    with styled(_STYLE):
         figure = Figure(figsize=(7, 0.8 + 0.28 * len(rows)), layout="constrained")
         axes = figure.add_subplot()
         for place, (_, value, low, high) in zip(places, rows, strict=True):
