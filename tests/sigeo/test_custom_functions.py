@@ -248,3 +248,9 @@ def test_transforms_in_the_model_are_refused_by_name(middle, width):
     with capture(model, strict=False) as stats:
         F.cross_entropy(model(*x), labels).backward()
     assert {"out.weight", "out.bias"} <= set(stats.unsupported)
+
+
+def test_a_level_of_forward_derivatives_that_is_open_elsewhere_changes_nothing():
+    model = model_of(lambda m, x: m.out(F.linear(m.first(x), m.weight).tanh()))
+    with forward_ad.dual_level():  # one for all threads
+        assert "again" not in repr(check(model, *labelled()))
