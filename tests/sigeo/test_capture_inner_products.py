@@ -124,3 +124,11 @@ def test_two_threads_measure_at_once():
     sample_inner_products(models[0], loss_fn, images, labels)
     other.join()
     assert len(found) == 1 and torch.equal(found[0], expected)
+
+
+def test_forward_derivatives_that_are_missing_or_fail_are_told_in_a_line():
+    weight_norm = nn.utils.parametrizations.weight_norm
+    x, labels = torch.randn(4, 6), torch.arange(4) % 3
+    for layer in (weight_norm(nn.Linear(6, 3)), weight_norm(nn.Linear(6, 3), dim=None)):
+        with pytest.raises(InputError, match=r"model: .*forward (AD|grad)"):
+            sample_inner_products(layer, F.cross_entropy, x, labels)

@@ -98,7 +98,10 @@ def sample_inner_products(
             check_reduction(loss_fn, output, labels, loss, None)
             _check_rows(output, count)
             losses = [loss_fn(_sample(output, b), _sample(labels, b)) for b in range(count)]
-        except NotImplementedError as error:
+        except RuntimeError as error:
+            # Some derivatives are there and fail: weight norm over all dimensions (torch 2.13).
+            if not isinstance(error, NotImplementedError) and "forward grad" not in str(error):
+                raise
             raise InputError(f"model: {str(error).splitlines()[0]}") from error
         tangent = forward_ad.unpack_dual(torch.stack(losses)).tangent
         if tangent is None:
