@@ -79,6 +79,7 @@ def sample_inner_products(
     Raises:
         InputError: There are no labels, the loss weighs or mixes samples, the model has an
             operation without forward derivative, or its output has no rows that are the samples'.
+        RuntimeError: The model's own.
     """
     if labels is None:
         raise InputError("batches: expected pairs (inputs, labels), got inputs alone")
