@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from sigeo.capture import (
@@ -59,7 +58,7 @@ def of_losses(outcome: Outcome, losses: Tensor | float) -> Outcome:
 
     A batch whose labels are all ignored has the loss NaN, and gradients of zeros.
     """
-    lost = bool(torch.as_tensor(losses).isnan().any())
+    lost = math.isnan(losses) if isinstance(losses, float) else bool(losses.isnan().any())
     if not lost or not isinstance(outcome, Outcome) or outcome.value != outcome.value:
         return outcome  # what is no outcome, `Proxy.score` refuses
     return replace(outcome, value=math.nan, notes=(*outcome.notes, "the loss of a batch is nan"))
