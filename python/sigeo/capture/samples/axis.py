@@ -52,6 +52,8 @@ class Lost:
 Where = Axis | Lost | None
 """None: the same for every sample."""
 
+UNSEEN = Lost("it was made by something not followed, such as a custom or a scripted function")
+
 
 def mark(tensor: Tensor, where: Where) -> None:
     """Note where the samples are."""
@@ -98,7 +100,7 @@ def where(tensor: Tensor) -> Where:
     known = found is not None or noted(tensor)
     if known or not tensor.requires_grad or tensor.is_leaf or _of_constants(tensor.grad_fn):
         return found
-    return Lost("it was made by something not followed, such as a custom or a scripted function")
+    return UNSEEN
 
 
 def is_constant(*tensors: Tensor | None) -> bool:

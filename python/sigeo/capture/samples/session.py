@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sigeo.capture.batches import layout_of
 from sigeo.capture.layers import Selection, buffers_of, parameters_of
-from sigeo.capture.samples.axis import Axis, Where, forget, mark, mark_inputs, where
+from sigeo.capture.samples.axis import UNSEEN, Axis, Where, forget, mark, mark_inputs, where
 from sigeo.capture.samples.combined import combined
 from sigeo.capture.samples.embedding import LookUp, finish_all
 from sigeo.capture.samples.fallback import CannotRunAgain, Fallback
@@ -211,10 +211,11 @@ class Session:
     def where(self, tensor: Tensor) -> Where:
         """Where the samples of a layer's input are.
 
-        In a repeated forward pass nobody asks: the first one noted it.
+        What is handed to a checkpoint in another one comes back without its note when the forward
+        pass is repeated. Nobody asks then: the first one knew.
         """
         place = where(tensor)
-        return Axis(0, self.plan.samples) if in_backward() else place
+        return Axis(0, self.plan.samples) if place == UNSEEN and in_backward() else place
 
     def cannot(self, names: Sequence[str], reason: str) -> None:
         """Note that parameters cannot be served.
