@@ -23,6 +23,8 @@ from sigeo.capture.samples.uses import Plan, Record
 from sigeo.capture.state import RandomState, device_of, run_with
 from sigeo.errors import lacks_memory
 
+_RUNS = 5  # in which another thread may draw random numbers, one after another
+
 
 class CannotRunAgain(Exception):
     """A module's second run would not be what the first was; the text says why."""
@@ -153,7 +155,6 @@ class Fallback:
                 f"{self._named} runs again for each unit, and its input was modified in place "
                 "meanwhile"
             )
-        random = RandomState(device_of(self.module)) if unit == 0 else None
         first = unit * self.plan.unit
         pick = range(first, first + self.plan.unit)
         parameters = dict(self.module.named_parameters())
@@ -162,24 +163,7 @@ class Fallback:
             value if place is None else _rows(value, place, pick)
             for value, place in zip(self.inputs, self.places, strict=True)
         ]
-        args, kwargs = tree_unflatten(inputs, self.spec)
-        buffers = {**dict(self.module.named_buffers()), **self.buffers}
-        own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
-        try:
-            with torch.enable_grad(), _evaluated(self.frozen), self.autocast.again():
-                output = run_with(self.module, {**own, **leaves}, args, kwargs)
-        except Exception as error:  # whatever a module may not like about one unit alone
-            if lacks_memory(error):
-                raise
-            raise CannotRunAgain(
-                f"{self._named} runs again for each unit, and fails on one alone "
-                f"({_line_of(error)})"
-            ) from error
-        if random is not None and random.moved():
-            random.restore()
-            raise CannotRunAgain(
-                f"{self._named} runs again for each unit, and would draw other random numbers"
-            )
+        output = self._run(inputs, leaves) if unit else self._run_without_draws(inputs, leaves)
         outputs = tree_leaves(output)
         self._compare(outputs, pick)
         pairs = [
@@ -196,6 +180,41 @@ class Fallback:
             n: torch.zeros_like(leaves[n]) if g is None else g
             for n, g in zip(leaves, gradients, strict=True)
         }
+
+    def _run_without_draws(self, inputs: list[Any], leaves: Mapping[str, Tensor]) -> Any:
+        """The output of a run that drew no random numbers.
+
+        The generators are those of all threads: another one may draw, but hardly in every run.
+
+        Raises:
+            CannotRunAgain: There is no such run.
+        """
+        device = device_of(self.module)
+        begin = before = RandomState(device)
+        for _ in range(_RUNS):
+            output = self._run(inputs, leaves)
+            if not before.moved():
+                return output
+            before = RandomState(device)
+        begin.restore()
+        raise CannotRunAgain(
+            f"{self._named} runs again for each unit, and would draw other random numbers"
+        )
+
+    def _run(self, inputs: list[Any], leaves: Mapping[str, Tensor]) -> Any:
+        args, kwargs = tree_unflatten(inputs, self.spec)
+        buffers = {**dict(self.module.named_buffers()), **self.buffers}
+        own = {n: b.clone() for n, b in buffers.items()}  # the module's do not move again
+        try:
+            with torch.enable_grad(), _evaluated(self.frozen), self.autocast.again():
+                return run_with(self.module, {**own, **leaves}, args, kwargs)
+        except Exception as error:  # whatever a module may not like about one unit alone
+            if lacks_memory(error):
+                raise
+            raise CannotRunAgain(
+                f"{self._named} runs again for each unit, and fails on one alone "
+                f"({_line_of(error)})"
+            ) from error
 
     def _compare(self, outputs: list[Any], pick: range) -> None:
         """Compare what a unit gave alone with what the batch gave for it.
