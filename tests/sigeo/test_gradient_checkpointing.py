@@ -74,3 +74,16 @@ def test_what_is_left_out_is_left_out_of_the_repeated_pass(run):
         F.cross_entropy(model(x), labels).backward()
     assert "out.weight" in stats.unsupported
     assert torch.allclose(model.body.weight.grad, plain, rtol=1e-12)
+
+
+def test_samples_in_the_second_dimension_of_what_a_nested_checkpoint_is_handed():
+    def inner(m, z):
+        return m.layer((z + m.queries[0, 0]).transpose(0, 1).flatten(1))
+
+    def outer(m, z):
+        handed = (z[:, None] * m.queries).transpose(0, 1)  # [tokens, samples, 6]
+        return checkpoint(lambda z: inner(m, z), handed, use_reentrant=False)
+
+    model = model_of(outer)
+    model.layer = nn.Linear(12, 6).double()
+    check(model, *labelled())

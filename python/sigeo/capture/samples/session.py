@@ -211,8 +211,8 @@ class Session:
     def where(self, tensor: Tensor) -> Where:
         """Where the samples of a layer's input are.
 
-        What is handed to a checkpoint in another one comes back without its note when the forward
-        pass is repeated. Nobody asks then: the first one knew.
+        What is handed to a checkpoint may come back without its note when the forward pass is
+        repeated. Nobody asks then: the first one knew.
         """
         place = where(tensor)
         return Axis(0, self.plan.samples) if place == UNSEEN and in_backward() else place
@@ -247,6 +247,9 @@ class Session:
         if handler is not None and torch.is_grad_enabled():
             output = handler(self, *args, **kwargs)
             if output is not NotImplemented:
+                if in_backward() and UNSEEN in map(where, tensors_in(*args, *kwargs.values())):
+                    for made in tensors_in(output):
+                        mark(made, UNSEEN)  # not what `where` said of its input
                 return output
         tensors = tensors_in(*args, *kwargs.values())
         if any(self.parameters.resolve(t) is not None for t in tensors):
