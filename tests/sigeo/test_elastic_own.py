@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 
 import pytest
@@ -289,6 +290,25 @@ def test_modules_that_draw_and_are_no_dropout_are_refused_in_a_shared_pass():
     stack = net.stack([chosen.largest] * 2)
     torch.manual_seed(3)
     assert_close(stack(images)[1], net(images, chosen.largest), tolerance=1e-6)
+
+
+def test_another_thread_may_draw_random_numbers_during_a_shared_pass():
+    draws = []
+
+    class Beside(nn.Module):
+        def forward(self, x):
+            if draws:
+                other = threading.Thread(target=draws.pop(), args=(1,))
+                other.start()
+                other.join()
+            return x
+
+    chosen = Own(lambda option: Beside())
+    net, archs = chosen.supernet(), [chosen.smallest, chosen.largest]
+    alone = score_many(net, archs, batches(), ["zico"])
+    draws.extend([torch.rand] * 2)
+    assert score_many(net, archs, batches(), ["zico"]) == alone
+    assert not draws
 
 
 def test_dropout_of_smaller_networks_alone_is_off_where_they_are_evaluated():

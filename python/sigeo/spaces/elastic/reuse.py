@@ -8,7 +8,8 @@ wait for a later subnet, no more is kept than one subnet has; what is not kept i
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -39,6 +40,7 @@ class Reuse:
         numbers = prefixes(networks, pieces)
         self._uses = Counter(number for ways in numbers for number in ways)
         self._known: dict[Call, tuple[Tensor, int]] = {}  # with the version when it was computed
+        self.is_paused = False
         self.begin()
         for network, ways in zip(networks, numbers, strict=True):
             for (name, piece), number in zip(pieces_of(network).items(), ways, strict=True):
@@ -62,6 +64,19 @@ class Reuse:
         self._left: dict[Call, int] = {}
         self._held = self._most = 0
         self.next_subnet()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let layers compute all by themselves, and note nothing of it.
+
+        Yields:
+            Once, while they do.
+        """
+        self.is_paused = True
+        try:
+            yield
+        finally:
+            self.is_paused = False
 
     def next_subnet(self) -> None:
         """Called before each subnet runs."""
@@ -195,6 +210,9 @@ class _Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """What the layer makes of x."""
         layer = self.layer
+        if self._reuse.is_paused:
+            alone: Tensor = layer(x)
+            return alone
         call = self._reuse.call(self._key)
         output = self._reuse.take(call)
         if output is None:

@@ -7,6 +7,7 @@ weight does. So the gradients have the parts' sizes, and nothing of a super-weig
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +21,8 @@ from sigeo.spaces.streams import Streams
 if TYPE_CHECKING:
     from sigeo.spaces.choices import Architecture
     from sigeo.spaces.elastic.supernet import ElasticSupernet
+
+_RUNS = 5  # in which another thread may draw random numbers, one after another
 
 
 class Stack:
@@ -114,12 +117,22 @@ class Stack:
         """
         generator = Streams(self._device, 1)
         y: Tensor = network(x)
-        if generator.moved(0):
+        if generator.moved(0) and self._draws(network, x):
             raise InputError(
                 "space: a network draws random numbers by a module that is none of torch's "
                 "dropouts; derive the module from nn.Dropout, or run architectures one by one"
             )
         return y
+
+    def _draws(self, network: nn.Module, x: Tensor) -> bool:
+        """Whether a network draws random numbers: another thread may, but hardly in every run."""
+        with torch.no_grad(), nullcontext() if self._reuse is None else self._reuse.paused():
+            for _ in range(_RUNS):
+                generator = Streams(self._device, 1)
+                network(x)
+                if not generator.moved(0):
+                    return False
+        return True
 
     def gradient(self, name: str) -> Tensor | None:
         """The gradient of a shared weight from all rows; None if there is none."""
