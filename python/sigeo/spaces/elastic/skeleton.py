@@ -67,8 +67,8 @@ _first: Callable[..., Any] = lru_cache(_KEPT, typed=True)(_made)
 
 
 def _apart(value: Any) -> Any:
-    """A container as a module has it for itself, hooks for example; else the value."""
-    if type(value) not in (dict, OrderedDict, set):
+    """A container as a module has it for itself, of hooks for example; else the value."""
+    if type(value) not in (dict, list, OrderedDict, set):
         return value
     return value.copy() if value else type(value)()
 
