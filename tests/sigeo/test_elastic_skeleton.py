@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sigeo.spaces.elastic.reuse import prefixes
 from sigeo.spaces.elastic.skeleton import layer_of, without_memory
@@ -43,6 +44,8 @@ def test_skeletons_are_the_networks_that_a_space_makes_on_meta(name, track):
                 assert ours == theirs, key
         one, other = (list(network.modules()) for network in found)
         assert not set(map(id, one)) & set(map(id, other))
+        buffers = [len(list(network.buffers())) for network in (*found, expected)]
+        assert len(set(buffers)) == 1  # each is there once, none is two layers'
 
 
 @EACH
@@ -129,6 +132,14 @@ def test_networks_first_made_in_inference_mode_train_outside(name):
     for network in (net.subnet(chosen.smallest), chosen.build(chosen.largest, seed=1)):
         nn.functional.cross_entropy(network(images), labels).backward()
         assert all(p.grad is not None for p in network.parameters())
+
+
+def test_networks_first_made_of_fake_tensors_are_real_outside():
+    chosen = space("mobilenet", stem=9)
+    with FakeTensorMode():
+        assert isinstance(next(chosen.skeleton(chosen.largest).parameters()), FakeTensor)
+    images, _ = batches(count=1)[0]
+    chosen.build(chosen.largest, seed=1)(images).sum().backward()
 
 
 OWN = {  # sizes that no other test has, so that the layers are made here

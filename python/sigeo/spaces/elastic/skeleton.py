@@ -40,20 +40,23 @@ def without_memory() -> Iterator[None]:
 def layer_of(kind: Callable[P, L], *sizes: P.args, **settings: P.kwargs) -> L:
     """``kind(*sizes, **settings)``; inside `without_memory` a copy of the first one of its kind.
 
-    Networks of a space have few different layers, and a copy takes a tenth of the time.
+    Networks of a space have few different layers, and a copy takes a tenth of the time. In a
+    `TorchDispatchMode`, whose tensors may be its own, as fake ones are, nothing is copied.
 
     Args:
         kind: A class of modules that consist of parameters and buffers.
         *sizes: What it is made with, hashable.
         **settings: Likewise.
     """
-    if not _inside.get():
+    if not _inside.get() or torch._C._len_torch_dispatch_stack():
         return kind(*sizes, **settings)
     first: L = _first(kind, torch.get_default_dtype(), *sizes, **settings)
     made: L = object.__new__(type(first))
     made.__dict__ = {name: _apart(value) for name, value in vars(first).items()}
     for name, value in first._parameters.items():
         made._parameters[name] = None if value is None else nn.Parameter(value)
+    for name, buffer in first._buffers.items():
+        made._buffers[name] = None if buffer is None else buffer.detach()
     return made
 
 
