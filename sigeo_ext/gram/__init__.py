@@ -74,10 +74,10 @@ def route(units: int, positions: int, inputs: int, outputs: int) -> Literal["gra
     Raises:
         RuntimeError: One is negative.
     """
-    fits = min(units, positions, inputs, outputs) >= 0
-    message = "units, positions, inputs and outputs must be at least 0, got"
-    given = f"{units}, {positions}, {inputs} and {outputs}"
-    _check.require(fits, "gram.route", f"{message} {given}")
+    if min(units, positions, inputs, outputs) < 0:
+        message = "units, positions, inputs and outputs must be at least 0, got"
+        given = f"{units}, {positions}, {inputs} and {outputs}"
+        _check.require(False, "gram.route", f"{message} {given}")
     gram = units * units * positions * positions * (inputs + outputs)
     direct = units * positions * inputs * outputs + units * units * inputs * outputs / 2
     return "gram" if 2 * gram < direct else "direct"

@@ -107,6 +107,18 @@ def test_convolutions_of_dynamic_shapes_compile_into_one_graph(layer):
         assert_close(compiled(x, d), measured(x, d))
 
 
+def test_linear_layers_of_dynamic_shapes_compile_into_one_graph_together():
+    def measured(x, d):
+        return gram.linear(x, d), sm.linear(x, d, want=["sq_norm"]).sq_norm
+
+    torch.compiler.reset()
+    compiled = torch.compile(measured, fullgraph=True, dynamic=True, backend="aot_eager")
+    for samples in (4, 7):
+        x, d = torch.randn(samples, 3, 5), torch.randn(samples, 3, 7)
+        for found, expected in zip(compiled(x, d), measured(x, d), strict=True):
+            assert_close(found, expected)
+
+
 X, D = torch.randn(4, 6, 3), torch.randn(4, 6, 5)
 GEOMETRY = ([1], [1], [0], [1], 1)
 BAD_CALLS = {
