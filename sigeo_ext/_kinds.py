@@ -61,7 +61,9 @@ def named_arguments(
                 wrong = None if _tells(error) else _wrong(function, args, kwargs)
                 if wrong is not None:
                     raise TypeError(f"{name}: {wrong}") from error
-                unfit = None if misfit is None else misfit(*args, **kwargs)
+                if misfit is None or isinstance(error, TypeError):  # called wrongly
+                    raise
+                unfit = misfit(*args, **kwargs)
                 if unfit is not None:
                     raise RuntimeError(f"{name}: {unfit}") from error
                 raise

@@ -27,13 +27,17 @@ def of_convolution(
 ) -> str | None:
     """The misfit of a convolution's arguments; None where the op says it."""
     dims = len(kernel_size)
+    if not 1 <= dims <= 3:
+        return None
     for name, tensor in (("x", x), ("d", d)):
         if tensor.dim() != dims + 2:
             return f"{name} must be [samples, channels, {dims} sizes], got {list(tensor.shape)}"
     if len(x) != len(d):
         return _other_samples(x, d)
     spread = [each_dimension(value, dims) for value in (stride, padding, dilation)]
-    if any(len(values) != dims for values in spread) or min(*kernel_size, *spread[0]) < 1:
+    if any(len(values) != dims for values in spread):
+        return None
+    if min(*kernel_size, *spread[0], *spread[2]) < 1 or min(spread[1]) < 0:
         return None
     reach = [apart * (k - 1) + 1 for k, apart in zip(kernel_size, spread[2], strict=True)]
     geometry = zip(x.shape[2:], reach, *spread[:2], strict=True)

@@ -69,6 +69,28 @@ def test_linear_layers(family, x, d, text):
 
 
 @pytest.mark.parametrize("family", [gram, sample_moments])
+def test_calls_that_lack_an_argument_are_told_by_python(family):
+    for function, given in ((family.convolution, (IMAGES, IMAGES)), (family.linear, (LINES,))):
+        with pytest.raises(TypeError, match=f"^{function.__name__}\\(\\) missing 1 required"):
+            function(*given)
+
+
+@pytest.mark.parametrize("family", [gram, sample_moments])
+@pytest.mark.parametrize(
+    ("kernel", "options", "text"),
+    [
+        ([3, 3], {"padding": -1}, "padding at least 0"),
+        ([3, 3], {"dilation": 0}, "must be positive"),
+        ([], {}, "kernel must have 1 to 3 dimensions, got 0"),
+    ],
+)
+def test_settings_that_no_shape_serves_are_told_before_shapes(family, kernel, options, text):
+    x = IMAGES if kernel else IMAGES[:, :, 0, 0]
+    with pytest.raises(RuntimeError, match=text):
+        family.convolution(x, x, kernel, **options)
+
+
+@pytest.mark.parametrize("family", [gram, sample_moments])
 @pytest.mark.parametrize("room", [0, 1])
 def test_transposed_convolutions_may_extend_their_output(family, room):
     x, d = torch.randn(2, 3, 4, 4), torch.randn(2, 4, 9 + room, 9)
