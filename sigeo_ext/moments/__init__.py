@@ -20,6 +20,7 @@ tensors of a layer, a copy is made.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -125,9 +126,9 @@ def _check_apart(name: str, **state: TensorList) -> None:
     """Require that no tensor is at two places of a state, which would be written over itself."""
     if torch.compiler.is_compiling():
         return
-    tensors = [id(tensor) for tensors in state.values() for tensor in tensors]
+    tensors = list(chain.from_iterable(state.values()))
     message = f"{', '.join(state)} must hold a tensor of its own at each place, got one twice"
-    _check.require(len(set(tensors)) == len(tensors), name, message)
+    _check.require(len(set(map(id, tensors))) == len(tensors), name, message)
 
 
 @named_arguments("moments.summary")

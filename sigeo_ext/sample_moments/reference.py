@@ -99,15 +99,14 @@ def check_scale(
         message = f"mean and rstd must have one shape, got {list(mean.shape)} and"
         _check.require(mean.shape == rstd.shape, op, f"{message} {list(rstd.shape)}")
     samples, positions, channels = x.shape if channels_last else (len(x), x.shape[2], x.shape[1])
-    for name, values in (("mean", mean), ("rstd", rstd), ("factor", factor)):
-        if values is None:
-            continue
-        known, words = [[channels]], "[channels]"
-        if name != "factor":
-            known += [[samples, channels], *([[samples, positions, 1]] if channels_last else [])]
-            words += ", [samples, channels] or, channels last, [samples, positions, 1]"
-        message = f"{name} must be {words}, for x {shape}, got {list(values.shape)}"
-        _check.require(list(values.shape) in known, op, message)
+    more = ((samples, channels), *([(samples, positions, 1)] if channels_last else []))
+    given = (("mean", mean, more), ("rstd", rstd, more), ("factor", factor, ()))
+    for name, values, others in given:
+        if values is not None and values.shape not in ((channels,), *others):
+            words = ", [samples, channels] or, channels last, [samples, positions, 1]"
+            words = f"[channels]{words if others else ''}"
+            message = f"{name} must be {words}, for x {shape}, got {list(values.shape)}"
+            _check.require(False, op, message)
 
 
 def scale(

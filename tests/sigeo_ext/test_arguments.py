@@ -52,6 +52,10 @@ WRONG = {
         lambda: moments.update_([A + 1], [A + 1], [A + 1], [A], count="2"),
         "moments.update_: count must be an int, got str",
     ),
+    "tensors for a state": (
+        lambda: moments.fold_rows_(A, A + 1, A + 2),
+        "moments.fold_rows_: first must be a list of tensors, got a tensor",
+    ),
     "a list of lists": (
         lambda: moments.rows_summary([[A], None]),
         "moments.rows_summary: rows[1] must be a list of tensors and Nones, got None",
