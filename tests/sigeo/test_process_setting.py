@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import threading
+import time
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from sigeo import score
-from sigeo.capture import capture
+from sigeo.capture import capture, sample_inner_products
+from sigeo.capture.process_setting import PLAIN_ATTENTION
 
 
 def settings():
@@ -95,3 +98,65 @@ def test_a_capture_sees_its_calls_while_another_thread_is_in_forward_mode():
     finally:
         left.set()
         other.join()
+
+
+def forked(function):
+    """What a process ends with that is forked to call a function; it may not hang."""
+    child = multiprocessing.get_context("fork").Process(target=function)
+    child.start()
+    child.join(timeout=60)
+    if child.is_alive():
+        child.kill()
+    return child.exitcode
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_forked_process_has_its_own_settings_and_not_those_of_other_threads():
+    usual = settings()
+    entered, left = threading.Event(), threading.Event()
+
+    def need():
+        with PLAIN_ATTENTION:
+            entered.set()
+            left.wait(timeout=60)
+
+    def check():
+        assert settings() == expected
+        with PLAIN_ATTENTION:
+            assert settings() == plain
+        assert settings() == expected
+
+    other = threading.Thread(target=need)
+    other.start()
+    assert entered.wait(timeout=60)
+    try:
+        plain, expected = settings(), usual
+        assert plain != usual
+        assert forked(check) == 0
+        with PLAIN_ATTENTION:
+            expected = plain
+            assert forked(check) == 0
+    finally:
+        left.set()
+        other.join()
+    assert settings() == usual
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_process_may_be_forked_while_another_thread_is_in_forward_mode():
+    entered = threading.Event()
+
+    def before():
+        entered.set()
+        time.sleep(0.2)
+
+    def measure(model):
+        torch.set_num_threads(1)  # of those that a forked process would wait for
+        x, labels = torch.ones(4, 3), torch.tensor([0, 1, 0, 1])
+        sample_inner_products(model, nn.functional.cross_entropy, x, labels)
+
+    other = threading.Thread(target=measure, args=(Interrupted(before),))
+    other.start()
+    assert entered.wait(timeout=60)
+    assert forked(lambda: measure(nn.Linear(3, 2))) == 0
+    other.join()

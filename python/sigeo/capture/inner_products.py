@@ -8,6 +8,7 @@ batch, the other samples included.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,10 @@ from sigeo.kinds import named_arguments
 
 # torch has one level of forward-mode derivatives in a process, whichever thread asks for it.
 _level = threading.RLock()
+if hasattr(os, "register_at_fork"):  # not on every system; else a child could wait for no thread
+    os.register_at_fork(
+        before=_level.acquire, after_in_parent=_level.release, after_in_child=_level.release
+    )
 
 
 class _Called(nn.Module):

@@ -31,8 +31,7 @@ def _without_libraries() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(False)
         for library in libraries:
             library.enabled = False
-        with PLAIN_ATTENTION:
-            yield
+        yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
         for library, value in zip(libraries, enabled, strict=True):
@@ -56,6 +55,7 @@ def _flops(model: nn.Module, inputs: Any) -> Outcome:
     with (
         preserved(model, parameters=False),
         torch.no_grad(),
+        PLAIN_ATTENTION,
         _PLAIN_LAYERS,
         FlopCounterMode(display=False, custom_mapping=_COUNTED) as counter,
     ):
