@@ -36,7 +36,9 @@ class _HandOver(MetaPathFinder):
         if fullname != _COUNTER:
             return None
         others = [finder for finder in sys.meta_path if finder is not self]
-        found = (finder.find_spec(fullname, path, target) for finder in others)
+        # Old finders have no such method, and none of them finds torch.
+        finds = [finder.find_spec for finder in others if hasattr(finder, "find_spec")]
+        found = (find_spec(fullname, path, target) for find_spec in finds)
         spec = next((spec for spec in found if spec is not None), None)
         if spec is None or spec.loader is None:
             return spec

@@ -22,6 +22,7 @@ from sigeo.capture import (
     gradient_statistics,
     ntk,
 )
+from sigeo.capture.state import check_present
 from tests.sigeo.models import TwoInputs, golden_net, image_batches
 
 
@@ -171,6 +172,13 @@ def test_batches_take_a_device_by_name():
             Batches([batch], golden_net(), device)
     with pytest.raises(InputError, match="^device: cuda:99 asked for, torch finds . CUDA devices$"):
         Batches([batch], golden_net(), "cuda:99")
+
+
+def test_nothing_is_asked_of_cuda_for_another_device(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: asked.append("cuda"))
+    check_present(torch.device("cpu"))
+    assert not asked
 
 
 class Normalising(nn.Module):

@@ -70,6 +70,8 @@ def test_importing_the_package_does_not_import_triton():
         "import sigeo_ext",
         "import torch.utils.flop_counter",
         "import sigeo_ext, importlib.util; importlib.util.find_spec('torch.utils.flop_counter')",
+        "import sys, sigeo_ext\n"
+        "sys.meta_path.insert(1, type('Old', (), {'find_module': lambda *_: None})())",
     ],
 )
 def test_flops_are_counted_whichever_is_imported_first(first):

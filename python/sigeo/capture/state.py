@@ -105,8 +105,10 @@ def check_present(device: torch.device) -> None:
     Raises:
         InputError: It is not.
     """
+    if device.type != "cuda":
+        return  # not asked in vain: CUDA starts then, and serves no process forked from this one
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= found:
+    if (device.index or 0) >= found:
         raise InputError(f"device: {device} asked for, torch finds {found} CUDA devices")
 
 
