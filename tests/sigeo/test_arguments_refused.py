@@ -211,6 +211,10 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
             "loss_fn: expected a function of (output, labels), got Tensor",
         ),
         (
+            lambda: sigeo.score(LAYER, [BATCH], ["snip"], loss_fn=nn.MSELoss),
+            "loss_fn: expected a function of (output, labels), got the class MSELoss",
+        ),
+        (
             lambda: sigeo.score(LAYER, [BATCH], memory_format=BATCH[1]),
             "memory_format must be one of auto, preserve, channels_last, got Tensor",
         ),

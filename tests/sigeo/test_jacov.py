@@ -72,6 +72,18 @@ def test_epe_nas_is_its_formula(classes):
     assert score.terms == {"classes": 3}
 
 
+def test_samples_that_losses_ignore_are_of_no_class():
+    model, ((images, _), *_) = wide_net(5), image_batches(1, 12, torch.float64)
+    alone = torch.tensor([0, 3, 0, 3, 4, 3, 2, 1, 0, 3, 0, 0])
+    ignored = alone.clone()
+    ignored[[4, 6, 7]] = -100
+    one, other = (
+        sigeo.score(model, [(images, labels)], ["epe_nas"])["epe_nas"]
+        for labels in (alone, ignored)
+    )
+    assert one == other and one.terms == {"classes": 2}
+
+
 def test_probabilities_count_as_their_largest():
     model, (batch, *_) = golden_net(), image_batches(1)
     hot = nn.functional.one_hot(batch[1], 5).float()

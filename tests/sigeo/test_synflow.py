@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import sigeo
 from sigeo import InputError, spaces
@@ -26,6 +27,30 @@ def test_synflow_is_its_formula():
     weights = [m.weight for m in linear if hasattr(m, "weight")]
     expected = math.log(sum(float((w * w.grad).abs().sum()) for w in weights))
     assert got == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("proxy", ["synflow", "logsynflow"])
+def test_layers_of_a_checkpoint_count_as_others(proxy):
+    class Checkpointed(nn.Module):
+        def __init__(self, reentrant):
+            super().__init__()
+            self.net = golden_net()
+            self.reentrant = reentrant
+
+        def forward(self, x):
+            inner = self.net[0](x)
+            inner = checkpoint(self.net[1:4], inner, use_reentrant=self.reentrant)
+            return self.net[4:](inner)
+
+    def scored(model):
+        return sigeo.score(model, image_batches(1), [proxy])[proxy]
+
+    torch.manual_seed(0)
+    plain = scored(golden_net())
+    torch.manual_seed(0)
+    assert scored(Checkpointed(reentrant=False)) == plain
+    refused = scored(Checkpointed(reentrant=True))
+    assert not refused.finite and "use_reentrant" in refused.notes[0]
 
 
 def test_synflow_of_a_deep_network_does_not_overflow():

@@ -18,6 +18,9 @@ LossFunction = Callable[..., Tensor]
 Reduction = Literal["mean", "sum"]
 """What a loss does with the samples' losses. A weighted mean is neither."""
 
+IGNORED = -100
+"""The label of a sample that does not count, unless torch's losses are told of another."""
+
 _KINDS: tuple[Reduction, ...] = ("mean", "sum")
 _CUTS = 15
 _LARGE = 1 << 24  # numbers of an output of which only two parts are looked at
@@ -35,7 +38,7 @@ def batch_loss(loss_fn: LossFunction, output: Any, labels: Any) -> Tensor:
         TypeError: Likewise.
         ValueError: Likewise.
     """
-    if not callable(loss_fn):
+    if not callable(loss_fn) or isinstance(loss_fn, type):
         raise InputError(
             f"loss_fn: expected a function of (output, labels), got {described(loss_fn)}"
         )
@@ -110,8 +113,8 @@ def check_classes(output: Any, labels: Any) -> None:
         return
     if labels.is_floating_point():
         return
-    classes, ignored = output.shape[1], -100  # torch's own label for "does not count"
-    outside = labels[((labels < 0) | (labels >= classes)) & (labels != ignored)]
+    classes = output.shape[1]
+    outside = labels[((labels < 0) | (labels >= classes)) & (labels != IGNORED)]
     if len(outside):
         raise InputError(f"labels: expected classes from 0 to {classes - 1}, got {int(outside[0])}")
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sigeo.capture import LossFunction
-from sigeo.capture.losses import check_classes
+from sigeo.capture.losses import IGNORED, check_classes
 from sigeo.errors import InputError
 from sigeo.proxies.base import OnBatch, Outcome, Proxy
 from sigeo.proxies.correlations import correlations
@@ -48,7 +48,7 @@ def _epe_nas(model: nn.Module, inputs: Any, labels: Any, loss_fn: LossFunction) 
     rows, output = input_gradients(model, inputs, "epe_nas")
     classes = _classes(labels, len(rows))
     check_classes(output, classes)
-    groups = [classes == c for c in classes.unique()]
+    groups = [classes == c for c in classes[classes != IGNORED].unique()]
     groups = [group for group in groups if group.sum() > 1]
     if not groups:
         raise InputError("epe_nas: needs two samples of one class in the first batch, got none")

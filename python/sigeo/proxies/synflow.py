@@ -59,13 +59,32 @@ def _ones(inputs: Any) -> Any:
     return tree_map_only(Tensor, ones, first_samples(inputs, 1))
 
 
-class _Called(nn.Module):
-    def __init__(self, model: nn.Module):
+class _Flow(nn.Module):
+    """The gradients of a model's summed output, by the tensors that stand for its parameters.
+
+    They are taken in the call, with the mode: layers that run again, as in a checkpoint, need both.
+    """
+
+    def __init__(self, model: nn.Module, leaves: Sequence[Tensor]):
         super().__init__()
         self.model = model
+        self.leaves = leaves
 
-    def forward(self, inputs: Any) -> Any:
-        return output_of(self.model, inputs)
+    def forward(self, inputs: Any) -> Sequence[Tensor | None]:
+        flow = summed(output_of(self.model, inputs))
+        if not flow.requires_grad or not self.leaves:
+            return [None] * len(self.leaves)
+        # As `torch.autograd.grad`, which is a torch function, so that the mode rests while it runs.
+        grads: Sequence[Tensor | None] = torch.autograd.graph._engine_run_backward(
+            (flow,),
+            (torch.ones_like(flow),),
+            False,
+            False,
+            tuple(self.leaves),
+            allow_unreachable=True,
+            accumulate_grad=False,
+        )
+        return grads
 
 
 def _absolute(tensor: Tensor) -> Tensor:
@@ -82,7 +101,7 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
     Also how many layers have no flow although the output is computed from them.
 
     Raises:
-        _DoesNotRun: The forward pass fails on ones in float64.
+        _DoesNotRun: A pass fails on ones in float64.
         RuntimeError: It finds no memory.
     """
     weights = {f"model.{name}" for name in select(model, "layers")}
@@ -93,15 +112,11 @@ def _flow(model: nn.Module, inputs: Any, column: str) -> tuple[Tensor, int]:
         with preserved(model, parameters=False), torch.inference_mode(False), torch.enable_grad():
             model.eval()  # no dropout
             with _WithoutBatchNorm():
-                output = run_with(_Called(model), values, (_ones(inputs),))
-            flow = summed(output)
+                grads = run_with(_Flow(model, leaves), values, (_ones(inputs),))
     except RuntimeError as error:
         if lacks_memory(error):
             raise
         raise _DoesNotRun(" ".join(str(error).split())[:200]) from error
-    grads: Sequence[Tensor | None] = [None] * len(leaves)
-    if flow.requires_grad:
-        grads = torch.autograd.grad(flow, leaves, allow_unused=True)
     sums = saliency.sums([leaf.detach() for leaf in leaves], grads, want=[column])[column]
     used = torch.tensor([grad is not None for grad in grads], device=sums.device)
     return sums, int((used & (sums == _NO_FLOW[column])).sum())
