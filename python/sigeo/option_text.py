@@ -61,6 +61,16 @@ def values(what: str, given: Iterable[str], known: Iterable[str]) -> dict[str, A
     return found
 
 
+def written(option: str, value: Any) -> str:
+    """The text ``OPTION=VALUE`` of which `values` reads an option.
+
+    Args:
+        option: Its name.
+        value: A text, which has no commas, or what JSON has.
+    """
+    return f"{option}={value if isinstance(value, str) else json.dumps(value)}"
+
+
 def _split(text: str) -> list[str]:
     """At commas outside brackets and double quotes, without spaces around."""
     found, depth, begin, quoted, escaped = [], 0, 0, False, False

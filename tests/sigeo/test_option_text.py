@@ -36,3 +36,11 @@ def test_values_are_json_or_text():
     ):
         with pytest.raises(InputError, match=message):
             option_text.values("thing", wrong, "ab")
+
+
+def test_options_are_read_as_they_are_written():
+    options = {"a": 1.5, "b": [[0, 1], [2]], "c": None, "d": "text", "e": True}
+    texts = [option_text.written(*option) for option in options.items()]
+    assert texts == ["a=1.5", "b=[[0, 1], [2]]", "c=null", "d=text", "e=true"]
+    _, given = option_text.parts(f"thing:{','.join(texts)}")
+    assert option_text.values("thing", given, options) == options

@@ -12,6 +12,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sigeo import option_text
 from sigeo.cli import compare_options, console, options, proxy_options, table_options
 from sigeo.cli.compare_options import add_arguments
 from sigeo.errors import InputError
@@ -143,7 +144,7 @@ def _list(args: argparse.Namespace) -> int:
             [
                 entry.name,
                 entry.summary,
-                ", ".join(f"{name}={value}" for name, value in entry.options.items()),
+                ", ".join(option_text.written(*option) for option in entry.options.items()),
                 entry.source,
             ]
             for entry in known

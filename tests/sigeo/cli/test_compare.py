@@ -90,6 +90,7 @@ def test_list_names_every_recipe_and_its_options(capsys):
     code, out, _ = run("compare", "--list", capsys=capsys)
     assert code == 0
     assert all(name in out for name in recipes.names()) and "criterion=between_mean" in out
+    assert "flip=true, padding=null" in out
     code, out, _ = run("compare", "--list", "--json", capsys=capsys)
     listed = {entry["name"]: entry["options"] for entry in strict(out)["recipes"]}
     assert code == 0 and list(listed) == recipes.names() and listed["gm-nas"]["repeats"] == 100
