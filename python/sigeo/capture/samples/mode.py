@@ -210,9 +210,12 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return function(input, weight, bias)
 
 
+_transform = torch._C._functorch.peek_interpreter_stack  # looked up once: each call asks
+
+
 def _transformed(*arguments: Any) -> bool:
     """Whether `torch.func` or forward-mode AD is at work on a call: its tensors show no memory."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if _transform() is not None:
         return True
     if forward_ad._current_level < 0:
         return False
