@@ -22,7 +22,7 @@ R = TypeVar("R")
 # What an argument of another kind runs into, in torch and in Python.
 _RAW = (AttributeError, IndexError, KeyError, RuntimeError, TypeError)
 # A message of ours.
-_OURS = re.compile(r"[\w.]+: ")
+_OURS = re.compile(r"\w*[._][\w.]*: ")
 _LISTS = (Sequence, Iterable, list, tuple)
 _WORDS = {
     Tensor: "tensor",
@@ -128,6 +128,8 @@ def _is_one(value: Any, option: Any) -> bool:
         return known or (hasattr(value, "__float__") and not isinstance(value, Tensor))
     if get_origin(option) is Literal:
         return any(type(value) is type(word) for word in get_args(option))
+    if option is Tensor:
+        return isinstance(value, Tensor) and value.layout is torch.strided
     kind = get_origin(option) or option  # an array's, say, of whatever numbers
     return isinstance(kind, type) and kind not in _LISTS and isinstance(value, kind)
 
@@ -165,5 +167,6 @@ def _word(option: Any) -> str:
 
 def _kind(value: Any) -> str:
     if isinstance(value, Tensor):
-        return "a tensor"
+        dense = value.layout is torch.strided
+        return "a tensor" if dense else f"a {value.layout} one, which is not dense"
     return "None" if value is None else type(value).__name__

@@ -58,8 +58,8 @@ class Moments:
                 "own": handed over; kept without a copy, and overwritten later.
 
         Raises:
-            ValueError: Not one gradient a layer, one of another shape or device, or another
-                ``keep``.
+            ValueError: Not one gradient a layer, one of another shape or device, a sparse one, or
+                another ``keep``.
         """
         self._check("grads", grads)
         if keep not in get_args(Keep):
@@ -115,6 +115,10 @@ class Moments:
                 raise ValueError(
                     f"Moments: {name}[{index}] must be {list(like.shape)} on {like.device}, "
                     f"got {list(grad.shape)} on {grad.device}"
+                )
+            if grad is not None and grad.layout is not torch.strided:
+                raise ValueError(
+                    f"Moments: {name}[{index}] must be a dense tensor, got a {grad.layout} one"
                 )
 
     def _fold(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:

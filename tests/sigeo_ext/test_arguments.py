@@ -104,6 +104,18 @@ WRONG = {
         lambda: slices.layer_norm([1.0], A[0], None),
         "slices.layer_norm: x must be a tensor, got list",
     ),
+    "a sparse tensor": (
+        lambda: moments.rows_summary([[A.to_sparse()], [A]]),
+        "rows[0][0] must be a tensor or None, got a torch.sparse_coo one, which is not dense",
+    ),
+    "sparse tensors that torch adds up": (
+        lambda: moments.rows_summary([[A.to_sparse()], [A.to_sparse()]]),
+        "rows[0][0] must be a tensor or None, got a torch.sparse_coo one, which is not dense",
+    ),
+    "compressed rows": (
+        lambda: gram.pack_signs(A.to_sparse_csr()),
+        "gram.pack_signs: values must be a tensor, got a torch.sparse_csr one, which is not dense",
+    ),
     "a judge's": (
         lambda: error_ratio([1.0], A),
         "error_ratio: actual must be a tensor, got list",

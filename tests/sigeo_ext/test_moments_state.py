@@ -110,5 +110,7 @@ def test_bad_arguments():
         moments.summary(last=[None, None])
     with pytest.raises(ValueError, match=r"grads\[0\] must be \[3\] on cpu, got \[4\] on cpu"):
         moments.add([torch.ones(4)])
+    with pytest.raises(ValueError, match=r"grads\[0\] must be a dense tensor, got a torch\.sparse"):
+        moments.add([torch.ones(3).to_sparse()])
     with pytest.raises(ValueError, match="keep must be one of .*, got 'Copy'"):
         moments.add([torch.ones(3)], keep="Copy")
