@@ -263,6 +263,22 @@ LAYER, BATCH = nn.Linear(4, 1), (torch.randn(3, 4), torch.randn(3, 1))
             "nasbench201: index must be a whole number from 0 to 15624, got 1.5",
         ),
         (
+            lambda: ChoiceSpace([spaces.Choice("a=b", ("4", "8"))]),
+            "choice a=b: name must be without ',' or '=' and spaces around, got 'a=b'",
+        ),
+        (
+            lambda: ChoiceSpace([spaces.Choice("kernels", ("3", "3,5"))]),
+            "choice kernels: options must be without ',' and spaces around, got '3,5'",
+        ),
+        (
+            lambda: MLP.parse(MLP.largest),
+            "space: text must be a text, got Architecture",
+        ),
+        (
+            lambda: NASBENCH201.parse(None),
+            "space: text must be a text, got None",
+        ),
+        (
             lambda: MLP.at(0.5),
             "mlp: index must be a whole number from 0 to 1023, got 0.5",
         ),

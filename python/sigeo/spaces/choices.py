@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from sigeo.errors import InputError, described
-from sigeo.kinds import whole_numbers
+from sigeo.kinds import named_arguments, whole_numbers
 from sigeo.spaces.base import Choice, checked_index
 
 
@@ -55,6 +55,17 @@ class Architecture:
         return {choice.name: choice.options[code] for choice, code in pairs}
 
 
+def _check_readable(what: str, text: str, separators: str) -> None:
+    """Check a text that stands in the string of an architecture.
+
+    Raises:
+        InputError: It has a separator of that string in it, or spaces around.
+    """
+    if text != text.strip() or any(separator in text for separator in separators):
+        unread = " or ".join(map(repr, separators))
+        raise InputError(f"{what} must be without {unread} and spaces around, got {text!r}")
+
+
 class ChoiceSpace:
     """What `SearchSpace` asks for about architectures that are any combination of options.
 
@@ -72,15 +83,20 @@ class ChoiceSpace:
         """Fix the choices.
 
         Raises:
-            InputError: Two have one name.
+            InputError: Two have one name, or a name or an option could not be read back by `parse`.
         """
         self.choices = tuple(choices)
         names = [choice.name for choice in self.choices]
         for name in names:
             if names.count(name) > 1:
                 raise InputError(f"choices: expected each name once, got {name!r} twice")
+        for choice in self.choices:
+            _check_readable(f"choice {choice.name}: name", choice.name, ",=")
+            for option in choice.options:
+                _check_readable(f"choice {choice.name}: options", option, ",")
         self.size = math.prod(len(choice.options) for choice in self.choices)
 
+    @named_arguments("space")
     def parse(self, text: str) -> Architecture:
         """The architecture that ``str`` wrote; choices may come in any order.
 

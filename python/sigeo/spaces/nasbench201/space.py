@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from sigeo.errors import InputError
+from sigeo.kinds import named_arguments
 from sigeo.space_sizes import checked
 from sigeo.spaces.base import Choice, Cost, InputShape, checked_index
 from sigeo.spaces.nasbench201.canonical import pruned, representative, zero_nodes
@@ -58,6 +59,7 @@ class NASBench201:
         channels = max(1, round(share * self.skeleton.channels))
         return NASBench201(self.shape, channels=channels, cells=self.skeleton.cells)
 
+    @named_arguments("space")
     def parse(self, text: str) -> Cell:
         """The cell of an official architecture string.
 
