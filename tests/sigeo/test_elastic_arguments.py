@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from sigeo import InputError
 from sigeo.capture import capture
 from sigeo.supernet import elastic
 from sigeo_ext.testing import assert_close
@@ -88,6 +89,23 @@ def test_a_choice_that_would_not_run_is_refused_when_it_is_made(layer, choice, t
             make(**choice)
         assert text in str(caught.value) and type(layer).__name__ in str(caught.value)
     assert layer.choice == {}
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (
+            lambda: elastic.configure(elastic.ElasticLinear(4, 5), masked="no"),
+            "configure: masked must be True, False or None, got 'no'",
+        ),
+        (lambda: elastic.extract(None), "extract: model must be a Module, got None"),
+        (lambda: elastic.convert("net"), "convert: model must be a Module, got 'net'"),
+    ],
+)
+def test_arguments_of_another_kind_are_named(call, text):
+    with pytest.raises(InputError) as caught:
+        call()
+    assert str(caught.value) == text
 
 
 def test_tokens_of_a_width_that_there_is_not_are_refused():

@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from sigeo.errors import InputError, described
+from sigeo.kinds import is_of, named_arguments
 from sigeo_ext.gather import slices
 from sigeo_ext.gather.slices import Selection
 
@@ -109,6 +111,7 @@ class Elastic(nn.Module):
         return choice
 
 
+@named_arguments("configure")
 def configure(
     model: nn.Module, *, masked: bool | None = None, accumulate: bool | None = None
 ) -> None:
@@ -120,8 +123,14 @@ def configure(
         accumulate: As of `Elastic`; None leaves it.
 
     Raises:
+        InputError: A mode is no bool.
         ValueError: Masked mode for a kind of layer that has none.
     """
+    for name, mode in (("masked", masked), ("accumulate", accumulate)):
+        if not is_of(mode, bool | None):
+            raise InputError(
+                f"configure: {name} must be True, False or None, got {described(mode)}"
+            )
     layers = [module for module in model.modules() if isinstance(module, Elastic)]
     for module in layers:
         if masked and not module.maskable:
@@ -131,6 +140,7 @@ def configure(
         module.accumulate = module.accumulate if accumulate is None else accumulate
 
 
+@named_arguments("extract")
 def extract(model: nn.Module) -> nn.Module:
     """A copy of a model in which each elastic layer is the plain module of its current choice.
 

@@ -19,6 +19,7 @@ from sigeo.elastic.norms import (
     ElasticLayerNorm,
 )
 from sigeo.elastic.tokens import ElasticTokens, Tokens
+from sigeo.kinds import named_arguments
 
 _CONVOLUTION = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
@@ -43,6 +44,7 @@ _TWINS: dict[type[nn.Module], tuple[type[Elastic], tuple[str, ...]]] = {
 }
 
 
+@named_arguments("convert")
 def convert(model: nn.Module) -> nn.Module:
     """A copy of a model in which each layer that has an elastic kind is of that kind.
 
@@ -83,6 +85,7 @@ def _twin(layer: Any, copies: dict[int, Any]) -> nn.Module:
     return twin.train(layer.training)
 
 
+@named_arguments("choice_of")
 def choice_of(small: nn.Module, large: Elastic) -> dict[str, Any]:
     """The choice with which an elastic layer runs as a plain layer of the same kind.
 
