@@ -132,3 +132,17 @@ def test_forward_derivatives_that_are_missing_or_fail_are_told_in_a_line():
     for layer in (weight_norm(nn.Linear(6, 3)), weight_norm(nn.Linear(6, 3), dim=None)):
         with pytest.raises(InputError, match=r"model: .*forward (AD|grad)"):
             sample_inner_products(layer, F.cross_entropy, x, labels)
+
+
+class Unwritten(nn.Linear):
+    """A layer whose author has yet to write it."""
+
+    def forward(self, input):
+        raise NotImplementedError
+
+
+def test_an_error_without_words_of_the_models_own_goes_through():
+    with pytest.raises(NotImplementedError):
+        sample_inner_products(
+            Unwritten(6, 3), F.cross_entropy, torch.randn(4, 6), torch.zeros(4).long()
+        )
