@@ -42,7 +42,7 @@ def of_convolution(
     reach = [apart * (k - 1) + 1 for k, apart in zip(kernel_size, spread[2], strict=True)]
     geometry = zip(x.shape[2:], reach, *spread[:2], strict=True)
     if transposed:
-        least = [(n - 1) * step + r - 2 * pad for n, r, step, pad in geometry]
+        least = [max(1, (n - 1) * step + r - 2 * pad) for n, r, step, pad in geometry]
         if any(n < m for n, m in zip(d.shape[2:], least, strict=True)):
             return f"d must have sizes from {least} for x {list(x.shape)}, got {list(d.shape)}"
         return None

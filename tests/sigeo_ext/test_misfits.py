@@ -35,6 +35,11 @@ IMAGES, LINES = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 3)
             "d must have sizes from [10, 10] for x [2, 3, 8, 8], got [2, 4, 9, 10]",
         ),
         (
+            [2, 4, 1, 1],
+            {"transposed": True, "padding": (0, 5)},
+            "d must have sizes from [10, 1] for x [2, 3, 8, 8], got [2, 4, 1, 1]",
+        ),
+        (
             [3, 4, 10, 10],
             {"transposed": True},
             "x and d must have the same number of samples, got 2 and 3",
