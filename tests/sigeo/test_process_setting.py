@@ -100,6 +100,28 @@ def test_a_capture_sees_its_calls_while_another_thread_is_in_forward_mode():
         other.join()
 
 
+class Looking(nn.Module):
+    """Makes sparse and nested tensors of its weight's values on the way."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x):
+        rows = list(self.layer.weight.detach())
+        with torch.no_grad():
+            known = torch.eye(2).to_sparse() * 2, torch.nested.nested_tensor(rows) * 2
+        return self.layer(x) + 0 * len(known)
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensors is in prototype.*")
+def test_a_capture_takes_sparse_and_nested_constants_in_forward_mode():
+    model, given = Looking(), (torch.randn(4, 3), torch.tensor([0, 1, 0, 1]))
+    expected = captured(model, *given)
+    with forward_ad.dual_level():
+        assert torch.equal(captured(model, *given), expected)
+
+
 def forked(function):
     """What a process ends with that is forked to call a function; it may not hang."""
     child = multiprocessing.get_context("fork").Process(target=function)

@@ -219,11 +219,13 @@ def _transformed(*arguments: Any) -> bool:
         return True
     if forward_ad._current_level < 0:
         return False
-    # The level may be another thread's: that it is at work here only tangents say.
+    # The level may be another thread's: that it is at work here only tangents say, which nested
+    # and sparse tensors have none of.
     with torch._C.DisableTorchFunction():
         return any(
             torch._VF._unpack_dual(tensor, level=0).tangent is not None
             for tensor in tensors_in(*arguments)
+            if tensor.layout is torch.strided and not tensor.is_nested
         )
 
 
