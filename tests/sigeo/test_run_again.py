@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,25 +126,6 @@ def test_a_module_that_goes_by_places_in_the_batch_is_refused_by_name(before, re
         capture(model),
     ):
         F.cross_entropy(model(x), labels).backward()
-
-
-def test_another_thread_may_draw_random_numbers_while_a_module_runs_again():
-    draws = []
-
-    def beside(z):
-        if draws:
-            other = threading.Thread(target=draws.pop(), args=(1,))
-            other.start()
-            other.join()
-        return z
-
-    model, (x, labels) = with_gain(beside).double(), labelled()
-    with capture(model) as stats:
-        loss = F.cross_entropy(model(x), labels)
-        draws.append(torch.rand)
-        loss.backward()
-    assert not draws
-    assert "gain.p" in stats.keys()  # noqa: SIM118
 
 
 def test_a_module_that_counts_its_calls_is_refused():

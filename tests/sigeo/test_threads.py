@@ -1,4 +1,4 @@
-"""Settings of the whole process, where bodies in several threads overlap."""
+"""Captures and proxies in several threads, and in processes forked meanwhile."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.autograd import forward_ad
 from sigeo import score
 from sigeo.capture import capture, sample_inner_products
 from sigeo.capture.process_setting import PLAIN_ATTENTION
+from tests.sigeo.test_run_again import labelled, with_gain
 
 
 def settings():
@@ -182,3 +183,22 @@ def test_a_process_may_be_forked_while_another_thread_is_in_forward_mode():
     assert entered.wait(timeout=60)
     assert forked(lambda: measure(nn.Linear(3, 2))) == 0
     other.join()
+
+
+def test_another_thread_may_draw_random_numbers_while_a_module_runs_again():
+    draws = []
+
+    def beside(z):
+        if draws:
+            other = threading.Thread(target=draws.pop(), args=(1,))
+            other.start()
+            other.join()
+        return z
+
+    model, (x, labels) = with_gain(beside).double(), labelled()
+    with capture(model) as stats:
+        loss = nn.functional.cross_entropy(model(x), labels)
+        draws.append(torch.rand)
+        loss.backward()
+    assert not draws
+    assert "gain.p" in stats.keys()  # noqa: SIM118
