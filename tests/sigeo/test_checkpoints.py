@@ -247,7 +247,7 @@ def test_damaged_weights_are_refused(damage, message, tmp_path):
         (lambda state: state.progress.update(sampler={}), "KeyError 'pool'"),
         (
             lambda state: state.progress.update(sampler={"pool": [[1, 2.0]]}),
-            "AttributeError 'int' object",
+            "InputError space: text must be a text, got 1",
         ),
         (lambda state: state.progress.update(budget={"x": 1}), "TypeError .*argument 'x'"),
     ],
