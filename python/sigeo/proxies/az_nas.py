@@ -159,7 +159,7 @@ def _proxy(
     """A component as a proxy.
 
     Raises:
-        InputError: ``blocks`` is a text, or no seed.
+        InputError: ``blocks`` is a text, or ``seed`` is no whole number from 0 to 2^63 - 1.
     """
     if isinstance(blocks, str):
         raise InputError(f"blocks: expected a list of names, got the text {blocks!r}")
@@ -209,7 +209,7 @@ def az_expressivity(*, blocks: Sequence[str] | None = None, seed: int = 0) -> Pr
         seed: Of weights and inputs.
 
     Raises:
-        InputError: ``blocks`` is a text instead of a list, or no seed.
+        InputError: ``blocks`` is a text, or ``seed`` is no whole number from 0 to 2^63 - 1.
     """
     return _proxy("az_expressivity", _expressivity, blocks, seed, gradients=False)
 

@@ -61,7 +61,7 @@ def linear_regions(*, samples: int = 3000, size: int | None = 3, seed: int = 0) 
         seed: Of the inputs.
 
     Raises:
-        InputError: No sample, no pixel, or no seed.
+        InputError: No sample or no pixel, or ``seed`` is no whole number from 0 to 2^63 - 1.
     """
     if samples < 1:
         raise InputError(f"samples: must be at least 1, got {samples}")
